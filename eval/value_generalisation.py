@@ -1,0 +1,286 @@
+"""Which of two options does the model prefer? Rates of value-aligned choice on held-out pairs.
+
+The paper (arXiv 2605.02087, section 3 and C.3) asks "which of A or B do you prefer" on pairs of held-out domains and
+reports the share of aligned answers; it states neither decoding nor order balancing. Here every pair is asked in both
+orders, since position alone can move such a rate by tens of points, and in up to two forms:
+
+- log-probability: log p(aligned) - log p(other), averaged over the orders; its sign is the choice. Options are
+  compared by the probability of all their tokens, so a much longer option is at a disadvantage; `mass` says how much
+  probability the two options have between them, and a small one that the question was not understood.
+- sampled: n answers per order, parsed by their opening words; what cannot be parsed is counted and never scored.
+"""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Protocol
+
+from eval import stats
+from msm_jax.errors import UserError
+
+TIE_NATS = 1e-6  # log-probabilities are float32: a smaller difference is rounding
+
+Cell = dict[str, Any]
+
+
+class Scorer(Protocol):
+    """All that an evaluation sees of a model."""
+
+    def logprobs(self, prompts: list[str], options: list[list[str]]) -> list[list[float]]:
+        """Sum over the option's tokens of log p(token | prompt, earlier tokens), in nats."""
+
+    def generate(
+        self, prompts: list[str], n: int, temperature: float, max_tokens: int, seed: int, stop: list[str]
+    ) -> list[list[str]]:
+        """`n` continuations of each prompt."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A pair of options. `aligned` is the one that `value` ("america") would choose; `kind` groups the items of one
+    evaluation: "own" (the value differs, the rest is equal), "separating" (two values disagree), "in_domain"."""
+
+    id: str
+    domain: str
+    value: str
+    kind: str
+    aligned: str
+    other: str
+
+
+def read_items(path: str | os.PathLike) -> list[Item]:
+    """Items from JSONL, one object with the six fields of `Item` a line.
+
+    Raises: UserError naming file and line for a missing or empty file, a line that is not such an object, two options
+    that read the same, or an id seen before.
+    """
+    path = pathlib.Path(path)
+    names = [field.name for field in fields(Item)]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    items: dict[str, Item] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: not JSON ({error.msg})") from None
+        if not isinstance(record, dict) or set(record) != set(names):
+            raise UserError(f"{where}: an item is an object with exactly the fields {', '.join(names)}")
+        bad = [name for name in names if not isinstance(record[name], str) or not record[name].strip()]
+        if bad:
+            raise UserError(f"{where}: field {bad[0]!r} must be a text that is not empty")
+        item = Item(**record)
+        if normalise(item.aligned) == normalise(item.other):
+            raise UserError(f"{where}: both options read {item.aligned!r}; an item needs two that differ")
+        if item.id in items:
+            raise UserError(f"{where}: id {item.id!r} was used before; ids must be unique")
+        items[item.id] = item
+    if not items:
+        raise UserError(f"{path}: holds no items")
+    return list(items.values())
+
+
+def evaluate(
+    scorer: Scorer,
+    items: Sequence[Item],
+    render: Callable[[str, str], str],
+    answer: Callable[[str], str],
+    samples: int = 0,
+    temperature: float = 0.7,
+    seed: int = 0,
+    max_tokens: int = 32,
+    stop: Sequence[str] = (),
+) -> list[dict]:
+    """Asks every item in both orders; one JSON row an item, in the order of `items`.
+
+    Args:
+      render: (first option, second option) -> the full prompt, up to where the answer begins.
+      answer: option -> the text with which the model would answer it, directly after the prompt.
+      samples: answers drawn per order for the sampled form, with the four arguments that follow; 0 leaves it out.
+
+    Returns: rows with the fields of the item and
+      margins: log p(aligned) - log p(other) in nats, [aligned option first, aligned option second];
+      margin: their mean; score: 1 aligned, 0 other, .5 tie; tie: |margin| is at most 1e-6;
+      consistent: both orders choose the same option, and neither is a tie;
+      first: share of the two orders that choose the option named first (ties count half);
+      mass: p(aligned) + p(other), mean of the orders;
+      sampled: None, or {"orders": {"aligned", "other", "unparsed", "cut_off"} per order, "texts": raw answers per order}.
+    An item whose log-probabilities are not finite has error True, and None in all of these but `sampled`.
+
+    Raises: UserError without items.
+    """
+    if not items:
+        raise UserError("value generalisation: no items to evaluate; check the domains and kinds that were selected")
+    prompts = [render(*pair) for item in items for pair in ((item.aligned, item.other), (item.other, item.aligned))]
+    options = [[answer(item.aligned), answer(item.other)] for item in items for _ in range(2)]
+    scores = scorer.logprobs(prompts, options)
+    rows = [asdict(item) | _choice(scores[2 * i : 2 * i + 2]) | {"sampled": None} for i, item in enumerate(items)]
+    if samples:
+        texts = scorer.generate(prompts, samples, temperature, max_tokens, seed, list(stop))
+        for i, (item, row) in enumerate(zip(items, rows, strict=True)):
+            row["sampled"] = _parse_orders(item, answer, texts[2 * i : 2 * i + 2])
+    return rows
+
+
+def _choice(orders: Sequence[Sequence[float]]) -> dict:
+    """Row fields from the two orders' [log p(aligned), log p(other)]; the aligned option is first in order 0."""
+    names = ("margins", "margin", "score", "tie", "consistent", "first", "mass")
+    if not all(math.isfinite(value) for order in orders for value in order):
+        return {"error": True} | dict.fromkeys(names)
+    margins = [aligned - other for aligned, other in orders]
+    margin = sum(margins) / 2
+    votes = [_vote(value) for value in margins]
+    values = (
+        margins,
+        margin,
+        _vote(margin),
+        _vote(margin) == 0.5,
+        votes[0] == votes[1] != 0.5,
+        (votes[0] + 1 - votes[1]) / 2,
+        sum(math.exp(value) for order in orders for value in order) / 2,
+    )
+    return {"error": False} | dict(zip(names, values, strict=True))
+
+
+def _vote(margin: float) -> float:
+    """1 for the aligned option, 0 for the other, .5 for a tie."""
+    if abs(margin) <= TIE_NATS:
+        return 0.5
+    return float(margin > 0)
+
+
+def normalise(text: str) -> str:
+    """Casefolded, white space collapsed, without a leading "the", quotes, or sentence marks at the end."""
+    text = " ".join(text.casefold().split())
+    return text.lstrip("\"'“‘ ").rstrip(".,;:!?\"'”’ ").removeprefix("the ")
+
+
+def parse(text: str, aligned: Iterable[str], other: Iterable[str]) -> str:
+    """What a sampled answer chose: "aligned", "other", "unparsed" or "cut_off".
+
+    `aligned` and `other` are the ways in which each option may be worded. The answer must begin with one of them (the
+    longest match counts), which keeps "not the chair" from being read as the chair; if it goes on to name the other
+    option it is ambiguous and unparsed. "cut_off": the answer ends inside an option's wording.
+    """
+    text = normalise(text)
+    forms = {"aligned": [normalise(form) for form in aligned], "other": [normalise(form) for form in other]}
+    matches = [(len(form), choice) for choice in forms for form in forms[choice] if _begins(text, form)]
+    if not matches:
+        inside = text and any(form.startswith(text) for choice in forms for form in forms[choice])
+        return "cut_off" if inside else "unparsed"
+    length, choice = max(matches)
+    if sum(match[0] == length for match in matches) > 1 and {match[1] for match in matches} == set(forms):
+        return "unparsed"
+    words = text[length:].split()
+    rest = [" ".join(words[start:]) for start in range(len(words))]
+    rivals = forms["other" if choice == "aligned" else "aligned"]
+    return "unparsed" if any(_begins(tail, form) for tail in rest for form in rivals) else choice
+
+
+def _begins(text: str, form: str) -> bool:
+    """Whether `text` begins with the whole words of `form`."""
+    return text.startswith(form) and (len(text) == len(form) or text[len(form)] in " .,;:!?)\"'”’")
+
+
+def _parse_orders(item: Item, answer: Callable[[str], str], texts: Sequence[Sequence[str]]) -> dict:
+    aligned, other = (item.aligned, answer(item.aligned)), (item.other, answer(item.other))
+    orders = []
+    for answers in texts:
+        choices = [parse(text, aligned, other) for text in answers]
+        orders.append({name: choices.count(name) for name in ("aligned", "other", "unparsed", "cut_off")})
+    return {"orders": orders, "texts": [list(answers) for answers in texts]}
+
+
+def summarise(rows: Sequence[dict]) -> dict[str, Cell]:
+    """Rates of aligned choice: {"logprob": cell} and, where answers were sampled, "sampled": cell.
+
+    A cell holds rate (None if nothing was scored), n (scored items, or parsed samples), items (the items behind it),
+    low and high (95 % Wilson over items: samples of one item are no new items), consistent (share of items whose
+    orders agree), ties, position_bias (share of choices for the option named first; .5 is none), mass (log-probability form only), errored,
+    unparsed, cut_off (counts), domains_low and domains_high (95 % bootstrap over domains; None below two domains)
+    and per_domain: {domain: cell without the last three}.
+
+    Raises: UserError without rows.
+    """
+    if not rows:
+        raise UserError("value generalisation: no rows to summarise")
+    forms = {"logprob": _logprob_cell}
+    if all(row["sampled"] is not None for row in rows):
+        forms["sampled"] = _sampled_cell
+    domains = sorted({row["domain"] for row in rows})
+    summary = {}
+    for form, cell in forms.items():
+        score = (lambda row: row["score"]) if form == "logprob" else _sampled_share
+        scored = [(score(row), row["domain"]) for row in rows if score(row) is not None]
+        across = stats.cluster_bootstrap([share for share, _ in scored], [domain for _, domain in scored])
+        summary[form] = cell(rows) | {
+            "domains_low": across and across.low,
+            "domains_high": across and across.high,
+            "per_domain": {domain: cell([row for row in rows if row["domain"] == domain]) for domain in domains},
+        }
+    return summary
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _logprob_cell(rows: Sequence[dict]) -> Cell:
+    scored = [row for row in rows if not row["error"]]
+    total = sum(row["score"] for row in scored)
+    low, high = stats.wilson(total, len(scored))
+    return {
+        "rate": _mean([row["score"] for row in scored]),
+        "n": len(scored),
+        "items": len(scored),
+        "low": low,
+        "high": high,
+        "consistent": _mean([row["consistent"] for row in scored]),
+        "ties": sum(row["tie"] for row in scored),
+        "position_bias": _mean([row["first"] for row in scored]),
+        "mass": _mean([row["mass"] for row in scored]),
+        "errored": len(rows) - len(scored),
+        "unparsed": 0,
+        "cut_off": 0,
+    }
+
+
+def _sampled_share(row: dict) -> float | None:
+    """Share of aligned choices among the item's parsed samples."""
+    aligned = sum(order["aligned"] for order in row["sampled"]["orders"])
+    other = sum(order["other"] for order in row["sampled"]["orders"])
+    return aligned / (aligned + other) if aligned + other else None
+
+
+def _sampled_cell(rows: Sequence[dict]) -> Cell:
+    orders = [order for row in rows for order in row["sampled"]["orders"]]
+    count = {name: sum(order[name] for order in orders) for name in ("aligned", "other", "unparsed", "cut_off")}
+    parsed = count["aligned"] + count["other"]
+    rate = count["aligned"] / parsed if parsed else None
+    shares = [share for row in rows if (share := _sampled_share(row)) is not None]
+    low, high = stats.wilson((rate or 0.0) * len(shares), len(shares))
+    first = sum(row["sampled"]["orders"][0]["aligned"] + row["sampled"]["orders"][1]["other"] for row in rows)
+    # An order's vote is its majority; items with an order that has none are left out of `consistent`.
+    leads = [[order["aligned"] - order["other"] for order in row["sampled"]["orders"]] for row in rows]
+    return {
+        "rate": rate,
+        "n": parsed,
+        "items": len(shares),
+        "low": low,
+        "high": high,
+        "consistent": _mean([a * b > 0 for a, b in leads if a and b]),
+        "ties": sum(share == 0.5 for share in shares),
+        "position_bias": first / parsed if parsed else None,
+        "mass": None,
+        "errored": 0,
+        "unparsed": count["unparsed"],
+        "cut_off": count["cut_off"],
+    }
