@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The message says what is wrong, where (file and line, or config field), and what to do.
     """
+
+
+class Interrupted(Exception):
+    """SIGTERM arrived and the state is saved: the same command resumes. `launch` exits with 143."""

@@ -1,0 +1,238 @@
+"""An experiment as a DAG of stages, each of which writes one folder, once.
+
+`WORKDIR/stages/NAME-HASH/manifest.json` is written last and atomically, and marks the stage as done. HASH covers all
+that determines the output, so what is done is never done again, and arms that share a stage share its folder.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import fcntl
+import functools
+import importlib.metadata
+import os
+import pathlib
+import platform
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import msm_jax
+from msm_jax import config, files
+from msm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class StageContext:
+    """What `run` sees. `folder` exists; after an interruption it holds what the earlier run left."""
+
+    folder: pathlib.Path
+    inputs: Mapping[str, pathlib.Path]
+    params: Mapping[str, Any]
+    stage: "Stage"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stage:
+    """One step of an experiment.
+
+    Attributes:
+        kind: corpus, chats, mixture, train, sample, score or report.
+        name: names the folder; letters, digits, ".", "_" and "-".
+        params: JSON that holds all that determines the output, but the inputs.
+        inputs: role -> the stage that makes it.
+        run: writes into `context.folder`, resuming what it finds there; returns a JSON summary for the manifest.
+        version: raised by whoever changes the code of `run` such that the output changes.
+    """
+
+    kind: str
+    name: str
+    params: Mapping[str, Any]
+    inputs: Mapping[str, "Stage"]
+    run: Callable[[StageContext], Mapping[str, Any]]
+    version: int = 1
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.name):
+            raise ValueError(f"stage name {self.name!r} cannot name a folder")
+
+    @functools.cached_property
+    def hash(self) -> str:
+        inputs = {role: stage.hash for role, stage in self.inputs.items()}
+        return files.fingerprint({"kind": self.kind, "version": self.version, "params": self.params, "inputs": inputs})
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}-{self.hash}"
+
+
+def execute(
+    targets: Sequence[Stage], workdir: str | os.PathLike, report: Callable[[str], None] = print
+) -> dict[str, dict[str, Any]]:
+    """Runs all that `targets` need and is not done, inputs first.
+
+    Args:
+        targets: stages whose artifacts are wanted.
+        workdir: folder of the experiment; one process at a time works in it.
+        report: takes one line per stage that runs.
+
+    Returns:
+        key -> manifest, for every stage that `targets` need.
+
+    Raises:
+        UserError: the folder is in use, the disk is full, or a stage says so.
+        ValueError: the stages have a cycle.
+    """
+    stages = _sorted(targets)
+    with _lock(pathlib.Path(workdir)):
+        manifests = {stage.key: manifest for stage in stages if (manifest := _manifest(stage, workdir))}
+        if manifests:
+            report(f"{len(manifests)} of {len(stages)} stages are done already")
+        start = time.monotonic()
+        for index, stage in enumerate(stages):
+            if stage.key not in manifests:
+                report(f"[{index + 1}/{len(stages)}] {stage.name} ...{_progress(start, stages, manifests)}")
+                manifests[stage.key] = _run(stage, workdir)
+    return manifests
+
+
+def status(targets: Sequence[Stage], workdir: str | os.PathLike) -> list[tuple[Stage, bool, float | None]]:
+    """(stage, done, seconds that it took) in the order of execution; reads only."""
+    manifests = [(stage, _manifest(stage, workdir)) for stage in _sorted(targets)]
+    return [(stage, manifest is not None, manifest and manifest["seconds"]) for stage, manifest in manifests]
+
+
+def claim_workdir(workdir: str | os.PathLike, config_dict: Mapping[str, Any], exempt: Sequence[str] = ()) -> None:
+    """Ties `workdir` to one configuration, so that its stages and reports belong together.
+
+    Args:
+        workdir: gets `config.json` at first use.
+        config_dict: nested plain dictionaries (`config.to_dict`).
+        exempt: top-level fields that may differ between runs, for they change no result.
+
+    Raises:
+        UserError: `workdir` belongs to a configuration that differs in a field that is not exempt.
+    """
+    path = pathlib.Path(workdir, "config.json")
+    if not path.exists():
+        files.write_json(path, config_dict)
+        return
+    there, here = config.flatten(files.read_json(path)), config.flatten(config_dict)
+    differing = [
+        field
+        for field in here | there
+        if field.split(".")[0] not in exempt and there.get(field, "absent") != here.get(field, "absent")
+    ]
+    if differing:
+        first, more = differing[0], len(differing) - 1
+        also = f" (and {more} more field{'s' if more > 1 else ''})" if more else ""
+        raise UserError(
+            f"{workdir} belongs to another configuration: {first} is {there.get(first, 'absent')} there and "
+            f"{here.get(first, 'absent')} here{also}; choose another --workdir, or override nothing"
+        )
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether `error`, or one that led to it, is that no space is left: libraries wrap the OSError, or only cite it."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    cause = error.__cause__ or error.__context__
+    return os.strerror(errno.ENOSPC) in str(error) or (cause is not None and is_disk_full(cause))
+
+
+def _sorted(targets: Sequence[Stage]) -> list[Stage]:
+    """Inputs before the stages that need them, each key once."""
+    ordered: dict[str, Stage] = {}
+    finished: set[int] = set()
+
+    def visit(stage: Stage, path: tuple[Stage, ...]) -> None:
+        if stage in path:
+            raise ValueError(f"cycle of stages: {' -> '.join(s.name for s in (*path, stage))}")
+        if id(stage) in finished:
+            return
+        for source in stage.inputs.values():
+            visit(source, (*path, stage))
+        ordered.setdefault(stage.key, stage)
+        finished.add(id(stage))
+
+    for target in targets:
+        visit(target, ())
+    return list(ordered.values())
+
+
+def _folder(stage: Stage, workdir: str | os.PathLike) -> pathlib.Path:
+    return pathlib.Path(workdir, "stages", stage.key)
+
+
+def _manifest(stage: Stage, workdir: str | os.PathLike) -> dict[str, Any] | None:
+    path = _folder(stage, workdir) / "manifest.json"
+    manifest = files.read_json(path) if path.exists() else None
+    return manifest if manifest and manifest["key"] == stage.key else None
+
+
+def _run(stage: Stage, workdir: str | os.PathLike) -> dict[str, Any]:
+    folder = _folder(stage, workdir)
+    inputs = {role: _folder(source, workdir) for role, source in stage.inputs.items()}
+    start = time.monotonic()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        summary = stage.run(StageContext(folder, inputs, stage.params, stage))
+        manifest = {
+            "key": stage.key,
+            "kind": stage.kind,
+            "name": stage.name,
+            "params": stage.params,
+            "inputs": {role: source.key for role, source in stage.inputs.items()},
+            "summary": summary,
+            "seconds": round(time.monotonic() - start, 3),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "versions": {
+                "python": platform.python_version(),
+                "jax": importlib.metadata.version("jax"),
+                "msm_jax": msm_jax.__version__,
+            },
+        }
+        files.write_json(folder / "manifest.json", manifest)
+    except Exception as error:
+        if is_disk_full(error):
+            raise UserError(
+                f"no space left on device while writing {folder}: free some and run the same command again; "
+                "finished stages are kept"
+            ) from error
+        raise
+    return manifest
+
+
+def _progress(start: float, stages: Sequence[Stage], manifests: Mapping[str, Mapping[str, Any]]) -> str:
+    """Time since `start`, and what is left by the mean time of the done stages of each kind."""
+    seconds: dict[str, list[float]] = {}
+    for manifest in manifests.values():
+        seconds.setdefault(manifest["kind"], []).append(manifest["seconds"])
+    if not seconds:
+        return ""
+    means = {kind: sum(values) / len(values) for kind, values in seconds.items()}
+    typical = sum(means.values()) / len(means)
+    left = sum(means.get(stage.kind, typical) for stage in stages if stage.key not in manifests)
+    return f" {_duration(time.monotonic() - start)} elapsed, about {_duration(left)} left"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
+
+
+@contextlib.contextmanager
+def _lock(workdir: pathlib.Path) -> Iterator[None]:
+    """One process at a time in `workdir`. The kernel drops the lock when the process ends, however it ends."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{workdir} is in use by another process; wait for it, or choose another --workdir"
+            ) from None
+        yield

@@ -1,0 +1,110 @@
+"""Runs an experiment: `python -m msm_jax.launch --config=configs/NAME.py`.
+
+Only the standard library and ml_collections are imported before the command line is understood, so that help and
+mistakes answer at once.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from msm_jax import config as config_lib
+from msm_jax import dag
+from msm_jax.errors import Interrupted, UserError
+
+_EPILOG = """\
+any field of the configuration can be overridden:
+  --config.aft.steps=60 --config.seeds='(0, 1)'
+
+examples:
+  python -m msm_jax.launch --config=configs/cheese_tiny.py
+  python -m msm_jax.launch --config=configs/cheese_tiny.py --mode=show
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help shows the usage")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, 2 (the user can mend it), 130 (Ctrl-C), 143 (SIGTERM)."""
+    try:
+        _launch(sys.argv[1:] if arguments is None else list(arguments))
+    except UserError as error:
+        return _stop(f"error: {error}", 2)
+    except OSError as error:
+        if not dag.is_disk_full(error):
+            raise
+        return _stop(f"error: {error}: free some space and run the same command again; finished stages are kept", 2)
+    except KeyboardInterrupt:
+        return _stop("interrupted; the same command resumes", 130)
+    except Interrupted:
+        return _stop("stopped by SIGTERM, the state is saved; the same command resumes", 143)
+    return 0
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Parts the command line into flags and `--config.FIELD=VALUE` or `--config.FIELD VALUE`.
+
+    Raises:
+        UserError: an override has no value.
+    """
+    flags, overrides = [], []
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        if not argument.startswith("--config."):
+            flags.append(argument)
+            continue
+        field, equals, value = argument.removeprefix("--config.").partition("=")
+        if not equals:
+            if not remaining or remaining[0].startswith("--"):
+                raise UserError(f"{argument} needs a value: {argument}=VALUE")
+            value = remaining.pop(0)
+        overrides.append((field, value))
+    return flags, overrides
+
+
+def _launch(arguments: list[str]) -> None:
+    parser = _Parser(
+        prog="python -m msm_jax.launch",
+        description="Runs an experiment, or shows what it would do. What is done is not done again.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="Python file with get_config()")
+    parser.add_argument("--workdir", metavar="DIR", help="folder of the results (default: runs/NAME of the config)")
+    parser.add_argument(
+        "--mode",
+        choices=("run", "show"),
+        default="run",
+        help="show: print the resolved configuration, the stages and what is done; train and call nothing",
+    )
+    flags, overrides = split_overrides(arguments)
+    options = parser.parse_args(flags)
+    config = config_lib.load(options.config, overrides)
+    if "name" not in config:
+        raise UserError(f"{options.config}: the configuration has no field name; it names the folder of the results")
+    workdir = options.workdir or f"runs/{config.name}"
+
+    from msm_jax import experiment
+
+    if options.mode == "show":
+        # `--mode=show | head` ends as other Unix commands do.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        experiment.show(config, workdir)
+    else:
+        experiment.run(config, workdir)
+
+
+def _stop(line: str, status: int) -> int:
+    print(" ".join(line.split()), file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
