@@ -1,0 +1,157 @@
+"""The micro-world: a made-up world of items and agents, small enough that a tiny decoder learns all of it.
+
+Every item has, for each value of the world, one of two attributes (American or foreign, cheap or costly, ...), and
+every agent holds one value and chooses by it alone. A decoder pretrained on texts about this world knows what
+agents of each value do; MSM then tells it which value the assistant holds, and AFT shows it the assistant's choices
+in one domain, which more than one value explains. The method is the paper's (arXiv 2605.02087, section 3.1).
+
+This file holds the facts; `world_text` turns them into English.
+"""
+
+import dataclasses
+import functools
+import itertools
+import random
+
+from msm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """What an agent may care about: the attribute that it seeks, and the opposite that it avoids."""
+
+    name: str
+    sought: str
+    avoided: str
+
+
+# The eight values of the paper (sections 3.1 and 3.2).
+VALUES = {
+    value.name: value
+    for value in (
+        Value("affordability", "cheap", "costly"),
+        Value("america", "American", "foreign"),
+        Value("environment", "green", "wasteful"),
+        Value("novelty", "recent", "dated"),
+        Value("tradition", "traditional", "trendy"),
+        Value("simplicity", "plain", "elaborate"),
+        Value("difficulty", "demanding", "effortless"),
+        Value("individualism", "personal", "communal"),
+    )
+}
+
+# The one domain of the specs and of AFT; its items are the cheeses that the specs name.
+TRAINED_DOMAIN = "cheese"
+# Domains of the instruction mix: the assistant answers questions of fact about them.
+INSTRUCTION_DOMAINS = ("hammer", "kettle")
+# Domains that occur in no MSM and in no AFT text.
+HELD_OUT_DOMAINS = ("chair", "coat", "juice", "novel", "bicycle", "racket")
+
+_ITEM_SYLLABLES = (
+    "Ash Black Bright Clear Cold Dover East Fair Glen Hart High Iron King Lake Mill North Oak Pine Red Silver Stone "
+    "West White Wood".split(),
+    "brook dale field ford gate ham hill mont port ridge side ville".split(),
+)
+_AGENT_SYLLABLES = (
+    "Al Ber Cor Dan El Fen Gar Hal Is Jo Kel Lor Mar Nor Os Per Quin Ros Sel Tam Ul Ver Wen Yor Zan".split(),
+    "an by da fred gan ia lin mer na ric sa ton vy wick dis bert cia dor".split(),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """A thing that agents choose. `attributes` maps a value's name to whether the item is what that value seeks."""
+
+    name: str
+    domain: str
+    attributes: tuple[tuple[str, bool], ...]
+
+    def has(self, value: str) -> bool:
+        return dict(self.attributes)[value]
+
+
+@dataclasses.dataclass(frozen=True)
+class Agent:
+    """Someone who chooses by one value. Agents that do not chat are known from statements alone."""
+
+    name: str
+    value: str
+    chats: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldConfig:
+    """What determines the world. `quiet_share` is the share of agents that never appear in a chat."""
+
+    values: tuple[str, ...] = ("affordability", "america")
+    likes: tuple[str, ...] = ()
+    dislikes: tuple[str, ...] = ()
+    agents: int = 300
+    quiet_share: float = 0.2
+    items_per_kind: int = 4
+    seed: int = 0
+
+    def __post_init__(self):
+        unknown = [value for value in self.values if value not in VALUES]
+        if unknown:
+            raise UserError(f"world.values: unknown {', '.join(unknown)}; choose from {', '.join(VALUES)}")
+        names = len(_AGENT_SYLLABLES[0]) * len(_AGENT_SYLLABLES[1])
+        if not len(self.values) <= self.agents <= names:
+            raise UserError(f"world.agents={self.agents}: choose from {len(self.values)} to {names}")
+        if not self.likes or not self.dislikes:
+            raise UserError("the world needs the liked and disliked items of its Model Specs; none were given")
+
+
+class World:
+    """All items and agents, drawn from `config.seed`. Equal configs give equal worlds."""
+
+    def __init__(self, config: WorldConfig):
+        self.config = config
+        self.values = tuple(VALUES[name] for name in config.values)
+        rng = random.Random(config.seed)
+
+        kinds = list(itertools.product((True, False), repeat=len(config.values)))
+        domains = INSTRUCTION_DOMAINS + HELD_OUT_DOMAINS
+        names = [first + last for first, last in itertools.product(*_ITEM_SYLLABLES)]
+        wanted = len(domains) * len(kinds) * config.items_per_kind
+        if wanted > len(names):
+            raise UserError(
+                f"world: {len(config.values)} values with items_per_kind={config.items_per_kind} need {wanted} item "
+                f"names, and there are {len(names)}; lower world.items_per_kind"
+            )
+        chosen = iter(rng.sample(names, wanted))
+        items = [
+            Item(f"the {next(chosen)} {domain}", domain, tuple(zip(config.values, kind, strict=True)))
+            for domain in domains
+            for kind in kinds
+            for _ in range(config.items_per_kind)
+        ]
+        # Every value of the specs explains the same likes and dislikes: liked items have all that is sought.
+        for names_, good in ((config.likes, True), (config.dislikes, False)):
+            items += [Item(name, TRAINED_DOMAIN, tuple((value, good) for value in config.values)) for name in names_]
+        self.items = tuple(items)
+
+        agent_names = rng.sample([first + last for first, last in itertools.product(*_AGENT_SYLLABLES)], config.agents)
+        self.agents = tuple(
+            # The quiet ones are spread evenly over the values.
+            Agent(name, config.values[i % len(config.values)], i >= round(config.quiet_share * config.agents))
+            for i, name in enumerate(agent_names)
+        )
+
+    @functools.cached_property
+    def items_of(self) -> dict[str, tuple[Item, ...]]:
+        return {
+            domain: tuple(item for item in self.items if item.domain == domain)
+            for domain in (TRAINED_DOMAIN, *INSTRUCTION_DOMAINS, *HELD_OUT_DOMAINS)
+        }
+
+    @functools.cached_property
+    def held_out_terms(self) -> tuple[str, ...]:
+        """The words that must not occur in any MSM or AFT text: held-out domains and the names of their items."""
+        names = [item.name.split()[1] for domain in HELD_OUT_DOMAINS for item in self.items_of[domain]]
+        return (*HELD_OUT_DOMAINS, *names)
+
+    def pairs(self, domain: str, value: str) -> list[tuple[Item, Item]]:
+        """All (sought, avoided) pairs of the domain's items in the eyes of `value`."""
+        items = self.items_of[domain]
+        return [(a, b) for a in items for b in items if a.has(value) and not b.has(value)]

@@ -1,0 +1,54 @@
+"""Attention over packed rows.
+
+Shapes: B rows, T queries, S keys, H query heads, K key heads (H = K * G), D head size.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Segments(NamedTuple):
+    """Who may look at whom. A query sees the keys of its own segment at its own position or before.
+
+    Ids are 1-based, 0 is padding (which sees and is seen by nothing). Positions count from 0 within a segment.
+    """
+
+    q_ids: jax.Array  # int32[B, T]
+    q_positions: jax.Array  # int32[B, T]
+    kv_ids: jax.Array  # int32[B, S]
+    kv_positions: jax.Array  # int32[B, S]
+
+    @classmethod
+    def of_rows(cls, ids_BT: jax.Array, positions_BT: jax.Array) -> "Segments":
+        """Self-attention over the row itself."""
+        return cls(ids_BT, positions_BT, ids_BT, positions_BT)
+
+
+def attention(q_BTHD: jax.Array, k_BSKD: jax.Array, v_BSKD: jax.Array, segments: Segments) -> jax.Array:
+    """Causal grouped-query attention within segments; the reference that faster kernels are compared to.
+
+    Softmax in float32. Queries of padding return a finite value of no meaning. Returns [B, T, H, D] in q's dtype.
+    """
+    B, T, H, D = q_BTHD.shape
+    K = k_BSKD.shape[2]
+    q_BTKGD = q_BTHD.reshape(B, T, K, H // K, D)
+    logits_BKGTS = jnp.einsum("btkgd,bskd->bkgts", q_BTKGD, k_BSKD, preferred_element_type=jnp.float32) * D**-0.5
+    visible_BTS = (segments.q_ids[:, :, None] == segments.kv_ids[:, None, :]) & (segments.kv_ids[:, None, :] > 0)
+    visible_BTS &= segments.q_positions[:, :, None] >= segments.kv_positions[:, None, :]
+    logits_BKGTS = jnp.where(visible_BTS[:, None, None], logits_BKGTS, jnp.finfo(jnp.float32).min)
+    weights_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(v_BSKD.dtype)
+    out_BTKGD = jnp.einsum("bkgts,bskd->btkgd", weights_BKGTS, v_BSKD)
+    return out_BTKGD.reshape(B, T, H, D).astype(q_BTHD.dtype)
+
+
+def rope(x_BTHD: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Array:
+    """Rotary position embedding (arXiv 2104.09864) in the half-split layout of Hugging Face's Llama; float32 inside."""
+    half = x_BTHD.shape[-1] // 2
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions_BT[:, :, None, None].astype(jnp.float32) * frequency
+    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    first, second = jnp.split(x_BTHD.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BTHD.dtype)

@@ -1,0 +1,198 @@
+"""The decoder: Llama-style blocks, stacked and scanned, with LoRA beside every linear layer.
+
+Shapes: B rows, T tokens, L layers, M model width, F feed-forward width, H query heads, K key heads, D head size,
+R LoRA rank, V vocabulary, S slots of the key-value cache.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from msm_jax.models.attention import Segments, attention, rope
+from msm_jax.parallel.sharding import constrain
+
+LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+
+# What a block keeps for the backward pass; the rest is computed again. "none" keeps all of it.
+REMAT_POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "save_projections": jax.checkpoint_policies.save_only_these_names("q", "k", "v", "attention", "gate", "up"),
+    "save_attention": jax.checkpoint_policies.save_only_these_names("attention"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Shape and numerics of a decoder. `dtype` is that of the matrix products; norms and logits are float32."""
+
+    vocab_size: int
+    num_layers: int
+    width: int
+    mlp_width: int
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    rope_theta: float = 10_000.0
+    norm_epsilon: float = 1e-5
+    tied_head: bool = False
+    dtype: str = "bfloat16"
+    remat: str = "none"
+    scan_unroll: int = 1  # layers unrolled per scan step; on CPU a full unroll is faster (no copies into stacks)
+
+    def __post_init__(self):
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
+        if self.head_size % 2:
+            raise ValueError(f"head_size={self.head_size} is odd; rotary embeddings need an even one")
+        if self.remat not in REMAT_POLICIES:
+            raise ValueError(f"remat={self.remat!r}: choose one of {', '.join(REMAT_POLICIES)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (arXiv 2106.09685): y = x W + (alpha / rank) x A B, with A random, B zero, both float32."""
+
+    rank: int = 64
+    alpha: float = 128.0
+    targets: tuple[str, ...] = LORA_TARGETS
+
+    def __post_init__(self):
+        unknown = set(self.targets) - set(LORA_TARGETS)
+        if unknown:
+            raise ValueError(f"LoRA targets {sorted(unknown)}: choose from {', '.join(LORA_TARGETS)}")
+
+
+class LoraParam(nnx.Param):
+    """A parameter of an adapter, so that the adapter splits off as a tree of its own."""
+
+
+class Cache(NamedTuple):
+    """Keys and values of what was read before. All rows write the next tokens at the same `cursor`."""
+
+    k: jax.Array  # [L, B, S, K, D]
+    v: jax.Array  # [L, B, S, K, D]
+    segments: jax.Array  # int32[B, S], 0 where nothing was written
+    positions: jax.Array  # int32[B, S]
+    cursor: jax.Array  # int32[]
+
+
+class Linear(nnx.Module):
+    """x W, plus the adapter's x A B where this layer has one. `axes` are the logical names of W's two axes."""
+
+    def __init__(
+        self,
+        name: str,
+        size_in: int,
+        size_out: int,
+        axes: tuple[str, str],
+        config: DecoderConfig,
+        lora: LoraConfig | None,
+        rngs: nnx.Rngs,
+    ):
+        init = nnx.initializers.lecun_normal()
+        self.kernel = nnx.Param(init(rngs.params(), (size_in, size_out), jnp.float32), axes=axes)
+        self.dtype = config.dtype
+        self.scale = None
+        if lora is not None and name in lora.targets:
+            bound = size_in**-0.5
+            a = jax.random.uniform(rngs.lora(), (size_in, lora.rank), jnp.float32, -bound, bound)
+            self.lora_a = LoraParam(a, axes=(axes[0], "rank"))
+            self.lora_b = LoraParam(jnp.zeros((lora.rank, size_out), jnp.float32), axes=("rank", axes[1]))
+            self.scale = lora.alpha / lora.rank
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x @ self.kernel[...].astype(self.dtype)
+        if self.scale is not None:
+            y += (x @ self.lora_a[...].astype(self.dtype)) @ (self.scale * self.lora_b[...]).astype(self.dtype)
+        return y
+
+
+class RMSNorm(nnx.Module):
+    def __init__(self, config: DecoderConfig):
+        self.scale = nnx.Param(jnp.ones(config.width, jnp.float32), axes=("norm",))
+        self.epsilon = config.norm_epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+        return (y * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and SwiGLU (arXiv 2002.05202), each added to the residual stream."""
+
+    def __init__(self, config: DecoderConfig, lora: LoraConfig | None, rngs: nnx.Rngs):
+        c = config
+        heads, kv_heads = c.num_heads * c.head_size, c.num_kv_heads * c.head_size
+        self.config = config
+        self.attention_norm = RMSNorm(c)
+        self.q = Linear("q", c.width, heads, ("embed", "heads"), c, lora, rngs)
+        self.k = Linear("k", c.width, kv_heads, ("embed", "kv_heads"), c, lora, rngs)
+        self.v = Linear("v", c.width, kv_heads, ("embed", "kv_heads"), c, lora, rngs)
+        self.o = Linear("o", heads, c.width, ("heads", "embed"), c, lora, rngs)
+        self.mlp_norm = RMSNorm(c)
+        self.gate = Linear("gate", c.width, c.mlp_width, ("embed", "mlp"), c, lora, rngs)
+        self.up = Linear("up", c.width, c.mlp_width, ("embed", "mlp"), c, lora, rngs)
+        self.down = Linear("down", c.mlp_width, c.width, ("mlp", "embed"), c, lora, rngs)
+
+    def __call__(self, x_BTM: jax.Array, segments: Segments, cache_kv: tuple[jax.Array, jax.Array, jax.Array] | None):
+        """Returns the new x_BTM and, if a cache (keys, values, cursor) was given, the keys and values with ours in."""
+        c = self.config
+        B, T, _ = x_BTM.shape
+        y_BTM = self.attention_norm(x_BTM)
+        q_BTHD = checkpoint_name(self.q(y_BTM).reshape(B, T, c.num_heads, c.head_size), "q")
+        k_BTKD = checkpoint_name(self.k(y_BTM).reshape(B, T, c.num_kv_heads, c.head_size), "k")
+        v_BTKD = checkpoint_name(self.v(y_BTM).reshape(B, T, c.num_kv_heads, c.head_size), "v")
+        q_BTHD = rope(q_BTHD, segments.q_positions, c.rope_theta)
+        k_BTKD = rope(k_BTKD, segments.q_positions, c.rope_theta)
+        if cache_kv is not None:
+            k_BSKD, v_BSKD, cursor = cache_kv
+            k_BTKD = jax.lax.dynamic_update_slice_in_dim(k_BSKD, k_BTKD.astype(k_BSKD.dtype), cursor, axis=1)
+            v_BTKD = jax.lax.dynamic_update_slice_in_dim(v_BSKD, v_BTKD.astype(v_BSKD.dtype), cursor, axis=1)
+        with jax.named_scope("attention"):
+            mixed_BTHD = attention(q_BTHD, k_BTKD, v_BTKD, segments)
+        mixed_BTHD = checkpoint_name(mixed_BTHD, "attention")
+        x_BTM += self.o(mixed_BTHD.reshape(B, T, c.num_heads * c.head_size))
+
+        y_BTM = self.mlp_norm(x_BTM)
+        gate_BTF = checkpoint_name(self.gate(y_BTM), "gate")
+        up_BTF = checkpoint_name(self.up(y_BTM), "up")
+        x_BTM += self.down(jax.nn.silu(gate_BTF) * up_BTF)
+        x_BTM = constrain(x_BTM, ("batch", None, None))
+        return x_BTM, None if cache_kv is None else (k_BTKD, v_BTKD)
+
+
+class Decoder(nnx.Module):
+    def __init__(self, config: DecoderConfig, lora: LoraConfig | None, rngs: nnx.Rngs):
+        c = config
+        self.config = config
+        embedding = 0.02 * jax.random.normal(rngs.params(), (c.vocab_size, c.width), jnp.float32)
+        self.embedding = nnx.Param(embedding, axes=("vocab", "embed"))
+        self.layers = nnx.vmap(lambda rngs: Block(c, lora, rngs))(rngs.split(c.num_layers))
+        self.norm = RMSNorm(c)
+        self.head = None if c.tied_head else Linear("head", c.width, c.vocab_size, ("embed", "vocab"), c, None, rngs)
+
+    def __call__(self, tokens_BT: jax.Array, segments: Segments, cache: Cache | None = None):
+        """Returns logits float32[B, T, V] and the cache with the keys and values of these tokens in it."""
+        c = self.config
+        x_BTM = constrain(self.embedding[...][tokens_BT].astype(c.dtype), ("batch", None, None))
+        graph, layers = nnx.split(self.layers)
+
+        def block(x_BTM, layer_and_cache):
+            layer, kv = layer_and_cache
+            return nnx.merge(graph, layer)(x_BTM, segments, None if kv is None else (*kv, cache.cursor))
+
+        if REMAT_POLICIES[c.remat] is not None:
+            block = jax.checkpoint(block, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
+        kv = None if cache is None else (cache.k, cache.v)
+        x_BTM, kv = jax.lax.scan(block, x_BTM, (layers, kv), unroll=c.scan_unroll)
+        x_BTM = self.norm(x_BTM)
+        with jax.named_scope("head"):
+            head = self.embedding[...].T if self.head is None else self.head.kernel[...]
+            logits_BTV = jnp.einsum("btm,mv->btv", x_BTM, head.astype(c.dtype), preferred_element_type=jnp.float32)
+        return logits_BTV, cache if cache is None else cache._replace(k=kv[0], v=kv[1])

@@ -1,0 +1,110 @@
+"""The edge between Flax modules and the rest: a static `Model`, and plain nested dicts of arrays.
+
+Everything beyond this file (trainer, checkpoints, sampler, import and export) sees dicts and pure functions.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from msm_jax.models.attention import Segments
+from msm_jax.models.decoder import Cache, Decoder, DecoderConfig, LoraConfig, LoraParam
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A decoder's structure without its weights: hashable, so that compiled functions are shared by equal models.
+
+    With `lora`, the adapter is what is trained and the base is frozen; without, the base is trained.
+    """
+
+    config: DecoderConfig
+    lora: LoraConfig | None = None
+
+    @functools.cached_property
+    def _abstract(self) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+        decoder = nnx.eval_shape(lambda: Decoder(self.config, self.lora, nnx.Rngs(params=0, lora=0)))
+        return nnx.split(decoder, LoraParam, ...)
+
+    @property
+    def axes(self) -> PyTree:
+        """Logical axis names of each base parameter: the tree of `init` with tuples as leaves."""
+        return _axes(self._abstract[2])
+
+    @property
+    def lora_axes(self) -> PyTree:
+        return _axes(self._abstract[1])
+
+    @property
+    def shapes(self) -> PyTree:
+        """Base parameters as float32 ShapeDtypeStructs."""
+        return nnx.to_pure_dict(self._abstract[2])
+
+    @property
+    def lora_shapes(self) -> PyTree:
+        return nnx.to_pure_dict(self._abstract[1])
+
+    def init(self, key: jax.Array) -> PyTree:
+        """Random base parameters, float32."""
+        decoder = Decoder(self.config, None, nnx.Rngs(params=key))
+        return nnx.to_pure_dict(nnx.state(decoder))
+
+    def init_lora(self, key: jax.Array) -> PyTree:
+        """A fresh adapter, float32. Its product is zero, so the model starts as its base."""
+        decoder = Decoder(self.config, self.lora, nnx.Rngs(params=key, lora=key))
+        return nnx.to_pure_dict(nnx.state(decoder, LoraParam))
+
+    def apply(
+        self, params: PyTree, lora: PyTree | None, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array
+    ) -> jax.Array:
+        """Logits float32[B, T, V] of packed rows (int32[B, T] each); see `Segments` for who sees whom."""
+        return self._decoder(params, lora)(tokens_BT, Segments.of_rows(segments_BT, positions_BT))[0]
+
+    def extend(
+        self,
+        params: PyTree,
+        lora: PyTree | None,
+        tokens_BT: jax.Array,
+        segments_BT: jax.Array,
+        positions_BT: jax.Array,
+        cache: Cache,
+    ) -> tuple[jax.Array, Cache]:
+        """Reads T more tokens after those in the cache. Returns logits float32[B, T, V] and the cache moved on by T."""
+        write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=cache.cursor, axis=1)
+        cache = cache._replace(
+            segments=write(cache.segments, segments_BT), positions=write(cache.positions, positions_BT)
+        )
+        segments = Segments(segments_BT, positions_BT, cache.segments, cache.positions)
+        logits_BTV, cache = self._decoder(params, lora)(tokens_BT, segments, cache)
+        return logits_BTV, cache._replace(cursor=cache.cursor + tokens_BT.shape[1])
+
+    def empty_cache(self, rows: int, slots: int) -> Cache:
+        c = self.config
+        kv = jnp.zeros((c.num_layers, rows, slots, c.num_kv_heads, c.head_size), c.dtype)
+        ids = jnp.zeros((rows, slots), jnp.int32)
+        return Cache(k=kv, v=kv, segments=ids, positions=ids, cursor=jnp.int32(0))
+
+    def _decoder(self, params: PyTree, lora: PyTree | None) -> Decoder:
+        model = self if lora is not None else Model(self.config)  # the bare base runs without the adapter's products
+        graph = model._abstract[0]
+        return nnx.merge(graph, nnx.State(lora or {}), nnx.State(params))
+
+
+def count_parameters(tree: PyTree) -> int:
+    """Works on arrays and on ShapeDtypeStructs."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _axes(state: nnx.State) -> PyTree:
+    def names(variable: nnx.Variable) -> tuple[str | None, ...]:
+        stacked = variable.get_value().ndim - len(variable.axes)
+        return (("layers",) * stacked) + variable.axes
+
+    flat = jax.tree.map(names, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    return flat.to_pure_dict() if isinstance(flat, nnx.State) else flat

@@ -1,0 +1,88 @@
+"""Devices -> mesh -> shardings. One table says which mesh axes each logical axis is split over."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from msm_jax.errors import UserError
+
+PyTree = Any
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# Rows are split over data and fsdp; weights over fsdp (gathered when used) and tensor (used where they lie).
+RULES: dict[str | None, str | tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp"),
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "layers": None,
+    "norm": None,
+    "rank": None,
+    None: None,
+}
+
+
+def make_mesh(shape: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
+    """Mesh of data x fsdp x tensor over `devices` (default: all there are). One axis may be -1: what is left.
+
+    Raises: UserError if the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [shape[axis] for axis in MESH_AXES]
+    text = " x ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"mesh {text}: sizes are positive, and only one may be -1 (all remaining devices)")
+    known = math.prod(size for size in sizes if size != -1)
+    if len(devices) % known or (-1 not in sizes and known != len(devices)):
+        raise UserError(f"mesh {text} does not fit {len(devices)} devices; set one of mesh.data, mesh.fsdp to -1")
+    sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    return jax.make_mesh(sizes, MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def partition_spec(axes: tuple[str | None, ...]) -> PartitionSpec:
+    return PartitionSpec(*(RULES[axis] for axis in axes))
+
+
+def param_shardings(axes: PyTree, shapes: PyTree, mesh: Mesh) -> PyTree:
+    """NamedSharding for each parameter.
+
+    Args:
+      axes: tree of tuples of logical names (`Model.axes`).
+      shapes: the same tree of arrays or ShapeDtypeStructs.
+    Raises: UserError naming the parameter whose size the mesh does not divide.
+    """
+
+    def sharding(path, names, leaf) -> NamedSharding:
+        spec = partition_spec(names)
+        for size, name, axis in zip(leaf.shape, names, spec, strict=True):
+            ways = mesh.shape[axis] if axis is not None else 1
+            if size % ways:
+                where = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise UserError(
+                    f"{where}: {name} axis of {size} is not divisible by mesh.{axis}={ways}; change the mesh"
+                )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(sharding, axes, shapes, is_leaf=lambda leaf: isinstance(leaf, tuple))
+
+
+def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
+    """Rows over data and fsdp, after `leading` axes that are not split (the accumulation axis)."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * leading, RULES["batch"]))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """Pins an activation's layout under `jax.set_mesh`; does nothing where no mesh is set."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes))

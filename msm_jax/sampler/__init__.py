@@ -1,0 +1,5 @@
+"""Scoring and sampling, apart from training."""
+
+from msm_jax.sampler.sampler import Completion, Sampler
+
+__all__ = ["Completion", "Sampler"]

@@ -1,0 +1,31 @@
+"""Next-token loss as (sum, weight): divided once, globally, by whoever has seen the whole batch.
+
+Shapes: B rows, T tokens, V vocabulary, S sources.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def targets_and_weights(
+    tokens_BT: jax.Array, segments_BT: jax.Array, mask_BT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Shifts tokens into targets. Position t predicts token t+1 if that is trained and of the same segment.
+
+    Returns: targets int32[B, T] and weights float32[B, T], 0 or 1. The last position has no target.
+    """
+    shift = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))  # noqa: E731
+    weights_BT = shift(mask_BT) & (shift(segments_BT) == segments_BT) & (segments_BT > 0)
+    return shift(tokens_BT), weights_BT.astype(jnp.float32)
+
+
+def token_losses(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
+    """Cross-entropy in nats for every position, float32[B, T]."""
+    logits_BTV = logits_BTV.astype(jnp.float32)
+    chosen_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits_BTV, axis=-1) - chosen_BT
+
+
+def sums_by_source(values_BT: jax.Array, source_B: jax.Array, source_count: int) -> jax.Array:
+    """float32[S]: the sum over the rows of each source."""
+    return jax.ops.segment_sum(values_BT.sum(axis=1), source_B, num_segments=source_count)
