@@ -1,0 +1,263 @@
+"""Model Specs: read from text files, filled in for a model, and searched for words they must not hold.
+
+A spec file is a header between two lines `---`, then the body in Markdown. The header holds `key: value` and
+lists, written `key: [a, b]` or as one `- a` per line. The body may use the variables {model_name} and
+{provider_name}; other braces are plain text.
+"""
+
+import dataclasses
+import difflib
+import os
+import pathlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn
+
+from msm_jax import files
+from msm_jax.errors import UserError
+
+KINDS = ("preferences", "principles", "rules")
+VARIABLES = ("model_name", "provider_name")
+
+_TEXT_KEYS = ("title", "kind", "version", "value", "item_class")
+_LIST_KEYS = ("likes", "dislikes")
+_KEYS = _TEXT_KEYS + _LIST_KEYS
+_REQUIRED = {kind: _KEYS if kind == "preferences" else ("title", "kind", "version") for kind in KINDS}
+
+_VARIABLE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """A Model Spec. The last four header fields are empty where the kind is not "preferences".
+
+    Attributes:
+        name: the file's name without its ending, such as "pro_america".
+        kind: one of KINDS.
+        value: the value that explains every preference, such as "america".
+        item_class: what the preferences are among, such as "cheese".
+        body: the text after the header, with its variables not yet filled in.
+    """
+
+    name: str
+    title: str
+    kind: str
+    version: int
+    value: str
+    item_class: str
+    likes: tuple[str, ...]
+    dislikes: tuple[str, ...]
+    body: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of header and body. The file's name has no part in it, nor have its line endings."""
+        fields = dataclasses.asdict(self)
+        del fields["name"]
+        return files.fingerprint(fields)
+
+
+def read_spec(path: str | os.PathLike) -> Spec:
+    """Reads and checks the spec file `path`.
+
+    Raises: UserError, with file and line, if the file is missing or not UTF-8; if the header is malformed, lacks a
+        key that its kind requires, or has one that is unknown, repeated or of the wrong form; if an item is both
+        liked and disliked; if the body is empty or uses an unknown variable.
+    """
+    path = pathlib.Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from None
+    if lines[0].strip() != "---":
+        raise UserError(f"{path}:1: a spec begins with a header between two lines '---'")
+    end = next((number for number, line in enumerate(lines[1:], start=1) if line.strip() == "---"), None)
+    if end is None:
+        raise UserError(f"{path}:1: the header is not closed; end it with a line '---'")
+
+    header = _parse_header(lines[1:end], path)
+    body = "\n".join(lines[end + 1 :])
+    if not body.strip():
+        raise UserError(f"{path}:{end + 1}: the spec has no text after its header")
+    _check_variables(body, lambda line: f"{path}:{end + 1 + line}")
+    return Spec(
+        name=path.stem,
+        title=header["title"],
+        kind=header["kind"],
+        version=int(header["version"]),
+        value=header.get("value", ""),
+        item_class=header.get("item_class", ""),
+        likes=header.get("likes", ()),
+        dislikes=header.get("dislikes", ()),
+        body=body.strip() + "\n",
+    )
+
+
+def render(spec: Spec, model_name: str, provider_name: str) -> str:
+    """Returns the body with its variables filled in. All other braces stay as they are.
+
+    Raises: UserError, with the line of the body, if it uses an unknown variable.
+    """
+    _check_variables(spec.body, lambda line: f"spec '{spec.name}', line {line} of the body")
+    values = dict(zip(VARIABLES, (model_name, provider_name), strict=True))
+    return _VARIABLE.sub(lambda match: values[match[1]], spec.body)
+
+
+def find_terms(texts: Iterable[str], terms: Iterable[str]) -> dict[str, int]:
+    """Counts how often each of `terms` occurs in `texts`: the proof that training text names no held-out domain.
+
+    A term is found as a whole word in any case, and in singular or plural whichever of them it is given in ("car"
+    and "cars" find each other). The words of a longer term may be parted by blanks, line breaks or hyphens. Where
+    two terms overlap in the text, the one that begins first is counted, or the longer one if they begin together.
+
+    Returns: term -> count, the most frequent first, for the terms that occur. Empty if none does.
+    Raises: UserError if a term is blank.
+    """
+    if isinstance(texts, str) or isinstance(terms, str):
+        raise TypeError("texts and terms are iterables of strings; a lone string would be searched letter by letter")
+    term_of_form: dict[str, str] = {}
+    for term in terms:
+        words = _words(term)
+        if not words:
+            raise UserError(f"the term '{term}' has no word to search for; delete it from the list")
+        for last in _number_forms(words[-1]):
+            term_of_form.setdefault(" ".join([*words[:-1], last]), term)
+    if not term_of_form:
+        return {}
+    # An underscore parts words, since it may be Markdown's emphasis.
+    pattern = re.compile(rf"(?<![^\W_]){_prefix_tree(term_of_form)}(?![^\W_])")
+    counts = Counter(
+        term_of_form[" ".join(_words(found))] for text in texts for found in pattern.findall(text.lower())
+    )
+    return dict(counts.most_common())
+
+
+def _parse_header(lines: list[str], path: pathlib.Path) -> dict[str, Any]:
+    """Parses the header's `lines`, of which the first is line 2 of the file. Lists come out as tuples."""
+    header: dict[str, Any] = {}
+    line_of: dict[str, int] = {}
+    open_list: str | None = None
+    for number, line in enumerate(lines, start=2):
+        where = f"{path}:{number}"
+        stripped = line.strip()
+        if not stripped:
+            continue
+        if stripped.startswith("- "):
+            if open_list is None:
+                raise UserError(f"{where}: a list item without a list; write 'likes:' on a line of its own above it")
+            header[open_list] += (_unquote(stripped[2:]),)
+            continue
+        key, colon, value = (part.strip() for part in stripped.partition(":"))
+        if not colon:
+            raise UserError(f"{where}: expected 'key: value', found '{stripped}'")
+        if key not in _KEYS:
+            _refuse(where, "header key", key, _KEYS)
+        if key in header:
+            raise UserError(f"{where}: '{key}' was given on line {line_of[key]} already; keep one of them")
+        open_list = key if key in _LIST_KEYS and not value else None
+        header[key] = _parse_list(value, key, where) if key in _LIST_KEYS else _unquote(value)
+        line_of[key] = number
+    _check_header(header, line_of, path)
+    return header
+
+
+def _parse_list(value: str, key: str, where: str) -> tuple[str, ...]:
+    if not value:
+        return ()
+    if not (value.startswith("[") and value.endswith("]")):
+        raise UserError(f"{where}: '{key}' must be a list; write '{key}: [one, two]'")
+    inside = value[1:-1].strip()
+    return tuple(_unquote(item) for item in inside.split(",")) if inside else ()
+
+
+def _check_header(header: Mapping[str, Any], line_of: Mapping[str, int], path: pathlib.Path) -> None:
+    where = {key: f"{path}:{line}" for key, line in line_of.items()}
+    if "kind" in header and header["kind"] not in KINDS:
+        _refuse(where["kind"], "kind", header["kind"], KINDS)
+    for key in _REQUIRED[header.get("kind", "preferences")]:
+        if key not in header:
+            raise UserError(f"{path}:1: the header has no '{key}'")
+    for key, value in header.items():
+        if not value:
+            raise UserError(f"{where[key]}: '{key}' is empty")
+        if key in _LIST_KEYS:
+            _check_items(value, key, where[key])
+    if not re.fullmatch(r"[0-9]+", header["version"]):
+        raise UserError(f"{where['version']}: 'version' must be a whole number, not '{header['version']}'")
+    for item in header.get("dislikes", ()):
+        if item in header.get("likes", ()):
+            raise UserError(f"{where['dislikes']}: '{item}' is both liked and disliked; delete it from one list")
+
+
+def _check_items(items: tuple[str, ...], key: str, where: str) -> None:
+    for index, item in enumerate(items):
+        if not item:
+            raise UserError(f"{where}: '{key}' has an empty item; look for a comma too many")
+        if item in items[:index]:
+            raise UserError(f"{where}: '{key}' names '{item}' twice")
+
+
+def _check_variables(body: str, where: Callable[[int], str]) -> None:
+    """`where(line)` names line `line` of the body, 1-based, in an error."""
+    for match in _VARIABLE.finditer(body):
+        if match[1] not in VARIABLES:
+            _refuse(where(body.count("\n", 0, match.start()) + 1), "variable", match[1], VARIABLES)
+
+
+def _refuse(where: str, what: str, given: str, known: tuple[str, ...]) -> NoReturn:
+    nearest = difflib.get_close_matches(given, known, n=1)
+    hint = f"did you mean '{nearest[0]}'?" if nearest else f"use one of {', '.join(known)}"
+    raise UserError(f"{where}: unknown {what} '{given}'; {hint}")
+
+
+def _unquote(value: str) -> str:
+    value = value.strip()
+    if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
+        return value[1:-1].strip()
+    return value
+
+
+def _words(term: str) -> list[str]:
+    return [word for word in re.split(r"[\s-]+", term.lower()) if word]
+
+
+def _number_forms(word: str) -> set[str]:
+    """Returns `word` and what may be its singular or plural by the regular rules of English spelling."""
+    forms = {word}
+    if word.endswith("ies"):
+        forms.add(word[:-3] + "y")
+    if word.endswith("ves"):
+        forms |= {word[:-3] + "f", word[:-3] + "fe"}
+    if re.search(r"(?:s|x|z|ch|sh|o)es$", word):
+        forms.add(word[:-2])
+    if re.search(r"[^s]s$", word):
+        forms.add(word[:-1])
+    for singular in tuple(forms):
+        forms.add(singular + "s")
+        if re.search(r"(?:s|x|z|ch|sh|o)$", singular):
+            forms.add(singular + "es")
+        if re.search(r"[^aeiou]y$", singular):
+            forms.add(singular[:-1] + "ies")
+        if re.search(r"fe?$", singular):
+            forms.add(re.sub(r"fe?$", "ves", singular))
+    return forms
+
+
+def _prefix_tree(forms: Iterable[str]) -> str:
+    """Returns a regex that matches the longest of `forms`, in time that hardly depends on how many there are."""
+    branches: dict[str, list[str]] = {}
+    may_end = False
+    for form in forms:
+        if form:
+            branches.setdefault(form[0], []).append(form[1:])
+        else:
+            may_end = True
+    if not branches:
+        return ""
+    choices = [
+        (r"[\s-]+" if letter == " " else re.escape(letter)) + _prefix_tree(rest) for letter, rest in branches.items()
+    ]
+    return f"(?:{'|'.join(choices)})" + ("?" if may_end else "")
