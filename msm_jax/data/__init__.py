@@ -1,0 +1,1 @@
+"""Documents and chats -> packed, masked rows -> batches."""

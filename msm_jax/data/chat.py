@@ -1,0 +1,153 @@
+"""Chats and documents -> tokens, with a mask that says which of them are trained on.
+
+A chat is rendered to one text, which is tokenised once as a whole: the ids are those that the text has
+everywhere else, and the mask is laid over them afterwards, by the characters that each token spells.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from msm_jax.corpus.records import Chat, Document, Message
+from msm_jax.data.tokenizer import Tokenizer
+from msm_jax.errors import UserError
+
+
+class Turn(NamedTuple):
+    """What stands before and after the content of a message; `{name}` is the speaker of the assistant turns."""
+
+    prefix: str
+    suffix: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatTemplate:
+    """How each role's messages are written. The default is plain text: "User: ...", "NAME: ...", a line each."""
+
+    system: Turn = Turn("", "\n")
+    user: Turn = Turn("User: ", "\n")
+    assistant: Turn = Turn("{name}: ", "\n")
+    bos: bool = True  # whether `encode_chat` starts with the tokenizer's bos
+
+
+class Rendered(NamedTuple):
+    text: str
+    trained_spans: tuple[tuple[int, int], ...]  # characters of `text`: disjoint, in order
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Example:
+    """A tokenised document or chat: `mask[i]` says that token i is a target. The first token never is."""
+
+    tokens: np.ndarray  # int32 [n]
+    mask: np.ndarray  # bool [n]
+    truncated: bool = False
+
+
+def render(
+    template: ChatTemplate, messages: Sequence[Message], name: str, generation_prompt: bool = False
+) -> Rendered:
+    """The text of a chat, and the part of it that the model is to write: assistant content and suffix.
+
+    Most tokenizers join a space to the word after it, so the spaces that end an assistant prefix ("Marlow: ") come
+    as part of the first word that the model writes. They count as written by the model here: they are trained, and
+    the text of a generation prompt ends before them. Thus, for any chat that ends in an assistant turn, the
+    prompt made of the messages before that turn is exactly the text up to where that turn is trained.
+
+    Args:
+        name: speaker of the assistant turns, put for `{name}` in prefixes and suffixes (never in contents).
+        generation_prompt: end with the prefix of an assistant turn for the model to continue.
+
+    Raises: UserError for a role other than system, user and assistant.
+    """
+    turns = {
+        role: Turn(*(text.replace("{name}", name) for text in getattr(template, role)))
+        for role in ("system", "user", "assistant")
+    }
+    text, spans = "", []
+    for message in messages:
+        if message.role not in turns:
+            raise UserError(f"unknown role '{message.role}'; use one of {', '.join(turns)}")
+        prefix, suffix = turns[message.role]
+        start = len(text) + len(prefix.rstrip(" "))
+        text += prefix + message.content + suffix
+        if message.role == "assistant":
+            spans.append((start, len(text)))
+    if generation_prompt:
+        text += turns["assistant"].prefix.rstrip(" ")
+    return Rendered(text, tuple(spans))
+
+
+def encode_chat(
+    tokenizer: Tokenizer, template: ChatTemplate, chat: Chat, name: str = "Assistant", max_tokens: int | None = None
+) -> Example:
+    """Tokenises `chat`; trained are the tokens that lie wholly within a trained span of `render`.
+
+    A token that also spells a character outside (which only a template without clear borders brings about) is not
+    trained. No eos is added: the assistant suffix is what ends a turn.
+
+    Args:
+        name: speaker of the assistant turns where the chat itself names none.
+        max_tokens: longer chats are cut to this many tokens, bos included.
+
+    Raises: UserError, with the chat's id, for an unknown role, for a chat without an assistant turn, and if no token
+        or every token would be trained (bos aside).
+    """
+    try:
+        text, trained_spans = render(template, chat.messages, chat.name or name)
+    except UserError as error:
+        raise UserError(f"chat '{chat.id}': {error}") from None
+    if not trained_spans:
+        raise UserError(f"chat '{chat.id}': no assistant turn, so nothing to train on; add one or delete the chat")
+    ids, token_spans = tokenizer.encode_with_spans(text)
+    mask = _lie_within(np.asarray(token_spans), np.asarray(trained_spans))
+    if mask.all():
+        raise UserError(f"chat '{chat.id}': every token would be trained; give the chat template non-empty prefixes")
+
+    if template.bos:
+        ids, mask = [tokenizer.bos_id, *ids], np.concatenate([[False], mask])
+    mask[0] = False
+    tokens = np.array(ids, np.int32)[:max_tokens]
+    mask = mask[:max_tokens]
+    if not mask.any():
+        raise UserError(
+            f"chat '{chat.id}': none of its first {len(tokens)} of {len(ids)} tokens would be trained; "
+            "raise max_tokens or shorten the chat"
+        )
+    return Example(tokens, mask, truncated=len(tokens) < len(ids))
+
+
+def encode_document(tokenizer: Tokenizer, document: Document) -> Example:
+    """Tokenises bos + text + eos; every token but bos is trained."""
+    tokens = np.array([tokenizer.bos_id, *tokenizer.encode(document.text), tokenizer.eos_id], np.int32)
+    return Example(tokens, np.arange(len(tokens)) > 0)
+
+
+def show(tokenizer: Tokenizer, tokens: Sequence[int], mask: Sequence[bool]) -> str:
+    """The decoded text with what is trained between « and »; bos and eos are spelled out, padding is left out."""
+    pairs = zip(tokens, mask, strict=True)
+    # Runs are decoded as wholes, for a character may take several tokens.
+    shown = ""
+    for trained, run in itertools.groupby(pairs, lambda pair: bool(pair[1])):
+        text = _spell(tokenizer, [int(token) for token, _ in run])
+        shown += f"«{text}»" if trained else text
+    return shown
+
+
+def _spell(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """`ids` decoded, with the special ones in words."""
+    specials = {tokenizer.bos_id: "<bos>", tokenizer.eos_id: "<eos>", tokenizer.pad_id: ""}
+    text = ""
+    for special, group in itertools.groupby(ids, specials.get):
+        run = list(group)
+        text += tokenizer.decode(run) if special is None else special * len(run)
+    return text
+
+
+def _lie_within(inner: np.ndarray, outer: np.ndarray) -> np.ndarray:
+    """bool [n]: which of the spans `inner` [n, 2] lie within one of `outer` [m, 2] (disjoint, in order)."""
+    nearest = np.searchsorted(outer[:, 0], inner[:, 0], side="right") - 1
+    return (nearest >= 0) & (inner[:, 1] <= outer[nearest, 1])

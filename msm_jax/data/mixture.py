@@ -1,0 +1,133 @@
+"""Rows of several sources, shuffled and mixed by weight, as batches that are a pure function of the step.
+
+The order is fixed by the seed alone: any step can be asked for at once, so a run resumes by its step number, and
+the hosts of a run read disjoint shares of one global order, however many they are.
+"""
+
+import fractions
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from msm_jax import files
+from msm_jax.data.rows import PackedRows
+from msm_jax.errors import UserError
+
+_ENDLESS = 2**48  # rows: more than any run reads, and exact as a float, which Grain's own lengths need
+
+
+class Source(NamedTuple):
+    """`weight` is the share of rows, relative to the other sources' weights, that come from `rows`."""
+
+    name: str
+    rows: PackedRows
+    weight: float
+
+
+def batches(
+    sources: Sequence[Source], batch_size: int, seed: int, host_index: int = 0, host_count: int = 1
+) -> grain.MapDataset:
+    """The endless training batches: element s is this host's share of global batch s.
+
+    Each source is shuffled by itself, anew in each of its epochs, with a seed made of `seed` and its name; the
+    sources are then interleaved so that after any number of rows each is within one row per source of its exact
+    share. Global batch s is rows [s * batch_size, (s + 1) * batch_size) of that order, and the hosts' shares, in order
+    of `host_index`, are its consecutive parts. A batch may be larger than a source: its rows then come again.
+
+    Args:
+        batch_size: rows in a global batch, B * host_count.
+
+    Returns: a dataset of dicts: "tokens", "segments", "positions" int32 [B, T] and "mask" bool [B, T] as in
+        `PackedRows`, and "source" int32 [B], the index of each row's source in `sources`.
+
+    Raises: UserError for no sources, names that are not unique, weights that are not positive, rows of different
+        lengths, and a batch that cannot be divided among the hosts.
+    """
+    weights = _whole_weights(sources)
+    if batch_size < 1 or batch_size % host_count:
+        raise UserError(
+            f"batch_size {batch_size} cannot be divided among {host_count} hosts; make it a multiple of {host_count}"
+        )
+    if not 0 <= host_index < host_count:
+        raise ValueError(f"host_index {host_index} is not in [0, {host_count})")
+    shuffled = [
+        grain.MapDataset.source(source.rows)
+        .shuffle(seed=int(files.fingerprint([seed, source.name], length=8), 16))
+        .repeat()
+        .map(functools.partial(_tag, index=index))
+        for index, source in enumerate(sources)
+    ]
+    mixed = grain.MapDataset.select_from_datasets(shuffled, _Interleaving(weights))
+    return mixed.batch(batch_size // host_count)[host_index::host_count]
+
+
+def epoch_steps(sources: Sequence[Source], batch_size: int) -> int:
+    """Steps after which the first source has been seen in full: none is repeated before, but for the last batch.
+
+    With one source, or weights in proportion to the sources' rows, this is one pass over everything. Otherwise the
+    source that is smallest for its weight ends the epoch (the rule of `grain.MapDataset.mix`), and of the others a
+    part is not seen. Raises: UserError as `batches` does.
+    """
+    weights = _whole_weights(sources)
+    needed = (
+        fractions.Fraction(len(source.rows) * sum(weights), weight * batch_size)
+        for source, weight in zip(sources, weights, strict=True)
+    )
+    return math.ceil(min(needed))
+
+
+class _Interleaving:
+    """Index in the mixture -> (source, index in that source), by whole-number weights; exact in every cycle.
+
+    `grain.MapDataset.mix` rounds the weights to about a hundredth of the smallest; these shares are as given. The
+    sources are split off one after the other: of k rows, the first source takes its share (rounded up), the second
+    takes its share of what is left, and so on. Row k is of the source whose number of rows grows from k to k + 1.
+    """
+
+    def __init__(self, weights: Sequence[int]):
+        self._weights = tuple(weights)
+
+    def __len__(self) -> int:
+        return _ENDLESS
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        before, after = index, index + 1
+        remaining = sum(self._weights)
+        for source, weight in enumerate(self._weights):
+            left_before = before * (remaining - weight) // remaining
+            left_after = after * (remaining - weight) // remaining
+            if left_before == left_after:
+                return source, before - left_before
+            before, after = left_before, left_after
+            remaining -= weight
+        raise AssertionError("the last source takes all that is left")
+
+    def __repr__(self) -> str:
+        return f"Interleaving{self._weights}"
+
+
+def _tag(row: dict[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
+    return {**row, "source": np.int32(index)}
+
+
+def _whole_weights(sources: Sequence[Source]) -> list[int]:
+    """The smallest whole numbers in the proportion of the weights as written in decimals, after checks."""
+    if not sources:
+        raise UserError("mixture: no sources; name at least one")
+    names = [source.name for source in sources]
+    if len(set(names)) < len(names):
+        raise UserError(f"mixture: two sources have one name in {names}; names must be unique")
+    lengths = {source.name: source.rows.row_length for source in sources}
+    if len(set(lengths.values())) > 1:
+        raise UserError(f"mixture: the sources have different row lengths, {lengths}; pack them alike")
+    for source in sources:
+        if not 0 < source.weight < math.inf:
+            raise UserError(f"mixture: source '{source.name}' has weight {source.weight}; it must be above 0")
+    exact = [fractions.Fraction(str(source.weight)) for source in sources]
+    scale = math.lcm(*(weight.denominator for weight in exact))
+    whole = [int(weight * scale) for weight in exact]
+    return [weight // math.gcd(*whole) for weight in whole]
