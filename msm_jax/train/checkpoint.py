@@ -1,0 +1,258 @@
+"""Checkpoints: Orbax behind one small file.
+
+`Checkpoints` keeps the newest few states of a run; `save_params` and `load_params` hand final weights to the next
+stage. The frozen base of a LoRA run is not saved: it is an input of the run, not a result.
+
+A checkpoint is a folder `STEP/` with `state/` (the arrays) and `meta/` (JSON: identity of the run, state of the data,
+one checksum per array). Orbax writes it under a temporary name and renames it when it is complete, so a killed save
+leaves no `STEP/` at all. What later happens to the files is found at restore: the arrays' checksums are computed on the
+devices, before saving and after restoring, and `meta` holds a digest of itself. So any single changed array element is
+detected for certain, any other damage to array bytes with probability 1 - 2**-32 per array, and missing or truncated
+files as errors of the reader. Not detected: damage to bytes that the reader does not use (padding, redundant metadata).
+"""
+
+import contextlib
+import gc
+import logging
+import pathlib
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from msm_jax.errors import UserError
+from msm_jax.files import fingerprint
+
+_log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The checkpoints of one run, newest `keep` of them. Every host calls every method, at the same step.
+
+    Args:
+        folder: shared by all hosts; made if missing.
+        identity: hash of all that determines the run. Restoring a checkpoint of another identity is a UserError.
+        keep: how many checkpoints stay on disk, 1 or more.
+    """
+
+    def __init__(self, folder: pathlib.Path, identity: str, keep: int):
+        self._folder = pathlib.Path(folder).absolute()
+        self._identity = identity
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            item_names=("state", "meta"),
+            item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+        )
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint, or None. One whose save is under way counts."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, data: dict[str, Any]) -> None:
+        """Copies `state` to the host, then writes it in the background; first waits for a save still under way.
+
+        Args:
+            step: number of finished steps, the name of the checkpoint.
+            state: pytree of arrays. It may be donated as soon as this returns.
+            data: JSON that restores the input pipeline, `{"next_index": int, ...}`.
+        """
+        meta = _sealed({"identity": self._identity, "data": data, "arrays": _describe(state)})
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        self._manager.save(step, args=arguments)
+
+    def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """Newest good checkpoint as `(step, state, data)`, or None if there is none.
+
+        `like` gives structure, shapes, dtypes and shardings (arrays or ShapeDtypeStructs); they may differ from the
+        saved ones in the sharding, so another number of devices is fine. A damaged checkpoint is renamed to
+        `damaged-STEP`, with a warning, and the one before it is tried.
+
+        Raises:
+            UserError: the checkpoint belongs to another run.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state, meta = self._read(step, like)
+            except _Damaged as damage:
+                _log.warning("checkpoint %s is damaged (%s); trying the one before", self._folder / str(step), damage)
+                self._set_aside(step)
+                continue
+            return step, state, meta["data"]
+        return None
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk. Raises what went wrong with it."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        with _damage_on_any_host():
+            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+            _check_seal(meta)
+        if meta["identity"] != self._identity:
+            raise UserError(
+                f"{self._folder / str(step)}: belongs to another run (identity {meta['identity']}, this run is "
+                f"{self._identity}); choose another folder, or delete this one to start afresh"
+            )
+        with _damage_on_any_host():
+            target = ocp.args.StandardRestore(_abstract(like))
+            state = self._manager.restore(step, args=ocp.args.Composite(state=target)).state
+            _check_arrays(state, meta["arrays"])
+        return state, meta
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            aside = self._folder / f"damaged-{step}"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self._folder / str(step)).rename(aside)
+        multihost_utils.sync_global_devices(f"set checkpoint {step} aside")
+        self._manager.reload()
+
+
+def save_params(folder: pathlib.Path, params: Any) -> None:
+    """Writes `params` (pytree of arrays), replacing what is in `folder`; returns when all is on disk."""
+    meta = _sealed({"arrays": _describe(params)})
+    arguments = ocp.args.Composite(params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(meta))
+    with _params_checkpointer() as checkpointer:
+        checkpointer.save(pathlib.Path(folder).absolute(), args=arguments, force=True)
+
+
+def load_params(folder: pathlib.Path, like: Any) -> Any:
+    """The arrays that `save_params` wrote, placed as `like` says (arrays or ShapeDtypeStructs with shardings).
+
+    Raises:
+        UserError: no weights there, weights of another model, or damaged files.
+    """
+    folder = pathlib.Path(folder).absolute()
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of weights")
+    try:
+        with _params_checkpointer() as checkpointer:
+            with _damage_on_any_host():
+                meta = checkpointer.restore(folder, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+                _check_seal(meta)
+            _check_fit(folder, meta["arrays"], like)
+            with _damage_on_any_host():
+                target = ocp.args.StandardRestore(_abstract(like))
+                params = checkpointer.restore(folder, args=ocp.args.Composite(params=target)).params
+                _check_arrays(params, meta["arrays"])
+    except _Damaged as damage:
+        raise UserError(f"{folder}: the weights are damaged ({damage}); delete the folder to make them anew") from None
+    return params
+
+
+class _Damaged(Exception):
+    """A checkpoint cannot be read back as it was saved."""
+
+
+@contextlib.contextmanager
+def _damage_on_any_host() -> Iterator[None]:
+    """Turns what goes wrong in the body, on any host, into `_Damaged` on all: they must agree on what to restore."""
+    problem = ""
+    with _silent_hooks():
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:
+            raise  # out of device memory: nothing is wrong with the files
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        if problem:
+            gc.collect()
+            time.sleep(0.2)
+    if multihost_utils.process_allgather(np.array(bool(problem))).any():
+        raise _Damaged(problem or "found by another host")
+
+
+@contextlib.contextmanager
+def _silent_hooks() -> Iterator[None]:
+    """When one array cannot be read, Orbax closes its event loop under the reads of the others, and each of those
+    prints a traceback from a thread of its own, now or when it is collected."""
+    hooks = sys.excepthook, sys.unraisablehook
+    sys.excepthook = sys.unraisablehook = lambda *_: None
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        sys.excepthook, sys.unraisablehook = hooks
+
+
+def _params_checkpointer() -> ocp.Checkpointer:
+    return ocp.Checkpointer(
+        ocp.CompositeCheckpointHandler(params=ocp.StandardCheckpointHandler(), meta=ocp.JsonCheckpointHandler())
+    )
+
+
+def _abstract(like: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like)
+
+
+def _names(tree: Any) -> list[str]:
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(tree)]
+
+
+def _describe(tree: Any) -> dict[str, dict[str, Any]]:
+    """For each array: shape, dtype and checksum, by its path in the tree."""
+    leaves, checksums = jax.tree.leaves(tree), jax.device_get(_checksums(tree))
+    return {
+        name: {"shape": list(leaf.shape), "dtype": leaf.dtype.name, "checksum": int(checksum)}
+        for name, leaf, checksum in zip(_names(tree), leaves, checksums, strict=True)
+    }
+
+
+@jax.jit
+def _checksums(tree: Any) -> list[jax.Array]:
+    """uint32[] per leaf: sum over elements of bits * (2 * position + 1), modulo 2**32.
+
+    Integer addition gives the same sum in any order, so the sum depends neither on sharding nor on device count; an odd
+    factor is invertible modulo 2**32, so one changed element always changes it.
+    """
+
+    def checksum(leaf: jax.Array) -> jax.Array:
+        bits = leaf.view(f"uint{8 * leaf.dtype.itemsize}").astype(jnp.uint32)
+        position = jnp.uint32(0)
+        for axis, size in enumerate(leaf.shape):
+            position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+        return jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
+
+    return [checksum(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def _check_arrays(tree: Any, saved: dict[str, dict[str, Any]]) -> None:
+    found = _describe(tree)
+    wrong = [name for name in found if found[name] != saved[name]]
+    if wrong:
+        raise ValueError(f"checksum of {wrong[0]} differs")
+
+
+def _check_fit(folder: pathlib.Path, saved: dict[str, dict[str, Any]], like: Any) -> None:
+    """Raises UserError, with the first array that differs, unless `like` has the saved names, shapes and dtypes."""
+    leaves = zip(_names(like), jax.tree.leaves(like), strict=True)
+    wanted = {name: f"{leaf.dtype.name}{list(leaf.shape)}" for name, leaf in leaves}
+    found = {name: f"{entry['dtype']}{entry['shape']}" for name, entry in saved.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise UserError(
+                f"{folder}: weights of another model: {name} is {found.get(name, 'missing')} in the folder "
+                f"and {wanted.get(name, 'missing')} in the config"
+            )
+
+
+def _sealed(meta: dict[str, Any]) -> dict[str, Any]:
+    return meta | {"seal": fingerprint(meta)}
+
+
+def _check_seal(meta: dict[str, Any]) -> None:
+    if meta != _sealed({key: value for key, value in meta.items() if key != "seal"}):
+        raise ValueError("the digest of meta differs")

@@ -1,0 +1,242 @@
+"""The training loop: the same for pretraining, MSM and AFT.
+
+A run is resumed exactly: a checkpoint holds the parameters, the optimiser and the position in the data, which is all
+the state there is. Steps since the last checkpoint are done again, from the same parameters, on the same batches.
+
+Shapes: A accumulation steps, B rows of the global batch, T tokens of a row, S sources.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+
+from msm_jax.errors import Interrupted, UserError
+from msm_jax.train.checkpoint import Checkpoints
+from msm_jax.train.metrics import Clock, MetricsLog
+from msm_jax.train.state import TrainState
+from msm_jax.train.step import StepFunction, StepMetrics
+
+PyTree = Any
+HostBatch = dict[str, np.ndarray]
+
+_PREFETCHED_BATCHES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """How long, how large, how often.
+
+    Attributes:
+      steps: optimiser steps of the run.
+      batch_size: rows of the global batch, over all hosts.
+      accumulation: microbatches that a batch is split into, for memory; changes no result beyond rounding.
+      log_every: steps between two points in TensorBoard.
+      checkpoint_every: steps between two checkpoints; the last step is always saved.
+      keep_checkpoints: newest ones that stay on disk.
+    """
+
+    steps: int
+    batch_size: int
+    accumulation: int = 1
+    log_every: int = 10
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 2
+
+    def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            if value < 1:
+                raise UserError(f"{name} is {value}; it must be 1 or more")
+        if self.batch_size % self.accumulation:
+            raise UserError(
+                f"batch_size={self.batch_size} is not divisible by accumulation={self.accumulation}; change one of them"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Running:
+    """A step that was dispatched and whose metrics are still to be read."""
+
+    step: int
+    index: int  # of its batch
+    sources: np.ndarray  # int32[rows of this host]
+    metrics: StepMetrics
+
+
+def train(
+    *,
+    config: LoopConfig,
+    step_fn: StepFunction,
+    state: TrainState,
+    frozen: PyTree | None,
+    dataset: grain.MapDataset,
+    source_names: list[str],
+    batch_sharding: NamedSharding,
+    folder: pathlib.Path,
+    identity: str,
+    flops_per_token: float,
+    peak_flops: float | None,
+    describe: Callable[[HostBatch], str] | None,
+    label: str,
+) -> TrainState:
+    """Trains from the newest good checkpoint in `folder`, or from `state`, to `config.steps`.
+
+    Writes `folder/checkpoints/STEP`, `folder/metrics.jsonl` and `folder/tensorboard`.
+
+    Args:
+      step_fn: `(state, frozen, batch) -> (state, StepMetrics)`; donates the state.
+      state: freshly initialised, on the mesh; donated. Gives shapes and shardings of what is restored.
+      frozen: the base under an adapter, or None; not saved.
+      dataset: element s is this host's share of global batch s: tokens, segments, positions int32[b, T],
+        mask bool[b, T], source int32[b].
+      source_names: S names.
+      batch_sharding: of arrays [A, B/A, T]; its spec cut to the rank is that of [A, B/A].
+      identity: hash of all that determines the run; a checkpoint of another identity is refused.
+      flops_per_token: model FLOPs of one token, forward and backward.
+      peak_flops: FLOP/s of all devices together, or None.
+      describe: decodes a host batch with its loss mask, for TensorBoard's text page; None leaves it out.
+      label: of the progress bar.
+
+    Returns: the state after `config.steps` steps.
+
+    Raises:
+      UserError: the loss or its gradient is not finite; the data are too short; the folder is of another run.
+      Interrupted: SIGTERM came, and the state is saved.
+    """
+    clock = Clock()
+    if len(dataset) < config.steps:
+        raise UserError(f"{label}: {config.steps} steps need as many batches, and the data give {len(dataset)}")
+    with contextlib.ExitStack() as stack:
+        preemption = stack.enter_context(_Preemption())
+        with clock.lost():
+            checkpoints = Checkpoints(folder / "checkpoints", identity, config.keep_checkpoints)
+            stack.callback(checkpoints.close)
+            state, start, data = _restore(checkpoints, state)
+        index = data["next_index"]
+        log = MetricsLog(
+            folder,
+            sources=source_names,
+            start=start,
+            steps=config.steps,
+            tokens=data["tokens"],
+            log_every=config.log_every,
+            flops_per_token=flops_per_token,
+            peak_flops=peak_flops,
+            clock=clock,
+            label=label,
+        )
+        stack.callback(log.close)
+        batches = stack.enter_context(_prefetched(dataset, index))
+
+        running = None
+        for step in range(start, config.steps):
+            with clock.lost():
+                batch = next(batches)
+            if step == 0 and describe is not None:
+                log.text("batch 0, trained tokens marked", describe(batch), step)
+            on_devices = _place(batch, config.accumulation, batch_sharding)
+            with clock.lost() if step == start else contextlib.nullcontext():  # the first call compiles
+                state, metrics = step_fn(state, frozen, on_devices)
+            # Only now that the devices have their next step is the one before waited for.
+            if running is not None:
+                _settle(running, log, checkpoints, source_names)
+            running = _Running(step, index, batch["source"], metrics)
+            index += 1
+
+            done = step + 1
+            stop = preemption.requested(step)
+            if stop or done == config.steps or done % config.checkpoint_every == 0:
+                _settle(running, log, checkpoints, source_names)
+                running = None
+                with clock.lost():
+                    checkpoints.save(done, state, {"next_index": index, "tokens": log.tokens})
+            if stop:
+                checkpoints.wait()
+                raise Interrupted(f"{label}: SIGTERM; {done} of {config.steps} steps are done and saved")
+        checkpoints.wait()
+    return state
+
+
+def _restore(checkpoints: Checkpoints, fresh: TrainState) -> tuple[TrainState, int, dict[str, int]]:
+    """The state to start from, its step, and its position in the data."""
+    restored = checkpoints.restore(fresh)
+    if restored is None:
+        return fresh, 0, {"next_index": 0, "tokens": 0}
+    step, state, data = restored
+    for leaf in jax.tree.leaves(fresh):
+        leaf.delete()  # the caller still holds it, and two states may be more than fits
+    return state, step, data
+
+
+@contextlib.contextmanager
+def _prefetched(dataset: grain.MapDataset, index: int) -> Iterator[Iterator[HostBatch]]:
+    """Batches from `index` on, made ahead on a thread. More threads are slower: rows come from mapped memory."""
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCHED_BATCHES)
+    batches = iter(dataset[index:].to_iter_dataset(options))
+    try:
+        yield batches
+    finally:
+        batches.close()
+
+
+def _place(batch: HostBatch, accumulation: int, sharding: NamedSharding) -> dict[str, jax.Array]:
+    """[b, ...] on each host -> [A, B/A, ...] over all devices."""
+
+    def place(rows: np.ndarray) -> jax.Array:
+        microbatches = rows.reshape(accumulation, -1, *rows.shape[1:])
+        cut = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[: microbatches.ndim]))
+        return jax.make_array_from_process_local_data(cut, microbatches)
+
+    return {name: place(rows) for name, rows in batch.items()}
+
+
+def _settle(running: _Running, log: MetricsLog, checkpoints: Checkpoints, source_names: list[str]) -> None:
+    """Waits for the step, and logs it if its update was made."""
+    metrics = jax.device_get(running.metrics)
+    if not metrics.finite:
+        rows = Counter(source_names[source] for source in running.sources)
+        found = ", ".join(f"{name} {count}" for name, count in rows.items())
+        kept = checkpoints.latest
+        raise UserError(
+            f"loss is {metrics.loss_sum / max(metrics.weight, 1.0)} and the gradient norm {metrics.grad_norm} at step "
+            f"{running.step} (batch {running.index}, rows: {found}); the update was not made, "
+            + ("there is no checkpoint yet" if kept is None else f"the checkpoint of step {kept} is kept")
+            + "; lower optim.learning_rate, or look at the data with --mode=show"
+        )
+    log.record(running.step, metrics)
+
+
+class _Preemption:
+    """Turns SIGTERM into a question that the loop asks after every step; all hosts get the same answer."""
+
+    def __init__(self):
+        self._requested = False
+        # With several hosts, JAX's own handler agrees with the others on the step to stop at.
+        self._handles = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> "_Preemption":
+        if self._handles:
+            self._previous = signal.signal(signal.SIGTERM, self._request)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._handles:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def requested(self, step: int) -> bool:
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._requested
+
+    def _request(self, *_: Any) -> None:
+        self._requested = True

@@ -1,0 +1,225 @@
+"""What a run tells: `metrics.jsonl`, TensorBoard, and a line of progress.
+
+S: sources.
+"""
+
+import contextlib
+import json
+import pathlib
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import tensorboardX
+import tqdm
+
+# Fields of metrics.jsonl that differ from run to run; all others are equal in a resumed and an uninterrupted run.
+TIMINGS = ("tokens_per_second", "step_seconds", "mfu", "goodput", "memory_bytes")
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Clock:
+    """Wall time since the run was (re)started, and the part of it that was not training."""
+
+    def __init__(self):
+        self._start = time.perf_counter()
+        self._lost = 0.0
+
+    @contextlib.contextmanager
+    def lost(self) -> Iterator[None]:
+        """Counts the body as lost: restoring, compiling, saving, waiting for data."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._lost += time.perf_counter() - start
+
+    def goodput(self) -> float:
+        """Share of the wall time that was not lost, 0 to 1."""
+        return 1.0 - self._lost / (time.perf_counter() - self._start)
+
+
+class MetricsLog:
+    """Records every step, in order; only the first host writes.
+
+    - `metrics.jsonl` has one line per step. Lines from step `start` on, which a killed run wrote after its last
+      checkpoint, are cut off, so a resumed run leaves the same lines as an uninterrupted one, apart from `TIMINGS`.
+    - TensorBoard has a point per `log_every` steps: token-weighted means of the losses since the last point, and the
+      last value of the rest.
+    - stderr has a progress bar, or without a terminal a line now and then.
+
+    Rates are wall time between log points, whatever happened in between, apart from the first step, which compiles.
+
+    Args:
+        folder: of the run; made if missing.
+        sources: S names.
+        start: first step to come.
+        steps: of the whole run.
+        tokens: non-padding tokens before `start`.
+        flops_per_token: model FLOPs for one token, forward and backward.
+        peak_flops: FLOP/s of all devices together; None leaves `mfu` out.
+        label: of the progress bar.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        *,
+        sources: list[str],
+        start: int,
+        steps: int,
+        tokens: int,
+        log_every: int,
+        flops_per_token: float,
+        peak_flops: float | None,
+        clock: Clock,
+        label: str,
+    ):
+        self.tokens = tokens
+        self._sources = sources
+        self._steps = steps
+        self._log_every = log_every
+        self._flops_per_token = flops_per_token
+        self._peak_flops = peak_flops
+        self._clock = clock
+        self._window: list[Any] = []
+        self._timed_steps = 0
+        self._timed_tokens = 0
+        self._timed_since: float | None = None
+        self._writes = jax.process_index() == 0
+        if self._writes:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lines = _open_lines(folder / "metrics.jsonl", start)
+            # The name of an event file holds only seconds, and two resumes may share one.
+            self._board = tensorboardX.SummaryWriter(
+                str(folder / "tensorboard"), purge_step=start, filename_suffix=f".{start}", flush_secs=10
+            )
+            self._progress = _Progress(label, start, steps)
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        if self._writes:
+            self._board.add_text(tag, f"```\n{text}\n```", step)
+
+    def record(self, step: int, metrics: Any) -> None:
+        """Takes the `StepMetrics` of `step` as numpy arrays on the host."""
+        self.tokens += int(metrics.tokens)
+        self._window.append(metrics)
+        self._timed_steps += 1
+        self._timed_tokens += int(metrics.tokens)
+        fields = {"step": step, **self._losses([metrics]), **self._state(metrics)}
+        if (step + 1) % self._log_every == 0 or step + 1 == self._steps:
+            timings = self._timings()
+            self._write_board(step, self._losses(self._window) | self._state(metrics) | timings)
+            self._window.clear()
+            fields |= timings
+        elif self._timed_since is None:
+            self._restart_timing()
+        if self._writes:
+            self._lines.write(json.dumps(fields) + "\n")
+            self._progress.update(step + 1, fields)
+
+    def close(self) -> None:
+        if self._writes:
+            self._lines.close()
+            self._board.close()
+            self._progress.close()
+
+    def _losses(self, window: list[Any]) -> dict[str, float | None]:
+        """Mean loss per trained token, over all and per source; None where a source has no trained token."""
+        sums = sum(np.append(metrics.source_loss_sum, metrics.loss_sum).astype(np.float64) for metrics in window)
+        weights = sum(np.append(metrics.source_weight, metrics.weight).astype(np.float64) for metrics in window)
+        means = [float(total / weight) if weight else None for total, weight in zip(sums, weights, strict=True)]
+        by_source = {f"loss/{name}": mean for name, mean in zip(self._sources, means[:-1], strict=True)}
+        return {"loss": means[-1], **by_source}
+
+    def _state(self, metrics: Any) -> dict[str, float]:
+        return {
+            "learning_rate": float(metrics.learning_rate),
+            "grad_norm": float(metrics.grad_norm),
+            "trained_tokens": int(metrics.weight),
+            "tokens": self.tokens,
+        }
+
+    def _timings(self) -> dict[str, float]:
+        """`TIMINGS` since the last call; rates need a step after the first."""
+        fields = {"goodput": self._clock.goodput(), "memory_bytes": _peak_memory()}
+        if self._timed_since is not None:
+            seconds = time.perf_counter() - self._timed_since
+            fields["tokens_per_second"] = self._timed_tokens / seconds
+            fields["step_seconds"] = seconds / self._timed_steps
+            if self._peak_flops is not None:
+                fields["mfu"] = fields["tokens_per_second"] * self._flops_per_token / self._peak_flops
+        self._restart_timing()
+        return fields
+
+    def _restart_timing(self) -> None:
+        self._timed_since, self._timed_steps, self._timed_tokens = time.perf_counter(), 0, 0
+
+    def _write_board(self, step: int, fields: dict[str, float | None]) -> None:
+        if self._writes:
+            for name, value in fields.items():
+                if value is not None:
+                    self._board.add_scalar(name, value, step)
+
+
+class _Progress:
+    """A bar with the time left on a terminal; elsewhere a line per tenth of the run, but no more than one in 10 s."""
+
+    def __init__(self, label: str, start: int, steps: int):
+        self._label, self._steps = label, steps
+        self._rate = ""
+        self._bar = None
+        self._last_line = time.monotonic()
+        self._done_then = start
+        if sys.stderr.isatty():
+            self._bar = tqdm.tqdm(desc=label, initial=start, total=steps, unit="step", dynamic_ncols=True)
+
+    def update(self, done: int, fields: dict[str, float | None]) -> None:
+        if "tokens_per_second" in fields:
+            self._rate = f"{fields['tokens_per_second']:,.0f} tokens/s"
+        loss = "no trained token" if fields["loss"] is None else f"loss {fields['loss']:.3f}"
+        text = f"{loss}, {self._rate}" if self._rate else loss
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update()
+            return
+        tenth = done * 10 // self._steps > (done - 1) * 10 // self._steps
+        elapsed = time.monotonic() - self._last_line
+        if done == self._steps or (tenth and elapsed > _SECONDS_BETWEEN_LINES):
+            left = (self._steps - done) * elapsed / (done - self._done_then)
+            print(f"{self._label}: step {done}/{self._steps}, {text}, {left:.0f} s left", file=sys.stderr, flush=True)
+            self._last_line, self._done_then = time.monotonic(), done
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _open_lines(path: pathlib.Path, start: int):
+    """Opens for appending, without the lines of step `start` and beyond and without a torn last line."""
+    path.touch()
+    kept = 0
+    with path.open("rb+") as file:
+        for line in file:
+            try:
+                if json.loads(line)["step"] >= start or not line.endswith(b"\n"):
+                    break
+            except (ValueError, KeyError, TypeError):
+                break
+            kept += len(line)
+        file.truncate(kept)
+    return path.open("a", encoding="utf-8", buffering=1)  # a line is with the system before its step is in a checkpoint
+
+
+def _peak_memory() -> int:
+    """Bytes: peak of the first device where it tells, else of this process."""
+    statistics = jax.local_devices()[0].memory_stats()
+    if statistics:
+        return statistics["peak_bytes_in_use"]
+    kilobyte = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte
