@@ -15,8 +15,8 @@ setuptools.setup(
     description="Model Spec Midtraining in JAX: from a Model Spec to a report on what a model learned from it",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=setuptools.find_packages(include=["msm_jax*", "eval*", "configs*", "benchmarks*"]),
-    # Prompts, report templates and reference numbers are files beside the code that reads them.
+    packages=setuptools.find_namespace_packages(include=["msm_jax*", "eval*", "configs*", "benchmarks*"]),
+    # Folders of files count as packages too: prompts, report templates and reference numbers lie beside the code.
     package_data={"": ["*.txt", "*.md", "*.json", "*.jsonl", "*.csv", "*.html", "*.j2"]},
     install_requires=[
         # Flax and Orbax follow JAX within months, so the three are bounded together; Python 3.11 gets JAX 0.10.2.

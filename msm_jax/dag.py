@@ -15,6 +15,7 @@ import os
 import pathlib
 import platform
 import re
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -26,7 +27,7 @@ from msm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class StageContext:
-    """What `run` sees. `folder` exists; after an interruption it holds what the earlier run left."""
+    """What `run` sees: `folder` exists, and after an interruption it holds what the earlier run left."""
 
     folder: pathlib.Path
     inputs: Mapping[str, pathlib.Path]
@@ -67,23 +68,17 @@ class Stage:
     def key(self) -> str:
         return f"{self.name}-{self.hash}"
 
+    def folder(self, workdir: str | os.PathLike) -> pathlib.Path:
+        return pathlib.Path(workdir, "stages", self.key)
+
 
 def execute(
     targets: Sequence[Stage], workdir: str | os.PathLike, report: Callable[[str], None] = print
 ) -> dict[str, dict[str, Any]]:
-    """Runs all that `targets` need and is not done, inputs first.
+    """Runs all that `targets` need and is not done, inputs first; `report` takes one line per stage that runs.
 
-    Args:
-        targets: stages whose artifacts are wanted.
-        workdir: folder of the experiment; one process at a time works in it.
-        report: takes one line per stage that runs.
-
-    Returns:
-        key -> manifest, for every stage that `targets` need.
-
-    Raises:
-        UserError: the folder is in use, the disk is full, or a stage says so.
-        ValueError: the stages have a cycle.
+    Returns: key -> manifest, for every stage that `targets` need.
+    Raises: UserError if `workdir` is in use, the disk is full, or a stage says so; ValueError if stages have a cycle.
     """
     stages = _sorted(targets)
     with _lock(pathlib.Path(workdir)):
@@ -105,32 +100,22 @@ def status(targets: Sequence[Stage], workdir: str | os.PathLike) -> list[tuple[S
 
 
 def claim_workdir(workdir: str | os.PathLike, config_dict: Mapping[str, Any], exempt: Sequence[str] = ()) -> None:
-    """Ties `workdir` to one configuration, so that its stages and reports belong together.
+    """Ties `workdir` to one configuration, kept in its `config.json` from the first use on.
 
-    Args:
-        workdir: gets `config.json` at first use.
-        config_dict: nested plain dictionaries (`config.to_dict`).
-        exempt: top-level fields that may differ between runs, for they change no result.
-
-    Raises:
-        UserError: `workdir` belongs to a configuration that differs in a field that is not exempt.
+    Raises: UserError if `workdir` belongs to one that differs in a field outside the top-level fields `exempt`.
     """
     path = pathlib.Path(workdir, "config.json")
     if not path.exists():
-        files.write_json(path, config_dict)
-        return
-    there, here = config.flatten(files.read_json(path)), config.flatten(config_dict)
-    differing = [
-        field
-        for field in here | there
-        if field.split(".")[0] not in exempt and there.get(field, "absent") != here.get(field, "absent")
-    ]
+        return files.write_json(path, config.to_dict(config_dict))
+    there, here = config.flatten(files.read_json(path)), config.flatten(config.to_dict(config_dict))
+    binding = [field for field in here | there if field.split(".")[0] not in exempt]
+    differing = [field for field in binding if there.get(field, "absent") != here.get(field, "absent")]
     if differing:
         first, more = differing[0], len(differing) - 1
-        also = f" (and {more} more field{'s' if more > 1 else ''})" if more else ""
         raise UserError(
             f"{workdir} belongs to another configuration: {first} is {there.get(first, 'absent')} there and "
-            f"{here.get(first, 'absent')} here{also}; choose another --workdir, or override nothing"
+            f"{here.get(first, 'absent')} here{f' (and {more} more differ)' if more else ''}; "
+            "choose another --workdir, or override nothing"
         )
 
 
@@ -144,37 +129,30 @@ def is_disk_full(error: BaseException) -> bool:
 
 def _sorted(targets: Sequence[Stage]) -> list[Stage]:
     """Inputs before the stages that need them, each key once."""
-    ordered: dict[str, Stage] = {}
-    finished: set[int] = set()
+    ordered: dict[Stage, None] = {}
 
     def visit(stage: Stage, path: tuple[Stage, ...]) -> None:
         if stage in path:
             raise ValueError(f"cycle of stages: {' -> '.join(s.name for s in (*path, stage))}")
-        if id(stage) in finished:
-            return
-        for source in stage.inputs.values():
-            visit(source, (*path, stage))
-        ordered.setdefault(stage.key, stage)
-        finished.add(id(stage))
+        if stage not in ordered:
+            for source in stage.inputs.values():
+                visit(source, (*path, stage))
+            ordered[stage] = None
 
     for target in targets:
         visit(target, ())
-    return list(ordered.values())
-
-
-def _folder(stage: Stage, workdir: str | os.PathLike) -> pathlib.Path:
-    return pathlib.Path(workdir, "stages", stage.key)
+    return list({stage.key: stage for stage in ordered}.values())
 
 
 def _manifest(stage: Stage, workdir: str | os.PathLike) -> dict[str, Any] | None:
-    path = _folder(stage, workdir) / "manifest.json"
+    path = stage.folder(workdir) / "manifest.json"
     manifest = files.read_json(path) if path.exists() else None
     return manifest if manifest and manifest["key"] == stage.key else None
 
 
 def _run(stage: Stage, workdir: str | os.PathLike) -> dict[str, Any]:
-    folder = _folder(stage, workdir)
-    inputs = {role: _folder(source, workdir) for role, source in stage.inputs.items()}
+    folder = stage.folder(workdir)
+    inputs = {role: source.folder(workdir) for role, source in stage.inputs.items()}
     start = time.monotonic()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -207,21 +185,16 @@ def _run(stage: Stage, workdir: str | os.PathLike) -> dict[str, Any]:
 
 def _progress(start: float, stages: Sequence[Stage], manifests: Mapping[str, Mapping[str, Any]]) -> str:
     """Time since `start`, and what is left by the mean time of the done stages of each kind."""
+    if not manifests:
+        return ""
     seconds: dict[str, list[float]] = {}
     for manifest in manifests.values():
         seconds.setdefault(manifest["kind"], []).append(manifest["seconds"])
-    if not seconds:
-        return ""
-    means = {kind: sum(values) / len(values) for kind, values in seconds.items()}
-    typical = sum(means.values()) / len(means)
+    means = {kind: statistics.mean(values) for kind, values in seconds.items()}
+    typical = statistics.mean(means.values())
     left = sum(means.get(stage.kind, typical) for stage in stages if stage.key not in manifests)
-    return f" {_duration(time.monotonic() - start)} elapsed, about {_duration(left)} left"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
+    elapsed, left = (datetime.timedelta(seconds=round(value)) for value in (time.monotonic() - start, left))
+    return f" {elapsed} elapsed, about {left} left"
 
 
 @contextlib.contextmanager
@@ -232,7 +205,5 @@ def _lock(workdir: pathlib.Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"{workdir} is in use by another process; wait for it, or choose another --workdir"
-            ) from None
+            raise UserError(f"{workdir}: in use by another process; wait for it, or choose another --workdir") from None
         yield

@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _launch(sys.argv[1:] if arguments is None else list(arguments))
     except UserError as error:
         return _stop(f"error: {error}", 2)
+    except PermissionError as error:
+        return _stop(f"error: {error}", 2)
     except OSError as error:
         if not dag.is_disk_full(error):
             raise
@@ -107,4 +109,6 @@ def _stop(line: str, status: int) -> int:
 
 
 if __name__ == "__main__":
+    # The log of a long job goes to a file, where each line should be seen when it is written.
+    sys.stdout.reconfigure(line_buffering=True)
     sys.exit(main())

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Makes the environment, then runs the tests: bash launch/test.sh [what pytest takes, as -m slow or tests/data]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/environment.sh
+source launch/environment.sh
+
+make_environment test
+export JAX_PLATFORMS=cpu
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+exec .venv/bin/python -m pytest -q -n 2 "$@"
