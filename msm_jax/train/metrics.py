@@ -192,7 +192,8 @@ class _Progress:
         elapsed = time.monotonic() - self._last_line
         if done == self._steps or (tenth and elapsed > _SECONDS_BETWEEN_LINES):
             left = (self._steps - done) * elapsed / (done - self._done_then)
-            print(f"{self._label}: step {done}/{self._steps}, {text}, {left:.0f} s left", file=sys.stderr, flush=True)
+            text += f", {left:.0f} s left" if done < self._steps else ""
+            print(f"{self._label}: step {done}/{self._steps}, {text}", file=sys.stderr, flush=True)
             self._last_line, self._done_then = time.monotonic(), done
 
     def close(self) -> None:

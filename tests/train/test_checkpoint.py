@@ -1,0 +1,224 @@
+import logging
+import random
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from msm_jax.errors import UserError
+from msm_jax.train import checkpoint
+from msm_jax.train.checkpoint import Checkpoints, load_params, save_params
+from msm_jax.train.state import TrainState
+
+
+def make_state(value: float) -> TrainState:
+    params = {"layers": {"q": jnp.full((2, 8, 8), float(value)), "k": jnp.arange(64.0).reshape(8, 8) + value}}
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.masked(optax.adam(1e-3, mu_dtype="bfloat16"), {"layers": True})
+    )
+    return TrainState(step=jnp.int32(value), params=params, opt_state=(optimizer.init(params), jnp.array(True)))
+
+
+def assert_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def flip_a_bit(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 16]) + data[middle + 1 :]
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    checkpoints = Checkpoints(folder, "run", keep=2)
+    for step in (3, 6):
+        checkpoints.save(step, make_state(step), {"next_index": 10 * step})
+    checkpoints.close()
+    return folder
+
+
+@pytest.fixture
+def folder(two_checkpoints, tmp_path):
+    return shutil.copytree(two_checkpoints, tmp_path / "checkpoints")
+
+
+def restore(folder, identity="run"):
+    checkpoints = Checkpoints(folder, identity, keep=2)
+    try:
+        return checkpoints.restore(make_state(0))
+    finally:
+        checkpoints.close()
+
+
+def files_of(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_restores_the_newest_with_its_data(folder):
+    step, state, data = restore(folder)
+    assert (step, data) == (6, {"next_index": 60})
+    assert_equal(state, make_state(6))
+
+
+def test_nothing_to_restore(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "new", "run", keep=2)
+    assert checkpoints.latest is None
+    assert checkpoints.restore(make_state(0)) is None
+
+
+def test_a_state_may_be_donated_as_soon_as_it_is_saved(tmp_path):
+    overwrite = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree), donate_argnums=0)
+    state = jax.tree.map(jnp.copy, make_state(5))
+    checkpoints = Checkpoints(tmp_path, "run", keep=1)
+    checkpoints.save(5, state, {"next_index": 5})
+    zeros = overwrite(state)
+    checkpoints.wait()
+    assert_equal(checkpoints.restore(zeros)[1], make_state(5))
+
+
+def test_keeps_the_newest(tmp_path):
+    checkpoints = Checkpoints(tmp_path, "run", keep=2)
+    for step in (1, 2, 3, 4):
+        checkpoints.save(step, make_state(step), {"next_index": step})
+        assert checkpoints.latest == step
+    checkpoints.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "4"]
+
+
+@pytest.mark.parametrize("part", ["meta/metadata", "state/_METADATA", "state/manifest.ocdbt", "state/d/"])
+@pytest.mark.parametrize("harm", ["delete", "truncate", "flip"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(folder, caplog, capfd, part, harm):
+    for path in files_of(folder / "6"):
+        if part in str(path.relative_to(folder / "6")):
+            data = path.read_bytes()
+            if harm == "delete":
+                path.unlink()
+            else:
+                path.write_bytes(data[:-5] if harm == "truncate" else flip_a_bit(data))
+    with caplog.at_level(logging.WARNING, logger="msm_jax"):
+        step, state, data = restore(folder)
+    if step == 6:
+        assert_equal(state, make_state(6))  # the harm was in bytes that mean nothing
+        return
+    assert (step, data) == (3, {"next_index": 30})
+    assert_equal(state, make_state(3))
+    [warning] = [record.getMessage() for record in caplog.records if record.name.startswith("msm_jax")]
+    assert str(folder / "6") in warning and "damaged" in warning
+    assert (folder / "damaged-6").is_dir() and not (folder / "6").exists()
+    assert "Traceback" not in capfd.readouterr().err
+
+    checkpoints = Checkpoints(folder, "run", keep=2)
+    checkpoints.save(6, make_state(6), {"next_index": 60})
+    checkpoints.close()
+    assert_equal(restore(folder)[1], make_state(6))
+
+
+@pytest.mark.parametrize("part", ["", "state", "meta"])
+def test_a_missing_folder_is_damage(folder, part):
+    shutil.rmtree(folder / "6" / part)
+    (folder / "6").mkdir(exist_ok=True)
+    assert restore(folder)[0] == 3
+
+
+def test_damage_anywhere_never_gives_wrong_values(folder, tmp_path):
+    draw = random.Random(0)
+    for trial, path in enumerate(files_of(folder / "6")):
+        copy = shutil.copytree(folder, tmp_path / str(trial))
+        victim = copy / path.relative_to(folder)
+        data = bytearray(victim.read_bytes())
+        for _ in range(8):
+            if data:
+                data[draw.randrange(len(data))] = draw.randrange(256)
+        victim.write_bytes(data)
+        step, state, found = restore(copy)
+        assert found == {"next_index": 10 * step}
+        assert_equal(state, make_state(step))
+
+
+def test_all_damaged_starts_afresh(folder, caplog):
+    for step in ("3", "6"):
+        (folder / step / "meta" / "metadata").write_text("{")
+    assert restore(folder) is None
+    assert len([record for record in caplog.records if "damaged" in record.getMessage()]) == 2
+    assert (folder / "damaged-3").is_dir() and (folder / "damaged-6").is_dir()
+
+
+def test_a_half_written_save_is_not_a_checkpoint(folder):
+    torn = folder / "9.orbax-checkpoint-tmp"
+    shutil.copytree(folder / "6" / "state", torn / "state")
+    assert restore(folder)[0] == 6
+    assert not torn.exists()
+
+
+def test_another_run_is_refused_and_left_alone(folder):
+    with pytest.raises(UserError, match="identity run, this run is other"):
+        restore(folder, identity="other")
+    assert restore(folder)[0] == 6
+
+
+def test_out_of_memory_is_not_damage(folder, monkeypatch):
+    def fail(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr(checkpoint, "_check_arrays", fail)
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        restore(folder)
+    monkeypatch.undo()
+    assert restore(folder)[0] == 6
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_checksum_sees_every_change_of_one_element(data):
+    dtype = data.draw(st.sampled_from([np.float32, np.int32, np.bool_, jnp.bfloat16]))
+    array = np.zeros((3, 1, 5), dtype)
+    changed = array.copy()
+    flat = changed.reshape(-1)[data.draw(st.integers(0, 14)) :][:1].view(np.uint8)
+    flat[data.draw(st.integers(0, flat.size - 1))] = 1 if dtype is np.bool_ else data.draw(st.integers(1, 255))
+    assert checkpoint._checksums(array) != checkpoint._checksums(changed)
+
+
+def test_checksum_sees_that_elements_changed_places():
+    array = np.arange(6.0, dtype=np.float32).reshape(2, 3)
+    assert checkpoint._checksums(array) != checkpoint._checksums(array[:, ::-1])
+
+
+def test_params_come_back(tmp_path):
+    params = make_state(7).params
+    save_params(tmp_path / "final", make_state(1).params)
+    save_params(tmp_path / "final", params)
+    assert_equal(load_params(tmp_path / "final", make_state(0).params), params)
+
+
+@pytest.mark.parametrize("part", ["meta/metadata", "params/_METADATA", "params/manifest.ocdbt", "params/"])
+def test_damaged_params_are_an_error(tmp_path, part):
+    save_params(tmp_path / "final", make_state(7).params)
+    for path in files_of(tmp_path / "final"):
+        if part in str(path):
+            path.write_bytes(flip_a_bit(path.read_bytes() or b"x"))
+    with pytest.raises(UserError, match="the weights are damaged"):
+        load_params(tmp_path / "final", make_state(0).params)
+
+
+def test_params_of_another_model_are_an_error(tmp_path):
+    save_params(tmp_path / "final", make_state(7).params)
+    wider = {"layers": {"q": jnp.zeros((2, 8, 16)), "k": jnp.zeros((8, 8))}}
+    with pytest.raises(UserError, match=r"layers/q is float32\[2, 8, 8\] in the folder and float32\[2, 8, 16\]"):
+        load_params(tmp_path / "final", wider)
+    with pytest.raises(UserError, match=r"layers/k is float32\[8, 8\] in the folder and missing"):
+        load_params(tmp_path / "final", {"layers": {"q": jnp.zeros((2, 8, 8))}})
+
+
+def test_no_params_are_an_error(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        load_params(tmp_path / "final", make_state(0).params)
+    (tmp_path / "final").mkdir()
+    with pytest.raises(UserError, match="damaged"):
+        load_params(tmp_path / "final", make_state(0).params)

@@ -1,0 +1,248 @@
+import dataclasses
+import json
+import os
+import signal
+import threading
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from msm_jax.errors import Interrupted, UserError
+from msm_jax.train.loop import LoopConfig, train
+from msm_jax.train.metrics import TIMINGS
+from msm_jax.train.state import TrainState
+from msm_jax.train.step import StepMetrics
+
+ROWS, TOKENS, ENDLESS = 4, 8, 2**40
+
+
+class Rows:
+    """Batch s is full of s + 1; its rows are of sources 0, 0, 0, 1."""
+
+    def __init__(self, on_batch=lambda index: None):
+        self._on_batch = on_batch
+
+    def __len__(self):
+        return ENDLESS
+
+    def __getitem__(self, index):
+        self._on_batch(index)
+        tokens = np.full((ROWS, TOKENS), index + 1, np.int32)
+        return {"tokens": tokens, "mask": tokens > 0, "source": np.array([0, 0, 0, 1], np.int32)}
+
+
+def metrics_of(loss, finite, step):
+    return StepMetrics(
+        loss_sum=loss * 4,
+        weight=jnp.float32(4),
+        source_loss_sum=jnp.stack([loss * 3, loss]),
+        source_weight=jnp.array([3.0, 1.0]),
+        tokens=jnp.float32(ROWS * TOKENS),
+        grad_norm=jnp.float32(1),
+        learning_rate=jnp.float32(step),
+        finite=finite,
+    )
+
+
+def make_step(bad_token=-1):
+    """`history` is a polynomial in the batches seen: it tells their order."""
+
+    def step(state, frozen, batch):
+        assert batch["tokens"].shape == (2, ROWS // 2, TOKENS) and batch["source"].shape == (2, ROWS // 2)
+        token = batch["tokens"][0, 0, 0]
+        finite = token != bad_token
+        history = jnp.where(finite, state.params["history"] * 31 + token.astype(jnp.uint32) * frozen, 0)
+        loss = jnp.where(finite, 1.0 / token, jnp.nan)
+        return TrainState(state.step + 1, {"history": history}, state.opt_state), metrics_of(loss, finite, state.step)
+
+    return jax.jit(step, donate_argnums=0)
+
+
+@pytest.fixture(scope="module")
+def sharding():
+    mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))
+    return NamedSharding(mesh, PartitionSpec(None, "data", None))
+
+
+@pytest.fixture
+def run(tmp_path, sharding):
+    def run(name="run", rows=None, step_fn=None, dataset=None, config=None, **changes):
+        everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+        state = TrainState(jnp.int32(0), {"history": jnp.uint32(0)}, (jnp.zeros(3),))
+        loop = {"steps": 10, "batch_size": ROWS, "accumulation": 2, "log_every": 4, "checkpoint_every": 3}
+        arguments = {
+            "config": LoopConfig(**loop | (config or {})),
+            "step_fn": step_fn or make_step(),
+            "state": jax.device_put(state, everywhere),
+            "frozen": jax.device_put(jnp.uint32(1), everywhere),
+            "dataset": dataset or grain.MapDataset.source(rows or Rows()),
+            "source_names": ["msm", "replay"],
+            "batch_sharding": sharding,
+            "folder": tmp_path / name,
+            "identity": "run",
+            "flops_per_token": 1.0,
+            "peak_flops": 1.0,
+            "describe": None,
+            "label": "test",
+        }
+        return train(**arguments | changes)
+
+    return run
+
+
+def history(steps):
+    value = 0
+    for token in range(1, steps + 1):
+        value = (value * 31 + token) % 2**32
+    return value
+
+
+def read_lines(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
+
+
+def terminate_at(batch):
+    """SIGTERM while this batch is made, a few steps ahead of its use; once."""
+    sent = []
+
+    def on_batch(index):
+        if index == batch and not sent:
+            sent.append(index)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return Rows(on_batch)
+
+
+def test_sees_each_batch_once_in_order(run, tmp_path):
+    state = run()
+    assert (int(state.step), int(state.params["history"])) == (10, history(10))
+    lines = read_lines(tmp_path / "run")
+    assert [line["step"] for line in lines] == list(range(10))
+    assert [line["loss"] for line in lines] == [float(np.float32(4) * np.float32(1 / t)) / 4 for t in range(1, 11)]
+    assert lines[-1]["tokens"] == 10 * ROWS * TOKENS
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["10", "9"]
+
+
+@pytest.mark.parametrize("batch", [0, 3, 6, 9])
+def test_sigterm_saves_and_the_next_run_resumes_exactly(run, tmp_path, batch):
+    whole = run("whole")
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="of 10 steps are done and saved"):
+        run("stopped", rows=terminate_at(batch))
+    assert signal.getsignal(signal.SIGTERM) is before
+    resumed = run("stopped")
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    assert read_lines(tmp_path / "stopped") == read_lines(tmp_path / "whole")
+
+
+def test_what_is_done_is_not_done_again(run):
+    run()
+    used = make_step()
+    state = run(step_fn=used, rows=Rows(on_batch=pytest.fail))
+    assert int(state.params["history"]) == history(10)
+    assert used._cache_size() == 0
+
+
+def test_runs_outside_the_main_thread(run):
+    states = []
+    thread = threading.Thread(target=lambda: states.append(run()))
+    thread.start()
+    thread.join()
+    assert int(states[0].step) == 10
+
+
+def test_the_data_go_on_from_the_saved_position(run, tmp_path):
+    run(config={"steps": 6})
+    seen = set()
+    run(config={"steps": 8}, rows=Rows(on_batch=seen.add))
+    assert min(seen) == 6
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path):
+    with pytest.raises(UserError) as raised:
+        run(step_fn=make_step(bad_token=9))
+    message = str(raised.value)
+    assert "loss is nan" in message and "at step 8 (batch 8, rows: msm 3, replay 1)" in message
+    assert "the checkpoint of step 6 is kept" in message and "\n" not in message
+    assert read_lines(tmp_path / "run")[-1]["step"] == 7
+    assert int(run().params["history"]) == history(10)
+
+
+def test_a_first_loss_that_is_not_finite(run):
+    with pytest.raises(UserError, match=r"at step 0 \(batch 0.*there is no checkpoint yet"):
+        run(step_fn=make_step(bad_token=1))
+
+
+def test_never_saves_after_a_step_that_is_not_finite(run, tmp_path):
+    with pytest.raises(UserError, match="the checkpoint of step 3 is kept"):
+        run(step_fn=make_step(bad_token=6))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["3"]
+
+
+class Spy:
+    """A value on the "device" that tells when it is read."""
+
+    def __init__(self, value, events, name):
+        self._value, self._events, self._name = np.asarray(value), events, name
+
+    def __array__(self, *_, **__):
+        self._events.append(self._name)
+        return self._value
+
+
+def test_metrics_are_read_one_step_behind(run):
+    events = []
+
+    def step_fn(state, frozen, batch):
+        step = int(state.step)
+        events.append(f"dispatch {step}")
+        metrics = metrics_of(jnp.float32(1), jnp.bool_(True), step)
+        spied = dataclasses.replace(metrics, loss_sum=Spy(1.0, events, f"read {step}"))
+        return dataclasses.replace(state, step=state.step + 1), spied
+
+    run(step_fn=step_fn, config={"steps": 4, "checkpoint_every": 3})
+    assert events == [
+        "dispatch 0", "dispatch 1", "read 0", "dispatch 2", "read 1", "read 2", "dispatch 3", "read 3"
+    ]  # fmt: skip
+
+
+def test_describes_the_first_batch_once(run, tmp_path):
+    described = []
+
+    def describe(batch):
+        described.append(int(batch["tokens"][0, 0]))
+        return "text"
+
+    run(config={"steps": 3}, describe=describe)
+    run(config={"steps": 5}, describe=describe)
+    assert described == [1]
+
+
+def test_too_few_batches_are_an_error(run):
+    with pytest.raises(UserError, match="10 steps need as many batches, and the data give 7"):
+        run(dataset=grain.MapDataset.source(Rows())[:7])
+
+
+def test_an_error_in_the_data_is_passed_on(run):
+    def fail(index):
+        if index == 5:
+            raise UserError("rows.npy: damaged")
+
+    with pytest.raises(UserError, match=r"rows\.npy: damaged"):
+        run(rows=Rows(on_batch=fail))
+
+
+@pytest.mark.parametrize("field", ["steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"])
+def test_config_is_checked(field):
+    with pytest.raises(UserError, match=f"{field} is 0"):
+        LoopConfig(**{"steps": 1, "batch_size": 1, field: 0})
+
+
+def test_accumulation_divides_the_batch():
+    with pytest.raises(UserError, match="batch_size=6 is not divisible by accumulation=4"):
+        LoopConfig(steps=1, batch_size=6, accumulation=4)
