@@ -32,7 +32,7 @@ class SeedSummary(NamedTuple):
 
 
 class PairedDifference(NamedTuple):
-    """Mean of a - b over `n` pairs, its t-interval, and the two-sided sign-flip p; all but the mean None for one pair."""
+    """Mean of a - b over `n` pairs, its t-interval and the two-sided sign-flip p, which are None for one pair."""
 
     mean: float
     low: float | None

@@ -112,7 +112,8 @@ def evaluate(
       consistent: both orders choose the same option, and neither is a tie;
       first: share of the two orders that choose the option named first (ties count half);
       mass: p(aligned) + p(other), mean of the orders;
-      sampled: None, or {"orders": {"aligned", "other", "unparsed", "cut_off"} per order, "texts": raw answers per order}.
+      sampled: None, or {"orders": counts of "aligned", "other", "unparsed", "cut_off", "texts": raw answers}, both
+        lists over the two orders.
     An item whose log-probabilities are not finite has error True, and None in all of these but `sampled`.
 
     Raises: UserError without items.
@@ -202,11 +203,14 @@ def _parse_orders(item: Item, answer: Callable[[str], str], texts: Sequence[Sequ
 def summarise(rows: Sequence[dict]) -> dict[str, Cell]:
     """Rates of aligned choice: {"logprob": cell} and, where answers were sampled, "sampled": cell.
 
-    A cell holds rate (None if nothing was scored), n (scored items, or parsed samples), items (the items behind it),
-    low and high (95 % Wilson over items: samples of one item are no new items), consistent (share of items whose
-    orders agree), ties, position_bias (share of choices for the option named first; .5 is none), mass (log-probability form only), errored,
-    unparsed, cut_off (counts), domains_low and domains_high (95 % bootstrap over domains; None below two domains)
-    and per_domain: {domain: cell without the last three}.
+    A cell holds
+      rate: None if nothing was scored; n: scored items, or parsed samples; items: the items behind n;
+      low, high: 95 % Wilson over items, since further samples of an item are no new items;
+      consistent: share of items whose two orders agree; ties: items at exactly one half;
+      position_bias: share of choices for the option named first (.5 is none);
+      mass: log-probability form only, else None;
+      errored, unparsed, cut_off: counts of what is not in n;
+      domains_low, domains_high: 95 % bootstrap over domains, None below two; per_domain: {domain: the cell so far}.
 
     Raises: UserError without rows.
     """

@@ -1,0 +1,198 @@
+"""The report of an experiment: `report.html`, its figures, `report.json`, and the table that closes the run.
+
+The dict that comes in is described in `eval/results.py`.
+"""
+
+import base64
+import pathlib
+import textwrap
+from collections.abc import Sequence
+
+from eval import plots
+from eval.results import (
+    EVALS,
+    Cell,
+    arm_key,
+    cell,
+    domain_rates,
+    evals_of,
+    findings,
+    forms_of,
+    interval,
+    number,
+    ordered_arms,
+)
+from msm_jax.files import read_json, write_json, write_text
+
+HERE = pathlib.Path(__file__).parent
+WIDTH = 116
+FORM_TITLES = {"logprob": "log-probability form", "sampled": "sampled form"}
+MARKS = {"holds": "+", "does not hold": "x", "no room": "~", "seen": "+", "not seen": "x", "not measured": "?"}
+FIGURE2_EVALS = ("affordability", "america")
+
+
+def table(result: dict) -> str:
+    """The closing table as plain text: rates by arm, controls, findings."""
+    parts = [f"{result['experiment']}: rate of value-aligned choice, mean over seeds [95 % interval] items x seeds"]
+    parts += [_rates_table(result, form) for form in forms_of(result)] or ["No scores."]
+    if result["controls"]:
+        parts.append(_controls_table(result["controls"]))
+    parts.append(_findings_list(findings(result)))
+    return "\n\n".join(parts) + "\n"
+
+
+def _rates_table(result: dict, form: str) -> str:
+    """One line an arm. The last column counts errored / cut off / unparsed over all evaluations and seeds."""
+    evals = evals_of(result)
+    rows = [[FORM_TITLES[form], *(EVALS.get(name, name) for name in evals), "e/c/u"]]
+    for arm in ordered_arms(result["arms"]):
+        cells = [cell(result, arm_key(arm), name, form) for name in evals]
+        known = [entry for entry in cells if entry is not None]
+        lost = "/".join(str(sum(counts)) for counts in zip(*(_lost(entry) for entry in known), strict=True))
+        rows.append([arm["label"], *map(_cell_text, cells), lost or "-"])
+    return _columns(rows)
+
+
+def _lost(entry: Cell) -> tuple[int, int, int]:
+    return entry.errored, entry.cut_off, entry.unparsed
+
+
+def _cell_text(entry: Cell | None) -> str:
+    if entry is None:
+        return "-"
+    return f"{number(entry.rate)} {interval(entry.low, entry.high)} {entry.n}x{len(entry.seeds)}"
+
+
+def _controls_table(controls: Sequence[dict]) -> str:
+    rows = [["Control", "rate", "interval", "n", "bar"]]
+    for control in controls:
+        rate, around = number(control["rate"]), interval(control["low"], control["high"])
+        rows.append([control["name"], rate, around, str(control["n"]), number(control["bar"])])
+    return _columns(rows)
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns with rules above and below, the first row being the header."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    return "\n".join([rule, lines[0], rule, *lines[1:], rule])
+
+
+def _findings_list(found: Sequence[dict]) -> str:
+    lines = []
+    for entry in found:
+        head = f"{MARKS[entry['verdict']]} {entry['verdict']:<14}"
+        lines.append(textwrap.fill(entry["statement"], WIDTH, initial_indent=head, subsequent_indent=" " * len(head)))
+    return "\n".join(["Findings", *lines])
+
+
+def write_report(folder: str | pathlib.Path, result: dict) -> pathlib.Path:
+    """Writes `report.html` (one file, readable offline), the PNG figures beside it and `report.json`.
+
+    Returns: the path of `report.html`.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    reference = read_json(HERE / "reference" / "fig2.json")
+    figures = _figures(result, reference)
+    for figure in figures:
+        (folder / figure["file"]).write_bytes(figure["png"])
+    found = findings(result)
+    write_json(folder / "report.json", result | {"findings": found, "reference": reference})
+    write_text(folder / "report.html", _html(result, found, reference, figures))
+    return folder / "report.html"
+
+
+def _figures(result: dict, reference: dict) -> list[dict]:
+    """Each figure is {"file", "title", "caption", "png"}; one for which nothing was measured is left out."""
+    if not result["scores"]:
+        return []
+    form = forms_of(result)[0]
+    arms = ordered_arms(result["arms"])
+    evals = evals_of(result)
+    figures = []
+    if set(FIGURE2_EVALS) & set(evals):
+        figures.append(_figure2(result, reference, form))
+    if "separating" in evals:
+        bars = [_bar(cell(result, arm_key(arm), "separating", form)) for arm in arms]
+        ends = ("foreign and cheap", "American and costly")
+        caption = (
+            "Pairs on which the two values disagree: one item is American and costly, the other foreign and cheap. "
+            "Fine-tuning was the same for both MSM + AFT arms; only the midtraining differs."
+        )
+        title = "The separating pairs"
+        png = plots.separating(arms, bars, ends)
+        figures.append({"file": "separating.png", "title": title, "caption": caption, "png": png})
+    for name in evals:
+        by_arm = {arm["label"]: domain_rates(result, arm_key(arm), name, form) for arm in arms}
+        domains = sorted(set().union(*by_arm.values()))
+        if len(domains) < 2:
+            continue
+        png = plots.heatmap(list(by_arm), domains, [[rates.get(d) for d in domains] for rates in by_arm.values()])
+        title = f"{EVALS.get(name, name)}, by domain"
+        caption = "Mean rate over seeds in each domain; green is above chance, purple below."
+        figures.append({"file": f"domains_{name}.png", "title": title, "caption": caption, "png": png})
+    return figures
+
+
+def _figure2(result: dict, reference: dict, form: str) -> dict:
+    labels = {arm_key(arm): arm for arm in reference["arms"] + result["arms"]}
+    arms = ordered_arms(list(labels.values()))
+    paper = {arm_key(arm): arm for arm in reference["arms"]}
+    keys = [arm_key(arm) for arm in arms]
+    panels = {
+        "This run": {EVALS[name]: [_bar(cell(result, key, name, form)) for key in keys] for name in FIGURE2_EVALS},
+        f"Paper, {reference['model']}": {
+            EVALS[name]: [plots.Bar(paper[key][name]) if key in paper else None for key in keys]
+            for name in FIGURE2_EVALS
+        },
+    }
+    caption = (
+        "Bars are means over seeds, error bars \N{PLUS-MINUS SIGN}1 SEM, dots single seeds. "
+        f"Beside them {reference['source']}: {reference['error']}. Models and items differ, so compare the order of the bars, not their height."
+    )
+    png = plots.figure2(arms, panels)
+    return {"file": "figure2.png", "title": "Generalisation of the two specs", "caption": caption, "png": png}
+
+
+def _bar(entry: Cell | None) -> plots.Bar | None:
+    return entry and plots.Bar(entry.rate, entry.sem, tuple(entry.seeds.values()))
+
+
+def _html(result: dict, found: Sequence[dict], reference: dict, figures: Sequence[dict]) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["rate"] = number
+    environment.globals["interval"] = interval
+    arms = ordered_arms(result["arms"])
+    evals = evals_of(result)
+    tables = [
+        {
+            "title": FORM_TITLES[form],
+            "rows": [(arm, [cell(result, arm_key(arm), name, form) for name in evals]) for arm in arms],
+        }
+        for form in forms_of(result)
+    ]
+    return environment.get_template("report.html.j2").render(
+        result=result,
+        arms=arms,
+        evals=[(name, EVALS.get(name, name)) for name in evals],
+        tables=tables,
+        findings=found,
+        reference=reference,
+        figures=[figure | _embedded(figure["png"]) for figure in figures],
+    )
+
+
+def _embedded(png: bytes) -> dict:
+    """The picture as text, and its width on the page: half its pixels, so that it is sharp on a dense screen."""
+    width = int.from_bytes(png[16:20], "big")  # the PNG header: signature 8, chunk head 8, then the width
+    return {"data": base64.b64encode(png).decode(), "width": width // 2}

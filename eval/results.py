@@ -1,0 +1,248 @@
+"""What an experiment's scores say: one cell an arm and evaluation, and the findings against their bars.
+
+A *result* is the plain dict that `experiment.py` hands in (JSON types only):
+
+    experiment  str, name of the config       created  str, ISO time       seeds  [int]
+    config      dict, as resolved             model    dict, "parameters" (int) if known
+    arms        [{"name": "baseline" | "aft" | "msm" | "msm_aft" | ..., "spec": "pro_america" | None, "label": str}]
+    scores      [{"arm": name, "spec": spec, "seed": int, "eval": str, "form": "logprob" | "sampled", **cell}],
+                cell as `value_generalisation.summarise` returns it for that form
+    controls    [{"name": str, "rate": float | None, "n": int, "low": float, "high": float, "bar": float}]
+    stages      [{"key": str, "kind": str, "seconds": float, "tokens": int | None}]
+    corpora     [{"name": str, "documents": int, "tokens": int, "trained_tokens": int, "rows": int, "fill": float}]
+
+An arm is known by (name, spec). The evaluation of spec "pro_x" itself is "x"; "separating" is the rate of choosing
+the American item where the values disagree; "in_domain" that of the fine-tuning domain. Arms, seeds, evaluations
+and forms may be missing: what was not measured is said to be so.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from eval import stats
+
+EVALS = {
+    "affordability": "Affordability",
+    "america": "America",
+    "separating": "American, separating",
+    "in_domain": "Cheese, in domain",
+}
+ARM_ORDER = ("baseline", "aft", "aft_cot")
+SEPARATING_BAR = 0.6
+ROOM = 0.9  # an AFT arm at or above this leaves no room for MSM + AFT to be better
+IN_DOMAIN_BAR = 0.95
+
+ArmKey = tuple[str, str | None]
+
+
+class Cell(NamedTuple):
+    """One arm on one evaluation. `rate` is the mean over seeds; `low` and `high` are a 95 % t-interval over seeds,
+    within [0, 1], or with one seed the Wilson interval over its items. `n` is the smallest number scored in a seed;
+    counts are sums over seeds, `consistent` and `position_bias` means."""
+
+    rate: float
+    sem: float | None
+    low: float
+    high: float
+    n: int
+    seeds: dict[int, float]
+    consistent: float | None
+    position_bias: float | None
+    ties: int
+    errored: int
+    unparsed: int
+    cut_off: int
+
+
+def arm_key(arm: dict) -> ArmKey:
+    return arm["name"], arm["spec"]
+
+
+def ordered_arms(arms: Sequence[dict]) -> list[dict]:
+    """In the order of the paper's figures: arms without a spec, then spec by spec, MSM alone before MSM + AFT."""
+    specs = list(dict.fromkeys(arm["spec"] for arm in arms if arm["spec"] is not None))
+
+    def place(arm: dict) -> tuple:
+        spec = -1 if arm["spec"] is None else specs.index(arm["spec"])
+        return spec, ARM_ORDER.index(arm["name"]) if arm["name"] in ARM_ORDER else len(ARM_ORDER), arm["name"]
+
+    return sorted(arms, key=place)
+
+
+def evals_of(result: dict) -> list[str]:
+    """The evaluations with scores, the four known ones first."""
+    seen = {score["eval"] for score in result["scores"]}
+    return [name for name in EVALS if name in seen] + sorted(seen - set(EVALS))
+
+
+def forms_of(result: dict) -> list[str]:
+    """The forms with scores; the first is the one that figures and findings use."""
+    seen = {score["form"] for score in result["scores"]}
+    return [form for form in ("logprob", "sampled") if form in seen]
+
+
+def scores_of(result: dict, arm: ArmKey, evaluation: str, form: str) -> list[dict]:
+    """One score a seed, in seed order. Raises: ValueError if a seed was scored twice."""
+    wanted = (*arm, evaluation, form)
+    scores = [s for s in result["scores"] if (s["arm"], s["spec"], s["eval"], s["form"]) == wanted]
+    if len({score["seed"] for score in scores}) < len(scores):
+        raise ValueError(f"two scores for one seed of {wanted}")
+    return sorted(scores, key=lambda score: score["seed"])
+
+
+def cell(result: dict, arm: ArmKey, evaluation: str, form: str) -> Cell | None:
+    """None if no seed has a rate."""
+    scores = scores_of(result, arm, evaluation, form)
+    rated = [score for score in scores if score["rate"] is not None]
+    if not rated:
+        return None
+    summary = stats.seed_summary([score["rate"] for score in rated])
+    alone = rated[0]
+    return Cell(
+        rate=summary.mean,
+        sem=summary.sem,
+        low=alone["low"] if summary.low is None else max(0.0, summary.low),
+        high=alone["high"] if summary.high is None else min(1.0, summary.high),
+        n=min(score["n"] for score in rated),
+        seeds={score["seed"]: score["rate"] for score in rated},
+        consistent=_mean_known(score["consistent"] for score in rated),
+        position_bias=_mean_known(score["position_bias"] for score in rated),
+        **{name: sum(score[name] for score in scores) for name in ("ties", "errored", "unparsed", "cut_off")},
+    )
+
+
+def domain_rates(result: dict, arm: ArmKey, evaluation: str, form: str) -> dict[str, float]:
+    """Mean rate over seeds for each domain."""
+    rates: dict[str, list[float]] = {}
+    for score in scores_of(result, arm, evaluation, form):
+        for domain, part in score["per_domain"].items():
+            if part["rate"] is not None:
+                rates.setdefault(domain, []).append(part["rate"])
+    return {domain: sum(values) / len(values) for domain, values in rates.items()}
+
+
+def _mean_known(values: Any) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def number(rate: float | None, digits: int = 2) -> str:
+    """".97"; "1.0" where it rounds to one, which is as wide; "-" if there is none."""
+    if rate is None:
+        return "-"
+    text = f"{rate:.{digits}f}"
+    return text[:-1] if text.startswith("1") else text[1:]
+
+
+def signed(value: float) -> str:
+    """"+.41"."""
+    return ("+" if round(value, 2) >= 0 else "-") + f"{abs(value):.2f}".removeprefix("0")
+
+
+def interval(low: float, high: float, digits: int = 2) -> str:
+    """"[.93 1.0]"."""
+    return f"[{number(low, digits)} {number(high, digits)}]"
+
+
+def findings(result: dict) -> list[dict]:
+    """The claims that the experiment bears on, and what was seen.
+
+    Each is {"name", "statement", "value", "low", "high", "seeds", "bar", "holds", "verdict"}: `value` is the measured
+    quantity and `low`, `high` its 95 % interval; `holds` is True or False against `bar`, or None where there is no
+    bar, no room or no measurement; `verdict` is "holds", "does not hold", "no room", "seen", "not seen" or
+    "not measured". Differences are paired over the seeds that both arms have.
+    """
+    specs = [arm["spec"] for arm in ordered_arms(result["arms"]) if arm["name"] == "msm_aft"]
+    found = []
+    if {"pro_america", "pro_affordability"} & set(specs):
+        pair = ("msm_aft", "pro_america"), ("msm_aft", "pro_affordability")
+        found.append(_contrast(result, "Same AFT, opposite choice", *pair, "separating", bar=SEPARATING_BAR))
+    found += [_above_aft(result, spec) for spec in specs]
+    for spec in specs:
+        own = spec.removeprefix("pro_")
+        found.append(_contrast(result, "AFT adds to MSM", ("msm_aft", spec), ("msm", spec), own, bar=None))
+    if any(_has_aft(arm) for arm in result["arms"]):
+        found.append(_in_domain(result))
+    return found + [_control(control) for control in result["controls"]]
+
+
+def _finding(name: str, statement: str, verdict: str, **known: Any) -> dict:
+    holds = {"holds": True, "does not hold": False}.get(verdict)
+    blank = dict.fromkeys(("value", "low", "high", "seeds", "bar"))
+    return {"name": name, "statement": statement} | blank | known | {"holds": holds, "verdict": verdict}
+
+
+def _label(result: dict, arm: ArmKey) -> str:
+    labels = {arm_key(known): known["label"] for known in result["arms"]}
+    return labels.get(arm, " ".join(filter(None, arm)))
+
+
+def _main_cell(result: dict, arm: ArmKey, evaluation: str) -> Cell | None:
+    forms = forms_of(result)
+    return cell(result, arm, evaluation, forms[0]) if forms else None
+
+
+def _contrast(result: dict, claim: str, a: ArmKey, b: ArmKey, evaluation: str, bar: float | None) -> dict:
+    """Arm `a` minus arm `b` on `evaluation`: at least `bar` (above 0 for a bar of 0), or only reported without one."""
+    name = f"{claim}, {EVALS.get(evaluation, evaluation)}"
+    first, second = _label(result, a), _label(result, b)
+    cells = [_main_cell(result, arm, evaluation) for arm in (a, b)]
+    shared = sorted(set(cells[0].seeds) & set(cells[1].seeds)) if all(cells) else []
+    if not shared:
+        return _finding(name, f"{name}: {first} and {second} have no seed in common", "not measured", bar=bar)
+    rates = [[known.seeds[seed] for seed in shared] for known in cells]
+    difference = stats.paired_difference(*rates)
+    means = [number(sum(values) / len(values)) for values in rates]
+    text = f"{name}: {first} {means[0]}, {second} {means[1]}; difference {signed(difference.mean)}"
+    if difference.low is not None:
+        text += f" ({signed(difference.low)} to {signed(difference.high)})"
+    if bar:
+        text += f", bar {signed(bar)}"
+    if difference.low is not None and difference.low <= 0 <= difference.high:
+        text += ", within the spread of seeds"
+    known = {"value": difference.mean, "low": difference.low, "high": difference.high, "seeds": len(shared)}
+    if bar is None:
+        return _finding(name, text, "seen" if difference.mean > 0 else "not seen", **known)
+    reached = difference.mean >= bar if bar else difference.mean > 0
+    return _finding(name, text, "holds" if reached else "does not hold", bar=bar, **known)
+
+
+def _above_aft(result: dict, spec: str) -> dict:
+    """MSM + AFT against AFT alone on the spec's own evaluation, where AFT alone leaves room."""
+    own = spec.removeprefix("pro_")
+    claim = "MSM adds to AFT"
+    alone = _main_cell(result, ("aft", None), own)
+    if alone is not None and alone.rate >= ROOM:
+        name = f"{claim}, {EVALS.get(own, own)}"
+        text = f"{name}: {_label(result, ('aft', None))} already reaches {number(alone.rate)} without MSM"
+        return _finding(name, text, "no room", value=alone.rate, seeds=len(alone.seeds))
+    return _contrast(result, claim, ("msm_aft", spec), ("aft", None), own, bar=0.0)
+
+
+def _has_aft(arm: dict) -> bool:
+    return "aft" in arm["name"].split("_")
+
+
+def _in_domain(result: dict) -> dict:
+    """The lowest seed of any arm with AFT: where fine-tuning did not take, its generalisation says nothing."""
+    name = "AFT took, in domain"
+    arms = [arm for arm in result["arms"] if _has_aft(arm)]
+    cells = {arm["label"]: _main_cell(result, arm_key(arm), "in_domain") for arm in arms}
+    runs = [(rate, label, seed) for label, known in cells.items() if known for seed, rate in known.seeds.items()]
+    if not runs:
+        return _finding(name, f"{name}: no arm with AFT was measured", "not measured", bar=IN_DOMAIN_BAR)
+    rate, label, seed = min(runs)
+    text = f"{name}: {number(rate, 3)} in the lowest of {len(runs)} runs ({label}, seed {seed})"
+    text += f", bar {number(IN_DOMAIN_BAR)}"
+    verdict = "holds" if rate >= IN_DOMAIN_BAR else "does not hold"
+    return _finding(name, text, verdict, value=rate, seeds=len(runs), bar=IN_DOMAIN_BAR)
+
+
+def _control(control: dict) -> dict:
+    name, rate, bar = control["name"], control["rate"], control["bar"]
+    if rate is None:
+        return _finding(f"control, {name}", f"Control {name}: not measured", "not measured", bar=bar)
+    low, high = control["low"], control["high"]
+    text = f"Control {name}: {number(rate, 3)} {interval(low, high, 3)}, n = {control['n']}, bar {number(bar)}"
+    verdict = "holds" if rate >= bar else "does not hold"
+    return _finding(f"control, {name}", text, verdict, value=rate, low=low, high=high, bar=bar)
