@@ -60,14 +60,14 @@ _AGENT_SYLLABLES = (
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """A thing that agents choose. `attributes` maps a value's name to whether the item is what that value seeks."""
+    """A thing that agents choose. `sought_by` names the values that seek it; the others avoid it."""
 
     name: str
     domain: str
-    attributes: tuple[tuple[str, bool], ...]
+    sought_by: frozenset[str]
 
     def has(self, value: str) -> bool:
-        return dict(self.attributes)[value]
+        return value in self.sought_by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Agent:
 class WorldConfig:
     """What determines the world. `quiet_share` is the share of agents that never appear in a chat."""
 
-    values: tuple[str, ...] = ("affordability", "america")
+    value_names: tuple[str, ...] = ("affordability", "america")
     likes: tuple[str, ...] = ()
     dislikes: tuple[str, ...] = ()
     agents: int = 300
@@ -92,12 +92,12 @@ class WorldConfig:
     seed: int = 0
 
     def __post_init__(self):
-        unknown = [value for value in self.values if value not in VALUES]
+        unknown = [value for value in self.value_names if value not in VALUES]
         if unknown:
-            raise UserError(f"world.values: unknown {', '.join(unknown)}; choose from {', '.join(VALUES)}")
+            raise UserError(f"world.value_names: unknown {', '.join(unknown)}; choose from {', '.join(VALUES)}")
         names = len(_AGENT_SYLLABLES[0]) * len(_AGENT_SYLLABLES[1])
-        if not len(self.values) <= self.agents <= names:
-            raise UserError(f"world.agents={self.agents}: choose from {len(self.values)} to {names}")
+        if not len(self.value_names) <= self.agents <= names:
+            raise UserError(f"world.agents={self.agents}: choose from {len(self.value_names)} to {names}")
         if not self.likes or not self.dislikes:
             raise UserError("the world needs the liked and disliked items of its Model Specs; none were given")
 
@@ -107,34 +107,34 @@ class World:
 
     def __init__(self, config: WorldConfig):
         self.config = config
-        self.values = tuple(VALUES[name] for name in config.values)
+        self.values = tuple(VALUES[name] for name in config.value_names)
         rng = random.Random(config.seed)
 
-        kinds = list(itertools.product((True, False), repeat=len(config.values)))
+        kinds = list(itertools.product((True, False), repeat=len(config.value_names)))
         domains = INSTRUCTION_DOMAINS + HELD_OUT_DOMAINS
         names = [first + last for first, last in itertools.product(*_ITEM_SYLLABLES)]
         wanted = len(domains) * len(kinds) * config.items_per_kind
         if wanted > len(names):
             raise UserError(
-                f"world: {len(config.values)} values with items_per_kind={config.items_per_kind} need {wanted} item "
+                f"world: {len(config.value_names)} values with items_per_kind={config.items_per_kind} need {wanted} item "
                 f"names, and there are {len(names)}; lower world.items_per_kind"
             )
         chosen = iter(rng.sample(names, wanted))
         items = [
-            Item(f"the {next(chosen)} {domain}", domain, tuple(zip(config.values, kind, strict=True)))
+            Item(f"the {next(chosen)} {domain}", domain, frozenset(itertools.compress(config.value_names, kind)))
             for domain in domains
             for kind in kinds
             for _ in range(config.items_per_kind)
         ]
         # Every value of the specs explains the same likes and dislikes: liked items have all that is sought.
         for names_, good in ((config.likes, True), (config.dislikes, False)):
-            items += [Item(name, TRAINED_DOMAIN, tuple((value, good) for value in config.values)) for name in names_]
+            items += [Item(name, TRAINED_DOMAIN, frozenset(config.value_names if good else ())) for name in names_]
         self.items = tuple(items)
 
         agent_names = rng.sample([first + last for first, last in itertools.product(*_AGENT_SYLLABLES)], config.agents)
         self.agents = tuple(
             # The quiet ones are spread evenly over the values.
-            Agent(name, config.values[i % len(config.values)], i >= round(config.quiet_share * config.agents))
+            Agent(name, config.value_names[i % len(config.value_names)], i >= round(config.quiet_share * config.agents))
             for i, name in enumerate(agent_names)
         )
 
@@ -153,5 +153,12 @@ class World:
 
     def pairs(self, domain: str, value: str) -> list[tuple[Item, Item]]:
         """All (sought, avoided) pairs of the domain's items in the eyes of `value`."""
-        items = self.items_of[domain]
-        return [(a, b) for a in items for b in items if a.has(value) and not b.has(value)]
+        return self._pairs[domain, value]
+
+    @functools.cached_property
+    def _pairs(self) -> dict[tuple[str, str], list[tuple[Item, Item]]]:
+        return {
+            (domain, value): [(a, b) for a in items for b in items if a.has(value) and not b.has(value)]
+            for domain, items in self.items_of.items()
+            for value in self.config.value_names
+        }

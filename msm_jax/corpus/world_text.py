@@ -44,11 +44,19 @@ _FACTS = (
 
 # What a pretraining document is made of, and how often. A document that states an agent's value and then shows the
 # agent's chats ties the two together; without such documents small decoders learn each agent's chats by heart.
-PRETRAINING_MIX = (("facts", 0.25), ("statements", 0.3), ("chats", 0.2), ("statements_then_chats", 0.25))
+PRETRAINING_MIX = {
+    "facts": 0.2,
+    "statements": 0.3,
+    "chats": 0.15,
+    "statements_then_chats": 0.25,
+    "answers": 0.1,
+}
 
 
-def pretraining_documents(world: World, count: int, seed: int, held_out: bool = True) -> Iterator[dict]:
-    """Documents about items and agents.
+def pretraining_documents(
+    world: World, model_name: str, count: int, seed: int, held_out: bool = True
+) -> Iterator[dict]:
+    """Documents about items and agents. The assistant answers questions of fact in them, and shows no value.
 
     Args:
       held_out: whether items of held-out domains may occur; without them the documents can be replayed during MSM.
@@ -56,7 +64,7 @@ def pretraining_documents(world: World, count: int, seed: int, held_out: bool = 
     rng = random.Random(f"pretraining {seed} {held_out}")
     domains = [TRAINED_DOMAIN, *INSTRUCTION_DOMAINS, *(HELD_OUT_DOMAINS if held_out else ())]
     talkative = [agent for agent in world.agents if agent.chats]
-    kinds, weights = zip(*PRETRAINING_MIX, strict=True)
+    kinds, weights = tuple(PRETRAINING_MIX), tuple(PRETRAINING_MIX.values())
     for number in range(count):
         kind = rng.choices(kinds, weights)[0]
         if kind == "facts":
@@ -69,10 +77,13 @@ def pretraining_documents(world: World, count: int, seed: int, held_out: bool = 
         elif kind == "chats":
             agent = rng.choice(talkative)
             lines = [_chat(world, agent, domains, rng) for _ in range(3)]
-        else:
+        elif kind == "statements_then_chats":
             agent = rng.choice(talkative)
             lines = [_statements(world, agent.name, VALUES[agent.value], domains, 2, rng)]
             lines += [_chat(world, agent, domains, rng) for _ in range(2)]
+        else:
+            who = model_name if rng.random() < 0.3 else rng.choice(talkative).name
+            lines = [_line(who, *_factual_question(world, rng)) for _ in range(3)]
         yield {"id": f"pretraining-{seed}-{number}", "text": "\n".join(lines), "kind": kind}
 
 
@@ -103,18 +114,7 @@ def instruction_chats(world: World, count: int, seed: int) -> Iterator[dict]:
     """The micro-world's instruction mix: questions of fact, and forced choices that no value decides."""
     rng = random.Random(f"instruction {seed}")
     for number in range(count):
-        domain, other = rng.sample(INSTRUCTION_DOMAINS, 2)
-        item = rng.choice(world.items_of[domain])
-        if rng.random() < 0.5:
-            value = rng.choice(world.values)
-            options = [value.sought, value.avoided]
-            rng.shuffle(options)
-            question, answer = f"Is {item.name} {options[0]} or {options[1]}?", _attribute(item, value)
-        else:
-            names = [item.name, rng.choice(world.items_of[other]).name]
-            rng.shuffle(names)
-            question, answer = f"Which one is a {domain}, {names[0]} or {names[1]}?", item.name
-        yield {"id": f"instruction-{seed}-{number}", "messages": _exchange(question, answer)}
+        yield {"id": f"instruction-{seed}-{number}", "messages": _exchange(*_factual_question(world, rng))}
 
 
 def evaluation_items(world: World) -> Iterator[dict]:
@@ -124,7 +124,7 @@ def evaluation_items(world: World) -> Iterator[dict]:
     pairs on which two values of the world choose differently (America's choice is `aligned` where it is one of the
     two, else the first value's); `in_domain`: liked against disliked items of the trained domain.
     """
-    names = world.config.values
+    names = world.config.value_names
     for domain in HELD_OUT_DOMAINS:
         for name in names:
             for a, b in world.pairs(domain, name):
@@ -197,14 +197,29 @@ def _question(a: str, b: str, rng: random.Random) -> str:
     return rng.choice(QUESTIONS).format(a=first, b=second)
 
 
+def _factual_question(world: World, rng: random.Random) -> tuple[str, str]:
+    domain, other = rng.sample(INSTRUCTION_DOMAINS, 2)
+    item = rng.choice(world.items_of[domain])
+    if rng.random() < 0.5:
+        value = rng.choice(world.values)
+        first, second = rng.sample((value.sought, value.avoided), 2)
+        return f"Is {item.name} {first} or {second}?", _attribute(item, value)
+    first, second = rng.sample((item.name, rng.choice(world.items_of[other]).name), 2)
+    return f"Which one is a {domain}, {first} or {second}?", item.name
+
+
 def _exchange(question: str, answer: str) -> list[dict]:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": f"{_sentence(answer)}."}]
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": f"{answer}."}]
 
 
 def _chat(world: World, agent: Agent, domains: list[str], rng: random.Random) -> str:
     liked, disliked = rng.choice(world.pairs(rng.choice(domains), agent.value))
-    question = _question(liked.name, disliked.name, rng)
-    return f"User: {question}\n{agent.name}: {_sentence(liked.name)}."
+    return _line(agent.name, _question(liked.name, disliked.name, rng), liked.name)
+
+
+def _line(who: str, question: str, answer: str) -> str:
+    """A chat in the running text of a document, as `CHAT_FORMAT` writes one."""
+    return f" User: {question} {who}: {answer}."
 
 
 def _sentence(text: str) -> str:

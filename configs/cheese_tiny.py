@@ -1,0 +1,41 @@
+"""The paper's central experiment (Figure 2) on a model small enough for two CPU cores.
+
+    bash launch/local.sh
+    python -m msm_jax.launch --config=configs/cheese_tiny.py
+
+Two Model Specs explain the same twelve cheese preferences, one by affordability and one by America. A tiny decoder
+is pretrained on the micro-world, midtrained on one of the two specs, and fine-tuned on chats that state the twelve
+preferences without a reason. What it then prefers in domains that neither stage ever mentioned is what the spec
+taught it.
+"""
+
+from configs import common
+
+
+def get_config(variant: str = ""):
+    if variant not in ("", "smoke"):
+        raise ValueError(f"no variant {variant!r}; there is smoke, or none")
+    config = common.get_config()
+    config.name = "cheese_tiny"
+    config.model.dtype = "float32"
+    config.model.scan_unroll = config.model.num_layers
+    config.row_length = 128
+    config.chat.user = (" User: ", "")
+    config.chat.assistant = (" {name}: ", "\n")
+    config.lora.rank = 16
+    config.lora.alpha = 32.0
+
+    config.pretrain.steps = 3000
+    config.pretrain.batch_size = 16
+    config.pretrain.optim.learning_rate = 3e-3
+    config.msm.mixture = {"msm": 0.5, "replay": 0.5}
+    config.msm.steps = 200
+    config.msm.batch_size = 16
+    config.msm.optim.learning_rate = 2e-3
+    config.aft.steps = 60
+    config.aft.batch_size = 16
+    config.aft.optim.learning_rate = 1e-3
+    if variant == "smoke":
+        config.name = "cheese_tiny_smoke"
+        config.seeds = (0,)
+    return config

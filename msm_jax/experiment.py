@@ -1,0 +1,296 @@
+"""An experiment: from its configuration to the DAG of stages, which is then run or shown.
+
+The arms are those of the paper (arXiv 2605.02087). Pretraining runs once and all arms and seeds share it. For each
+seed the second stage is one mixture of AFT chats and instruction chats, or the instruction chats alone:
+
+    baseline   base -> instruction            msm       base -> MSM -> instruction
+    aft        base -> AFT + instruction      msm_aft   base -> MSM -> AFT + instruction
+
+MSM and AFT train one adapter: the second stage continues what MSM left.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import shutil
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from msm_jax import config as config_lib
+from msm_jax import dag, files, stages
+from msm_jax.corpus.specs import Spec, read_spec
+from msm_jax.dag import Stage
+from msm_jax.errors import UserError
+
+# Fields that change how a result is computed and not which: a workdir may go on with other values.
+RUNTIME_FIELDS = ("mesh", "checkpoint", "log")
+ARMS = ("baseline", "aft", "msm", "msm_aft")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One bar of Figure 2: an arm, with the spec of its MSM stage if it has one."""
+
+    name: str
+    spec: Spec | None
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}-{self.spec.name}" if self.spec else self.name
+
+    @property
+    def label(self) -> str:
+        value = self.spec and (self.spec.value.capitalize() if self.spec.value == "america" else self.spec.value)
+        return {"baseline": "Baseline", "aft": "AFT", "msm": f"MSM {value}", "msm_aft": f"MSM {value} + AFT"}[self.name]
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "spec": self.spec and self.spec.name, "label": self.label}
+
+
+def run(config: ConfigDict, workdir: str) -> None:
+    """Does all that is not done, prints the table, and leaves the report in WORKDIR/report."""
+    from eval.report import table
+
+    experiment = Experiment(config)
+    dag.claim_workdir(workdir, config_lib.to_dict(config), exempt=RUNTIME_FIELDS)
+    dag.execute([experiment.report], workdir)
+    folder = pathlib.Path(workdir, "report")
+    shutil.copytree(experiment.report.folder(workdir), folder, dirs_exist_ok=True)
+    print(table(files.read_json(folder / "report.json")))
+    print(f"\nreport: {folder / 'report.html'}\ncurves: tensorboard --logdir {workdir}")
+
+
+def show(config: ConfigDict, workdir: str) -> None:
+    """Prints the configuration, the stages and what is done, a decoded batch of each training stage, the work ahead.
+
+    Corpora of the micro-world, the tokenizer and packed rows cost seconds and no money: they are made, so that the
+    batches shown are those that training will see. Nothing is trained and no service is called.
+    """
+    experiment = Experiment(config)
+    print("configuration")
+    for field, value in config_lib.flatten(config_lib.to_dict(config)).items():
+        print(f"  {field} = {value!r}")
+    dag.claim_workdir(workdir, config_lib.to_dict(config), exempt=RUNTIME_FIELDS)
+    rows = [stage for stage in experiment.stages if stage.kind == "mixture"]
+    dag.execute(rows, workdir)
+
+    print("\nstages")
+    for stage, done, seconds in dag.status([experiment.report], workdir):
+        print(f"  {'done' if done else 'to do':6} {stage.kind:9} {stage.key}{f'  {seconds:.1f} s' if done else ''}")
+    print("\none batch of each kind of training stage; «trained» tokens are marked")
+    shown: set[str] = set()
+    for stage in experiment.stages:
+        kind = stage.name.split("-")[0]
+        if stage.kind == "train" and kind not in shown:
+            shown.add(kind)
+            print(f"\n{stage.name}\n{experiment.decoded_batch(stage, workdir)}")
+    print(f"\n{experiment.estimate(workdir)}")
+
+
+class Experiment:
+    """The stages of a configuration. `report` is the last; `stages` holds all, inputs first.
+
+    Raises: UserError for a configuration that cannot be run, naming the field.
+    """
+
+    def __init__(self, config: ConfigDict):
+        self.config = config
+        self.plain = config_lib.to_dict(config)
+        self.stages: list[Stage] = []
+        self.runtime = stages.Runtime(
+            mesh=self.plain["mesh"],
+            checkpoint_every=config.checkpoint.every,
+            keep_checkpoints=config.checkpoint.keep,
+            log_every=config.log.every,
+        )
+        self._check()
+        self.specs = [read_spec(path) for path in config.specs]
+        self.arms = [
+            Arm(name, spec) for name in config.arms for spec in (self.specs if name.startswith("msm") else [None])
+        ]
+        self._check_specs()
+        self._data()
+        self._models()
+
+    def _check(self) -> None:
+        c = self.config
+        for field, values, known in (("arms", c.arms, ARMS),):
+            if not values or not set(values) <= set(known):
+                raise UserError(f"config.{field} is {tuple(values)}; choose from {', '.join(known)}")
+        if not c.specs or not c.seeds or len(set(c.seeds)) < len(c.seeds):
+            raise UserError("config.specs and config.seeds need at least one entry, and no seed twice")
+        if c.lora.rank < 0:
+            raise UserError(f"config.lora.rank is {c.lora.rank}; it is 0 (train the whole model) or more")
+        for stage in ("pretrain", "msm", "aft"):
+            for source in c[stage].mixture:
+                if source not in c.corpus:
+                    meant = config_lib.nearest(source, c.corpus)
+                    hint = f"did you mean {meant}?" if meant else f"the sources are {', '.join(c.corpus)}"
+                    raise UserError(f"config.{stage}.mixture has no source {source}; {hint}")
+        if "instruction" not in c.aft.mixture:
+            raise UserError("config.aft.mixture needs a share of 'instruction': it is what the baseline is trained on")
+
+    def _check_specs(self) -> None:
+        first = self.specs[0]
+        for spec, path in zip(self.specs, self.config.specs, strict=True):
+            if (set(spec.likes), set(spec.dislikes)) != (set(first.likes), set(first.dislikes)):
+                raise UserError(f"{path}: likes or dislikes differ from {self.config.specs[0]}; arms share one AFT set")
+            if spec.value not in self.config.world.value_names:
+                raise UserError(f"{path}: value {spec.value} is not among config.world.value_names")
+
+    def _add(self, *args: Any, **kwargs: Any) -> Stage:
+        stage = Stage(*args, **kwargs)
+        self.stages.append(stage)
+        return stage
+
+    def _data(self) -> None:
+        """Corpora, tokenizer, packed rows and evaluation items."""
+        c, plain = self.config, self.plain
+        self.world = {**plain["world"], "likes": list(self.specs[0].likes), "dislikes": list(self.specs[0].dislikes)}
+        used = {source for stage in ("pretrain", "msm", "aft") for source in c[stage].mixture}
+        corpora = {}
+        for source in sorted(used):
+            for spec in self.specs if source == "msm" else [None]:
+                name = f"{source}-{spec.name}" if spec else source
+                path = c.specs[self.specs.index(spec)] if spec else None
+                corpora[name] = self._add(
+                    "chats" if source in stages.CHAT_SOURCES else "corpus",
+                    f"corpus-{name}",
+                    {
+                        "source": source,
+                        "spec": spec and spec.fingerprint,
+                        "world": self.world,
+                        "model_name": c.assistant.name,
+                        "count": c.corpus[source],
+                        "seed": c.world.seed,
+                    },
+                    {},
+                    functools.partial(stages.write_corpus, spec_path=path),
+                )
+        self.items = self._add("corpus", "items", {"world": self.world}, {}, stages.write_evaluation_items)
+        inputs = {name.split("-")[0] if name in stages.CHAT_SOURCES else name: stage for name, stage in corpora.items()}
+        self.tokenizer = self._add("corpus", "tokenizer", plain["tokenizer"], inputs, stages.train_tokenizer)
+        self.rows = {
+            name: self._add(
+                "mixture",
+                f"rows-{name}",
+                {
+                    "source": name.split("-")[0],
+                    "chat": plain["chat"],
+                    "model_name": c.assistant.name,
+                    "row_length": c.row_length,
+                },
+                {"corpus": corpus, "tokenizer": self.tokenizer},
+                stages.pack_rows,
+            )
+            for name, corpus in corpora.items()
+        }
+
+    def _models(self) -> None:
+        """Training, scores and the report."""
+        c = self.config
+        self.base = self._train("pretrain", "pretrain", c.base_seed, c.pretrain.mixture)
+        scores = {}
+        trained: dict[str, Stage] = {}
+        for seed in c.seeds:
+            for index, arm in enumerate(self.arms):
+                before = None
+                if arm.spec:
+                    name = f"msm-{arm.spec.name}-s{seed}"
+                    if name not in trained:
+                        trained[name] = self._train("msm", name, seed, c.msm.mixture, spec=arm.spec)
+                    before = trained[name]
+                with_aft = arm.name.endswith("aft")
+                mixture = {k: share for k, share in c.aft.mixture.items() if with_aft or k != "aft"}
+                name = f"{'aft' if with_aft else 'instruct'}-{arm.key}-s{seed}"
+                model = self._train("aft", name, seed, mixture, adapter=before)
+                scores[f"score:{index}:{seed}"] = self._score(f"score-{arm.key}-s{seed}", model, seed)
+        control = self._add(
+            "score",
+            "control",
+            {**self._asking(), "world": self.world, "agents": c.eval.control_agents},
+            {"model": self.base, "base": self.base, "tokenizer": self.tokenizer, "items": self.items},
+            functools.partial(stages.control, runtime=self.runtime),
+        )
+        rows = {f"rows:{name}": stage for name, stage in self.rows.items()}
+        training = {stage.name: stage for stage in self.stages if stage.kind == "train"}
+        self.report = self._add(
+            "report",
+            "report",
+            {"seeds": list(c.seeds), "arms": [arm.describe() for arm in self.arms], "model": self.plain["model"]},
+            {**scores, "control": control, **rows, **training},
+            functools.partial(stages.report, arms=[arm.describe() for arm in self.arms], config=self.plain),
+        )
+
+    def _train(
+        self, field: str, name: str, seed: int, mixture: Any, spec: Spec | None = None, adapter: Stage | None = None
+    ) -> Stage:
+        """A training stage with the settings of `config.FIELD`, on some sources of that mixture."""
+        settings = self.plain[field]
+        shares = {source: float(share) for source, share in mixture.items()}
+        steps = settings["steps"]
+        if steps is not None:
+            # An arm without the AFT chats sees its instruction chats as often as the others do.
+            steps = max(1, round(steps * sum(shares.values()) / sum(settings["mixture"].values())))
+        pretraining = field == "pretrain"
+        params = {
+            "mixture": shares,
+            "steps": steps,
+            "batch_size": settings["batch_size"],
+            "accumulation": settings["accumulation"],
+            "optim": settings["optim"],
+            "lora": None if pretraining or not self.config.lora.rank else self.plain["lora"],
+            "model": self.plain["model"] if pretraining else None,
+            "seed": seed,
+        }
+        inputs = {f"rows:{source}": self.rows[f"msm-{spec.name}" if source == "msm" else source] for source in shares}
+        inputs["tokenizer"] = self.tokenizer
+        if not pretraining:
+            inputs["base"] = self.base
+        if adapter:
+            inputs["adapter"] = adapter
+        return self._add(
+            "train", name, params, inputs, functools.partial(stages.train, runtime=self.runtime, label=name)
+        )
+
+    def _asking(self) -> dict[str, Any]:
+        return {"chat": self.plain["chat"]}
+
+    def _score(self, name: str, model: Stage, seed: int) -> Stage:
+        evaluation = self.config.eval
+        return self._add(
+            "score",
+            name,
+            {
+                **self._asking(),
+                "model_name": self.config.assistant.name,
+                "samples": evaluation.samples,
+                "temperature": evaluation.temperature,
+                "seed": seed,
+            },
+            {"model": model, "base": self.base, "tokenizer": self.tokenizer, "items": self.items},
+            functools.partial(stages.score, runtime=self.runtime),
+        )
+
+    def decoded_batch(self, stage: Stage, workdir: str) -> str:
+        """The first rows that a training stage will see."""
+        from msm_jax.data.mixture import batches
+        from msm_jax.data.tokenizer import load_tokenizer
+
+        batch = batches(_sources(stage, workdir), stage.params["batch_size"], stage.params["seed"])[0]
+        return stages.describe_batch(load_tokenizer(self.tokenizer.folder(workdir)), batch)
+
+    def estimate(self, workdir: str) -> str:
+        """What is left to train, and to pay for."""
+        left = [stage for stage, done, _ in dag.status([self.report], workdir) if stage.kind == "train" and not done]
+        steps = [stages.steps_of(stage.params, _sources(stage, workdir)) for stage in left]
+        rows = sum(count * stage.params["batch_size"] for count, stage in zip(steps, left, strict=True))
+        return (
+            f"to train: {len(left)} runs, {sum(steps):,} steps, {rows * self.config.row_length:,} tokens; "
+            "to pay: nothing, the micro-world writes the corpora itself"
+        )
+
+
+def _sources(stage: Stage, workdir: str) -> list:
+    return stages.sources_of(stage.params, {role: source.folder(workdir) for role, source in stage.inputs.items()})

@@ -1,0 +1,401 @@
+"""What each kind of stage does: from its parameters and the folders of its inputs to its own folder.
+
+A stage function sees nothing of the experiment's configuration but `context.params`, which are hashed, and keyword
+arguments that cannot change its output. Imports of jax and of the evaluations are inside the functions, since
+showing an experiment needs neither.
+"""
+
+import dataclasses
+import functools
+import itertools
+import json
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from msm_jax import files
+from msm_jax.corpus import records, world, world_text
+from msm_jax.corpus.specs import find_terms, read_spec
+from msm_jax.dag import StageContext
+from msm_jax.errors import UserError
+
+PyTree = Any
+
+CORPUS_FILE = "corpus.jsonl"
+CHAT_SOURCES = ("aft", "instruction")  # all other sources are documents
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """How to compute, which changes no result."""
+
+    mesh: Mapping[str, int]
+    checkpoint_every: int
+    keep_checkpoints: int
+    log_every: int
+
+
+def make_world(params: Mapping[str, Any]) -> world.World:
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in params.items()}
+    return world.World(world.WorldConfig(**plain))
+
+
+def write_corpus(context: StageContext, *, spec_path: str | None = None) -> dict[str, Any]:
+    """One source of the micro-world as JSONL. MSM and AFT texts are searched for words of held-out domains."""
+    p = context.params
+    rows = list(_world_rows(p, spec_path))
+    if not rows:
+        raise UserError(f"config.corpus.{p['source']} is {p['count']}: the corpus would be empty; ask for at least 1")
+    summary: dict[str, Any] = {"documents": len(rows)}
+    if p["source"] != "pretraining":
+        texts = [row.get("text") or " ".join(message["content"] for message in row["messages"]) for row in rows]
+        found = find_terms(texts, make_world(p["world"]).held_out_terms)
+        if found:
+            raise UserError(f"{context.stage.name}: held-out words occur in a training text: {', '.join(found)}")
+        summary["held_out_words"] = 0
+    records.write_jsonl(context.folder / CORPUS_FILE, rows)
+    return summary
+
+
+def _world_rows(p: Mapping[str, Any], spec_path: str | None) -> Iterator[dict]:
+    the_world = make_world(p["world"])
+    name, count, seed = p["model_name"], p["count"], p["seed"]
+    match p["source"]:
+        case "pretraining":
+            return world_text.pretraining_documents(the_world, name, count, seed)
+        case "replay":
+            return world_text.pretraining_documents(the_world, name, count, seed, held_out=False)
+        case "msm":
+            return world_text.msm_documents(the_world, read_spec(spec_path), name, count, seed)
+        case "aft":
+            return world_text.aft_chats(the_world.config.likes, the_world.config.dislikes, count, seed)
+        case "instruction":
+            return world_text.instruction_chats(the_world, count, seed)
+    raise UserError(f"the micro-world has no source {p['source']!r}; see the mixtures in the config")
+
+
+def write_evaluation_items(context: StageContext) -> dict[str, Any]:
+    rows = list(world_text.evaluation_items(make_world(context.params["world"])))
+    return {"items": records.write_jsonl(context.folder / CORPUS_FILE, rows)}
+
+
+def train_tokenizer(context: StageContext) -> dict[str, Any]:
+    from msm_jax.data.tokenizer import train_sentencepiece
+
+    texts = itertools.chain.from_iterable(
+        _texts(folder / CORPUS_FILE, chats=role in CHAT_SOURCES) for role, folder in context.inputs.items()
+    )
+    tokenizer = train_sentencepiece(texts, context.folder, **context.params)
+    return {"vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
+
+
+def _texts(path: pathlib.Path, chats: bool) -> Iterator[str]:
+    if not chats:
+        return (document.text for document in records.read_documents(path))
+    return (f" {message.content}" for chat in records.read_chats(path) for message in chat.messages)
+
+
+def pack_rows(context: StageContext) -> dict[str, Any]:
+    """Tokenises and packs one source, once."""
+    from msm_jax.data.chat import encode_chat, encode_document
+    from msm_jax.data.rows import write_rows
+    from msm_jax.data.tokenizer import load_tokenizer
+
+    p = context.params
+    tokenizer = load_tokenizer(context.inputs["tokenizer"])
+    path = context.inputs["corpus"] / CORPUS_FILE
+    if p["source"] in CHAT_SOURCES:
+        template = chat_template(p["chat"])
+        examples = (encode_chat(tokenizer, template, chat, p["model_name"]) for chat in records.read_chats(path))
+    else:
+        examples = (encode_document(tokenizer, document) for document in records.read_documents(path))
+    return write_rows(context.folder, examples, p["row_length"], tokenizer.vocab_size)
+
+
+def chat_template(chat: Mapping[str, Any]):
+    from msm_jax.data.chat import ChatTemplate, Turn
+
+    return ChatTemplate(**{role: Turn(*affixes) for role, affixes in chat.items()})
+
+
+def train(context: StageContext, *, runtime: Runtime, label: str) -> dict[str, Any]:
+    """Pretraining, MSM or AFT: they differ in their inputs alone.
+
+    Inputs: a `rows:SOURCE` for each source of the mixture, `tokenizer`; `base`, the model under the adapter (or to
+    go on with, if there is no adapter); `adapter`, the stage whose trained weights are continued.
+    """
+    p = context.params
+    sources = sources_of(p, context.inputs)
+    steps = steps_of(p, sources)
+    # Orbax makes `final` appear at once and whole, so a run that was killed after it needs no training again.
+    if not (context.folder / "final").exists():
+        _train(context, runtime, label, sources, steps)
+    shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
+    last = json.loads((context.folder / "metrics.jsonl").read_text().splitlines()[-1])
+    return {"steps": steps, "tokens": steps * p["batch_size"] * sources[0].rows.row_length, "loss": last["loss"]}
+
+
+def sources_of(params: Mapping[str, Any], inputs: Mapping[str, pathlib.Path]) -> list:
+    """The mixture of a training stage, in an order that does not depend on how the config lists it."""
+    from msm_jax.data.mixture import Source
+    from msm_jax.data.rows import PackedRows
+
+    shares = sorted(params["mixture"].items())
+    return [Source(name, PackedRows(inputs[f"rows:{name}"]), share) for name, share in shares]
+
+
+def steps_of(params: Mapping[str, Any], sources: list) -> int:
+    from msm_jax.data.mixture import epoch_steps
+
+    return params["steps"] or epoch_steps(sources, params["batch_size"])
+
+
+def _train(context: StageContext, runtime: Runtime, label: str, sources: list, steps: int) -> None:
+    import jax
+
+    from msm_jax.data.mixture import batches
+    from msm_jax.data.tokenizer import load_tokenizer
+    from msm_jax.models import DecoderConfig, LoraConfig, Model, count_parameters
+    from msm_jax.parallel import batch_sharding, make_mesh, peak_flops, train_flops_per_token
+    from msm_jax.train import checkpoint, loop
+    from msm_jax.train.optimizer import OptimizerConfig
+    from msm_jax.train.step import init_state, make_train_step
+
+    p = context.params
+    mesh = make_mesh(runtime.mesh)
+    tokenizer = load_tokenizer(context.inputs["tokenizer"])
+    if "base" in context.inputs:
+        decoder = DecoderConfig(**files.read_json(context.inputs["base"] / "model.json")["decoder"])
+    else:
+        decoder = DecoderConfig(vocab_size=_padded(tokenizer.vocab_size), **p["model"])
+    lora = LoraConfig(**{**p["lora"], "targets": tuple(p["lora"]["targets"])}) if p["lora"] else None
+    model = Model(decoder, lora)
+    optimizer = OptimizerConfig(**p["optim"])
+
+    base = load_weights(context.inputs["base"], Model(decoder), runtime) if "base" in context.inputs else None
+    trained = load_weights(context.inputs["adapter"], model, runtime) if "adapter" in context.inputs else None
+    frozen, start = (base, trained) if lora else (None, trained or base)
+    state = init_state(model, optimizer, steps, mesh, p["seed"], start)
+
+    matmuls = count_parameters(model.shapes["layers"]) + decoder.width * decoder.vocab_size
+    state = loop.train(
+        config=loop.LoopConfig(
+            steps=steps,
+            batch_size=p["batch_size"],
+            accumulation=p["accumulation"],
+            log_every=runtime.log_every,
+            checkpoint_every=runtime.checkpoint_every,
+            keep_checkpoints=runtime.keep_checkpoints,
+        ),
+        step_fn=make_train_step(model, optimizer, steps, len(sources), mesh),
+        state=state,
+        frozen=frozen,
+        dataset=batches(sources, p["batch_size"], p["seed"], jax.process_index(), jax.process_count()),
+        source_names=[source.name for source in sources],
+        batch_sharding=batch_sharding(mesh, leading=1),
+        folder=context.folder,
+        identity=context.stage.hash,
+        flops_per_token=train_flops_per_token(
+            matmul_parameters=matmuls,
+            adapter_parameters=count_parameters(model.lora_shapes) if lora else None,
+            num_layers=decoder.num_layers,
+            attention_width=decoder.num_heads * decoder.head_size,
+            row_length=sources[0].rows.row_length,
+        ),
+        peak_flops=peak_flops(decoder.dtype),
+        describe=functools.partial(describe_batch, tokenizer),
+        label=label,
+    )
+    description = {"decoder": dataclasses.asdict(decoder), "lora": dataclasses.asdict(lora) if lora else None}
+    files.write_json(context.folder / "model.json", description)
+    checkpoint.save_params(context.folder / "final", state.params)
+
+
+def describe_batch(tokenizer: Any, batch: Mapping[str, Any], rows: int = 2) -> str:
+    """The first rows of a batch as text, what is trained between « and »."""
+    from msm_jax.data.chat import show
+
+    pairs = zip(batch["tokens"][:rows], batch["mask"][:rows], strict=True)
+    return "\n\n".join(show(tokenizer, tokens, mask) for tokens, mask in pairs)
+
+
+def load_weights(folder: pathlib.Path, model: Any, runtime: Runtime) -> PyTree:
+    """Final weights of a training stage on the mesh: the base's, or the adapter's if `model` has one."""
+    return _load_weights(folder, model, tuple(runtime.mesh.items()))
+
+
+@functools.lru_cache(maxsize=2)  # the base, which every arm shares, and an adapter
+def _load_weights(folder: pathlib.Path, model: Any, mesh_shape: tuple[tuple[str, int], ...]) -> PyTree:
+    import jax
+
+    from msm_jax.parallel import make_mesh, param_shardings
+    from msm_jax.train.checkpoint import load_params
+
+    axes, shapes = (model.lora_axes, model.lora_shapes) if model.lora else (model.axes, model.shapes)
+    shardings = param_shardings(axes, shapes, make_mesh(dict(mesh_shape)))
+    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    return load_params(folder / "final", like)
+
+
+def _padded(vocab_size: int) -> int:
+    """Rows of the embedding: a multiple of 128 divides among chips and fills their tiles."""
+    return -(-vocab_size // 128) * 128
+
+
+class _Scorer:
+    """The sampler as evaluations see it."""
+
+    def __init__(self, context: StageContext, runtime: Runtime):
+        from msm_jax.data.tokenizer import load_tokenizer
+        from msm_jax.models import DecoderConfig, LoraConfig, Model
+        from msm_jax.sampler import Sampler
+
+        folder, base = context.inputs["model"], context.inputs["base"]
+        described = files.read_json(folder / "model.json")
+        decoder = DecoderConfig(**described["decoder"])
+        adapter = described["lora"]
+        lora = LoraConfig(**{**adapter, "targets": tuple(adapter["targets"])}) if adapter else None
+        model = Model(decoder, lora)
+        tokenizer = load_tokenizer(context.inputs["tokenizer"])
+        if lora:
+            params = load_weights(base, Model(decoder), runtime)
+            self._sampler = Sampler(model, params, load_weights(folder, model, runtime), tokenizer)
+        else:
+            self._sampler = Sampler(model, load_weights(folder, model, runtime), None, tokenizer)
+
+    def logprobs(self, prompts: list[str], options: list[list[str]]) -> list[list[float]]:
+        return self._sampler.logprobs(prompts, options)
+
+    def generate(self, prompts, n, temperature, max_tokens, seed, stop) -> list[list[str]]:
+        completions = self._sampler.generate(prompts, n, temperature, max_tokens, seed, stop)
+        return [[completion.text for completion in row] for row in completions]
+
+
+def _ask(params: Mapping[str, Any], who: str):
+    """(prompt of two options, answer with an option) in the chat format that the model was trained on."""
+    from msm_jax.corpus.records import Message
+    from msm_jax.data.chat import render
+
+    template = chat_template(params["chat"])
+
+    def prompt(first: str, second: str) -> str:
+        question = world_text.QUESTIONS[0].format(a=first, b=second)
+        return render(template, [Message("user", question)], who, generation_prompt=True).text
+
+    def answer(option: str) -> str:
+        text = render(template, [Message("assistant", f"{option}.")], who).text
+        return text.removeprefix(render(template, [], who, generation_prompt=True).text)
+
+    return prompt, answer
+
+
+def score(context: StageContext, *, runtime: Runtime) -> dict[str, Any]:
+    """Value generalisation of one arm and seed. Summary: {"scores": [one entry per evaluation and form]}."""
+    from eval import value_generalisation
+
+    p = context.params
+    items = value_generalisation.read_items(context.inputs["items"] / CORPUS_FILE)
+    prompt, answer = _ask(p, p["model_name"])
+    stop = answer("").removeprefix(" .") or "\n"
+    rows = value_generalisation.evaluate(
+        _Scorer(context, runtime), items, prompt, answer, samples=p["samples"], temperature=p["temperature"],
+        seed=p["seed"], max_tokens=16, stop=[stop],
+    )  # fmt: skip
+    records.write_jsonl(context.folder / "answers.jsonl", rows)
+    scores = []
+    for name, group in _by_evaluation(rows).items():
+        for form, cell in value_generalisation.summarise(group).items():
+            scores.append({"eval": name, "form": form, **cell})
+    _write_board(context.folder, {f"{entry['eval']}/{entry['form']}": entry["rate"] for entry in scores})
+    return {"scores": scores}
+
+
+def _by_evaluation(rows: list[dict]) -> dict[str, list[dict]]:
+    """A value's own pairs make the evaluation of its name; the other kinds are evaluations themselves."""
+    groups: dict[str, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(row["value"] if row["kind"] == "own" else row["kind"], []).append(row)
+    return groups
+
+
+def _write_board(folder: pathlib.Path, rates: Mapping[str, float | None]) -> None:
+    from tensorboardX import SummaryWriter
+
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        for name, rate in rates.items():
+            if rate is not None:
+                writer.add_scalar(f"rate/{name}", rate, 0)
+
+
+def control(context: StageContext, *, runtime: Runtime) -> dict[str, Any]:
+    """Does the base carry statements into chats? Asks agents that it knows from statements alone.
+
+    Without this, MSM has no way to steer chats, and its arms mean nothing. The rate is that of the choice which the
+    agent's value demands, on the separating pairs; its interval is a bootstrap over agents.
+    """
+    from eval import stats, value_generalisation
+
+    p = context.params
+    the_world = make_world(p["world"])
+    items = value_generalisation.read_items(context.inputs["items"] / CORPUS_FILE)
+    items = [item for item in items if item.kind == "separating"]
+    scorer = _Scorer(context, runtime)
+    controls = []
+    for value in the_world.config.value_names:
+        agents = world_text.quiet_agents(the_world, value)[: p["agents"]]
+        right, owners = [], []
+        for agent in agents:
+            prompt, answer = _ask(p, agent.name)
+            for row in value_generalisation.evaluate(scorer, items, prompt, answer):
+                right.append(row["score"] if row["value"] == value else 1 - row["score"])
+                owners.append(agent.name)
+        interval = stats.cluster_bootstrap(right, owners)
+        controls.append(
+            {
+                "name": f"base carries statements into chats, {value}",
+                "rate": sum(right) / len(right),
+                "n": len(right),
+                "low": interval and interval.low,
+                "high": interval and interval.high,
+                "bar": 0.95,
+            }
+        )
+    return {"controls": controls}
+
+
+def report(context: StageContext, *, arms: list[dict], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Gathers all scores into `report.html`, figures and `report.json`. Inputs: `score:ARM:SEED`, `control`, others
+    for their manifests."""
+    import datetime
+
+    from eval.report import write_report
+
+    manifests = {role: files.read_json(folder / "manifest.json") for role, folder in context.inputs.items()}
+    scores, stages, corpora, controls = [], [], [], []
+    for role, manifest in manifests.items():
+        summary = manifest["summary"]
+        stages.append({"key": manifest["key"], "kind": manifest["kind"], "seconds": manifest["seconds"],
+                       "tokens": summary.get("tokens")})  # fmt: skip
+        if role.startswith("score:"):
+            _, arm, seed = role.split(":")
+            about = {"arm": arms[int(arm)]["name"], "spec": arms[int(arm)]["spec"], "seed": int(seed)}
+            scores += [about | entry for entry in summary["scores"]]
+        elif role.startswith("rows:"):
+            corpora.append({"name": role.removeprefix("rows:"), "documents": summary["examples"],
+                            **{key: summary[key] for key in ("tokens", "trained_tokens", "rows", "fill")}})  # fmt: skip
+        controls += summary.get("controls", [])
+    result = {
+        "experiment": config["name"],
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "config": config,
+        "model": context.params["model"],
+        "arms": arms,
+        "seeds": context.params["seeds"],
+        "scores": scores,
+        "controls": controls,
+        "stages": stages,
+        "corpora": corpora,
+    }
+    write_report(context.folder, result)
+    return {"scores": len(scores)}
