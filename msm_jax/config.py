@@ -18,8 +18,6 @@ from ml_collections import config_dict
 
 from msm_jax.errors import UserError
 
-_EXAMPLES = {bool: "true", int: "8", float: "5e-5", tuple: "'(0, 1)'", list: "'[0, 1]'"}
-
 
 def load(path_with_arg: str, overrides: Sequence[tuple[str, str]] = ()) -> config_dict.ConfigDict:
     """Calls `get_config` of the file and applies the overrides.
@@ -72,7 +70,7 @@ def override(config: config_dict.ConfigDict, field: str, text: str) -> None:
 
 
 def flatten(config: config_dict.ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
-    """{"aft.optim.learning_rate": 5e-5, ...}: the fields that are not groups, in order; an empty group is kept."""
+    """{"aft.optim.learning_rate": 5e-5, ...}: the fields that are not groups, and the groups that are empty."""
     flat = {}
     for name, value in config.items():
         if isinstance(value, config_dict.ConfigDict | Mapping) and value:
@@ -96,13 +94,13 @@ def to_dict(config: config_dict.ConfigDict) -> dict[str, Any]:
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate that `name` was probably meant to be, or None.
 
-    Of dotted names the last part counts for half, so that `rank` finds `model.lora.rank`.
+    Of a dotted name the last part may count for half, so that `rank` finds `model.lora.rank`.
     """
 
     def likeness(candidate: str) -> float:
         whole = difflib.SequenceMatcher(None, name, candidate).ratio()
         last = difflib.SequenceMatcher(None, name.split(".")[-1], candidate.split(".")[-1]).ratio()
-        return (whole + last) / 2
+        return max(whole, (whole + last) / 2)
 
     best = max(candidates, key=likeness, default=None)
     return best if best is not None and likeness(best) >= 0.6 else None
@@ -124,10 +122,8 @@ def _parse(field: str, text: str, expected: type, current: Any) -> Any:
         return None
     if expected is type(None):
         return _literal(text, text)
-    error = UserError(
-        f"config.{field} expects {expected.__name__}, for example {_EXAMPLES.get(expected, current)}, "
-        f"and {text!r} is given"
-    )
+    example = "" if current is None else f", as in {current!r}"
+    error = UserError(f"config.{field} expects {expected.__name__}{example}; {text!r} is given")
     if expected is bool:
         if text.lower() not in ("true", "false"):
             raise error
@@ -138,11 +134,11 @@ def _parse(field: str, text: str, expected: type, current: Any) -> Any:
         except ValueError:
             raise error from None
     if expected in (tuple, list):
-        of_strings = bool(current) and all(isinstance(item, str) for item in current)
-        if of_strings and not text.startswith(("(", "[")):
+        kinds = {type(item) for item in current or ()}
+        if kinds == {str} and not text.startswith(("(", "[")):
             return expected(item.strip() for item in text.split(","))
         value = _literal(text, None)
-        if not isinstance(value, tuple | list):
+        if not isinstance(value, tuple | list) or (kinds and not {type(item) for item in value} <= kinds):
             raise error
         return expected(value)
     raise UserError(

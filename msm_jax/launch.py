@@ -89,8 +89,8 @@ def _launch(arguments: list[str]) -> None:
     flags, overrides = split_overrides(arguments)
     options = parser.parse_args(flags)
     config = config_lib.load(options.config, overrides)
-    if "name" not in config:
-        raise UserError(f"{options.config}: the configuration has no field name; it names the folder of the results")
+    if not config.get("name"):
+        raise UserError(f"{options.config}: the configuration has no name; it names the folder of the results")
     workdir = options.workdir or f"runs/{config.name}"
 
     from msm_jax import experiment
