@@ -1,0 +1,244 @@
+import errno
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from msm_jax import dag
+from msm_jax.dag import Stage
+from msm_jax.errors import UserError
+
+
+class Calls(list):
+    """Stages whose run notes its name here and leaves a file."""
+
+    def stage(self, name, params=None, kind="corpus", version=1, **inputs):
+        def run(context):
+            self.append(name)
+            (context.folder / "rows.txt").write_text(name)
+            return {"rows": len(self)}
+
+        return Stage(kind, name, params or {}, inputs, run, version)
+
+
+@pytest.fixture
+def calls():
+    return Calls()
+
+
+def failing(error, name="fails", **inputs):
+    def run(context):
+        raise error
+
+    return Stage("train", name, {}, inputs, run)
+
+
+def test_inputs_run_first_and_shared_stages_once(calls, tmp_path):
+    corpus = calls.stage("corpus")
+    arms = [calls.stage(f"train-{seed}", {"seed": seed}, docs=corpus) for seed in range(2)]
+    again = calls.stage("corpus")
+    report = calls.stage("report", first=arms[0], second=arms[1], corpus=again)
+
+    manifests = dag.execute([arms[1], report], tmp_path)
+
+    assert calls == ["corpus", "train-1", "train-0", "report"]
+    assert set(manifests) == {stage.key for stage in (corpus, *arms, report)}
+    assert again.key == corpus.key
+
+
+def test_what_is_done_is_not_done_again(calls, tmp_path):
+    target = calls.stage("train", docs=calls.stage("corpus"))
+    first = dag.execute([target], tmp_path)
+    second = dag.execute([calls.stage("train", docs=calls.stage("corpus"))], tmp_path)
+    assert calls == ["corpus", "train"]
+    assert second == first
+
+
+def test_manifest(calls, tmp_path):
+    corpus = calls.stage("corpus", {"documents": 3})
+    train = calls.stage("train", {"steps": 2}, kind="train", docs=corpus)
+    dag.execute([train], tmp_path)
+    manifest = json.loads((train.folder(tmp_path) / "manifest.json").read_text())
+    assert train.folder(tmp_path) == tmp_path / "stages" / f"train-{train.hash}"
+    assert manifest.pop("seconds") >= 0
+    assert set(manifest.pop("versions")) == {"python", "jax", "msm_jax"}
+    assert manifest.pop("created").endswith("+00:00")
+    assert manifest == {
+        "key": train.key,
+        "kind": "train",
+        "name": "train",
+        "params": {"steps": 2},
+        "inputs": {"docs": corpus.key},
+        "summary": {"rows": 2},
+    }
+
+
+def test_context(calls, tmp_path):
+    corpus = calls.stage("corpus")
+
+    def run(context):
+        assert context.inputs["docs"].joinpath("rows.txt").read_text() == "corpus"
+        assert context.params == {"steps": 2}
+        assert context.stage is train
+        return {}
+
+    train = Stage("train", "train", {"steps": 2}, {"docs": corpus}, run)
+    dag.execute([train], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda calls: calls.stage("train", {"steps": 3}, docs=calls.stage("corpus")),
+        lambda calls: calls.stage("train", {"steps": 2}, kind="score", docs=calls.stage("corpus")),
+        lambda calls: calls.stage("train", {"steps": 2}, version=2, docs=calls.stage("corpus")),
+        lambda calls: calls.stage("train", {"steps": 2}, chats=calls.stage("corpus")),
+        lambda calls: calls.stage("train", {"steps": 2}, docs=calls.stage("corpus", {"seed": 1})),
+        lambda calls: calls.stage("train", {"steps": 2}, docs=calls.stage("corpus"), more=calls.stage("corpus")),
+    ],
+)
+def test_the_hash_covers_all_that_determines_the_output(calls, changed):
+    assert changed(calls).hash != calls.stage("train", {"steps": 2}, docs=calls.stage("corpus")).hash
+
+
+@hypothesis.given(st.dictionaries(st.text(), st.integers() | st.text() | st.lists(st.booleans())))
+@hypothesis.settings(max_examples=30)
+def test_the_hash_knows_no_order_of_fields(params):
+    def hashed(items):
+        return Calls().stage("a", dict(items)).hash
+
+    assert hashed(params.items()) == hashed(reversed(params.items()))
+
+
+def test_interrupted_stage_finds_its_folder_again(calls, tmp_path):
+    def run(context):
+        checkpoint = context.folder / "step"
+        if not checkpoint.exists():
+            checkpoint.write_text("7")
+            raise KeyboardInterrupt
+        return {"resumed_at": int(checkpoint.read_text())}
+
+    train = Stage("train", "train", {}, {"docs": calls.stage("corpus")}, run)
+    with pytest.raises(KeyboardInterrupt):
+        dag.execute([train], tmp_path)
+    assert [done for _, done, _ in dag.status([train], tmp_path)] == [True, False]
+    assert dag.execute([train], tmp_path)[train.key]["summary"] == {"resumed_at": 7}
+    assert calls == ["corpus"]
+
+
+def test_a_manifest_of_another_stage_does_not_count(calls, tmp_path):
+    one, two = calls.stage("a", {"seed": 1}), calls.stage("a", {"seed": 2})
+    dag.execute([one], tmp_path)
+    one.folder(tmp_path).rename(two.folder(tmp_path))
+    dag.execute([two], tmp_path)
+    assert calls == ["a", "a"]
+
+
+def test_status(calls, tmp_path):
+    corpus = calls.stage("corpus")
+    train = calls.stage("train", docs=corpus)
+    assert dag.status([train], tmp_path) == [(corpus, False, None), (train, False, None)]
+    assert not any(tmp_path.iterdir())
+    dag.execute([corpus], tmp_path)
+    (_, done, seconds), (_, todo, _) = dag.status([train], tmp_path)
+    assert (done, todo) == (True, False)
+    assert seconds >= 0
+
+
+def test_lines(calls, tmp_path):
+    corpus = calls.stage("corpus")
+    lines = []
+    dag.execute([corpus], tmp_path, lines.append)
+    dag.execute([calls.stage("train", docs=corpus)], tmp_path, lines.append)
+    assert lines == [
+        "[1/1] corpus ...",
+        "1 of 2 stages are done already",
+        "[2/2] train ... 0:00:00 elapsed, about 0:00:00 left",
+    ]
+
+
+def test_time_left_is_by_the_mean_of_each_kind(calls):
+    stages = [calls.stage(f"{kind}-{n}", {"n": n}, kind) for kind in ("corpus", "train", "score") for n in range(2)]
+    seconds = {"corpus-0": 10, "corpus-1": 20, "train-0": 3605}
+    manifests = {
+        stage.key: {"kind": stage.kind, "seconds": seconds[stage.name]} for stage in stages if stage.name in seconds
+    }
+    # One training stage of 3605 s, and two of a kind not seen yet, taken as the mean of 15 s and 3605 s.
+    assert dag._progress(dag.time.monotonic(), stages, manifests) == " 0:00:00 elapsed, about 2:00:25 left"
+
+
+def wrapped():
+    error = RuntimeError("write failed")
+    error.__cause__ = OSError(errno.EDQUOT, "Disk quota exceeded")
+    return error
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), ValueError("x: No space left on device"), wrapped()]
+)
+def test_full_disk(calls, tmp_path, error):
+    stage = failing(error, docs=calls.stage("corpus"))
+    with pytest.raises(UserError, match="no space left on device while writing .*finished stages are kept") as caught:
+        dag.execute([stage], tmp_path)
+    assert str(stage.folder(tmp_path)) in str(caught.value)
+    assert [done for _, done, _ in dag.status([stage], tmp_path)] == [True, False]
+
+
+def test_other_errors_pass(tmp_path):
+    with pytest.raises(PermissionError):
+        dag.execute([failing(PermissionError(errno.EACCES, "no"))], tmp_path)
+
+
+def test_cycle(calls):
+    inputs = {}
+    one = Stage("corpus", "one", {}, inputs, calls.append)
+    inputs["two"] = calls.stage("two", one=one)
+    with pytest.raises(ValueError, match="cycle of stages: one -> two -> one"):
+        dag.status([one], "nowhere")
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a b", "..", "-a"])
+def test_names_must_name_folders(calls, name):
+    with pytest.raises(ValueError, match="cannot name a folder"):
+        calls.stage(name)
+
+
+def test_one_process_in_a_workdir(calls, tmp_path):
+    program = (
+        "import sys; from msm_jax import dag; from msm_jax.dag import Stage\n"
+        "def run(context):\n  print('inside', flush=True); sys.stdin.read(); return {}\n"
+        f"dag.execute([Stage('corpus', 'slow', {{}}, {{}}, run)], {str(tmp_path)!r}, report=lambda line: None)\n"
+    )
+    root = pathlib.Path(dag.__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "inside\n"
+        with pytest.raises(UserError, match="in use by another process"):
+            dag.execute([calls.stage("a")], tmp_path)
+        other.kill()
+        other.wait()
+        dag.execute([calls.stage("a")], tmp_path)
+    assert calls == ["a"]
+
+
+def test_claim_workdir(tmp_path):
+    config = {"aft": {"steps": 60, "seeds": (0, 1)}, "log": {"every": 10}}
+    dag.claim_workdir(tmp_path, config, exempt=("log",))
+    dag.claim_workdir(tmp_path, config | {"log": {"every": 1}}, exempt=("log",))
+    changed = config | {"aft": {"steps": 80, "seeds": (0, 1)}}
+    with pytest.raises(UserError) as caught:
+        dag.claim_workdir(tmp_path, changed, exempt=("log",))
+    assert str(caught.value) == (
+        f"{tmp_path} belongs to another configuration: aft.steps is 60 there and 80 here; "
+        "choose another --workdir, or override nothing"
+    )
+    with pytest.raises(UserError, match=r"aft\.steps is 60 there and absent here \(and 1 more differ\);"):
+        dag.claim_workdir(tmp_path, {"log": config["log"]})
+    assert json.loads(pathlib.Path(tmp_path, "config.json").read_text())["aft"] == {"steps": 60, "seeds": [0, 1]}
+    assert os.listdir(tmp_path) == ["config.json"]

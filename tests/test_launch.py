@@ -1,0 +1,143 @@
+import errno
+import pathlib
+import subprocess
+import sys
+import time
+import types
+
+import pytest
+
+import msm_jax
+from msm_jax import launch
+from msm_jax.errors import Interrupted, UserError
+
+ROOT = pathlib.Path(launch.__file__).parents[1]
+
+
+@pytest.fixture
+def toy(tmp_path):
+    file = tmp_path / "toy.py"
+    file.write_text("from ml_collections import ConfigDict\ndef get_config(): return ConfigDict(dict(name='toy', a=1))")
+    return str(file)
+
+
+@pytest.fixture
+def experiment(monkeypatch):
+    """Stands for msm_jax.experiment, and notes what it is called with."""
+    calls = []
+    module = types.ModuleType("msm_jax.experiment")
+    module.run = lambda config, workdir: calls.append(("run", config.to_dict(), workdir))
+    module.show = lambda config, workdir: calls.append(("show", config.to_dict(), workdir))
+    module.calls = calls
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(msm_jax, "experiment", module, raising=False)
+    monkeypatch.setattr(launch.signal, "signal", lambda *_: None)
+    return module
+
+
+def test_help_is_quick():
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "msm_jax.launch", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert time.monotonic() - start < 2
+    for text in ("--config FILE[:ARG]", "--workdir", "--mode {run,show}", "--config.aft.steps=60"):
+        assert text in done.stdout
+
+
+def test_import_is_light():
+    program = "import sys, msm_jax.launch; sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
+
+
+def test_mistakes_are_one_line_without_jax():
+    command = [sys.executable, "-m", "msm_jax.launch", "--config=no/such.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no/such.py: no such config file")
+    assert done.stderr.count("\n") == 1
+
+
+def test_run(toy, experiment):
+    assert launch.main([f"--config={toy}"]) == 0
+    assert launch.main(["--config", toy, "--config.a=2", "--workdir=w"]) == 0
+    assert launch.main(["--config.a", "-3", f"--config={toy}", "--mode=show"]) == 0
+    assert experiment.calls == [
+        ("run", {"name": "toy", "a": 1}, "runs/toy"),
+        ("run", {"name": "toy", "a": 2}, "w"),
+        ("show", {"name": "toy", "a": -3}, "runs/toy"),
+    ]
+
+
+def test_the_last_config_wins(toy, experiment):
+    assert launch.main(["--config=configs/no_such.py", f"--config={toy}"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--config.a"], "error: --config.a needs a value: --config.a=VALUE"),
+        (["--config.a", "--mode=run"], "error: --config.a needs a value: --config.a=VALUE"),
+        (["--config.b=1"], "error: config has no field b; --mode=show lists the fields"),
+        (["--config.a=x"], "error: config.a expects int, as in 1; 'x' is given"),
+        (["--config.name="], "error: {toy}: the configuration has no name; it names the folder of the results"),
+        (["--wrkdir=x"], "error: unrecognized arguments: --wrkdir=x; --help shows the usage"),
+        (["--work=x"], "error: unrecognized arguments: --work=x; --help shows the usage"),
+        (["--mode=fly"], "error: argument --mode: invalid choice: 'fly'"),
+    ],
+)
+def test_mistakes(toy, experiment, capsys, arguments, line):
+    assert launch.main([f"--config={toy}", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(line.format(toy=toy))
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert experiment.calls == []
+
+
+def test_no_config(capsys):
+    assert launch.main([]) == 2
+    assert capsys.readouterr().err == (
+        "error: the following arguments are required: --config; --help shows the usage\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UserError("aft.jsonl:3: no messages\nat all"), 2, "error: aft.jsonl:3: no messages at all"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "a"),
+            2,
+            "error: [Errno 28] No space left on device: 'a': free",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "runs"), 2, "error: [Errno 13] Permission denied: 'runs'"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command resumes"),
+        (Interrupted(), 143, "stopped by SIGTERM, the state is saved; the same command resumes"),
+    ],
+)
+def test_endings(toy, experiment, capsys, error, status, line):
+    def run(config, workdir):
+        raise error
+
+    experiment.run = run
+    assert launch.main([f"--config={toy}"]) == status
+    captured = capsys.readouterr().err
+    assert captured.startswith(line)
+    assert captured.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), OSError(errno.EIO, "I/O error")])
+def test_bugs_keep_their_traceback(toy, experiment, error):
+    def run(config, workdir):
+        raise error
+
+    experiment.run = run
+    with pytest.raises(type(error)):
+        launch.main([f"--config={toy}"])
+
+
+def test_overrides_are_taken_out_in_order():
+    arguments = ["--config=f", "--config.a=1", "--mode", "show", "--config.b.c", "x=y", "--config.a=b=c"]
+    flags, overrides = launch.split_overrides(arguments)
+    assert flags == ["--config=f", "--mode", "show"]
+    assert overrides == [("a", "1"), ("b.c", "x=y"), ("a", "b=c")]
