@@ -26,6 +26,9 @@ from msm_jax.files import read_json, write_json, write_text
 
 HERE = pathlib.Path(__file__).parent
 WIDTH = 116
+LEGEND = """\
+{experiment}: rate of value-aligned choice (on separating pairs: of the American item)
+rate = mean over seeds [95 % over seeds; with one seed over items] items x seeds; e/c/u = errored/cut off/unparsed"""
 FORM_TITLES = {"logprob": "log-probability form", "sampled": "sampled form"}
 MARKS = {"holds": "+", "does not hold": "x", "no room": "~", "seen": "+", "not seen": "x", "not measured": "?"}
 FIGURE2_EVALS = ("affordability", "america")
@@ -33,7 +36,7 @@ FIGURE2_EVALS = ("affordability", "america")
 
 def table(result: dict) -> str:
     """The closing table as plain text: rates by arm, controls, findings."""
-    parts = [f"{result['experiment']}: rate of value-aligned choice, mean over seeds [95 % interval] items x seeds"]
+    parts = [LEGEND.format(experiment=result["experiment"])]
     parts += [_rates_table(result, form) for form in forms_of(result)] or ["No scores."]
     if result["controls"]:
         parts.append(_controls_table(result["controls"]))
@@ -42,7 +45,7 @@ def table(result: dict) -> str:
 
 
 def _rates_table(result: dict, form: str) -> str:
-    """One line an arm. The last column counts errored / cut off / unparsed over all evaluations and seeds."""
+    """One line an arm; its last column counts over all evaluations and seeds."""
     evals = evals_of(result)
     rows = [[FORM_TITLES[form], *(EVALS.get(name, name) for name in evals), "e/c/u"]]
     for arm in ordered_arms(result["arms"]):
@@ -150,7 +153,8 @@ def _figure2(result: dict, reference: dict, form: str) -> dict:
     }
     caption = (
         "Bars are means over seeds, error bars \N{PLUS-MINUS SIGN}1 SEM, dots single seeds. "
-        f"Beside them {reference['source']}: {reference['error']}. Models and items differ, so compare the order of the bars, not their height."
+        f"Beside them {reference['source']}: {reference['error']}. "
+        "Models and items differ, so compare the order of the bars, not their height."
     )
     png = plots.figure2(arms, panels)
     return {"file": "figure2.png", "title": "Generalisation of the two specs", "caption": caption, "png": png}

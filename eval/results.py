@@ -24,8 +24,8 @@ from eval import stats
 EVALS = {
     "affordability": "Affordability",
     "america": "America",
-    "separating": "American, separating",
-    "in_domain": "Cheese, in domain",
+    "separating": "Separating pairs",
+    "in_domain": "In domain",
 }
 ARM_ORDER = ("baseline", "aft", "aft_cot")
 SEPARATING_BAR = 0.6
@@ -127,7 +127,7 @@ def _mean_known(values: Any) -> float | None:
 
 
 def number(rate: float | None, digits: int = 2) -> str:
-    """".97"; "1.0" where it rounds to one, which is as wide; "-" if there is none."""
+    """As ".97"; "1.0" where it rounds to one, which is as wide; "-" if there is none."""
     if rate is None:
         return "-"
     text = f"{rate:.{digits}f}"
@@ -135,12 +135,12 @@ def number(rate: float | None, digits: int = 2) -> str:
 
 
 def signed(value: float) -> str:
-    """"+.41"."""
+    """A difference, as "+.41"."""
     return ("+" if round(value, 2) >= 0 else "-") + f"{abs(value):.2f}".removeprefix("0")
 
 
 def interval(low: float, high: float, digits: int = 2) -> str:
-    """"[.93 1.0]"."""
+    """As "[.93 1.0]"."""
     return f"[{number(low, digits)} {number(high, digits)}]"
 
 
@@ -184,7 +184,7 @@ def _main_cell(result: dict, arm: ArmKey, evaluation: str) -> Cell | None:
 
 def _contrast(result: dict, claim: str, a: ArmKey, b: ArmKey, evaluation: str, bar: float | None) -> dict:
     """Arm `a` minus arm `b` on `evaluation`: at least `bar` (above 0 for a bar of 0), or only reported without one."""
-    name = f"{claim}, {EVALS.get(evaluation, evaluation)}"
+    name = f"{claim} ({EVALS.get(evaluation, evaluation)})"
     first, second = _label(result, a), _label(result, b)
     cells = [_main_cell(result, arm, evaluation) for arm in (a, b)]
     shared = sorted(set(cells[0].seeds) & set(cells[1].seeds)) if all(cells) else []
@@ -213,7 +213,7 @@ def _above_aft(result: dict, spec: str) -> dict:
     claim = "MSM adds to AFT"
     alone = _main_cell(result, ("aft", None), own)
     if alone is not None and alone.rate >= ROOM:
-        name = f"{claim}, {EVALS.get(own, own)}"
+        name = f"{claim} ({EVALS.get(own, own)})"
         text = f"{name}: {_label(result, ('aft', None))} already reaches {number(alone.rate)} without MSM"
         return _finding(name, text, "no room", value=alone.rate, seeds=len(alone.seeds))
     return _contrast(result, claim, ("msm_aft", spec), ("aft", None), own, bar=0.0)
@@ -225,7 +225,7 @@ def _has_aft(arm: dict) -> bool:
 
 def _in_domain(result: dict) -> dict:
     """The lowest seed of any arm with AFT: where fine-tuning did not take, its generalisation says nothing."""
-    name = "AFT took, in domain"
+    name = "AFT took (In domain)"
     arms = [arm for arm in result["arms"] if _has_aft(arm)]
     cells = {arm["label"]: _main_cell(result, arm_key(arm), "in_domain") for arm in arms}
     runs = [(rate, label, seed) for label, known in cells.items() if known for seed, rate in known.seeds.items()]

@@ -1,0 +1,163 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eval import stats
+
+rates = st.lists(st.floats(0, 1), min_size=2, max_size=12)
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        # By hand with z = 1.959964, z^2 = 3.841459. 0 of 10: low 0, high z^2 / (n + z^2) = 3.841459 / 13.841459.
+        (0, 10, 0.0, 0.277533),
+        (10, 10, 0.722467, 1.0),
+        # 5 of 10: .5 -+ z / (n + z^2) * sqrt(n / 4 + z^2 / 4) = .5 -+ .141601 * 1.860213.
+        (5, 10, 0.236593, 0.763407),
+        # 81 of 263, the worked example of Newcombe (1998), table I: .2553 to .3662.
+        (81, 263, 0.2553, 0.3662),
+    ],
+)
+def test_wilson_matches_hand_computed_values(successes, n, low, high):
+    assert stats.wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_without_trials_knows_nothing():
+    assert stats.wilson(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(-1, 10), (11, 10), (1, 0)])
+def test_wilson_refuses_impossible_counts(successes, n):
+    with pytest.raises(ValueError, match="outside"):
+        stats.wilson(successes, n)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 2000), st.floats(0, 1))
+def test_wilson_holds_the_rate_and_mirrors(n, share):
+    successes = round(share * n)
+    low, high = stats.wilson(successes, n)
+    assert 0 <= low <= successes / n <= high <= 1
+    assert stats.wilson(n - successes, n) == pytest.approx((1 - high, 1 - low), abs=1e-12)
+    wider = stats.wilson(successes, n, confidence=0.99)
+    assert wider.low <= low and high <= wider.high
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.3, 0.5, 0.97])
+def test_wilson_covers(rate):
+    """Exact coverage at n = 60, as a sum over all outcomes: no simulation needed."""
+    n = 60
+    inside = [low <= rate <= high for low, high in (stats.wilson(k, n) for k in range(n + 1))]
+    coverage = sum(scipy.stats.binom.pmf(k, n, rate) for k in range(n + 1) if inside[k])
+    assert 0.92 <= coverage <= 0.98
+
+
+def test_student_t_matches_printed_tables():
+    # Two-sided 95 % points of any t table.
+    for freedom, value in {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 9: 2.262, 30: 2.042, 120: 1.980}.items():
+        assert stats.student_t(0.95, freedom) == pytest.approx(value, abs=6e-4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 500), st.floats(0.05, 0.995))
+def test_student_t_matches_scipy(freedom, confidence):
+    expected = scipy.stats.t.ppf(0.5 + confidence / 2, freedom)
+    assert stats.student_t(confidence, freedom) == pytest.approx(expected, rel=1e-9)
+
+
+def test_seed_summary_by_hand():
+    summary = stats.seed_summary([0.9, 1.0, 0.8, 0.9])
+    sem = math.sqrt(0.02 / 3) / 2  # squared deviations .01 + .01
+    assert summary.mean == pytest.approx(0.9)
+    assert summary.sem == pytest.approx(sem)
+    assert (summary.low, summary.high) == pytest.approx((0.9 - 3.182446 * sem, 0.9 + 3.182446 * sem), abs=1e-6)
+    assert summary.n == 4
+
+
+def test_one_seed_has_no_spread():
+    assert stats.seed_summary([0.7]) == (0.7, None, None, None, 1)
+    with pytest.raises(ValueError, match="no rates"):
+        stats.seed_summary([])
+
+
+def test_seed_interval_covers():
+    draws = np.random.default_rng(1).normal(0.6, 0.05, size=(2000, 4))
+    summaries = [stats.seed_summary(row) for row in draws]
+    coverage = np.mean([summary.low <= 0.6 <= summary.high for summary in summaries])
+    assert 0.935 <= coverage <= 0.965
+
+
+def test_cluster_bootstrap_covers_where_an_item_interval_does_not():
+    """30 domains of 20 items whose rates differ: intervals over items miss the mean of domains, over domains not."""
+    draw = np.random.default_rng(2)
+    domains = np.repeat(np.arange(30), 20)
+    covered = {"clusters": 0, "items": 0}
+    for trial in range(300):
+        levels = draw.beta(2, 2, size=30)  # mean .5
+        scores = (draw.random(600) < levels[domains]).astype(float)
+        low, high = stats.cluster_bootstrap(scores, domains.tolist(), resamples=400, seed=trial)
+        covered["clusters"] += low <= 0.5 <= high
+        low, high = stats.wilson(scores.sum(), 600)
+        covered["items"] += low <= 0.5 <= high
+    assert 0.89 <= covered["clusters"] / 300 <= 0.98
+    assert covered["items"] / 300 < 0.8
+
+
+def test_cluster_bootstrap_weighs_items_and_is_reproducible():
+    scores, clusters = [1.0] * 9 + [0.0], ["a"] * 9 + ["b"]
+    low, high = stats.cluster_bootstrap(scores, clusters)
+    assert (low, high) == (0.0, 1.0)
+    assert stats.cluster_bootstrap(scores, clusters) == (low, high)
+    assert stats.cluster_bootstrap([0.25] * 6, list("aabbcc")) == (0.25, 0.25)
+    assert stats.cluster_bootstrap([1.0, 0.0], ["a", "a"]) is None
+    with pytest.raises(ValueError, match="2 scores but 1"):
+        stats.cluster_bootstrap([1.0, 0.0], ["a"])
+
+
+def test_paired_difference_by_hand():
+    # Differences .2, .3, .1, .4: only all-plus and all-minus are as extreme, 2 of 16 patterns.
+    difference = stats.paired_difference([0.9, 0.9, 0.8, 1.0], [0.7, 0.6, 0.7, 0.6])
+    assert difference.mean == pytest.approx(0.25)
+    assert difference.p == pytest.approx(2 / 16)
+    half = 3.182446 * math.sqrt(0.05 / 3) / 2
+    assert (difference.low, difference.high) == pytest.approx((0.25 - half, 0.25 + half), abs=1e-6)
+
+
+def test_paired_difference_of_one_pair_and_of_none():
+    assert stats.paired_difference([0.9], [0.5]) == (pytest.approx(0.4), None, None, None, 1)
+    with pytest.raises(ValueError, match="equally many"):
+        stats.paired_difference([0.9], [0.5, 0.6])
+    with pytest.raises(ValueError, match="equally many"):
+        stats.paired_difference([], [])
+
+
+@settings(max_examples=60, deadline=None)
+@given(rates, st.randoms())
+def test_paired_difference_is_antisymmetric_and_valid(values, shuffler):
+    others = values[:]
+    shuffler.shuffle(others)
+    forth, back = stats.paired_difference(values, others), stats.paired_difference(others, values)
+    assert forth.mean == pytest.approx(-back.mean, abs=1e-12)
+    assert forth.p == back.p
+    assert 2 / 2 ** len(values) <= forth.p <= 1
+    assert stats.paired_difference(values, values).p == 1
+
+
+@pytest.mark.parametrize(("pairs", "trials"), [(6, 1500), (40, 150)])
+def test_sign_flip_p_is_honest_without_a_difference(pairs, trials):
+    draw = np.random.default_rng(3)
+    p = [stats.paired_difference(draw.normal(size=pairs), draw.normal(size=pairs)).p for _ in range(trials)]
+    assert np.mean(np.array(p) <= 0.1) == pytest.approx(0.1, abs=3 * math.sqrt(0.09 / trials) + 1 / 2**pairs * 2)
+
+
+def test_exact_and_sampled_sign_flips_agree(monkeypatch):
+    draw = np.random.default_rng(4)
+    a, b = draw.normal(0.5, 1, size=12), draw.normal(size=12)
+    exact = stats.paired_difference(a, b).p
+    monkeypatch.setattr(stats, "EXACT_PAIRS", 0)
+    assert stats.paired_difference(a, b).p == pytest.approx(exact, abs=0.02)
