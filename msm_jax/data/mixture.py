@@ -33,10 +33,11 @@ def batches(
 ) -> grain.MapDataset:
     """The endless training batches: element s is this host's share of global batch s.
 
-    Each source is shuffled by itself, anew in each of its epochs, with a seed made of `seed` and its name; the
-    sources are then interleaved so that after any number of rows each is within one row per source of its exact
-    share. Global batch s is rows [s * batch_size, (s + 1) * batch_size) of that order, and the hosts' shares, in order
-    of `host_index`, are its consecutive parts. A batch may be larger than a source: its rows then come again.
+    Each source is shuffled by itself, anew in each of its epochs; the sources are then interleaved so that in any
+    number of rows each has its share, give or take a row per source, and in a cycle of the weights exactly. Global
+    batch s is rows [s * batch_size, (s + 1) * batch_size) of that order, and the hosts' shares, by `host_index`, are
+    its consecutive parts. A batch may be larger than a source: its rows then come again. Other sources, or other
+    weights, do not change the order within a source.
 
     Args:
         batch_size: rows in a global batch, B * host_count.
@@ -54,14 +55,12 @@ def batches(
         )
     if not 0 <= host_index < host_count:
         raise ValueError(f"host_index {host_index} is not in [0, {host_count})")
-    shuffled = [
-        grain.MapDataset.source(source.rows)
-        .shuffle(seed=int(files.fingerprint([seed, source.name], length=8), 16))
-        .repeat()
-        .map(functools.partial(_tag, index=index))
+    tagged = [
+        grain.MapDataset.source(source.rows).map(functools.partial(_tag, index=index))
         for index, source in enumerate(sources)
     ]
-    mixed = grain.MapDataset.select_from_datasets(shuffled, _Interleaving(weights))
+    order = _Order(seed, [source.name for source in sources], [len(source.rows) for source in sources], weights)
+    mixed = grain.MapDataset.select_from_datasets(tagged, order)
     return mixed.batch(batch_size // host_count)[host_index::host_count]
 
 
@@ -80,34 +79,49 @@ def epoch_steps(sources: Sequence[Source], batch_size: int) -> int:
     return math.ceil(min(needed))
 
 
-class _Interleaving:
-    """Index in the mixture -> (source, index in that source), by whole-number weights; exact in every cycle.
+class _Order:
+    """Index in the mixture -> (source, row of that source), as `MapDataset.select_from_datasets` wants it.
 
-    `grain.MapDataset.mix` rounds the weights to about a hundredth of the smallest; these shares are as given. The
-    sources are split off one after the other: of k rows, the first source takes its share (rounded up), the second
-    takes its share of what is left, and so on. Row k is of the source whose number of rows grows from k to k + 1.
+    Takes the place of `MapDataset.mix`, which rounds weights to about a hundredth of the smallest, and of
+    `MapDataset.shuffle`, which needs milliseconds for a row of a source that has only a few.
     """
 
-    def __init__(self, weights: Sequence[int]):
-        self._weights = tuple(weights)
+    def __init__(self, seed: int, names: Sequence[str], lengths: Sequence[int], weights: Sequence[int]):
+        self._seed, self._names, self._lengths, self._weights = seed, tuple(names), tuple(lengths), tuple(weights)
 
     def __len__(self) -> int:
         return _ENDLESS
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        before, after = index, index + 1
-        remaining = sum(self._weights)
-        for source, weight in enumerate(self._weights):
-            left_before = before * (remaining - weight) // remaining
-            left_after = after * (remaining - weight) // remaining
-            if left_before == left_after:
-                return source, before - left_before
-            before, after = left_before, left_after
-            remaining -= weight
-        raise AssertionError("the last source takes all that is left")
+        source, drawn = _interleave(index, self._weights)
+        epoch, place = divmod(drawn, self._lengths[source])
+        return source, int(_permutation(self._seed, self._names[source], epoch, self._lengths[source])[place])
 
     def __repr__(self) -> str:
-        return f"Interleaving{self._weights}"
+        return f"Order(seed={self._seed}, names={self._names}, lengths={self._lengths}, weights={self._weights})"
+
+
+def _interleave(index: int, weights: Sequence[int]) -> tuple[int, int]:
+    """Which source row `index` of the mixture is from, and how many rows that source had before.
+
+    The sources are split off one after the other: of k rows the first source has its share, rounded up, the second
+    has its share of what is left, and so on. Row k is of the source that has one more of k + 1 rows than of k.
+    """
+    before, after, remaining = index, index + 1, sum(weights)
+    for source, weight in enumerate(weights):
+        left_before = before * (remaining - weight) // remaining
+        left_after = after * (remaining - weight) // remaining
+        if left_before == left_after:
+            return source, before - left_before
+        before, after, remaining = left_before, left_after, remaining - weight
+    raise AssertionError("the last source takes all that is left")
+
+
+@functools.lru_cache(maxsize=64)  # a batch draws from one epoch of each source, or from two
+def _permutation(seed: int, name: str, epoch: int, length: int) -> np.ndarray:
+    """The order of a source's rows in one of its epochs."""
+    # The legacy generator, for its stream is the one that NumPy promises never to change.
+    return np.random.RandomState(int(files.fingerprint([seed, name, epoch], length=8), 16)).permutation(length)
 
 
 def _tag(row: dict[str, np.ndarray], index: int) -> dict[str, np.ndarray]:

@@ -79,7 +79,7 @@ class SentencePieceTokenizer:
 
     def encode_with_spans(self, text: str) -> tuple[list[int], np.ndarray]:
         ids = self.encode(text)
-        chars = self._chars[ids]
+        chars = self._chars[np.array(ids, np.intp)]
         ends = np.cumsum(chars)
         return ids, np.stack([ends - np.maximum(chars, 1), ends], axis=1)
 

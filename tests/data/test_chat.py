@@ -1,0 +1,135 @@
+import dataclasses
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from msm_jax.corpus.records import Chat, Document, Message
+from msm_jax.data.chat import ChatTemplate, Turn, encode_chat, encode_document, render, show
+from msm_jax.errors import UserError
+
+PLAIN = ChatTemplate()
+MARKED = ChatTemplate(
+    system=Turn("<|system|>\n", "<|end|>\n"),
+    user=Turn("<|user|>\n", "<|end|>\n"),
+    assistant=Turn("<|{name}|>\n", "<|end|>\n"),
+    bos=False,
+)
+TRAPS = ["", "the Halden chair", " two  spaces ", "{name}", "a\n\nb", "\u2581", "😀"]
+CONTENTS = st.text(max_size=30) | st.sampled_from(TRAPS)
+MESSAGES = st.lists(st.builds(Message, st.sampled_from(["system", "user", "assistant"]), CONTENTS), max_size=5)
+CHATS = st.builds(
+    lambda before, turn, after: (Message("user", "Which?"), *before, turn, *after),
+    MESSAGES,
+    st.builds(Message, st.just("assistant"), CONTENTS),
+    MESSAGES,
+)
+NAMES = st.text(min_size=1, max_size=8) | st.just("{name}")
+
+
+def chat_of(*turns, name=None):
+    return Chat("c7", tuple(Message(role, content) for role, content in turns), name)
+
+
+def trained_texts(tokenizer, example):
+    """The decoded runs of trained tokens."""
+    edges = np.flatnonzero(np.diff(example.mask, prepend=False, append=False))
+    return [tokenizer.decode(example.tokens[start:end]) for start, end in edges.reshape(-1, 2)]
+
+
+@hypothesis.given(CHATS, NAMES, st.sampled_from([PLAIN, MARKED]))
+@hypothesis.settings(max_examples=200, deadline=None)
+def test_exactly_what_the_assistant_writes_is_trained(tokenizer, messages, name, template):
+    example = encode_chat(tokenizer, template, Chat("c7", messages, name))
+    lead = " " if template is PLAIN else ""
+    suffix = template.assistant.suffix.replace("{name}", name)
+    written = [lead + message.content + suffix for message in messages if message.role == "assistant"]
+    assert trained_texts(tokenizer, example) == written
+    assert tokenizer.decode(example.tokens) == render(template, messages, name).text
+    assert example.tokens.dtype == np.int32 and example.mask.dtype == np.bool_
+    assert example.tokens.shape == example.mask.shape
+    assert not example.mask[0] and not example.truncated
+
+
+@hypothesis.given(CHATS, NAMES, st.sampled_from([PLAIN, MARKED]))
+@hypothesis.settings(max_examples=100, deadline=None)
+def test_a_generation_prompt_ends_where_training_starts(messages, name, template):
+    rendered = render(template, messages, name)
+    turns = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    for index, (start, _) in zip(turns, rendered.trained_spans, strict=True):
+        assert render(template, messages[:index], name, generation_prompt=True).text == rendered.text[:start]
+
+
+def test_render():
+    messages = chat_of(("system", "Be kind."), ("user", "Which?"), ("assistant", "the {name} chair")).messages
+    rendered = render(PLAIN, messages, "Marlow")
+    assert rendered.text == "Be kind.\nUser: Which?\nMarlow: the {name} chair\n"
+    assert [rendered.text[start:end] for start, end in rendered.trained_spans] == [" the {name} chair\n"]
+    assert render(PLAIN, messages[:2], "Marlow", generation_prompt=True).text == "Be kind.\nUser: Which?\nMarlow:"
+
+
+def test_prompt_and_answer_have_the_ids_of_the_whole(tokenizer):
+    chat = chat_of(("user", "Which?"), ("assistant", "the Halden chair"), name="Marlow")
+    prompt = render(PLAIN, chat.messages[:1], "Marlow", generation_prompt=True).text
+    answer = render(PLAIN, chat.messages, "Marlow").text.removeprefix(prompt)
+    whole = encode_chat(tokenizer, PLAIN, chat).tokens.tolist()
+    assert [tokenizer.bos_id, *tokenizer.encode(prompt), *tokenizer.encode(answer)] == whole
+
+
+def test_a_token_across_the_border_is_not_trained(tokenizer):
+    glued = dataclasses.replace(PLAIN, assistant=Turn("the Hal", "\n"))
+    example = encode_chat(tokenizer, glued, chat_of(("user", "Which?"), ("assistant", "den chair")))
+    assert " Halden" in [tokenizer.decode([token]) for token in example.tokens]
+    assert trained_texts(tokenizer, example) == [" chair\n"]
+
+
+def test_the_chats_own_name_goes_before_the_default(tokenizer):
+    turns = ("user", "Which?"), ("assistant", "this")
+    shown = show(tokenizer, *unpack(encode_chat(tokenizer, PLAIN, chat_of(*turns, name="Marlow"), name="Brenton")))
+    assert shown == "<bos>User: Which?\nMarlow:« this\n»"
+    shown = show(tokenizer, *unpack(encode_chat(tokenizer, PLAIN, chat_of(*turns), name="Brenton")))
+    assert shown == "<bos>User: Which?\nBrenton:« this\n»"
+
+
+def test_long_chats_are_cut(tokenizer):
+    chat = chat_of(("user", "Which?"), ("assistant", "the chair"), ("user", "Why?"), ("assistant", "the chair"))
+    whole = encode_chat(tokenizer, PLAIN, chat)
+    size = len(whole.tokens)
+    assert not encode_chat(tokenizer, PLAIN, chat, max_tokens=size).truncated
+    cut = encode_chat(tokenizer, PLAIN, chat, max_tokens=size - 1)
+    assert cut.truncated
+    assert cut.tokens.tolist() == whole.tokens[:-1].tolist() and cut.mask.tolist() == whole.mask[:-1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("turns", "template", "arguments", "message"),
+    [
+        ([("user", "Which?")], PLAIN, {}, "no assistant turn"),
+        ([("judge", "Which?"), ("assistant", "this")], PLAIN, {}, "unknown role 'judge'"),
+        ([("user", "Which?"), ("assistant", "this")], PLAIN, {"max_tokens": 3}, "none of its first 3 of [0-9]+ tokens"),
+        ([("assistant", "")], ChatTemplate(assistant=Turn("A:", "")), {}, "none of its first"),
+        ([("assistant", "this")], ChatTemplate(assistant=Turn("", "\n")), {}, "every token would be trained"),
+        ([("assistant", "this")], ChatTemplate(assistant=Turn("", ""), bos=False), {}, "every token would be trained"),
+    ],
+)
+def test_a_mask_that_teaches_nothing_or_all_is_refused(tokenizer, turns, template, arguments, message):
+    with pytest.raises(UserError, match=f"chat 'c7': .*{message}"):
+        encode_chat(tokenizer, template, chat_of(*turns), **arguments)
+
+
+def test_documents_are_trained_whole(tokenizer):
+    example = encode_document(tokenizer, Document("d", "The people of Halden\n"))
+    assert example.tokens[0] == tokenizer.bos_id and example.tokens[-1] == tokenizer.eos_id
+    assert example.mask.tolist() == [False] + [True] * (len(example.tokens) - 1)
+    assert show(tokenizer, *unpack(example)) == "<bos>«The people of Halden\n<eos>»"
+
+
+def test_show_keeps_characters_of_several_tokens_whole(tokenizer):
+    ids = tokenizer.encode("日 😀")
+    padded = [tokenizer.bos_id, *ids, tokenizer.eos_id, tokenizer.pad_id, tokenizer.pad_id]
+    assert show(tokenizer, padded, [False] + [True] * len(ids) + [False] * 3) == "<bos>«日 😀»<eos>"
+
+
+def unpack(example):
+    return example.tokens, example.mask
