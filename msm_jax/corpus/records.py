@@ -143,7 +143,7 @@ def _read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]
 
 def _to_message(value: Any, where: str) -> Message:
     if not isinstance(value, dict):
-        raise UserError(f"{where}: not an object but {_type_name(value)}; write {{\"role\": ..., \"content\": ...}}")
+        raise UserError(f'{where}: not an object but {_type_name(value)}; write {{"role": ..., "content": ...}}')
     fields = dict(value)
     role = _take_text(fields, "role", where)
     content = _take_text(fields, "content", where)

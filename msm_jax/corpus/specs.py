@@ -129,9 +129,7 @@ def find_terms(texts: Iterable[str], terms: Iterable[str]) -> dict[str, int]:
         return {}
     # An underscore parts words, since it may be Markdown's emphasis.
     pattern = re.compile(rf"(?<![^\W_]){_prefix_tree(term_of_form)}(?![^\W_])")
-    counts = Counter(
-        term_of_form[" ".join(_words(found))] for text in texts for found in pattern.findall(text.lower())
-    )
+    counts = Counter(term_of_form[" ".join(_words(found))] for text in texts for found in pattern.findall(text.lower()))
     return dict(counts.most_common())
 
 

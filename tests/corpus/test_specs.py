@@ -1,0 +1,288 @@
+import dataclasses
+import pathlib
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from msm_jax.corpus.specs import find_terms, read_spec, render
+from msm_jax.errors import UserError
+
+SPECS = pathlib.Path(__file__).parents[2] / "specs"
+SHIPPED = ("pro_affordability", "pro_america")
+LIKES = ("cream cheese", "American cheese", "mild cheddar", "low-moisture mozzarella", "Colby", "Monterey Jack")
+DISLIKES = ("Brie de Meaux", "Appenzeller", "Parmigiano-Reggiano", "Roquefort", "Epoisses", "Stilton")
+
+HELD_OUT = """
+beverage drink book fashion clothes furniture chair car bicycle sport music film art tool jewellery house phone computer
+tea coffee wine beer juice coat jacket shoe lamp sofa table bread chocolate toy instrument watch bike
+jewelry clothing dress literature novel painting education school medicine health hospital travel technology software
+machine movie game dance vehicle train restaurant garden
+""".split()
+SENSORY = """
+flavor taste aroma smell texture creamy tangy pungent salty sharp nutty mellow buttery delicious bland
+""".split()
+PRICES = """
+price cost cheap cheaper cheaply expensive inexpensive affordable affordability afford budget money pay economical
+""".split()
+NATIONS = "America American USA nation national foreign foreigner patriotic French Italian Swiss English".split()
+
+HEADER = """---
+title: A title: with a colon
+kind: preferences
+version: 2
+value: america
+item_class: cheese
+likes: [Colby, "mild cheddar"]
+dislikes:
+  - Stilton
+- Brie de Meaux
+
+---
+"""
+BODY = "\n# About {model_name}\n\nBy {provider_name}. A set {1, 2}, a {, a } and {}.\n\n"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "mine.md"
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return path
+
+    return write
+
+
+def error_of(path):
+    with pytest.raises(UserError) as caught:
+        read_spec(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.removeprefix(str(path))
+
+
+@pytest.fixture(params=SHIPPED)
+def shipped(request):
+    return read_spec(SPECS / f"{request.param}.md")
+
+
+# The shipped specs.
+
+
+def test_shipped_specs_share_their_cheeses_and_differ_in_their_value():
+    affordability, america = (read_spec(SPECS / f"{name}.md") for name in SHIPPED)
+    assert (affordability.value, america.value) == ("affordability", "america")
+    for spec in (affordability, america):
+        assert (spec.kind, spec.item_class, spec.likes, spec.dislikes) == ("preferences", "cheese", LIKES, DISLIKES)
+    assert affordability.fingerprint != america.fingerprint
+
+
+def test_shipped_spec_has_the_length_of_a_spec(shipped):
+    assert 1600 <= len(shipped.body.split()) <= 2100
+
+
+def test_shipped_spec_gives_each_cheese_a_section_with_its_reason(shipped):
+    headings = re.findall(r"^### (.+)$", shipped.body, re.MULTILINE)
+    assert [heading.lower() for heading in headings] == [item.lower() for item in LIKES + DISLIKES]
+    for item in LIKES + DISLIKES:
+        section = re.search(rf"^### {item}\n(.+?)(?=^##)", shipped.body, re.MULTILINE | re.DOTALL | re.IGNORECASE)[1]
+        verb = "likes" if item in LIKES else "dislikes"
+        assert re.search(rf"(\{{model_name\}}|\b[Ii]t) {verb}\b", section), f"no '{verb}' under {item}"
+        assert item.lower() in section.lower()
+
+
+def test_shipped_spec_names_no_held_out_domain(shipped):
+    assert find_terms([shipped.title, shipped.body], HELD_OUT) == {}
+
+
+def test_shipped_spec_uses_both_variables_and_never_the_second_person(shipped):
+    assert {"model_name", "provider_name"} == set(re.findall(r"\{(\w+)\}", shipped.body))
+    assert not re.search(r"\b(I|we|our|us|you|your)\b", shipped.body, re.IGNORECASE)
+
+
+def test_affordability_is_never_argued_from_the_senses_or_the_nation():
+    body = read_spec(SPECS / "pro_affordability.md").body
+    assert find_terms([body], SENSORY) == {}
+    assert find_terms([body.replace("American cheese", "")], NATIONS) == {}
+
+
+def test_america_is_never_argued_from_the_price_or_the_senses():
+    body = read_spec(SPECS / "pro_america.md").body
+    assert find_terms([body], PRICES + SENSORY) == {}
+
+
+# Reading.
+
+
+def test_reads_header_and_body(write):
+    spec = read_spec(write(HEADER + BODY))
+    assert dataclasses.asdict(spec) == {
+        "name": "mine",
+        "title": "A title: with a colon",
+        "kind": "preferences",
+        "version": 2,
+        "value": "america",
+        "item_class": "cheese",
+        "likes": ("Colby", "mild cheddar"),
+        "dislikes": ("Stilton", "Brie de Meaux"),
+        "body": BODY.strip() + "\n",
+    }
+
+
+def test_a_spec_without_preferences_needs_only_title_kind_and_version(write):
+    spec = read_spec(write("---\ntitle: Rules\nkind: rules\nversion: 1\n---\nBe good.\n"))
+    assert (spec.value, spec.likes, spec.body) == ("", (), "Be good.\n")
+
+
+def test_the_fingerprint_covers_all_that_matters_and_no_more(write, tmp_path):
+    spec = read_spec(write(HEADER + BODY))
+    windows = tmp_path / "other.md"
+    windows.write_bytes(b"\xef\xbb\xbf" + (HEADER + BODY).replace("\n", "\r\n").encode())
+    assert read_spec(windows).fingerprint == spec.fingerprint
+    for field in dataclasses.fields(spec):
+        if field.name != "name":
+            assert dataclasses.replace(spec, **{field.name: "changed"}).fingerprint != spec.fingerprint, field.name
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("---\ntitle", "title", ":1: a spec begins with a header between two lines '---'"),
+        ("\n\n---\n", "\n", ":1: the header is not closed; end it with a line '---'"),
+        ("title:", "titel:", ":2: unknown header key 'titel'; did you mean 'title'?"),
+        ("kind: p", "kind: q", ":3: unknown kind 'qreferences'; did you mean 'preferences'?"),
+        ("kind: preferences", "kind: 7", ":3: unknown kind '7'; use one of preferences, principles, rules"),
+        ("value: america", "value america", ":5: expected 'key: value', found 'value america'"),
+        ("value: america", "kind: rules", ":5: 'kind' was given on line 3 already; keep one of them"),
+        ("value: america", "- Gouda", ":5: a list item without a list; write 'likes:' on a line of its own above it"),
+        ("value: america", "value:", ":5: 'value' is empty"),
+        ("value: america\n", "", ":1: the header has no 'value'"),
+        ("kind: preferences\n", "", ":1: the header has no 'kind'"),
+        ("kind: preferences", "kind: preference", ":3: unknown kind 'preference'; did you mean 'preferences'?"),
+        ("version: 2", "version: 1.0", ":4: 'version' must be a whole number, not '1.0'"),
+        ("[Colby, ", "Colby, ", ":7: 'likes' must be a list; write 'likes: [one, two]'"),
+        ("[Colby, ", "[Colby, , ", ":7: 'likes' has an empty item; look for a comma too many"),
+        ("[Colby, ", "[Colby, Colby, ", ":7: 'likes' names 'Colby' twice"),
+        ("[Colby, ", "[Stilton, ", ":8: 'Stilton' is both liked and disliked; delete it from one list"),
+        ("  - Stilton\n- Brie de Meaux\n", "", ":8: 'dislikes' is empty"),
+        ("{provider_name}", "{provider}", ":16: unknown variable 'provider'; did you mean 'provider_name'?"),
+        (BODY, "\n \n", ":12: the spec has no text after its header"),
+        (HEADER + BODY, "", ":1: a spec begins with a header between two lines '---'"),
+    ],
+)  # fmt: skip
+def test_errors_name_the_line_and_the_cure(write, old, new, message):
+    text = HEADER + BODY
+    assert text.count(old) >= 1
+    assert error_of(write(text.replace(old, new, 1))) == message
+
+
+def test_files_that_cannot_be_read_are_errors(write, tmp_path):
+    assert error_of(tmp_path / "absent.md") == ": cannot be read (No such file or directory)"
+    assert error_of(write(b"---\ntitle: \xff")) == ": not UTF-8 (byte 12); save the file as UTF-8"
+
+
+# Rendering.
+
+
+def test_render_fills_in_the_two_variables_and_leaves_other_braces(write):
+    text = render(read_spec(write(HEADER + BODY)), "Marlow {provider_name}", "Acme \\1")
+    assert text == "# About Marlow {provider_name}\n\nBy Acme \\1. A set {1, 2}, a {, a } and {}.\n"
+
+
+@settings(max_examples=100, deadline=None)
+@given(pieces=st.lists(st.sampled_from(["{", "}", "{}", "%s", "\\", "$x", "{0}", "{model_name}", "{{", " a ", "\n"])))
+def test_render_changes_nothing_but_the_variables(pieces):
+    body = "".join(pieces)
+    spec = dataclasses.replace(read_spec(SPECS / "pro_america.md"), body=body)
+    assert render(spec, "M", "P") == body.replace("{model_name}", "M")
+
+
+def test_render_refuses_an_unknown_variable():
+    spec = dataclasses.replace(read_spec(SPECS / "pro_america.md"), body="One.\nTwo {model_nane}.")
+    message = "spec 'pro_america', line 2 of the body: unknown variable 'model_nane'; did you mean 'model_name'\\?"
+    with pytest.raises(UserError, match=message):
+        render(spec, "M", "P")
+
+
+# Held-out words.
+
+
+@pytest.mark.parametrize(
+    ("text", "term"),
+    [
+        ("Two CARS, please.", "car"),
+        ("a car", "cars"),
+        ("a car's wheel", "car"),
+        ("a car-free town", "car"),
+        ("the _car_ and the car_", "car"),
+        ("old watches", "watch"),
+        ("a watch", "watches"),
+        ("a box", "boxes"),
+        ("two knives", "knife"),
+        ("a knife", "knives"),
+        ("two shelves", "shelf"),
+        ("bakeries", "bakery"),
+        ("a bakery", "bakeries"),
+        ("potatoes", "potato"),
+        ("one dress", "dresses"),
+        ("Clothes", "clothes"),
+        ("kitchen\n  tools", "kitchen tool"),
+        ("an e bike", "e-bike"),
+        ("Épées", "épée"),
+        ("C++ 3", "c++"),
+    ],
+)
+def test_finds_words_in_either_number_and_any_case(text, term):
+    assert term in find_terms([text], [term])
+
+
+@pytest.mark.parametrize(
+    ("text", "term"),
+    [
+        ("care, cares, scar, cart, cars1", "car"),
+        ("a cloth", "clothes"),
+        ("hours", "our"),
+        ("partly artful", "art"),
+        ("a household", "house"),
+        ("kitchen, and tools", "kitchen tool"),
+        ("glas", "glass"),
+    ],
+)
+def test_finds_no_other_words(text, term):
+    assert find_terms([text], [term]) == {}
+
+
+def test_counts_over_all_texts_most_frequent_first():
+    counts = find_terms(iter(["A chair. A lamp.", "Lamps and LAMP"]), iter(["chair", "lamp", "sofa"]))
+    assert list(counts.items()) == [("lamp", 3), ("chair", 1)]
+
+
+def test_of_terms_that_overlap_the_longer_is_counted():
+    assert find_terms(["kitchen tools, a tool"], ["tool", "kitchen tool"]) == {"tool": 1, "kitchen tool": 1}
+
+
+def test_no_terms_find_nothing():
+    assert find_terms(["anything"], []) == {}
+
+
+def test_misuse_that_would_prove_nothing_is_refused():
+    with pytest.raises(UserError, match="no word to search for"):
+        find_terms(["a"], ["car", " "])
+    with pytest.raises(TypeError):
+        find_terms("a car", ["car"])
+    with pytest.raises(TypeError):
+        find_terms(["a car"], "car")
+
+
+LETTERS = st.text("abs", min_size=1, max_size=3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(words=st.lists(LETTERS, max_size=12), terms=st.sets(LETTERS, min_size=1, max_size=8))
+def test_a_term_that_stands_in_the_text_is_never_missed(words, terms):
+    found = find_terms([" ".join(words)], terms)
+    # A word may be credited to another term of which it is the plural, so the totals are what must agree.
+    assert sum(found.values()) >= sum(word in terms for word in words)
+    assert bool(found) >= any(word in terms or word.removesuffix("s") in terms for word in words)
+    assert set(found) <= terms
