@@ -32,7 +32,9 @@ make_environment() {
   wanted="$(cksum setup.py)"
   if [[ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]]; then
     echo "Installing msm_jax${extras:+ [$extras]} and what it needs in .venv: a few minutes, once."
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${extras:+[$extras]}"
+    # Python warnings of the build are for the authors of build tools; errors still show.
+    PYTHONWARNINGS=ignore .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+      --editable ".${extras:+[$extras]}"
     echo "$wanted" >"$stamp"
   fi
 }
