@@ -115,6 +115,7 @@ def separating(arms: Sequence[dict], bars: Sequence[Bar | None], ends: tuple[str
                 axis.text(CHANCE + 0.01, row, "not measured", va="center", fontsize=8, color="#777777")
                 continue
             axis.barh(row, bar.mean - CHANCE, left=CHANCE, height=0.66, color=color, zorder=2)
+            axis.vlines(bar.mean, row - 0.33, row + 0.33, color=color, linewidth=2, zorder=6)  # a rate of .5 has no bar
             if bar.sem is not None:
                 axis.errorbar(bar.mean, row, xerr=bar.sem, color=INK, linewidth=1, capsize=2.5, zorder=4)
             if len(bar.seeds) > 1:
