@@ -58,6 +58,11 @@ def test_what_is_written_is_read(tmp_path_factory, rows):
     assert read == rows
 
 
+def test_a_line_is_plain_utf_8_json(tmp_path):
+    write_jsonl(tmp_path / "corpus.jsonl", [{"text": "Époisses 🧀\n"}, {"n": 1}])
+    assert (tmp_path / "corpus.jsonl").read_bytes() == '{"text": "Époisses 🧀\\n"}\n{"n": 1}\n'.encode()
+
+
 def test_an_absent_id_is_made_from_the_content_alone(write):
     documents = list(read_documents(write(['{"text": "A"}', '{"text": "B"}', '{"id": null, "text": "A", "k": 1}'])))
     ids = [document.id for document in documents]
