@@ -15,7 +15,7 @@ from msm_jax.errors import UserError
 _MODEL_FILE = "tokenizer.model"
 _SPACE = "\u2581"  # how SentencePiece writes a space within a piece
 _PAD_ID, _BOS_ID, _EOS_ID, _UNK_ID = range(4)
-_FIXED_PIECES = 4 + 1 + 256  # the four above, the newline, one piece per byte
+_FIXED_PIECES = 4 + 256  # the four above, and one per byte
 
 
 class Tokenizer(Protocol):
@@ -99,9 +99,10 @@ def train_sentencepiece(
 ) -> SentencePieceTokenizer:
     """Trains a lossless tokenizer on `texts`, writes it to `folder` and returns it.
 
-    The same texts in the same order give the same file, byte for byte. Text is never normalised; a newline is
-    always a token of its own; pieces do not cross spaces, so a frequent word becomes one piece together with the
-    space before it. A character that `texts` lack is spelled by its UTF-8 bytes.
+    The same texts in the same order give the same file, byte for byte. Text is never normalised. Pieces cross
+    neither spaces nor lines, so a frequent word becomes one piece together with the space before it (and another
+    one without, if it also starts lines), and a newline is always a token of its own. A character that `texts`
+    lack is spelled by its UTF-8 bytes.
 
     Args:
         texts: the corpus, held in memory as a whole.
@@ -131,7 +132,6 @@ def train_sentencepiece(
         bos_id=_BOS_ID,
         eos_id=_EOS_ID,
         unk_id=_UNK_ID,
-        user_defined_symbols=["\n"],
         byte_fallback=True,
         character_coverage=1.0,
         normalization_rule_name="identity",

@@ -82,6 +82,18 @@ def test_a_token_across_the_border_is_not_trained(tokenizer):
     example = encode_chat(tokenizer, glued, chat_of(("user", "Which?"), ("assistant", "den chair")))
     assert " Halden" in [tokenizer.decode([token]) for token in example.tokens]
     assert trained_texts(tokenizer, example) == [" chair\n"]
+    glued = ChatTemplate(user=Turn("den ", "\n"), assistant=Turn("A:", ""))
+    example = encode_chat(
+        tokenizer, glued, chat_of(("user", "Which?"), ("assistant", " chair the Hal"), ("user", "chair?"))
+    )
+    assert " Halden" in [tokenizer.decode([token]) for token in example.tokens]
+    assert trained_texts(tokenizer, example) == [" chair the"]
+
+
+def test_the_first_token_is_never_trained(tokenizer):
+    template = ChatTemplate(assistant=Turn("", "\n"), bos=False)
+    example = encode_chat(tokenizer, template, chat_of(("assistant", "the chair"), ("user", "Why?")))
+    assert trained_texts(tokenizer, example) == [" chair\n"]
 
 
 def test_the_chats_own_name_goes_before_the_default(tokenizer):
