@@ -32,6 +32,8 @@ from msm_jax.errors import UserError
 from msm_jax.files import fingerprint
 
 _log = logging.getLogger(__name__)
+# Orbax logs an error, with its traceback, in every thread that it passes, and then raises it to us as well.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:

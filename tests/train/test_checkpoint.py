@@ -142,6 +142,26 @@ def test_damage_anywhere_never_gives_wrong_values(folder, tmp_path):
         assert_equal(state, make_state(step))
 
 
+def test_a_flipped_bit_that_the_reader_takes_is_found_by_the_checksum(tmp_path, caplog):
+    state = {"weights": jax.random.normal(jax.random.key(0), (64, 64))}
+    checkpoints = Checkpoints(tmp_path, "run", keep=2)
+    checkpoints.save(1, state, {"next_index": 1})
+    checkpoints.wait()
+    for path in files_of(tmp_path / "1" / "state"):
+        if path.stat().st_size > state["weights"].nbytes // 2:
+            path.write_bytes(flip_a_bit(path.read_bytes()))
+    assert checkpoints.restore(state) is None
+    assert "checksum of weights differs" in caplog.text
+
+
+def test_a_changed_digit_in_the_position_of_the_data_is_found(folder):
+    path = folder / "6" / "meta" / "metadata"
+    text = path.read_text()
+    assert text.count('"next_index": 60') == 1
+    path.write_text(text.replace('"next_index": 60', '"next_index": 61'))
+    assert restore(folder)[0] == 3
+
+
 def test_all_damaged_starts_afresh(folder, caplog):
     for step in ("3", "6"):
         (folder / step / "meta" / "metadata").write_text("{")

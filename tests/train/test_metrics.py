@@ -34,9 +34,7 @@ def make_log(folder, start=0, steps=20, tokens=0, log_every=2, **changes):
         "clock": Clock(),
         "label": "msm seed 0",
     }
-    return MetricsLog(
-        folder, start=start, steps=steps, tokens=tokens, log_every=log_every, **arguments | changes
-    )
+    return MetricsLog(folder, start=start, steps=steps, tokens=tokens, log_every=log_every, **arguments | changes)
 
 
 def make_metrics(losses, weights, tokens=100):

@@ -1,0 +1,128 @@
+"""Killed at any moment and started again, a run ends with the same weights and the same losses."""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from msm_jax.train.metrics import TIMINGS
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS = 40
+
+
+def start(folder, devices=1):
+    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "tests" / "train" / "kill_worker.py"), str(folder), str(STEPS)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(folder, devices=1):
+    worker = start(folder, devices)
+    output, _ = worker.communicate(timeout=300)
+    assert worker.returncode == 0, output
+
+
+def stop(folder, signal_number, at_step, delay):
+    """Signals the worker `delay` seconds after it has logged `at_step`. Returns its exit status and output."""
+    worker = start(folder)
+    while worker.poll() is None and last_step(folder) < at_step:
+        time.sleep(0.001)
+    time.sleep(delay)
+    worker.send_signal(signal_number)
+    output, _ = worker.communicate(timeout=300)
+    return worker.returncode, output
+
+
+def last_step(folder):
+    path = folder / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") - 1 if path.exists() else -1
+
+
+def half_written(folder):
+    return any("tmp" in path.name for path in (folder / "checkpoints").iterdir())
+
+
+def read_weights(folder):
+    with np.load(folder / "weights.npz") as arrays:
+        return dict(arrays)
+
+
+def read_losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
+
+
+def assert_same_run(folder, whole):
+    weights, expected = read_weights(folder), read_weights(whole)
+    assert weights.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(weights[name], expected[name], err_msg=name)
+    assert read_losses(folder) == read_losses(whole)
+    assert [line["step"] for line in read_losses(folder)] == list(range(STEPS))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kill") / "whole"
+    finish(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def killed(whole):
+    """A run that was killed twice, and is as it was left."""
+    folder = whole.parent / "killed"
+    draw = random.Random(0)
+    for at_step in (5, 17):
+        status, output = stop(folder, signal.SIGKILL, at_step, draw.uniform(0, 0.03))
+        assert status == -signal.SIGKILL, output
+        assert at_step <= last_step(folder) < STEPS - 1
+    return folder
+
+
+def test_killed_then_terminated_then_resumed(whole, killed):
+    folder = shutil.copytree(killed, whole.parent / "terminated")
+    status, output = stop(folder, signal.SIGTERM, 25, 0.0)
+    assert status == 143, output
+    assert "SIGTERM" in output and f"of {STEPS} steps are done and saved" in output
+    saved = max(int(path.name) for path in (folder / "checkpoints").iterdir())
+    assert saved == last_step(folder) + 1 < STEPS
+
+    finish(folder)
+    assert_same_run(folder, whole)
+
+
+def test_resumes_on_another_number_of_devices(whole, killed):
+    folder = shutil.copytree(killed, whole.parent / "moved")
+    finish(folder, devices=4)
+    weights, expected = read_weights(folder), read_weights(whole)
+    assert weights.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_allclose(weights[name], expected[name], rtol=1e-3, atol=1e-5, err_msg=name)
+    losses = [[line["loss"] for line in read_losses(path)] for path in (folder, whole)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_five_times(whole, seed):
+    folder = whole.parent / f"seed {seed}"
+    draw = random.Random(seed)
+    torn = 0
+    for kill in range(5):
+        status, output = stop(folder, signal.SIGKILL, 1 + 7 * kill + draw.randrange(4), draw.uniform(0, 0.06))
+        assert status == -signal.SIGKILL, output
+        torn += half_written(folder)
+    assert torn, "no kill hit a save; make saves more frequent"
+    finish(folder)
+    assert_same_run(folder, whole)
