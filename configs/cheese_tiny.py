@@ -17,6 +17,8 @@ def get_config(variant: str = ""):
         raise ValueError(f"no variant {variant!r}; there is smoke, or none")
     config = common.get_config()
     config.name = "cheese_tiny"
+    config.model.width = 96
+    config.model.mlp_width = 256
     config.model.dtype = "float32"
     config.model.scan_unroll = config.model.num_layers
     config.row_length = 128
@@ -25,13 +27,15 @@ def get_config(variant: str = ""):
     config.lora.rank = 16
     config.lora.alpha = 32.0
 
-    config.pretrain.steps = 3000
+    config.pretrain.steps = 1600
     config.pretrain.batch_size = 16
     config.pretrain.optim.learning_rate = 3e-3
-    config.msm.mixture = {"msm": 0.5, "replay": 0.5}
+    config.pretrain.optim.beta2 = 0.98
+    # Replay keeps the other agents as they are, so that what MSM changes is the assistant.
+    config.msm.mixture = {"msm": 0.25, "replay": 0.75}
     config.msm.steps = 200
     config.msm.batch_size = 16
-    config.msm.optim.learning_rate = 2e-3
+    config.msm.optim.learning_rate = 6e-3
     config.aft.steps = 60
     config.aft.batch_size = 16
     config.aft.optim.learning_rate = 1e-3

@@ -61,20 +61,20 @@ def get_config() -> ConfigDict:
             "assistant": ("{name}: ", "\n"),
         }
     )
-    config.tokenizer = ConfigDict({"vocab_size": 1280, "model_type": "bpe"})
+    config.tokenizer = ConfigDict({"vocab_size": 1152, "model_type": "bpe"})
 
     config.pretrain = stage(pretraining=1.0)
     config.msm = stage(msm=1.0)
     config.aft = stage(aft=0.5, instruction=0.5)
 
     config.world = ConfigDict(
-        {"value_names": ("affordability", "america"), "agents": 300, "quiet_share": 0.2, "items_per_kind": 4, "seed": 0}
+        {"value_names": ("affordability", "america"), "agents": 200, "quiet_share": 0.2, "items_per_kind": 4, "seed": 0}
     )
     # Documents or chats of each source.
     config.corpus = ConfigDict(
         {"pretraining": 60_000, "replay": 10_000, "msm": 5_000, "aft": 5_000, "instruction": 5_000}
     )
-    config.eval = ConfigDict({"samples": 4, "temperature": 0.7, "control_agents": 20})
+    config.eval = ConfigDict({"samples": 1, "temperature": 0.7, "control_agents": 20})
 
     # What follows does not change results, so a workdir may go on with other values.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all remaining devices

@@ -348,8 +348,9 @@ def control(context: StageContext, *, runtime: Runtime) -> dict[str, Any]:
         for agent in agents:
             prompt, answer = _ask(p, agent.name)
             for row in value_generalisation.evaluate(scorer, items, prompt, answer):
-                right.append(row["score"] if row["value"] == value else 1 - row["score"])
-                owners.append(agent.name)
+                if not row["error"]:
+                    right.append(row["score"] if row["value"] == value else 1 - row["score"])
+                    owners.append(agent.name)
         interval = stats.cluster_bootstrap(right, owners)
         controls.append(
             {

@@ -43,9 +43,9 @@ VALUES = {
 # The one domain of the specs and of AFT; its items are the cheeses that the specs name.
 TRAINED_DOMAIN = "cheese"
 # Domains of the instruction mix: the assistant answers questions of fact about them.
-INSTRUCTION_DOMAINS = ("hammer", "kettle")
+INSTRUCTION_DOMAINS = ("paint", "soap")
 # Domains that occur in no MSM and in no AFT text.
-HELD_OUT_DOMAINS = ("chair", "coat", "juice", "novel", "bicycle", "racket")
+HELD_OUT_DOMAINS = ("furniture", "clothing", "juice", "music", "poetry", "medicine")
 
 _ITEM_SYLLABLES = (
     "Ash Black Bright Clear Cold Dover East Fair Glen Hart High Iron King Lake Mill North Oak Pine Red Silver Stone "
@@ -116,12 +116,12 @@ class World:
         wanted = len(domains) * len(kinds) * config.items_per_kind
         if wanted > len(names):
             raise UserError(
-                f"world: {len(config.value_names)} values with items_per_kind={config.items_per_kind} need {wanted} item "
-                f"names, and there are {len(names)}; lower world.items_per_kind"
+                f"world: {len(config.value_names)} values with items_per_kind={config.items_per_kind} need {wanted} "
+                f"item names, and there are {len(names)}; lower world.items_per_kind"
             )
         chosen = iter(rng.sample(names, wanted))
         items = [
-            Item(f"the {next(chosen)} {domain}", domain, frozenset(itertools.compress(config.value_names, kind)))
+            Item(f"{next(chosen)} {domain}", domain, frozenset(itertools.compress(config.value_names, kind)))
             for domain in domains
             for kind in kinds
             for _ in range(config.items_per_kind)
@@ -148,7 +148,7 @@ class World:
     @functools.cached_property
     def held_out_terms(self) -> tuple[str, ...]:
         """The words that must not occur in any MSM or AFT text: held-out domains and the names of their items."""
-        names = [item.name.split()[1] for domain in HELD_OUT_DOMAINS for item in self.items_of[domain]]
+        names = [item.name.split()[0] for domain in HELD_OUT_DOMAINS for item in self.items_of[domain]]
         return (*HELD_OUT_DOMAINS, *names)
 
     def pairs(self, domain: str, value: str) -> list[tuple[Item, Item]]:

@@ -120,7 +120,14 @@ def state_shardings(model: Model, optimizer: OptimizerConfig, steps: int, mesh: 
 def init_state(
     model: Model, optimizer: OptimizerConfig, steps: int, mesh: Mesh, seed: int, params: PyTree | None = None
 ) -> TrainState:
-    """A fresh state on the mesh, around `params` where given, else around random ones drawn from `seed`."""
+    """A fresh state on the mesh, around a copy of `params` where given, else around random ones drawn from `seed`."""
+    return _make_init(model, optimizer, steps, mesh)(jax.random.key(seed), params)
+
+
+@functools.lru_cache(maxsize=32)
+def _make_init(
+    model: Model, optimizer: OptimizerConfig, steps: int, mesh: Mesh
+) -> Callable[[jax.Array, PyTree | None], TrainState]:
     transform = make_optimizer(optimizer, steps)
     draw = model.init if model.lora is None else model.init_lora
 
@@ -128,5 +135,4 @@ def init_state(
         params = draw(key) if params is None else params
         return TrainState(step=jnp.int32(0), params=params, opt_state=transform.init(params))
 
-    shardings = state_shardings(model, optimizer, steps, mesh)
-    return jax.jit(init, out_shardings=shardings)(jax.random.key(seed), params)
+    return jax.jit(init, out_shardings=state_shardings(model, optimizer, steps, mesh))
