@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from msm_jax.errors import UserError
 from msm_jax.models.attention import Segments, attention, rope
 from msm_jax.parallel.sharding import constrain
 
@@ -28,7 +29,10 @@ REMAT_POLICIES = {
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Shape and numerics of a decoder. `dtype` is that of the matrix products; norms and logits are float32."""
+    """Shape and numerics of a decoder. `dtype` is that of the matrix products; norms and logits are float32.
+
+    Raises: UserError if the sizes do not fit each other.
+    """
 
     vocab_size: int
     num_layers: int
@@ -46,16 +50,23 @@ class DecoderConfig:
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
+            raise UserError(
+                f"model.num_heads={self.num_heads} is not a multiple of model.num_kv_heads={self.num_kv_heads}"
+            )
         if self.head_size % 2:
-            raise ValueError(f"head_size={self.head_size} is odd; rotary embeddings need an even one")
+            raise UserError(f"model.head_size={self.head_size} is odd; rotary embeddings need an even one")
+        if self.dtype not in ("bfloat16", "float32"):
+            raise UserError(f"model.dtype={self.dtype!r}: choose bfloat16 or float32")
         if self.remat not in REMAT_POLICIES:
-            raise ValueError(f"remat={self.remat!r}: choose one of {', '.join(REMAT_POLICIES)}")
+            raise UserError(f"model.remat={self.remat!r}: choose one of {', '.join(REMAT_POLICIES)}")
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters (arXiv 2106.09685): y = x W + (alpha / rank) x A B, with A random, B zero, both float32."""
+    """Low-rank adapters (arXiv 2106.09685): y = x W + (alpha / rank) x A B, with A random, B zero, both float32.
+
+    Raises: UserError if there is no such target, or no rank.
+    """
 
     rank: int = 64
     alpha: float = 128.0
@@ -64,7 +75,9 @@ class LoraConfig:
     def __post_init__(self):
         unknown = set(self.targets) - set(LORA_TARGETS)
         if unknown:
-            raise ValueError(f"LoRA targets {sorted(unknown)}: choose from {', '.join(LORA_TARGETS)}")
+            raise UserError(f"lora.targets {', '.join(sorted(unknown))}: choose from {', '.join(LORA_TARGETS)}")
+        if self.rank < 1:
+            raise UserError(f"lora.rank={self.rank}; it must be 1 or more")
 
 
 class LoraParam(nnx.Param):

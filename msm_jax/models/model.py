@@ -75,7 +75,10 @@ class Model:
         positions_BT: jax.Array,
         cache: Cache,
     ) -> tuple[jax.Array, Cache]:
-        """Reads T more tokens after those in the cache. Returns logits float32[B, T, V] and the cache moved on by T."""
+        """Reads T more tokens after those in the cache. Returns logits float32[B, T, V] and the cache moved on by T.
+
+        The cache must have T free slots: past its end, XLA would write over the last ones without a word.
+        """
         write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=cache.cursor, axis=1)
         cache = cache._replace(
             segments=write(cache.segments, segments_BT), positions=write(cache.positions, positions_BT)
@@ -106,5 +109,4 @@ def _axes(state: nnx.State) -> PyTree:
         stacked = variable.get_value().ndim - len(variable.axes)
         return (("layers",) * stacked) + variable.axes
 
-    flat = jax.tree.map(names, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-    return flat.to_pure_dict() if isinstance(flat, nnx.State) else flat
+    return nnx.to_pure_dict(jax.tree.map(names, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)))
