@@ -45,7 +45,7 @@ def train_flops_per_token(
 
 @functools.cache
 def peak_flops(dtype: str = "bfloat16") -> float:
-    """FLOP/s of all devices of this process's backend together: known by name, else measured on a matrix product."""
+    """FLOP/s of all devices of all hosts together: the bf16 peak of a chip known by name, else measured in `dtype`."""
     device = jax.devices()[0]
     kind = device.device_kind
     for name in sorted(PEAK_BF16, key=len, reverse=True):

@@ -14,7 +14,10 @@ def targets_and_weights(
 
     Returns: targets int32[B, T] and weights float32[B, T], 0 or 1. The last position has no target.
     """
-    shift = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))  # noqa: E731
+
+    def shift(x_BT: jax.Array) -> jax.Array:
+        return jnp.pad(x_BT[:, 1:], ((0, 0), (0, 1)))
+
     weights_BT = shift(mask_BT) & (shift(segments_BT) == segments_BT) & (segments_BT > 0)
     return shift(tokens_BT), weights_BT.astype(jnp.float32)
 

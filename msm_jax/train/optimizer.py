@@ -8,7 +8,7 @@ import optax
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW (arXiv 1711.05101). The learning rate rises linearly over `warmup_fraction` of the steps to
-    `learning_rate`, then falls along a cosine to `final_fraction` of it at the last step."""
+    `learning_rate`, then falls along a cosine that would reach `final_fraction` of it one step after the last."""
 
     learning_rate: float = 1e-4
     warmup_fraction: float = 0.05

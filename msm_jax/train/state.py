@@ -14,7 +14,7 @@ class TrainState:
     """The state that a checkpoint holds. A frozen base is not part of it.
 
     Attributes:
-      step: int32[], optimiser steps done.
+      step: int32[], batches seen; those whose loss was not finite count, though they changed nothing else.
       params: what is trained, float32: the adapter, or the whole model.
       opt_state: optax state of `params`.
     """
