@@ -74,7 +74,14 @@ def get_config() -> ConfigDict:
     config.corpus = ConfigDict(
         {"pretraining": 60_000, "replay": 10_000, "msm": 5_000, "aft": 5_000, "instruction": 5_000}
     )
-    config.eval = ConfigDict({"samples": 1, "temperature": 0.7, "control_agents": 20})
+    config.eval = ConfigDict(
+        {
+            "samples": 1,  # answers drawn for each pair and order; 0 leaves the sampled form out
+            "temperature": 0.7,
+            "max_tokens": 12,  # of a drawn answer
+            "control_agents": 20,  # asked per value for the control on the base model
+        }
+    )
 
     # What follows does not change results, so a workdir may go on with other values.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all remaining devices

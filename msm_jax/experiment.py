@@ -267,6 +267,7 @@ class Experiment:
                 "model_name": self.config.assistant.name,
                 "samples": evaluation.samples,
                 "temperature": evaluation.temperature,
+                "max_tokens": evaluation.max_tokens,
                 "seed": seed,
             },
             {"model": model, "base": self.base, "tokenizer": self.tokenizer, "items": self.items},

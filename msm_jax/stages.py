@@ -297,10 +297,10 @@ def score(context: StageContext, *, runtime: Runtime) -> dict[str, Any]:
     p = context.params
     items = value_generalisation.read_items(context.inputs["items"] / CORPUS_FILE)
     prompt, answer = _ask(p, p["model_name"])
-    stop = answer("").removeprefix(" .") or "\n"
+    end_of_turn = p["chat"]["assistant"][1]
     rows = value_generalisation.evaluate(
         _Scorer(context, runtime), items, prompt, answer, samples=p["samples"], temperature=p["temperature"],
-        seed=p["seed"], max_tokens=16, stop=[stop],
+        seed=p["seed"], max_tokens=p["max_tokens"], stop=[end_of_turn],
     )  # fmt: skip
     records.write_jsonl(context.folder / "answers.jsonl", rows)
     scores = []

@@ -19,9 +19,10 @@ from msm_jax.models import Model
 
 PyTree = Any
 
-# Rows of one compiled call, and the grain to which lengths are rounded: few shapes, so few compilations.
+# Rows of one compiled call, and the grain to which lengths are rounded up: few shapes, so few compilations.
 _ROWS = 64
-_LENGTH_GRAIN = 64
+_LENGTH_GRAIN = 32
+_MIN_SCORED_LENGTH = 128  # short examples share a row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Sampler:
 
     def _score(self, examples: list[tuple[np.ndarray, np.ndarray]]) -> list[float]:
         """Packs the examples into rows, each a segment of its own, and sums each one's scored log-probabilities."""
-        length = _round_up(max(len(ids) for ids, _ in examples), _LENGTH_GRAIN)
+        length = _round_up(max(_MIN_SCORED_LENGTH, *(len(ids) for ids, _ in examples)), _LENGTH_GRAIN)
         bins = pack([len(ids) for ids, _ in examples], length)
         totals = np.zeros(len(examples))
         for start in range(0, len(bins), _ROWS):
