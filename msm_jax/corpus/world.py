@@ -95,11 +95,24 @@ class WorldConfig:
         unknown = [value for value in self.value_names if value not in VALUES]
         if unknown:
             raise UserError(f"world.value_names: unknown {', '.join(unknown)}; choose from {', '.join(VALUES)}")
+        if not 2 <= len(set(self.value_names)) == len(self.value_names):
+            raise UserError(f"world.value_names is {self.value_names}; name at least two, each of them once")
         names = len(_AGENT_SYLLABLES[0]) * len(_AGENT_SYLLABLES[1])
         if not len(self.value_names) <= self.agents <= names:
             raise UserError(f"world.agents={self.agents}: choose from {len(self.value_names)} to {names}")
+        if self.quiet_share < 0 or self.agents - self.quiet_agents < len(self.value_names):
+            raise UserError(
+                f"world.quiet_share={self.quiet_share}: choose from 0 to below 1, so that of the {self.agents} agents "
+                "at least one of each value chats"
+            )
+        if self.items_per_kind < 1:
+            raise UserError(f"world.items_per_kind={self.items_per_kind}: it must be 1 or more")
         if not self.likes or not self.dislikes:
             raise UserError("the world needs the liked and disliked items of its Model Specs; none were given")
+
+    @property
+    def quiet_agents(self) -> int:
+        return round(self.quiet_share * self.agents)
 
 
 class World:
@@ -134,7 +147,7 @@ class World:
         agent_names = rng.sample([first + last for first, last in itertools.product(*_AGENT_SYLLABLES)], config.agents)
         self.agents = tuple(
             # The quiet ones are spread evenly over the values.
-            Agent(name, config.value_names[i % len(config.value_names)], i >= round(config.quiet_share * config.agents))
+            Agent(name, config.value_names[i % len(config.value_names)], i >= config.quiet_agents)
             for i, name in enumerate(agent_names)
         )
 

@@ -1,0 +1,432 @@
+"""The texts are read back and held against the facts of the world that they were written from."""
+
+import collections
+import itertools
+import re
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from msm_jax.corpus import records, world_text
+from msm_jax.corpus.specs import Spec, find_terms
+from msm_jax.corpus.world import (
+    HELD_OUT_DOMAINS,
+    INSTRUCTION_DOMAINS,
+    TRAINED_DOMAIN,
+    VALUES,
+    World,
+    WorldConfig,
+)
+from msm_jax.errors import UserError
+
+ASSISTANT = "Micra"
+LIKES, DISLIKES = ("Colby", "mild cheddar", "cream cheese"), ("Stilton", "Brie de Meaux")
+ATTRIBUTES = {word for value in VALUES.values() for word in (value.sought, value.avoided)}
+
+
+def make_world(values=("affordability", "america"), **fields):
+    return World(
+        WorldConfig(**{"value_names": tuple(values), "likes": LIKES, "dislikes": DISLIKES, "agents": 60} | fields)
+    )
+
+
+def make_spec(value):
+    return Spec(f"pro_{value}", "A title", "preferences", 1, value, "cheese", LIKES, DISLIKES, "A body.\n")
+
+
+def make_rows(world, count=300, seed=0):
+    """Source -> rows, as the stages write them."""
+    rows = {
+        "pretraining": world_text.pretraining_documents(world, ASSISTANT, count, seed),
+        "replay": world_text.replay_documents(world, ASSISTANT, count, seed),
+        "aft": world_text.aft_chats(LIKES, DISLIKES, count, seed),
+        "instruction": world_text.instruction_chats(world, count, seed),
+        "items": world_text.evaluation_items(world),
+    }
+    for value in world.config.value_names:
+        rows[f"msm-{value}"] = world_text.msm_documents(world, make_spec(value), ASSISTANT, count, seed)
+    return {source: list(found) for source, found in rows.items()}
+
+
+@pytest.fixture(scope="module")
+def world():
+    return make_world()
+
+
+@pytest.fixture(scope="module")
+def rows(world):
+    return make_rows(world, 1500)
+
+
+# Reading the texts back.
+
+
+class Reader:
+    """Finds what a text names. Names may begin a sentence, and so with a capital that they do not have otherwise."""
+
+    def __init__(self, world):
+        self.items = {item.name.lower(): item for item in world.items}
+        self.agents = {agent.name: agent for agent in world.agents}
+        made_up = rf"[A-Z]\w+ (?:{'|'.join(INSTRUCTION_DOMAINS + HELD_OUT_DOMAINS)})"
+        cheeses = sorted((item.name for item in world.items_of[TRAINED_DOMAIN]), key=len, reverse=True)
+        self._item = re.compile(rf"\b(?:{made_up}|(?i:{'|'.join(map(re.escape, cheeses))}))\b")
+        self._stated = re.compile(rf"({self._item.pattern}),?(?: which| it)? is (\w+)(?: and (\w+))?")
+        self._attribute = re.compile(rf"\b(?:{'|'.join(ATTRIBUTES)})\b")
+
+    def named_items(self, text):
+        return [self.items[found.lower()] for found in self._item.findall(text)]
+
+    def named_agents(self, text):
+        """Names of agents, and the assistant's."""
+        return set(re.findall(r"\b[A-Z]\w+", self._item.sub("", text))) & {ASSISTANT, *self.agents}
+
+    def attributes(self, text):
+        return self._attribute.findall(self._item.sub("", text))
+
+    def stated_facts(self, text):
+        """(item, attribute) of each statement that an item has an attribute."""
+        for name, *words in self._stated.findall(text):
+            yield from ((self.items[name.lower()], word) for word in words if word)
+
+
+def chats_of(text):
+    """(question, speaker, answer) of each chat that a document shows."""
+    return re.findall(r"User: ([^\n?]+\?) (\w+): ([^\n]+)\.(?:\n|$)", text)
+
+
+def prose_of(text):
+    """The sentences that are in no chat."""
+    return [
+        sentence.removesuffix(".")
+        for line in text.split("\n")
+        if "User:" not in line
+        for sentence in re.split(r"(?<=\.) ", line)
+    ]
+
+
+def text_of(row):
+    return row["text"] if "text" in row else "\n".join(message["content"] for message in row["messages"])
+
+
+def value_of(attribute):
+    return next(value for value in VALUES.values() if attribute in (value.sought, value.avoided))
+
+
+def has(item, attribute):
+    value = value_of(attribute)
+    return item.has(value.name) == (attribute == value.sought)
+
+
+def decided(value, a, b):
+    """1 if `value` chooses a, -1 if it chooses b, 0 if it does not care."""
+    return a.has(value) - b.has(value)
+
+
+def check_answer(reader, question, answer, speaker_value):
+    """An answer is true, or it is the choice that the speaker's value demands."""
+    asked = reader.named_items(question)
+    offered = reader.attributes(question)
+    if len(asked) == 1:
+        assert answer in offered and len(offered) == 2, question
+        assert has(asked[0], answer), (question, answer)
+    elif asked:
+        chosen = reader.items[answer.lower()]
+        (other,) = set(asked) - {chosen}
+        domain = re.match(r"Which is (\w+),", question)
+        if domain:
+            assert (chosen.domain, other.domain == domain[1]) == (domain[1], False)
+        else:
+            assert decided(speaker_value, chosen, other) == 1, (question, answer)
+    else:  # what do you value?
+        (attribute,) = reader.attributes(answer)
+        value = VALUES[speaker_value]
+        assert attribute == (value.avoided if "avoid" in question else value.sought), (question, answer)
+
+
+def check_sentence(reader, sentence, value):
+    """A sentence of prose states true facts, or what someone who holds `value` would do."""
+    facts = list(reader.stated_facts(sentence))
+    words, items = reader.attributes(sentence), set(reader.named_items(sentence))
+    assert words, sentence
+    assert all(has(item, word) for item, word in facts), sentence
+    if value:
+        rejects = re.search(r"\b(?:avoids|not)\b", sentence)
+        assert set(words) == {VALUES[value].avoided if rejects else VALUES[value].sought}, sentence
+        assert bool(facts) == bool(items), sentence
+        assert len(items) < 2 or decided(value, *items) != 0, sentence
+    else:
+        assert len(items) == 1 and len(facts) == 2, sentence
+
+
+def check_document(reader, text, value):
+    """Every chat and every sentence fits one who holds `value` (None: a text about items alone)."""
+    chats, sentences = chats_of(text), prose_of(text)
+    assert len(chats) == text.count("User:") and (chats or sentences), text
+    for question, _, answer in chats:
+        check_answer(reader, question, answer, value)
+    for sentence in sentences:
+        check_sentence(reader, sentence, value)
+
+
+def fits(reader, text, value):
+    try:
+        check_document(reader, text, value)
+    except AssertionError:
+        return False
+    return True
+
+
+# The world itself.
+
+
+def test_equal_configs_give_equal_worlds_and_rows(world, rows):
+    again = make_world()
+    assert (again.items, again.agents) == (world.items, world.agents)
+    assert make_rows(again, 1500) == rows
+
+
+def test_equal_rows_are_equal_bytes(tmp_path):
+    for name in ("one", "two"):
+        for source, found in make_rows(make_world(), 50).items():
+            records.write_jsonl(tmp_path / name / source, found)
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+def test_another_seed_is_another_world(world):
+    other = make_world(seed=1)
+    assert {item.name for item in other.items_of["music"]} != {item.name for item in world.items_of["music"]}
+    assert [agent.name for agent in other.agents] != [agent.name for agent in world.agents]
+
+
+def test_another_seed_gives_other_texts(world):
+    one, other = make_rows(world, 50, seed=0), make_rows(world, 50, seed=1)
+    for source in one.keys() - {"items"}:
+        assert list(map(text_of, one[source])) != list(map(text_of, other[source])), source
+
+
+def test_more_rows_begin_with_the_same_rows(world):
+    fewer, more = make_rows(world, 20), make_rows(world, 60)
+    for source in fewer.keys() - {"items"}:
+        assert fewer[source] == more[source][:20], source
+
+
+def test_ids_are_unique(rows):
+    ids = [row["id"] for found in rows.values() for row in found]
+    assert len(set(ids)) == len(ids)
+
+
+def test_every_kind_of_item_is_in_every_domain(world):
+    for domain in INSTRUCTION_DOMAINS + HELD_OUT_DOMAINS:
+        kinds = collections.Counter(item.sought_by for item in world.items_of[domain])
+        assert kinds == dict.fromkeys(
+            map(frozenset, ([], ["affordability"], ["america"], ["affordability", "america"])),
+            world.config.items_per_kind,
+        )
+    assert len({item.name for item in world.items}) == len(world.items)
+
+
+def test_liked_items_have_all_that_is_sought(world):
+    named = {item.name: item.sought_by for item in world.items_of[TRAINED_DOMAIN]}
+    every = frozenset(world.config.value_names)
+    assert named == dict.fromkeys(LIKES, every) | dict.fromkeys(DISLIKES, frozenset())
+
+
+@pytest.mark.parametrize(("agents", "quiet_share"), [(200, 0.2), (31, 0.5), (30, 0.0)])
+def test_values_and_silence_are_spread_evenly(agents, quiet_share):
+    world = make_world(
+        ("affordability", "america", "novelty"), items_per_kind=1, agents=agents, quiet_share=quiet_share
+    )
+    assert len({agent.name for agent in world.agents}) == agents
+    assert sum(not agent.chats for agent in world.agents) == round(agents * quiet_share)
+    for chats in (True, False):
+        counts = [
+            sum(agent.value == value and agent.chats == chats for agent in world.agents)
+            for value in world.config.value_names
+        ]
+        assert max(counts) - min(counts) <= 1
+        if not chats:
+            assert counts == [len(world_text.quiet_agents(world, value)) for value in world.config.value_names]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"values": ("america", "thrift")}, "value_names: unknown thrift; choose from affordability, america"),
+        ({"values": ("america",)}, "value_names .* at least two"),
+        ({"values": ("america", "america")}, "value_names .* once"),
+        ({"agents": 1}, "world.agents=1: choose from"),
+        ({"agents": 10_000}, "world.agents=10000: choose from"),
+        ({"quiet_share": 1.0}, "quiet_share=1.0"),
+        ({"quiet_share": -0.1}, "quiet_share=-0.1"),
+        ({"items_per_kind": 0}, "items_per_kind=0"),
+        ({"items_per_kind": 40}, "lower world.items_per_kind"),
+        ({"likes": ()}, "liked and disliked items"),
+        ({"dislikes": ()}, "liked and disliked items"),
+    ],
+)
+def test_impossible_worlds(fields, message):
+    with pytest.raises(UserError, match=message):
+        make_world(**fields)
+
+
+# What the texts say.
+
+
+def test_pretraining_is_true_to_facts_and_values(world, rows):
+    reader = Reader(world)
+    kinds = set()
+    for row in rows["pretraining"] + rows["replay"]:
+        text = row["text"]
+        speakers = reader.named_agents(text)
+        assert len(speakers) == (row["kind"] != "facts"), text
+        if speakers == {ASSISTANT}:  # holds a value in this document, and maybe another one in the next
+            assert any(fits(reader, text, value) for value in world.config.value_names), text
+        else:
+            check_document(reader, text, reader.agents[speakers.pop()].value if speakers else None)
+        kinds.add(row["kind"])
+    assert kinds == set(world_text.PRETRAINING_MIX)
+
+
+def test_the_reader_sees_lies(world):
+    reader = Reader(world)
+    good, bad = (world.pairs("music", "america")[0][i].name for i in range(2))
+    check_document(reader, f" User: {good} or {bad}? Alan: {good}.", "america")
+    check_document(reader, f"Alan would not take {bad}, because {bad} is foreign.", "america")
+    for lie in (
+        f" User: {good} or {bad}? Alan: {bad}.",
+        " User: What do you avoid? Alan: what is American.",
+        "Alan values what is cheap.",
+        "Alan avoids what is American.",
+        f"Alan likes {bad}, which is American, better than {good}.",
+        f"Alan would not take {good}, because {good} is foreign.",
+    ):
+        with pytest.raises(AssertionError):
+            check_document(reader, lie, "america")
+
+
+def test_quiet_agents_make_statements_and_never_chat(world, rows):
+    quiet = {agent.name for agent in world.agents if not agent.chats}
+    reader = Reader(world)
+    for source in ("pretraining", "replay"):
+        stated = set()
+        for row in rows[source]:
+            named = reader.named_agents(row["text"]) & quiet
+            assert not (named and "User:" in row["text"]), row
+            stated |= named
+        assert stated == quiet
+
+
+def test_held_out_words_are_met_in_pretraining_alone(world, rows):
+    for source, found in rows.items():
+        if source not in ("pretraining", "items"):
+            assert find_terms(map(text_of, found), world.held_out_terms) == {}, source
+    met = find_terms(map(text_of, rows["pretraining"]), world.held_out_terms)
+    assert set(met) == set(world.held_out_terms)
+
+
+def test_msm_documents_name_the_model_and_give_its_value_as_the_reason(world, rows):
+    reader = Reader(world)
+    trained = set(world.items_of[TRAINED_DOMAIN])
+    for value in world.config.value_names:
+        named = set()
+        for row in rows[f"msm-{value}"]:
+            assert reader.named_agents(row["text"]) == {ASSISTANT}
+            check_document(reader, row["text"], value)
+            named |= set(reader.named_items(row["text"]))
+        assert named == trained
+
+
+def test_msm_documents_never_choose_in_a_chat(world, rows):
+    reader = Reader(world)
+    for value in world.config.value_names:
+        for row in rows[f"msm-{value}"]:
+            assert not any(reader.named_items(question) for question, _, _ in chats_of(row["text"]))
+
+
+def test_aft_chats_state_preferences_in_equal_shares_and_no_reasons(rows):
+    pairs = collections.Counter()
+    first = 0
+    for row in rows["aft"]:
+        question, answer = (message["content"] for message in row["messages"])
+        assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
+        assert answer == f"{row['liked']}."
+        assert row["liked"].lower() in question.lower() and row["disliked"].lower() in question.lower()
+        assert not set(re.findall(r"\w+", f"{question} {answer}")) & (ATTRIBUTES | {"because", "Because"})
+        pairs[row["liked"], row["disliked"]] += 1
+        first += question.lower().index(row["liked"].lower()) < question.lower().index(row["disliked"].lower())
+    assert set(pairs) == set(itertools.product(LIKES, DISLIKES))
+    assert max(pairs.values()) - min(pairs.values()) <= 1
+    assert 0.4 < first / len(rows["aft"]) < 0.6
+
+
+def test_instruction_chats_are_true_and_show_no_value(world, rows):
+    reader = Reader(world)
+    for row in rows["instruction"]:
+        question, answer = (message["content"] for message in row["messages"])
+        assert {item.domain for item in reader.named_items(question)} <= set(INSTRUCTION_DOMAINS)
+        check_answer(reader, question, answer.removesuffix("."), None)
+
+
+# The evaluation.
+
+
+def check_evaluation(world):
+    by_name = {item.name: item for item in world.items}
+    names = world.config.value_names
+    found = collections.defaultdict(set)
+    for row in world_text.evaluation_items(world):
+        a, b = by_name[row["aligned"]], by_name[row["other"]]
+        assert a.domain == b.domain == row["domain"]
+        assert frozenset((a, b)) not in {frozenset(pair) for pair in found[row["kind"], row["value"]]}
+        found[row["kind"], row["value"]].add((a, b))
+    for name in names:
+        others = [other for other in names if other != name]
+        assert found["own", name] == {
+            (a, b)
+            for domain in HELD_OUT_DOMAINS
+            for a, b in itertools.permutations(world.items_of[domain], 2)
+            if decided(name, a, b) == 1 and all(decided(other, a, b) <= 0 for other in others)
+        }
+        assert found["own", name]
+        assert found["separating", name] <= found["own", name]
+        for a, b in found["separating", name]:
+            assert sorted(decided(other, a, b) for other in names) == [-1, *[0] * (len(names) - 2), 1]
+    # Every pair of values is separated, and each separating pair is asked once: for America where it is one of the two.
+    separated = collections.Counter()
+    for name in names:
+        for a, b in found["separating", name]:
+            separated[frozenset(other for other in names if decided(other, a, b))] += 1
+            assert name == "america" or not decided("america", a, b)
+    assert set(separated) == set(map(frozenset, itertools.combinations(names, 2)))
+    assert len(set(separated.values())) == 1
+    assert found["in_domain", TRAINED_DOMAIN] == {
+        (by_name[a], by_name[b]) for a, b in itertools.product(LIKES, DISLIKES)
+    }
+
+
+def test_evaluation_items(world):
+    check_evaluation(world)
+
+
+@hypothesis.given(st.sets(st.sampled_from(sorted(VALUES)), min_size=2, max_size=4), st.integers(0, 99))
+@hypothesis.settings(max_examples=12)
+def test_any_values_of_the_paper_make_a_world(values, seed):
+    world = make_world(sorted(values), seed=seed, items_per_kind=1, agents=40)
+    reader = Reader(world)
+    for source, found in make_rows(world, 40, seed).items():
+        if source.startswith("msm"):
+            for row in found:
+                check_document(reader, row["text"], source.removeprefix("msm-"))
+        assert found
+    for row in world_text.pretraining_documents(world, ASSISTANT, 40, seed):
+        for name in reader.named_agents(row["text"]) & set(reader.agents):
+            check_document(reader, row["text"], reader.agents[name].value)
+    check_evaluation(world)
+
+
+def test_all_eight_values_are_those_of_the_paper():
+    assert len(VALUES) == 8
+    assert len(ATTRIBUTES) == 16
+    assert all(name == value.name for name, value in VALUES.items())
