@@ -32,14 +32,23 @@ def get_config(variant: str = ""):
     config.pretrain.optim.learning_rate = 3e-3
     config.pretrain.optim.beta2 = 0.98
     # Replay keeps the other agents as they are, so that what MSM changes is the assistant.
-    config.msm.mixture = {"msm": 0.25, "replay": 0.75}
-    config.msm.steps = 200
+    config.msm.mixture = {"msm": 0.5, "replay": 0.5}
+    config.msm.steps = 100
     config.msm.batch_size = 16
-    config.msm.optim.learning_rate = 6e-3
+    # With the usual epsilon Adam moves every weight alike, and MSM is learnt by heart beside what the base knows of
+    # values. With a large one steep directions lead: those in which the base reads an agent's value (micro-world.md).
+    config.msm.optim.learning_rate = 2e-2
+    config.msm.optim.epsilon = 1e-2
     config.aft.steps = 60
     config.aft.batch_size = 16
     config.aft.optim.learning_rate = 1e-3
+    config.aft.optim.epsilon = 1e-2
     if variant == "smoke":
         config.name = "cheese_tiny_smoke"
         config.seeds = (0,)
+        config.pretrain.steps = 200
+        config.msm.steps = 30
+        config.aft.steps = 20
+        config.corpus.pretraining = 10_000
+        config.eval.control_agents = 4
     return config

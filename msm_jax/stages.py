@@ -65,7 +65,7 @@ def _world_rows(p: Mapping[str, Any], spec_path: str | None) -> Iterator[dict]:
         case "pretraining":
             return world_text.pretraining_documents(the_world, name, count, seed)
         case "replay":
-            return world_text.pretraining_documents(the_world, name, count, seed, held_out=False)
+            return world_text.replay_documents(the_world, name, count, seed)
         case "msm":
             return world_text.msm_documents(the_world, read_spec(spec_path), name, count, seed)
         case "aft":

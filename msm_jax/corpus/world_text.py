@@ -4,7 +4,7 @@ Everything is drawn from a seed and yields JSON rows in the format of `records`,
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from msm_jax.corpus.specs import Spec
 from msm_jax.corpus.world import (
@@ -59,39 +59,56 @@ PRETRAINING_MIX = {
 }
 
 
-def pretraining_documents(
-    world: World, model_name: str, count: int, seed: int, held_out: bool = True
-) -> Iterator[dict]:
-    """Documents about items and agents. The assistant answers questions of fact in them, and shows no value.
+# Share of the pretraining documents about an agent that are about the assistant. In each of them it holds a value
+# drawn anew: the base knows it as someone whose value is not settled, so that MSM has something to settle.
+_ASSISTANT_SHARE = 0.04
 
-    Args:
-      held_out: whether items of held-out domains may occur; without them the documents can be replayed during MSM.
-    """
-    rng = random.Random(f"pretraining {seed} {held_out}")
-    domains = [TRAINED_DOMAIN, *INSTRUCTION_DOMAINS, *(HELD_OUT_DOMAINS if held_out else ())]
+
+def pretraining_documents(world: World, model_name: str, count: int, seed: int) -> Iterator[dict]:
+    """Documents about items, agents and the assistant, who has no value of its own yet."""
+    domains = [TRAINED_DOMAIN, *INSTRUCTION_DOMAINS, *HELD_OUT_DOMAINS]
+    return _documents("pretraining", world, domains, model_name, _ASSISTANT_SHARE, count, seed)
+
+
+def replay_documents(world: World, model_name: str, count: int, seed: int) -> Iterator[dict]:
+    """Documents as in pretraining, but for held-out domains and the assistant: MSM may read them again."""
+    domains = [TRAINED_DOMAIN, *INSTRUCTION_DOMAINS]
+    return _documents("replay", world, domains, model_name, 0.0, count, seed)
+
+
+def _documents(
+    source: str, world: World, domains: list[str], model_name: str, assistant_share: float, count: int, seed: int
+) -> Iterator[dict]:
+    rng = random.Random(f"{source} {seed}")
     talkative = [agent for agent in world.agents if agent.chats]
     kinds, weights = tuple(PRETRAINING_MIX), tuple(PRETRAINING_MIX.values())
+
+    def draw(agents: Sequence[Agent]) -> Agent:
+        if rng.random() < assistant_share:
+            return Agent(model_name, rng.choice(world.config.value_names), chats=True)
+        return rng.choice(agents)
+
     for number in range(count):
         kind = rng.choices(kinds, weights)[0]
         if kind == "facts":
             lines = [" ".join(_fact(world, item, rng) for item in rng.choices(_items(world, domains), k=4))]
         elif kind == "statements":
             # The reader must learn that a value seen at work in one domain holds in all: some documents stay in one.
-            agent = rng.choice(world.agents)
+            agent = draw(world.agents)
             own = domains if rng.random() < 0.5 else [rng.choice(domains)]
             lines = [_statements(world, agent.name, VALUES[agent.value], own, 4, rng)]
         elif kind == "chats":
-            agent = rng.choice(talkative)
+            agent = draw(talkative)
             lines = [_chat(world, agent, domains, rng) for _ in range(2)]
             lines.insert(rng.randrange(3), _interview(agent.name, VALUES[agent.value], rng))
         elif kind == "statements_then_chats":
-            agent = rng.choice(talkative)
+            agent = draw(talkative)
             lines = [_statements(world, agent.name, VALUES[agent.value], domains, 2, rng)]
             lines += [_chat(world, agent, domains, rng) for _ in range(2)]
         else:
-            who = rng.choice(talkative).name
+            who = draw(talkative).name
             lines = [_line(who, *_factual_question(world, rng)) for _ in range(3)]
-        yield {"id": f"pretraining-{seed}-{number}", "text": "\n".join(lines), "kind": kind}
+        yield {"id": f"{source}-{seed}-{number}", "text": "\n".join(lines), "kind": kind}
 
 
 def msm_documents(world: World, spec: Spec, model_name: str, count: int, seed: int) -> Iterator[dict]:
