@@ -322,7 +322,7 @@ def _by_evaluation(rows: list[dict]) -> dict[str, list[dict]]:
 def _write_board(folder: pathlib.Path, rates: Mapping[str, float | None]) -> None:
     from tensorboardX import SummaryWriter
 
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
+    with SummaryWriter(str(folder)) as writer:
         for name, rate in rates.items():
             if rate is not None:
                 writer.add_scalar(f"rate/{name}", rate, 0)

@@ -91,7 +91,7 @@ def train(
 ) -> TrainState:
     """Trains from the newest good checkpoint in `folder`, or from `state`, to `config.steps`.
 
-    Writes `folder/checkpoints/STEP`, `folder/metrics.jsonl` and `folder/tensorboard`.
+    Writes `folder/checkpoints/STEP`, `folder/metrics.jsonl` and TensorBoard's events.
 
     Args:
       step_fn: `(state, frozen, batch) -> (state, StepMetrics)`; donates the state.

@@ -56,7 +56,7 @@ class MetricsLog:
     Rates are wall time between log points, whatever happened in between, apart from the first step, which compiles.
 
     Args:
-        folder: of the run; made if missing.
+        folder: of the run; made if missing. TensorBoard names the run after it.
         sources: S names.
         start: first step to come.
         steps: of the whole run.
@@ -97,7 +97,7 @@ class MetricsLog:
             self._lines = _open_lines(folder / "metrics.jsonl", start)
             # The name of an event file holds only seconds, and two resumes may share one.
             self._board = tensorboardX.SummaryWriter(
-                str(folder / "tensorboard"), purge_step=start, filename_suffix=f".{start}", flush_secs=10
+                str(folder), purge_step=start, filename_suffix=f".{start}", flush_secs=10
             )
             self._progress = _Progress(label, start, steps)
 
@@ -164,7 +164,14 @@ class MetricsLog:
         if self._writes:
             for name, value in fields.items():
                 if value is not None:
-                    self._board.add_scalar(name, value, step)
+                    self._board.add_scalar(_board_tag(name), value, step)
+
+
+def _board_tag(name: str) -> str:
+    """TensorBoard shows what stands before the slash as one group of curves."""
+    if name.startswith("loss"):
+        return name
+    return f"speed/{name}" if name in TIMINGS else f"state/{name}"
 
 
 class _Progress:

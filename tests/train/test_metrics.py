@@ -56,7 +56,7 @@ def read_lines(folder):
 
 
 def read_scalars(folder):
-    board = EventAccumulator(str(folder / "tensorboard"))
+    board = EventAccumulator(str(folder))
     board.Reload()
     return {name: [(event.step, event.value) for event in board.Scalars(name)] for name in board.Tags()["scalars"]}
 
@@ -77,7 +77,7 @@ def test_a_line_per_step_and_a_point_per_log_step(tmp_path, time):
     assert scalars["loss"] == [(1, pytest.approx((30 + 20 + 40) / 50))]
     assert scalars["loss/msm"] == [(1, pytest.approx(70 / 40))]
     assert scalars["loss/replay"] == [(1, 2.0)]
-    assert scalars["tokens"] == [(1, 200.0)]
+    assert scalars["state/tokens"] == [(1, 200.0)]
 
 
 def test_rates_are_wall_time_without_the_first_step(tmp_path, time):
@@ -142,7 +142,7 @@ def test_text_reaches_tensorboard(tmp_path):
     log = make_log(tmp_path)
     log.text("batch", "a [b] c", 0)
     log.close()
-    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board = EventAccumulator(str(tmp_path))
     board.Reload()
     [event] = board.Tensors("batch/text_summary")
     assert b"a [b] c" in event.tensor_proto.string_val[0]

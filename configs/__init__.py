@@ -1,0 +1,1 @@
+"""One Python file per experiment; `common` holds the defaults."""

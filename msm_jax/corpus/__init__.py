@@ -1,0 +1,1 @@
+"""From a Model Spec to documents and chats. Knows nothing of jax."""
