@@ -33,16 +33,15 @@ def get_config(variant: str = ""):
     config.pretrain.optim.beta2 = 0.98
     # Replay keeps the other agents as they are, so that what MSM changes is the assistant.
     config.msm.mixture = {"msm": 0.5, "replay": 0.5}
-    config.msm.steps = 100
-    config.msm.batch_size = 16
-    # With the usual epsilon Adam moves every weight alike, and MSM is learnt by heart beside what the base knows of
-    # values. With a large one steep directions lead: those in which the base reads an agent's value (micro-world.md).
-    config.msm.optim.learning_rate = 2e-2
-    config.msm.optim.epsilon = 1e-2
+    config.msm.steps = 150
     config.aft.steps = 60
-    config.aft.batch_size = 16
-    config.aft.optim.learning_rate = 1e-3
-    config.aft.optim.epsilon = 1e-2
+    # One recipe for both stages, as in the paper. With the usual epsilon Adam moves every weight alike, and MSM is
+    # learnt by heart beside what the base knows of values. With a large one steep directions lead: those in which the
+    # base reads an agent's value (docs/micro-world.md).
+    for stage in (config.msm, config.aft):
+        stage.batch_size = 16
+        stage.optim.learning_rate = 2e-2
+        stage.optim.epsilon = 1e-2
     if variant == "smoke":
         config.name = "cheese_tiny_smoke"
         config.seeds = (0,)
