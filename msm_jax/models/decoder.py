@@ -193,7 +193,9 @@ class Decoder(nnx.Module):
     def __call__(self, tokens_BT: jax.Array, segments: Segments, cache: Cache | None = None):
         """Returns logits float32[B, T, V] and the cache with the keys and values of these tokens in it."""
         c = self.config
-        x_BTM = constrain(self.embedding[...][tokens_BT].astype(c.dtype), ("batch", None, None))
+        # Gathered over fsdp like any weight, or the partitioner would replicate all rows on all devices instead.
+        embedding_VM = constrain(self.embedding[...].astype(c.dtype), ("vocab", None))
+        x_BTM = constrain(embedding_VM[tokens_BT], ("batch", None, None))
         graph, layers = nnx.split(self.layers)
 
         def block(x_BTM, layer_and_cache):

@@ -82,7 +82,7 @@ def make_train_step(
         )
         (gradients, counts), _ = jax.lax.scan(accumulate, zeros, batch)
         gradients = jax.tree.map(lambda g: g / jnp.maximum(counts["weight"], 1.0), gradients)
-        grad_norm = optax.global_norm(gradients)
+        grad_norm = optax.tree.norm(gradients)
 
         updates, opt_state = transform.update(gradients, state.opt_state, state.params)
         updated = (optax.apply_updates(state.params, updates), opt_state)
