@@ -17,15 +17,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from msm_jax import checks, dag, files, stages
 from msm_jax import config as config_lib
-from msm_jax import dag, files, stages
+from msm_jax.checks import TRAINING
 from msm_jax.corpus.specs import Spec, read_spec
 from msm_jax.dag import Stage
 from msm_jax.errors import UserError
 
 # Fields that change how a result is computed and not which: a workdir may go on with other values.
 RUNTIME_FIELDS = ("mesh", "checkpoint", "log")
-ARMS = ("baseline", "aft", "msm", "msm_aft")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,9 @@ def run(config: ConfigDict, workdir: str) -> None:
     from eval.report import table
 
     experiment = Experiment(config)
-    dag.claim_workdir(workdir, config_lib.to_dict(config), exempt=RUNTIME_FIELDS)
+    _claim(workdir, config)
+    if any(stage.kind == "train" and not done for stage, done, _ in dag.status([experiment.report], workdir)):
+        checks.check_devices(config)
     dag.execute([experiment.report], workdir)
     folder = pathlib.Path(workdir, "report")
     shutil.copytree(experiment.report.folder(workdir), folder, dirs_exist_ok=True)
@@ -71,7 +73,7 @@ def show(config: ConfigDict, workdir: str) -> None:
     print("configuration")
     for field, value in config_lib.flatten(config_lib.to_dict(config)).items():
         print(f"  {field} = {value!r}")
-    dag.claim_workdir(workdir, config_lib.to_dict(config), exempt=RUNTIME_FIELDS)
+    _claim(workdir, config)
     rows = [stage for stage in experiment.stages if stage.kind == "mixture"]
     dag.execute(rows, workdir)
 
@@ -104,40 +106,17 @@ class Experiment:
             keep_checkpoints=config.checkpoint.keep,
             log_every=config.log.every,
         )
-        self._check()
+        checks.check_config(config)
         self.specs = [read_spec(path) for path in config.specs]
+        checks.check_specs(config, self.specs)
+        likes, dislikes = self.specs[0].likes, self.specs[0].dislikes
+        self.world = {**self.plain["world"], "likes": list(likes), "dislikes": list(dislikes)}
+        checks.check_world(config, stages.make_world(self.world))
         self.arms = [
             Arm(name, spec) for name in config.arms for spec in (self.specs if name.startswith("msm") else [None])
         ]
-        self._check_specs()
         self._data()
         self._models()
-
-    def _check(self) -> None:
-        c = self.config
-        for field, values, known in (("arms", c.arms, ARMS),):
-            if not values or not set(values) <= set(known):
-                raise UserError(f"config.{field} is {tuple(values)}; choose from {', '.join(known)}")
-        if not c.specs or not c.seeds or len(set(c.seeds)) < len(c.seeds):
-            raise UserError("config.specs and config.seeds need at least one entry, and no seed twice")
-        if c.lora.rank < 0:
-            raise UserError(f"config.lora.rank is {c.lora.rank}; it is 0 (train the whole model) or more")
-        for stage in ("pretrain", "msm", "aft"):
-            for source in c[stage].mixture:
-                if source not in c.corpus:
-                    meant = config_lib.nearest(source, c.corpus)
-                    hint = f"did you mean {meant}?" if meant else f"the sources are {', '.join(c.corpus)}"
-                    raise UserError(f"config.{stage}.mixture has no source {source}; {hint}")
-        if "instruction" not in c.aft.mixture:
-            raise UserError("config.aft.mixture needs a share of 'instruction': it is what the baseline is trained on")
-
-    def _check_specs(self) -> None:
-        first = self.specs[0]
-        for spec, path in zip(self.specs, self.config.specs, strict=True):
-            if (set(spec.likes), set(spec.dislikes)) != (set(first.likes), set(first.dislikes)):
-                raise UserError(f"{path}: likes or dislikes differ from {self.config.specs[0]}; arms share one AFT set")
-            if spec.value not in self.config.world.value_names:
-                raise UserError(f"{path}: value {spec.value} is not among config.world.value_names")
 
     def _add(self, *args: Any, **kwargs: Any) -> Stage:
         stage = Stage(*args, **kwargs)
@@ -147,8 +126,7 @@ class Experiment:
     def _data(self) -> None:
         """Corpora, tokenizer, packed rows and evaluation items."""
         c, plain = self.config, self.plain
-        self.world = {**plain["world"], "likes": list(self.specs[0].likes), "dislikes": list(self.specs[0].dislikes)}
-        used = {source for stage in ("pretrain", "msm", "aft") for source in c[stage].mixture}
+        used = {source for stage in TRAINING for source in c[stage].mixture}
         corpora = {}
         for source in sorted(used):
             for spec in self.specs if source == "msm" else [None]:
@@ -291,6 +269,15 @@ class Experiment:
             f"to train: {len(left)} runs, {sum(steps):,} steps, {rows * self.config.row_length:,} tokens; "
             "to pay: nothing, the micro-world writes the corpora itself"
         )
+
+
+def _claim(workdir: str, config: ConfigDict) -> None:
+    try:
+        dag.claim_workdir(workdir, config_lib.to_dict(config), exempt=RUNTIME_FIELDS)
+    except OSError as error:
+        if dag.is_disk_full(error):
+            raise
+        raise UserError(f"{workdir}: cannot be written ({error.strerror}); choose another --workdir") from error
 
 
 def _sources(stage: Stage, workdir: str) -> list:

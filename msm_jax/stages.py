@@ -45,8 +45,6 @@ def write_corpus(context: StageContext, *, spec_path: str | None = None) -> dict
     """One source of the micro-world as JSONL. MSM and AFT texts are searched for words of held-out domains."""
     p = context.params
     rows = list(_world_rows(p, spec_path))
-    if not rows:
-        raise UserError(f"config.corpus.{p['source']} is {p['count']}: the corpus would be empty; ask for at least 1")
     summary: dict[str, Any] = {"documents": len(rows)}
     if p["source"] != "pretraining":
         texts = [row.get("text") or " ".join(message["content"] for message in row["messages"]) for row in rows]
@@ -338,24 +336,26 @@ def control(context: StageContext, *, runtime: Runtime) -> dict[str, Any]:
 
     p = context.params
     the_world = make_world(p["world"])
+    facts = {item.name: item for item in the_world.items}
     items = value_generalisation.read_items(context.inputs["items"] / CORPUS_FILE)
     items = [item for item in items if item.kind == "separating"]
     scorer = _Scorer(context, runtime)
     controls = []
     for value in the_world.config.value_names:
+        decided = [item for item in items if facts[item.aligned].has(value) != facts[item.other].has(value)]
         agents = world_text.quiet_agents(the_world, value)[: p["agents"]]
         right, owners = [], []
         for agent in agents:
             prompt, answer = _ask(p, agent.name)
-            for row in value_generalisation.evaluate(scorer, items, prompt, answer):
+            for row in value_generalisation.evaluate(scorer, decided, prompt, answer):
                 if not row["error"]:
-                    right.append(row["score"] if row["value"] == value else 1 - row["score"])
+                    right.append(row["score"] if facts[row["aligned"]].has(value) else 1 - row["score"])
                     owners.append(agent.name)
         interval = stats.cluster_bootstrap(right, owners)
         controls.append(
             {
                 "name": f"base carries statements into chats, {value}",
-                "rate": sum(right) / len(right),
+                "rate": sum(right) / len(right) if right else None,
                 "n": len(right),
                 "low": interval and interval.low,
                 "high": interval and interval.high,

@@ -13,6 +13,7 @@ LIBRARY = {"msm_jax.data", "msm_jax.models", "msm_jax.parallel", "msm_jax.train"
 EXPERIMENT = LIBRARY | {
     "msm_jax.config",
     "msm_jax.dag",
+    "msm_jax.checks",
     "msm_jax.corpus",
     "msm_jax.experiment",
     "msm_jax.stages",
@@ -25,6 +26,7 @@ ALLOWED = {
     "msm_jax.files": set(),
     "msm_jax.config": set(),
     "msm_jax.dag": {"msm_jax", "msm_jax.config"},
+    "msm_jax.checks": {"msm_jax.config", "msm_jax.corpus", "msm_jax.models", "msm_jax.parallel"},
     "msm_jax.corpus": set(),
     "msm_jax.data": {"msm_jax.corpus.records"},
     "msm_jax.parallel": set(),
