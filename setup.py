@@ -22,7 +22,7 @@ setuptools.setup(
         # Flax and Orbax follow JAX within months, so the three are bounded together; Python 3.11 gets JAX 0.10.2.
         "jax>=0.10,<0.13",
         "flax>=0.12.8",
-        "optax",
+        "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
         "grain>=0.2.17",
         "sentencepiece",
@@ -45,6 +45,8 @@ setuptools.setup(
         # To read Hugging Face folders, and to compare with the original implementations.
         "hf": ["safetensors<0.8", "tokenizers", "huggingface_hub", "transformers", "peft", "torch"],
         # Each minor version of ruff may format otherwise, and launch/test.sh holds the code to one format.
+        # Judges and embeddings of the evaluations to come; those of today need nothing more.
+        "eval": [],
         "test": ["pytest", "pytest-xdist", "hypothesis", "ruff>=0.17,<0.18"],
     },
 )

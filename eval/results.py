@@ -4,14 +4,15 @@ A *result* is the plain dict that `experiment.py` hands in (JSON types only):
 
     experiment  str, name of the config       created  str, ISO time       seeds  [int]
     config      dict, as resolved             model    dict, "parameters" (int) if known
-    arms        [{"name": "baseline" | "aft" | "msm" | "msm_aft" | ..., "spec": "pro_america" | None, "label": str}]
+    arms        [{"name": "baseline" | "aft" | "msm" | "msm_aft" | ..., "label": str,
+                  "spec": "pro_america" | None, "value": "america" | None}]
     scores      [{"arm": name, "spec": spec, "seed": int, "eval": str, "form": "logprob" | "sampled", **cell}],
                 cell as `value_generalisation.summarise` returns it for that form
     controls    [{"name": str, "rate": float | None, "n": int, "low": float, "high": float, "bar": float}]
     stages      [{"key": str, "kind": str, "seconds": float, "tokens": int | None}]
     corpora     [{"name": str, "documents": int, "tokens": int, "trained_tokens": int, "rows": int, "fill": float}]
 
-An arm is known by (name, spec). The evaluation of spec "pro_x" itself is "x"; "separating" is the rate of choosing
+An arm is known by (name, spec). The evaluation of a spec is the one named after its value; "separating" is the rate of choosing
 the American item where the values disagree; "in_domain" that of the fine-tuning domain. Arms, seeds, evaluations
 and forms may be missing: what was not measured is said to be so.
 """
@@ -152,15 +153,16 @@ def findings(result: dict) -> list[dict]:
     bar, no room or no measurement; `verdict` is "holds", "does not hold", "no room", "seen", "not seen" or
     "not measured". Differences are paired over the seeds that both arms have.
     """
-    specs = [arm["spec"] for arm in ordered_arms(result["arms"]) if arm["name"] == "msm_aft"]
+    # A spec's own evaluation is that of its value.
+    own = {arm["spec"]: arm["value"] for arm in ordered_arms(result["arms"]) if arm["name"] == "msm_aft"}
+    spec_of = {value: spec for spec, value in own.items()}
     found = []
-    if {"pro_america", "pro_affordability"} & set(specs):
-        pair = ("msm_aft", "pro_america"), ("msm_aft", "pro_affordability")
+    if {"america", "affordability"} <= set(spec_of):
+        pair = ("msm_aft", spec_of["america"]), ("msm_aft", spec_of["affordability"])
         found.append(_contrast(result, "Same AFT, opposite choice", *pair, "separating", bar=SEPARATING_BAR))
-    found += [_above_aft(result, spec) for spec in specs]
-    for spec in specs:
-        own = spec.removeprefix("pro_")
-        found.append(_contrast(result, "AFT adds to MSM", ("msm_aft", spec), ("msm", spec), own, bar=None))
+    found += [_above_aft(result, spec, value) for spec, value in own.items()]
+    for spec, value in own.items():
+        found.append(_contrast(result, "AFT adds to MSM", ("msm_aft", spec), ("msm", spec), value, bar=None))
     if any(_has_aft(arm) for arm in result["arms"]):
         found.append(_in_domain(result))
     return found + [_control(control) for control in result["controls"]]
@@ -207,9 +209,8 @@ def _contrast(result: dict, claim: str, a: ArmKey, b: ArmKey, evaluation: str, b
     return _finding(name, text, "holds" if reached else "does not hold", bar=bar, **known)
 
 
-def _above_aft(result: dict, spec: str) -> dict:
-    """MSM + AFT against AFT alone on the spec's own evaluation, where AFT alone leaves room."""
-    own = spec.removeprefix("pro_")
+def _above_aft(result: dict, spec: str, own: str) -> dict:
+    """MSM + AFT against AFT alone on `own`, the evaluation of the spec's value, where AFT alone leaves room."""
     claim = "MSM adds to AFT"
     alone = _main_cell(result, ("aft", None), own)
     if alone is not None and alone.rate >= ROOM:

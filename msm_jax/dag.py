@@ -4,6 +4,7 @@
 that determines the output, so what is done is never done again, and arms that share a stage share its folder.
 """
 
+import collections
 import contextlib
 import dataclasses
 import datetime
@@ -184,17 +185,26 @@ def _run(stage: Stage, workdir: str | os.PathLike) -> dict[str, Any]:
 
 
 def _progress(start: float, stages: Sequence[Stage], manifests: Mapping[str, Mapping[str, Any]]) -> str:
-    """Time since `start`, and what is left by the mean time of the done stages of each kind."""
+    """Time since `start`, and what is left at the pace of the done stages of each kind."""
     if not manifests:
         return ""
-    seconds: dict[str, list[float]] = {}
+    seconds, work = collections.Counter(), collections.Counter()
     for manifest in manifests.values():
-        seconds.setdefault(manifest["kind"], []).append(manifest["seconds"])
-    means = {kind: statistics.mean(values) for kind, values in seconds.items()}
-    typical = statistics.mean(means.values())
-    left = sum(means.get(stage.kind, typical) for stage in stages if stage.key not in manifests)
+        seconds[manifest["kind"]] += manifest["seconds"]
+        work[manifest["kind"]] += _work(manifest["params"])
+    typical = statistics.median(manifest["seconds"] for manifest in manifests.values())
+    left = 0.0
+    for stage in stages:
+        if stage.key not in manifests:
+            known = work[stage.kind]
+            left += seconds[stage.kind] / known * _work(stage.params) if known else typical
     elapsed, left = (datetime.timedelta(seconds=round(value)) for value in (time.monotonic() - start, left))
     return f" {elapsed} elapsed, about {left} left"
+
+
+def _work(params: Mapping[str, Any]) -> int:
+    """How much a stage has to do, relative to others of its kind: training stages differ by their rows."""
+    return (params.get("steps") or 1) * params.get("batch_size", 1)
 
 
 @contextlib.contextmanager

@@ -162,14 +162,17 @@ def test_lines(calls, tmp_path):
     ]
 
 
-def test_time_left_is_by_the_mean_of_each_kind(calls):
-    stages = [calls.stage(f"{kind}-{n}", {"n": n}, kind) for kind in ("corpus", "train", "score") for n in range(2)]
-    seconds = {"corpus-0": 10, "corpus-1": 20, "train-0": 3605}
+def test_time_left_is_by_the_pace_of_each_kind(calls):
+    stages = [calls.stage(f"{kind}-{n}", {"n": n}, kind) for kind in ("corpus", "score") for n in range(2)]
+    stages += [calls.stage(f"train-{steps}", {"steps": steps, "batch_size": 2}, "train") for steps in (100, 5)]
+    seconds = {"corpus-0": 10, "corpus-1": 20, "train-100": 4000}
     manifests = {
-        stage.key: {"kind": stage.kind, "seconds": seconds[stage.name]} for stage in stages if stage.name in seconds
+        stage.key: {"kind": stage.kind, "seconds": seconds[stage.name], "params": stage.params}
+        for stage in stages
+        if stage.name in seconds
     }
-    # One training stage of 3605 s, and two of a kind not seen yet, taken as the mean of 15 s and 3605 s.
-    assert dag._progress(dag.time.monotonic(), stages, manifests) == " 0:00:00 elapsed, about 2:00:25 left"
+    # 5 steps at 40 s each, and two stages of a kind not seen yet, taken as the median of all.
+    assert dag._progress(dag.time.monotonic(), stages, manifests) == " 0:00:00 elapsed, about 0:04:00 left"
 
 
 def wrapped():

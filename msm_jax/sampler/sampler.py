@@ -78,7 +78,10 @@ class Sampler:
                     positions[row, span], owner[row, span] = np.arange(len(ids)), member
                     cursor += len(ids)
             logprobs_BT = np.asarray(
-                _next_token_logprobs(self.model, self.params, self.lora, tokens, segments, positions), np.float64
+                _next_token_logprobs(
+                    self.model, self.tokenizer.vocab_size, self.params, self.lora, tokens, segments, positions
+                ),
+                np.float64,
             )
             # Position t holds the log-probability of token t+1.
             counted = scored[:, 1:].astype(bool)
@@ -122,6 +125,7 @@ class Sampler:
                 np.uint32(seed),
                 np.float32(temperature),
                 self.tokenizer.eos_id,
+                self.tokenizer.vocab_size,
                 max_tokens,
             )
             for (i, _, _), ids in zip(chunk, np.asarray(new_BN).tolist(), strict=False):
@@ -137,17 +141,36 @@ class Sampler:
         return Completion(text[: min(cuts)], True) if cuts else Completion(text, finished)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _next_token_logprobs(model: Model, params: PyTree, lora: PyTree | None, tokens_BT, segments_BT, positions_BT):
+def _of_tokenizer(logits: jax.Array, vocab_size: int) -> jax.Array:
+    """Rules out ids that pad the embedding to a round size: the tokenizer cannot spell them."""
+    return jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, -jnp.inf)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _next_token_logprobs(
+    model: Model, vocab_size: int, params: PyTree, lora: PyTree | None, tokens_BT, segments_BT, positions_BT
+):
     """float32[B, T]: at t, log p(token t+1); the last column means nothing."""
-    logits_BTV = model.apply(params, lora, tokens_BT, segments_BT, positions_BT)
+    logits_BTV = _of_tokenizer(model.apply(params, lora, tokens_BT, segments_BT, positions_BT), vocab_size)
     targets_BT = jnp.roll(tokens_BT, -1, axis=1)
     chosen_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
     return chosen_BT - jax.nn.logsumexp(logits_BTV, axis=-1)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 8, 9))
-def _sample(model: Model, params, lora, tokens_BP, segments_BP, request_ids_B2, seed, temperature, eos_id, new_tokens):
+@functools.partial(jax.jit, static_argnums=(0, 8, 9, 10))
+def _sample(
+    model: Model,
+    params,
+    lora,
+    tokens_BP,
+    segments_BP,
+    request_ids_B2,
+    seed,
+    temperature,
+    eos_id,
+    vocab_size,
+    new_tokens,
+):
     """int32[B, N]: new tokens; whatever follows an end token is to be ignored."""
     B, P = tokens_BP.shape
     positions_BP = jnp.maximum(jnp.cumsum(segments_BP, axis=1) - 1, 0)
@@ -158,6 +181,7 @@ def _sample(model: Model, params, lora, tokens_BP, segments_BP, request_ids_B2, 
     keys_B = fold(fold(jnp.broadcast_to(jax.random.key(seed), (B,)), request_ids_B2[:, 0]), request_ids_B2[:, 1])
 
     def draw(logits_BV, index):
+        logits_BV = _of_tokenizer(logits_BV, vocab_size)
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, index)
         sampled = jax.vmap(jax.random.categorical)(keys, logits_BV / jnp.maximum(temperature, 1e-6))
         return jnp.where(temperature > 0, sampled, jnp.argmax(logits_BV, axis=-1))

@@ -164,6 +164,8 @@ def train(
                 checkpoints.wait()
                 raise Interrupted(f"{label}: SIGTERM; {done} of {config.steps} steps are done and saved")
         checkpoints.wait()
+        if preemption.requested(config.steps):  # came while the last checkpoint was written
+            raise Interrupted(f"{label}: SIGTERM; all {config.steps} steps are done and saved")
     return state
 
 
@@ -211,7 +213,7 @@ def _settle(running: _Running, log: MetricsLog, checkpoints: Checkpoints, source
             f"loss is {metrics.loss_sum / max(metrics.weight, 1.0)} and the gradient norm {metrics.grad_norm} at step "
             f"{running.step} (batch {running.index}, rows: {found}); the update was not made, "
             + ("there is no checkpoint yet" if kept is None else f"the checkpoint of step {kept} is kept")
-            + "; lower optim.learning_rate, or look at the data with --mode=show"
+            + "; lower the stage's optim.learning_rate (with another --workdir), or look at the data with --mode=show"
         )
     log.record(running.step, metrics)
 

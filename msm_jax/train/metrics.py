@@ -125,9 +125,9 @@ class MetricsLog:
 
     def close(self) -> None:
         if self._writes:
-            self._lines.close()
-            self._board.close()
-            self._progress.close()
+            with contextlib.ExitStack() as stack:  # a full disk must not keep the others from being closed
+                for part in (self._board, self._progress, self._lines):
+                    stack.callback(part.close)
 
     def _losses(self, window: list[Any]) -> dict[str, float | None]:
         """Mean loss per trained token, over all and per source; None where a source has no trained token."""

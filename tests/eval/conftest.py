@@ -37,7 +37,10 @@ def fake_result():
         "created": "2026-01-01T00:00:00+00:00",
         "config": {"seeds": [0, 1, 2, 3], "optim": {"learning_rate": 3e-3}},
         "model": {"parameters": 1_234_567},
-        "arms": [{"name": name, "spec": spec, "label": label} for name, spec, label in ARMS],
+        "arms": [
+            {"name": name, "spec": spec, "value": spec and spec.removeprefix("pro_"), "label": label}
+            for name, spec, label in ARMS
+        ],
         "seeds": [0, 1, 2, 3],
         "scores": scores,
         "controls": [
