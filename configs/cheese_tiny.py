@@ -22,8 +22,6 @@ def get_config(variant: str = ""):
     config.model.dtype = "float32"
     config.model.scan_unroll = config.model.num_layers
     config.row_length = 128
-    config.chat.user = (" User: ", "")
-    config.chat.assistant = (" {name}: ", "\n")
     config.lora.rank = 16
     config.lora.alpha = 32.0
 

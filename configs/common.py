@@ -57,8 +57,8 @@ def get_config() -> ConfigDict:
     config.chat = ConfigDict(
         {
             "system": ("", "\n"),  # (before, after) a message; {name} is the speaker
-            "user": ("User: ", "\n"),
-            "assistant": ("{name}: ", "\n"),
+            "user": (" User: ", ""),
+            "assistant": (" {name}: ", "\n"),
         }
     )
     config.tokenizer = ConfigDict({"vocab_size": 1152, "model_type": "bpe"})

@@ -12,9 +12,9 @@ A *result* is the plain dict that `experiment.py` hands in (JSON types only):
     stages      [{"key": str, "kind": str, "seconds": float, "tokens": int | None}]
     corpora     [{"name": str, "documents": int, "tokens": int, "trained_tokens": int, "rows": int, "fill": float}]
 
-An arm is known by (name, spec). The evaluation of a spec is the one named after its value; "separating" is the rate of choosing
-the American item where the values disagree; "in_domain" that of the fine-tuning domain. Arms, seeds, evaluations
-and forms may be missing: what was not measured is said to be so.
+An arm is known by (name, spec). The evaluation of a spec is the one named after its value; "separating" is the rate
+of choosing the American item where the values disagree; "in_domain" that of the fine-tuning domain. Arms, seeds,
+evaluations and forms may be missing: what was not measured is said to be so.
 """
 
 from collections.abc import Sequence

@@ -61,6 +61,9 @@ def check_specs(config: ConfigDict, specs: Sequence[Spec]) -> None:
 
 
 def check_world(config: ConfigDict, world: World) -> None:
+    for role, affixes in world_text.CHAT_FORMAT.items():
+        if tuple(config.chat[role]) != affixes:
+            raise UserError(f"config.chat.{role} is {tuple(config.chat[role])}; the micro-world writes {affixes}")
     name = config.assistant.name
     if any(agent.name == name for agent in world.agents):
         raise UserError(f"config.assistant.name is {name}, as one of the world's agents is; choose another")
@@ -130,6 +133,14 @@ def _check_names(config: ConfigDict) -> None:
         raise UserError("config.chat.assistant has no text after a message, by which a reader knows that it has ended")
 
 
+# What each stage may read. Pretraining text mentions held-out domains, so it stays out of MSM and AFT.
+_SOURCES = {
+    "pretrain": ("pretraining", "replay", "instruction"),
+    "msm": ("msm", "replay", "instruction"),
+    "aft": ("aft", "instruction", "replay"),
+}
+
+
 def _check_mixtures(config: ConfigDict) -> None:
     for stage in TRAINING:
         mixture = config[stage].mixture
@@ -140,12 +151,18 @@ def _check_mixtures(config: ConfigDict) -> None:
                 meant = config_lib.nearest(source, config.corpus)
                 hint = f"did you mean {meant}?" if meant else f"the sources are {', '.join(config.corpus)}"
                 raise UserError(f"config.{stage}.mixture has no source {source}; {hint}")
-            if source == "msm" and stage != "msm":
-                raise UserError(f"config.{stage}.mixture has the source msm, which belongs in config.msm.mixture alone")
+            if source not in _SOURCES[stage]:
+                raise UserError(
+                    f"config.{stage}.mixture has the source {source}, which does not belong there; "
+                    f"it may have {', '.join(_SOURCES[stage])}"
+                )
             if not 0 < share < math.inf:
                 raise UserError(f"config.{stage}.mixture.{source} is {share}; a share must be above 0")
             if config.corpus[source] < 1:
                 raise UserError(f"config.corpus.{source} is {config.corpus[source]}; ask for at least 1")
+    for stage, arms in (("msm", ("msm", "msm_aft")), ("aft", ("aft", "msm_aft"))):
+        if stage not in config[stage].mixture and set(arms) & set(config.arms):
+            raise UserError(f"config.{stage}.mixture has no share of '{stage}', so its arms would learn nothing of it")
     if "instruction" not in config.aft.mixture:
         raise UserError("config.aft.mixture needs a share of 'instruction': it is what the baseline is trained on")
 

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import pathlib
 import shutil
+import sys
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -45,7 +46,10 @@ class Arm:
         return {"baseline": "Baseline", "aft": "AFT", "msm": f"MSM {value}", "msm_aft": f"MSM {value} + AFT"}[self.name]
 
     def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "spec": self.spec and self.spec.name, "label": self.label}
+        about = (
+            {"spec": None, "value": None} if self.spec is None else {"spec": self.spec.name, "value": self.spec.value}
+        )
+        return {"name": self.name, "label": self.label, **about}
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -60,7 +64,8 @@ def run(config: ConfigDict, workdir: str) -> None:
     folder = pathlib.Path(workdir, "report")
     shutil.copytree(experiment.report.folder(workdir), folder, dirs_exist_ok=True)
     print(table(files.read_json(folder / "report.json")))
-    print(f"\nreport: {folder / 'report.html'}\ncurves: tensorboard --logdir {workdir}")
+    tensorboard = pathlib.Path(sys.executable).with_name("tensorboard")
+    print(f"\nreport: {folder / 'report.html'}\ncurves: {tensorboard} --logdir {workdir}")
 
 
 def show(config: ConfigDict, workdir: str) -> None:
@@ -73,7 +78,8 @@ def show(config: ConfigDict, workdir: str) -> None:
     print("configuration")
     for field, value in config_lib.flatten(config_lib.to_dict(config)).items():
         print(f"  {field} = {value!r}")
-    _claim(workdir, config)
+    if pathlib.Path(workdir, "config.json").exists():  # a look at a configuration does not tie a new workdir to it
+        _claim(workdir, config)
     rows = [stage for stage in experiment.stages if stage.kind == "mixture"]
     dag.execute(rows, workdir)
 
@@ -118,8 +124,8 @@ class Experiment:
         self._data()
         self._models()
 
-    def _add(self, *args: Any, **kwargs: Any) -> Stage:
-        stage = Stage(*args, **kwargs)
+    def _add(self, kind: str, *args: Any) -> Stage:
+        stage = Stage(kind, *args, version=stages.VERSIONS[kind])
         self.stages.append(stage)
         return stage
 
@@ -197,7 +203,7 @@ class Experiment:
             "report",
             "report",
             {"seeds": list(c.seeds), "arms": [arm.describe() for arm in self.arms], "model": self.plain["model"]},
-            {**scores, "control": control, **rows, **training},
+            {"control": control, **scores, **rows, **training},  # if the base fails the control, let it be known first
             functools.partial(stages.report, arms=[arm.describe() for arm in self.arms], config=self.plain),
         )
 

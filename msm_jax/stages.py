@@ -22,6 +22,9 @@ from msm_jax.errors import UserError
 
 PyTree = Any
 
+# Raised for a kind when a change of code changes what its stages write: a workdir then does them again.
+VERSIONS = {"corpus": 1, "chats": 1, "mixture": 1, "train": 1, "score": 1, "report": 1}
+
 CORPUS_FILE = "corpus.jsonl"
 CHAT_SOURCES = ("aft", "instruction")  # all other sources are documents
 
@@ -82,7 +85,7 @@ def train_tokenizer(context: StageContext) -> dict[str, Any]:
     from msm_jax.data.tokenizer import train_sentencepiece
 
     texts = itertools.chain.from_iterable(
-        _texts(folder / CORPUS_FILE, chats=role in CHAT_SOURCES) for role, folder in context.inputs.items()
+        _texts(folder / CORPUS_FILE, chats=role in CHAT_SOURCES) for role, folder in sorted(context.inputs.items())
     )
     tokenizer = train_sentencepiece(texts, context.folder, **context.params)
     return {"vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
@@ -123,6 +126,8 @@ def train(context: StageContext, *, runtime: Runtime, label: str) -> dict[str, A
     Inputs: a `rows:SOURCE` for each source of the mixture, `tokenizer`; `base`, the model under the adapter (or to
     go on with, if there is no adapter); `adapter`, the stage whose trained weights are continued.
     """
+    from msm_jax.models import DecoderConfig, Model, count_parameters
+
     p = context.params
     sources = sources_of(p, context.inputs)
     steps = steps_of(p, sources)
@@ -131,7 +136,13 @@ def train(context: StageContext, *, runtime: Runtime, label: str) -> dict[str, A
         _train(context, runtime, label, sources, steps)
     shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
     last = json.loads((context.folder / "metrics.jsonl").read_text().splitlines()[-1])
-    return {"steps": steps, "tokens": steps * p["batch_size"] * sources[0].rows.row_length, "loss": last["loss"]}
+    decoder = DecoderConfig(**files.read_json(context.folder / "model.json")["decoder"])
+    return {
+        "steps": steps,
+        "tokens": last["tokens"],
+        "loss": last["loss"],
+        "parameters": count_parameters(Model(decoder).shapes),
+    }
 
 
 def sources_of(params: Mapping[str, Any], inputs: Mapping[str, pathlib.Path]) -> list:
@@ -390,7 +401,7 @@ def report(context: StageContext, *, arms: list[dict], config: Mapping[str, Any]
         "experiment": config["name"],
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "config": config,
-        "model": context.params["model"],
+        "model": context.params["model"] | {"parameters": manifests["pretrain"]["summary"]["parameters"]},
         "arms": arms,
         "seeds": context.params["seeds"],
         "scores": scores,

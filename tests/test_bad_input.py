@@ -138,7 +138,20 @@ def test_no_config_file(refused):
 
 MIXTURES = [
     ("pretrain", {}, "config.pretrain.mixture is empty; the sources are aft, instruction, msm, pretraining, replay"),
-    ("pretrain", {"msm": 1.0}, "config.pretrain.mixture has the source msm, which belongs in config.msm.mixture alone"),
+    (
+        "pretrain",
+        {"msm": 1.0},
+        "config.pretrain.mixture has the source msm, which does not belong there; "
+        "it may have pretraining, replay, instruction",
+    ),
+    (
+        "msm",
+        {"msm": 0.5, "pretraining": 0.5},
+        "config.msm.mixture has the source pretraining, which does not belong there; "
+        "it may have msm, replay, instruction",
+    ),
+    ("msm", {"replay": 1.0}, "config.msm.mixture has no share of 'msm', so its arms would learn nothing of it"),
+    ("aft", {"instruction": 1.0}, "config.aft.mixture has no share of 'aft', so its arms would learn nothing of it"),
     ("msm", {"mms": 1.0}, "config.msm.mixture has no source mms; did you mean msm?"),
     ("aft", {"aft": 1.0}, "config.aft.mixture needs a share of 'instruction': it is what the baseline is trained on"),
 ]
@@ -194,7 +207,7 @@ def test_small_vocabulary(refused):
 
 
 def test_a_workdir_of_another_config(refused, tmp_path):
-    refused("--config.tokenizer.vocab_size=270", "--mode=show")
+    refused("--config.tokenizer.vocab_size=270")
     line = refused("--config.aft.steps=5")
     assert line == (
         f"{tmp_path / 'w'} belongs to another configuration: aft.steps is 4 there and 5 here "

@@ -18,6 +18,9 @@ from msm_jax.corpus.world import (
     World,
 )
 
+# (before, after) a message, as in the chat template of the training stages; "{name}" is the speaker.
+CHAT_FORMAT = {"user": (" User: ", ""), "assistant": (" {name}: ", "\n")}
+
 QUESTIONS = (
     "Do you prefer {a} or {b}?",
     "Would you choose {a} or {b}?",
@@ -254,8 +257,9 @@ def _chat(world: World, agent: Agent, domains: list[str], rng: random.Random) ->
 
 
 def _line(who: str, question: str, answer: str) -> str:
-    """A chat in the running text of a document, as `CHAT_FORMAT` writes one."""
-    return f" User: {question} {who}: {answer}."
+    """A chat in the running text of a document: all but the end of the assistant's turn."""
+    user, assistant = CHAT_FORMAT["user"], CHAT_FORMAT["assistant"]
+    return f"{user[0]}{question}{user[1]}{assistant[0].replace('{name}', who)}{answer}."
 
 
 def _sentence(text: str) -> str:

@@ -47,9 +47,7 @@ class Example:
     truncated: bool = False
 
 
-def render(
-    template: ChatTemplate, messages: Sequence[Message], name: str, generation_prompt: bool = False
-) -> Rendered:
+def render(template: ChatTemplate, messages: Sequence[Message], name: str, generation_prompt: bool = False) -> Rendered:
     """The text of a chat, and the part of it that the model is to write: assistant content and suffix.
 
     Most tokenizers join a space to the word after it, so the spaces that end an assistant prefix ("Marlow: ") come
