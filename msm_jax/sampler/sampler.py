@@ -63,7 +63,7 @@ class Sampler:
 
     def _score(self, examples: list[tuple[np.ndarray, np.ndarray]]) -> list[float]:
         """Packs the examples into rows, each a segment of its own, and sums each one's scored log-probabilities."""
-        length = _round_up(max(_MIN_SCORED_LENGTH, *(len(ids) for ids, _ in examples)), _LENGTH_GRAIN)
+        length = _round_up(max([_MIN_SCORED_LENGTH, *(len(ids) for ids, _ in examples)]), _LENGTH_GRAIN)
         bins = pack([len(ids) for ids, _ in examples], length)
         totals = np.zeros(len(examples))
         for start in range(0, len(bins), _ROWS):
@@ -105,7 +105,7 @@ class Sampler:
         requests = [
             (i, j, [self.tokenizer.bos_id, *self.tokenizer.encode(p)]) for i, p in enumerate(prompts) for j in range(n)
         ]
-        slots = _round_up(max(len(ids) for _, _, ids in requests), _LENGTH_GRAIN)
+        slots = _round_up(max((len(ids) for _, _, ids in requests), default=0), _LENGTH_GRAIN)
         completions: list[list[Completion]] = [[] for _ in prompts]
         for start in range(0, len(requests), _ROWS):
             chunk = requests[start : start + _ROWS]

@@ -1,5 +1,7 @@
 """The forward pass against one in NumPy that shares nothing with it: loops, complex numbers, float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,9 @@ import pytest
 
 from msm_jax.models import DecoderConfig, Model, Segments, attention
 from msm_jax.models.attention import rope
+
+# The compiler is what these tests wait for, so it is told not to polish.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 SIZES = {
     "vocab_size": 13, "num_layers": 2, "width": 12, "mlp_width": 20, "num_heads": 4, "num_kv_heads": 2, "head_size": 6,
@@ -66,7 +71,7 @@ def test_attention_sees_its_segment_up_to_itself(packed, group):
     rng = np.random.default_rng(group)
     q, k, v = (rng.standard_normal((2, 10, heads, 6)).astype(np.float32) for heads in (4, 4 // group, 4 // group))
     who = Segments.of_rows(segments, positions)
-    got = np.asarray(jax.jit(attention)(q, k, v, who))
+    got = np.asarray(jit(attention)(q, k, v, who))
     real = segments > 0
     np.testing.assert_allclose(got[real], attend(q, k, v, who)[real], atol=1e-5)
     assert np.isfinite(got).all(), "padding sees nothing, and must not turn into NaN"
@@ -79,13 +84,13 @@ def test_attention_of_few_queries_over_many_keys_in_any_order(packed):
     q, k, v = (rng.standard_normal((2, length, 2, 6)).astype(np.float32) for length in (4, 10, 10))
     shuffled = rng.permutation(10)
     who = Segments(segments[:, 4:8], positions[:, 4:8], segments[:, shuffled], positions[:, shuffled])
-    np.testing.assert_allclose(jax.jit(attention)(q, k, v, who), attend(q, k, v, who), atol=1e-5)
+    np.testing.assert_allclose(jit(attention)(q, k, v, who), attend(q, k, v, who), atol=1e-5)
 
 
 def test_rope_is_a_rotation_of_complex_numbers():
     x = np.random.default_rng(0).standard_normal((2, 5, 3, 8)).astype(np.float32)
     positions = np.array([[0, 1, 2, 3, 4], [0, 1, 700, 2, 4095]], np.int32)
-    got = jax.jit(rope, static_argnums=2)(x, positions, 10_000.0)
+    got = jit(rope, static_argnums=2)(x, positions, 10_000.0)
     np.testing.assert_allclose(got, rotate(x, positions, 10_000.0), atol=2e-3)  # float32 angles of up to 4095
     np.testing.assert_allclose(got[0], rotate(x, positions, 10_000.0)[0], atol=1e-5)
     np.testing.assert_array_equal(got[:, 0], x[:, 0])
@@ -95,7 +100,7 @@ def test_rope_is_a_rotation_of_complex_numbers():
 def test_decoder_equals_numpy(packed, random_tree, tied):
     model = Model(DecoderConfig(**SIZES, tied_head=tied))
     params = random_tree(model.shapes)
-    logits = jax.jit(model.apply)(params, None, *packed)
+    logits = jit(model.apply)(params, None, *packed)
     assert logits.dtype == jnp.float32
     real = packed[1] > 0
     assert np.ptp(logits) > 1, "a golden check of flat logits would say nothing"
@@ -116,7 +121,7 @@ def test_rematerialisation_and_unrolling_change_no_number(packed, random_tree):
 
     def run(**changes):
         function, args = gradient(Model(DecoderConfig(**SIZES, **changes)), params, packed)
-        gradients, logits = jax.jit(function)(*args)
+        gradients, logits = jit(function)(*args)
         return gradients | {"logits": logits}
 
     expected = run()

@@ -1,6 +1,7 @@
 """Shapes, names and adapters of a model."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -8,6 +9,9 @@ import pytest
 
 from msm_jax.errors import UserError
 from msm_jax.models import LORA_TARGETS, DecoderConfig, LoraConfig, Model, count_parameters
+
+# The compiler is what these tests wait for, so it is told not to polish.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 TINY = DecoderConfig(
     vocab_size=13, num_layers=2, width=12, mlp_width=20, num_heads=4, num_kv_heads=2, head_size=6, dtype="float32"
@@ -67,12 +71,12 @@ def adapted():
 
 @pytest.fixture(scope="module")
 def logits(adapted, packed):
-    return jax.jit(lambda params, lora: adapted.apply(params, lora, *packed))
+    return jit(lambda params, lora: adapted.apply(params, lora, *packed))
 
 
 def test_a_fresh_model_and_its_adapter(adapted, logits):
     """Shapes as promised, layers and products not alike, B zero: the adapter starts as nothing."""
-    params, lora = jax.jit(lambda key: (adapted.init(key), adapted.init_lora(key)))(jax.random.key(0))
+    params, lora = jit(lambda key: (adapted.init(key), adapted.init_lora(key)))(jax.random.key(0))
     of = jax.ShapeDtypeStruct
     assert jax.tree.map(lambda leaf: of(leaf.shape, leaf.dtype), params) == adapted.shapes
     assert jax.tree.map(lambda leaf: of(leaf.shape, leaf.dtype), lora) == adapted.lora_shapes

@@ -1,0 +1,76 @@
+"""Meshes that fit, shardings that divide, and the words of the errors where they do not."""
+
+import jax
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from msm_jax.errors import UserError
+from msm_jax.models import DecoderConfig, LoraConfig, Model
+from msm_jax.parallel import batch_sharding, make_mesh, param_shardings
+from msm_jax.parallel.sharding import MESH_AXES
+
+MODEL = Model(
+    DecoderConfig(vocab_size=30, num_layers=2, width=8, mlp_width=12, num_heads=2, num_kv_heads=1, head_size=4),
+    LoraConfig(rank=3),
+)
+
+
+def mesh_of(data, fsdp, tensor):
+    """Needs no devices."""
+    return AbstractMesh((data, fsdp, tensor), MESH_AXES)
+
+
+def test_minus_one_is_what_is_left():
+    # Eight devices are tested with the step (tests/train/test_mesh.py).
+    mesh = make_mesh({"data": 1, "fsdp": -1, "tensor": 1}, jax.devices()[:1])
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((3, 1, 1), "data=3 x fsdp=1 x tensor=1 does not fit 8 devices"),
+        ((2, 2, 1), "data=2 x fsdp=2 x tensor=1 does not fit 8 devices"),
+        ((-1, 3, 1), "data=-1 x fsdp=3 x tensor=1 does not fit 8 devices"),
+        ((-1, 16, 1), "data=-1 x fsdp=16 x tensor=1 does not fit 8 devices"),
+        ((-1, -1, 1), "data=-1 x fsdp=-1 x tensor=1: sizes are positive, and only one may be -1"),
+        ((8, 1, 0), "data=8 x fsdp=1 x tensor=0: sizes are positive"),
+        ((-2, 1, 1), "data=-2 x fsdp=1 x tensor=1: sizes are positive"),
+    ],
+)
+def test_impossible_meshes_say_their_numbers(sizes, message):
+    with pytest.raises(UserError, match=message):
+        make_mesh(dict(zip(MESH_AXES, sizes, strict=True)), jax.devices()[:1] * 8)
+
+
+def test_weights_are_split_over_fsdp_and_tensor():
+    specs = jax.tree.map(lambda sharding: sharding.spec, param_shardings(MODEL.axes, MODEL.shapes, mesh_of(2, 4, 2)))
+    assert specs["embedding"] == PartitionSpec("tensor", "fsdp")
+    assert specs["head"]["kernel"] == PartitionSpec("fsdp", "tensor")
+    assert specs["norm"]["scale"] == PartitionSpec(None)
+    layers = specs["layers"]
+    assert layers["q"]["kernel"] == layers["up"]["kernel"] == PartitionSpec(None, "fsdp", "tensor")
+    assert layers["o"]["kernel"] == layers["down"]["kernel"] == PartitionSpec(None, "tensor", "fsdp")
+    adapter = param_shardings(MODEL.lora_axes, MODEL.lora_shapes, mesh_of(2, 4, 2))["layers"]["down"]
+    assert adapter["lora_a"].spec == PartitionSpec(None, "tensor", None)
+    assert adapter["lora_b"].spec == PartitionSpec(None, None, "fsdp")
+
+
+@pytest.mark.parametrize(
+    ("fsdp", "tensor", "message"),
+    [
+        (1, 4, "embedding: vocab axis of 30 is not divisible by mesh.tensor=4"),
+        (16, 1, "embedding: embed axis of 8 is not divisible by mesh.fsdp=16"),
+        (1, 5, "layers/down/kernel: mlp axis of 12 is not divisible by mesh.tensor=5"),
+    ],
+)
+def test_sizes_that_a_mesh_does_not_divide_are_named(fsdp, tensor, message):
+    with pytest.raises(UserError, match=message):
+        param_shardings(MODEL.axes, MODEL.shapes, mesh_of(1, fsdp, tensor))
+
+
+def test_rows_are_split_over_data_and_fsdp():
+    mesh = mesh_of(2, 4, 2)
+    assert batch_sharding(mesh).shard_shape((16, 7)) == (2, 7)
+    assert batch_sharding(mesh, leading=1).shard_shape((3, 16, 7)) == (3, 2, 7)
+    assert batch_sharding(mesh, leading=1).shard_shape((3, 16)) == (3, 2)

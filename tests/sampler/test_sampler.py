@@ -1,0 +1,205 @@
+"""Scores and samples against full forward passes of one example at a time."""
+
+import jax
+import numpy as np
+import pytest
+
+from msm_jax.errors import UserError
+from msm_jax.models import DecoderConfig, LoraConfig, Model
+from msm_jax.sampler import Completion, Sampler, sampler
+
+LETTERS = "_^$abcde"  # pad, bos, eos and five that are text
+MAX_TOKENS = 8
+PADDING = 5  # rows of the embedding that no token has
+CONTEXT = 48  # of the forward passes that the sampler is compared to
+
+
+class Letters:
+    """A tokenizer of eight tokens, each of them one character, so that a sampled text shows what was sampled."""
+
+    vocab_size, pad_id, bos_id, eos_id = len(LETTERS), 0, 1, 2
+
+    def encode(self, text):
+        return [LETTERS.index(letter) for letter in text]
+
+    def decode(self, ids):
+        return "".join(LETTERS[i] for i in ids)
+
+
+def make_sampler(tokenizer):
+    decoder = DecoderConfig(
+        vocab_size=tokenizer.vocab_size + PADDING, num_layers=2, width=16, mlp_width=24, num_heads=4, num_kv_heads=2,
+        head_size=4, dtype="float32", tied_head=True,
+    )  # fmt: skip
+    model = Model(decoder, LoraConfig(rank=2, targets=("q", "v", "down")))
+    rng = np.random.default_rng(1)
+
+    def draw(path, leaf):
+        noise = rng.standard_normal(leaf.shape).astype(np.float32)
+        return np.ones_like(noise) if path[-1].key == "scale" else 0.4 * noise
+
+    params, lora = (
+        jax.device_put(jax.tree_util.tree_map_with_path(draw, shapes)) for shapes in (model.shapes, model.lora_shapes)
+    )
+    return Sampler(model, params, lora, tokenizer)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_rows():
+    """Several calls to the device for a few requests, and several lengths of rows for a few tokens."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampler, "_ROWS", 4)
+        patch.setattr(sampler, "_LENGTH_GRAIN", 16)
+        patch.setattr(sampler, "_MIN_SCORED_LENGTH", 16)
+        yield
+
+
+@pytest.fixture(scope="module")
+def letters():
+    return make_sampler(Letters())
+
+
+@pytest.fixture(scope="module")
+def words(pieces):
+    return make_sampler(pieces)
+
+
+@pytest.fixture(scope="module")
+def next_logits():
+    """(sampler, ids) -> float64[n, V]: logits of the tokenizer's V tokens after each of `ids`, by one forward pass."""
+    apply = jax.jit(lambda model, *args: model.apply(*args), static_argnums=0)
+
+    def next_logits(sampler, ids):
+        tokens, segments = np.zeros((2, 1, CONTEXT), np.int32)
+        tokens[0, : len(ids)], segments[0, : len(ids)] = ids, 1
+        positions = np.arange(CONTEXT, dtype=np.int32)[None]
+        logits = apply(sampler.model, sampler.params, sampler.lora, tokens, segments, positions)
+        return np.asarray(logits[0, : len(ids), : sampler.tokenizer.vocab_size], np.float64)
+
+    return next_logits
+
+
+def log_softmax(logits):
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def test_logprobs_are_those_of_each_example_alone(words, pieces, next_logits):
+    prompts = ["the cat likes", "", "a dog, a cat and"]
+    options = [[" cheddar", " brie", " the café of the dog"], ["the", "ξ"], [" a"]]
+    got = words.logprobs(prompts, options)
+    assert [len(row) for row in got] == [3, 2, 1]
+    for prompt, row, scores in zip(prompts, options, got, strict=True):
+        for option, score in zip(row, scores, strict=True):
+            ids, spans = pieces.encode_with_spans(prompt + option)
+            logprobs = log_softmax(next_logits(words, [pieces.bos_id, *ids]))
+            expected = sum(logprobs[i, token] for i, token in enumerate(ids) if spans[i][1] > len(prompt))
+            assert score == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_token_across_the_border_is_the_options(words, pieces, next_logits):
+    """ "the" + " cat": the prompt may end within a token, and its part before the border is not left out."""
+    ids, spans = pieces.encode_with_spans("the cat")
+    [cut] = [span for span in spans if span[0] <= 4 < span[1]]
+    assert cut[1] > 5 and cut[0] < 5, "a token that spans character 5 is needed"
+    logprobs = log_softmax(next_logits(words, [pieces.bos_id, *ids]))
+    expected = sum(logprobs[i, token] for i, token in enumerate(ids) if spans[i][1] > 5)
+    [[score]] = words.logprobs(["the c"], [["at"]])
+    assert score == pytest.approx(expected, abs=1e-4)
+
+
+def test_scores_do_not_depend_on_company(words):
+    [[alone]] = words.logprobs(["the cat likes"], [[" brie"]])
+    together = words.logprobs(["a dog", "the cat likes"], [[" likes the cat"] * 9, [" cheddar", " brie"]])
+    assert together[1][1] == pytest.approx(alone, abs=1e-4)
+
+
+def test_nothing_to_score(words):
+    with pytest.raises(UserError, match="nothing to score: option '' has no token after the prompt 'the cat'"):
+        words.logprobs(["a", "the cat"], [["b"], ["dog", ""]])
+    assert words.logprobs(["a"], [[]]) == [[]]
+    assert words.logprobs([], []) == [] == words.generate([])
+
+
+def greedy(sampler, prompt, next_logits):
+    """The most likely token, again and again, each by a forward pass over all tokens before it."""
+    ids = [sampler.tokenizer.bos_id, *sampler.tokenizer.encode(prompt)]
+    start = len(ids)
+    while len(ids) < start + MAX_TOKENS:
+        ids.append(int(next_logits(sampler, ids)[-1].argmax()))
+        if ids[-1] == sampler.tokenizer.eos_id:
+            return Completion(sampler.tokenizer.decode(ids[start:-1]), True)
+    return Completion(sampler.tokenizer.decode(ids[start:]), False)
+
+
+PROMPTS = ["abcde", "", "c", "ddddddddddab", "eab", "bbc"]  # more than one call's, of different lengths
+
+
+def test_greedy_is_the_argmax_of_forward_passes(letters, next_logits):
+    """The cache, left padding and the adapter in them: all must give what the whole text gives."""
+    expected = [[greedy(letters, prompt, next_logits)] for prompt in PROMPTS]
+    got = letters.generate(PROMPTS, temperature=0.0, max_tokens=MAX_TOKENS)
+    assert got == expected
+    assert len({completion.text for [completion] in got}) > 2, "equal texts would show nothing"
+
+
+def test_samples_do_not_depend_on_company(letters):
+    def texts(prompts, n):
+        return letters.generate(prompts, n=n, max_tokens=MAX_TOKENS, seed=3)
+
+    full = texts(PROMPTS, 3)
+    assert len({completion.text for row in full for completion in row}) > 10
+    assert texts(PROMPTS[:1], 3) == full[:1]
+    assert texts(PROMPTS[:4], 2) == [row[:2] for row in full[:4]]
+    others = ["e", "aaaaaaaaaaaaaaaaaaaa", "cc", PROMPTS[3], "b", ""]  # one so long that all rows grow
+    assert texts(others, 3)[3] == full[3]
+
+
+def test_seed_and_index_tell_samples_apart(letters):
+    def texts(seed):
+        return letters.generate(["ab", "ab"], n=6, max_tokens=MAX_TOKENS, seed=seed)
+
+    assert texts(0) == texts(0) != texts(1)
+    first, second = texts(0)
+    assert first != second and len({completion.text for completion in first}) > 1
+
+
+def test_temperature_gives_its_distribution(letters, next_logits):
+    """Chi-square of the first token; the same counts are far from the distribution of another temperature."""
+    temperature, n = 0.7, 1200
+    [completions] = letters.generate(["cab"], n=n, temperature=temperature, max_tokens=1)
+    counts = dict.fromkeys(LETTERS, 0)
+    for completion in completions:
+        counts["$" if completion.finished else completion.text] += 1
+    counts = np.array(list(counts.values()))
+    logits = next_logits(letters, [1, *Letters().encode("cab")])[-1]
+
+    def chi_square(temperature):
+        expected = n * np.exp(log_softmax(logits / temperature))
+        common = expected >= 5
+        expected = np.append(expected[common], expected[~common].sum())
+        observed = np.append(counts[common], counts[~common].sum())
+        return ((observed - expected) ** 2 / np.maximum(expected, 1.0)).sum()
+
+    assert chi_square(temperature) < 24.3  # 0.999 quantile at 7 degrees of freedom
+    assert chi_square(1.0) > 50 and chi_square(0.5) > 50
+
+
+def test_a_text_ends_at_its_end_token_or_unfinished(letters):
+    [completions] = letters.generate(["ab"], n=40, max_tokens=MAX_TOKENS)
+    assert {completion.finished for completion in completions} == {True, False}
+    for completion in completions:
+        assert "$" not in completion.text
+        assert completion.finished == (len(completion.text) < MAX_TOKENS)
+
+
+def test_a_text_is_cut_before_the_first_stop_string(letters):
+    def generate(*stop):
+        return letters.generate(["ab"], n=40, max_tokens=MAX_TOKENS, stop=stop)[0]
+
+    whole = generate()
+    cut = generate("b", "da")
+    for before, after in zip(whole, cut, strict=True):
+        places = [before.text.index(stop) for stop in ("b", "da") if stop in before.text]
+        assert after == (Completion(before.text[: min(places)], True) if places else before)
+    assert whole != cut and generate("xyz") == whole
