@@ -1,0 +1,343 @@
+"""A whole experiment through the launcher, once, and what it must leave; then what changing a field must change."""
+
+import collections
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from msm_jax import config as config_lib
+from msm_jax import dag, launch, stages
+from msm_jax.experiment import Experiment
+
+ROOT = pathlib.Path(launch.__file__).parents[1]
+TINY = "tests/tiny.py"
+SPECS = ("pro_affordability", "pro_america")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    workdir: pathlib.Path
+    printed: str
+
+    def stage(self, name):
+        (folder,) = (self.workdir / "stages").glob(f"{name}-" + "[0-9a-f]" * 12)
+        return folder
+
+    def manifests(self):
+        return [json.loads(path.read_text()) for path in self.workdir.glob("stages/*/manifest.json")]
+
+    def report(self):
+        return json.loads((self.workdir / "report" / "report.json").read_text())
+
+
+def launched(workdir, *arguments):
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert launch.main([f"--config={TINY}", f"--workdir={workdir}", *arguments]) == 0
+    return Run(pathlib.Path(workdir), printed.getvalue())
+
+
+def experiment(**overrides):
+    return Experiment(config_lib.load(TINY, [(field.replace("__", "."), text) for field, text in overrides.items()]))
+
+
+def final_arrays(folder):
+    """name -> {"shape", "dtype", "checksum"} of the weights that a training stage left."""
+    return json.loads((folder / "final" / "meta" / "metadata").read_text())["arrays"]
+
+
+def adapter(folder):
+    """name -> array of the adapter that a training stage left."""
+    from msm_jax.models import DecoderConfig, LoraConfig, Model
+
+    described = json.loads((folder / "model.json").read_text())
+    lora = LoraConfig(**described["lora"] | {"targets": tuple(described["lora"]["targets"])})
+    runtime = stages.Runtime({"data": -1, "fsdp": 1, "tensor": 1}, 1, 1, 1)
+    weights = stages.load_weights(folder, Model(DecoderConfig(**described["decoder"]), lora), runtime)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(weights)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_root():
+    """Compiles quickly rather than well; in subprocesses too."""
+    unoptimised = jax.config.read("jax_disable_most_optimizations")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", unoptimised)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    return launched(tmp_path_factory.mktemp("experiment") / "w")
+
+
+@pytest.fixture
+def copied(ran, tmp_path):
+    """The same workdir once more, for stages to be added to."""
+    shutil.copytree(ran.workdir, tmp_path / "w")
+    return Run(tmp_path / "w", ran.printed)
+
+
+# What a run leaves.
+
+
+def test_the_table_is_printed(ran):
+    for text in (
+        "tiny: rate of value-aligned choice",
+        "Baseline",
+        "MSM affordability + AFT",
+        "MSM America",
+        "base carries statements into chats, america",
+        "Findings",
+        f"report: {ran.workdir}/report/report.html",
+        f"tensorboard --logdir {ran.workdir}",
+    ):
+        assert text in ran.printed
+
+
+def test_the_report(ran):
+    report = ran.report()
+    page = (ran.workdir / "report" / "report.html").read_text()
+    assert page.startswith("<!") and "MSM America + AFT" in page
+    assert len(list((ran.workdir / "report").glob("*.png"))) >= 3
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in ran.workdir.glob("report/*.png"))
+    cells = collections.Counter((score["arm"], score["spec"], score["seed"]) for score in report["scores"])
+    arms = [("baseline", None), ("aft", None), *((arm, spec) for arm in ("msm", "msm_aft") for spec in SPECS)]
+    assert cells == {(arm, spec, 0): 8 for arm, spec in arms}  # four evaluations in two forms
+    for score in report["scores"]:
+        asked = score["n"] + score["errored"] + score["unparsed"] + score["cut_off"]
+        assert asked >= score["items"] > 0 or score["rate"] is None
+    assert [control["n"] for control in report["controls"]] == [6, 6]  # one agent per value, a pair in six domains
+    assert report["config"]["pretrain"]["steps"] == 6
+
+
+def test_every_stage_has_a_manifest(ran):
+    wanted = {stage.key: stage for stage in experiment().stages}
+    found = {manifest["key"]: manifest for manifest in ran.manifests()}
+    assert set(found) == set(wanted) == {folder.name for folder in (ran.workdir / "stages").iterdir()}
+    for key, manifest in found.items():
+        assert manifest["inputs"] == {role: source.key for role, source in wanted[key].inputs.items()}
+        assert manifest["params"] == wanted[key].params
+
+
+def test_arms_share_the_base_and_the_midtraining(ran):
+    names = sorted(manifest["name"] for manifest in ran.manifests() if manifest["kind"] == "train")
+    assert names == sorted(
+        ["pretrain", "instruct-baseline-s0", "aft-aft-s0"]
+        + [f"{kind}-{spec}-s0" for kind in ("msm", "instruct-msm", "aft-msm_aft") for spec in SPECS]
+    )
+
+
+def test_tensorboard(ran):
+    for manifest in ran.manifests():
+        if manifest["kind"] != "train":
+            continue
+        events = EventAccumulator(str(ran.workdir / "stages" / manifest["key"])).Reload()
+        tags, sources = events.Tags(), manifest["params"]["mixture"]
+        wanted = {"loss", "state/learning_rate", "state/grad_norm", "state/tokens", "speed/goodput"}
+        assert wanted | {f"loss/{source}" for source in sources} <= set(tags["scalars"])
+        assert [event.step for event in events.Scalars("loss")] == list(range(1, manifest["summary"]["steps"], 2))
+        assert tags["tensors"] == ["batch 0, trained tokens marked/text_summary"]
+    events = EventAccumulator(str(ran.stage("score-aft-s0"))).Reload()
+    assert {"rate/america/logprob", "rate/separating/logprob"} <= set(events.Tags()["scalars"])
+
+
+def test_no_checkpoints_are_left(ran):
+    assert not list(ran.workdir.glob("stages/*/checkpoints"))
+
+
+def test_a_second_call_runs_nothing(ran):
+    before = {path: path.stat().st_mtime_ns for path in ran.workdir.glob("stages/**/*")}
+    start = time.process_time()
+    again = launched(ran.workdir)
+    assert time.process_time() - start < 3
+    assert {path: path.stat().st_mtime_ns for path in ran.workdir.glob("stages/**/*")} == before
+    assert again.printed.startswith(f"{len(ran.manifests())} of {len(ran.manifests())} stages are done already\ntiny:")
+    assert again.printed.endswith(ran.printed[ran.printed.index("tiny: rate") :])
+
+
+def test_a_run_may_go_on_with_another_runtime(ran):
+    launched(ran.workdir, "--config.log.every=1", "--config.checkpoint.every=7")
+
+
+# Showing.
+
+
+def test_show_when_all_is_done(ran):
+    printed = launched(ran.workdir, "--mode=show").printed
+    assert "\n  pretrain.steps = 6\n" in printed
+    assert printed.count("\n  done   ") == len(ran.manifests())
+    assert "to do" not in printed
+    assert "to train: 0 runs, 0 steps, 0 tokens; to pay: nothing" in printed
+
+
+def test_show_before_a_run(tmp_path):
+    run = launched(tmp_path, "--mode=show")
+    printed = run.printed
+    assert {manifest["kind"] for manifest in run.manifests()} == {"corpus", "chats", "mixture"}
+    assert "\n  to do  train     pretrain-" in printed
+    for kind, shown in (
+        ("pretrain", "<bos>«"),
+        ("instruct-baseline-s0", "Micra:« "),
+        ("msm-pro_affordability-s0", "«"),
+    ):
+        batch = printed[printed.index(f"\n{kind}\n") :]
+        assert shown in batch
+    chats = printed[printed.index("\naft-aft-s0\n") : printed.index("\nmsm-pro_affordability-s0\n")]
+    assert chats.count("«") == chats.count("»") > 0
+    assert "« User" not in chats
+    # 6 steps of pretraining, 2 of the baseline, 4 of AFT, and for each spec 4 of MSM, then 2 or 4.
+    assert f"to train: 9 runs, 32 steps, {32 * 8 * 64:,} tokens; to pay: nothing" in printed
+
+
+# Training stages hand on their weights.
+
+
+def test_an_adapter_stage_writes_no_base(ran):
+    base = final_arrays(ran.stage("pretrain"))
+    assert "embedding" in base and not any("lora" in name for name in base)
+    for manifest in ran.manifests():
+        if manifest["kind"] == "train" and manifest["name"] != "pretrain":
+            names = final_arrays(ran.workdir / "stages" / manifest["key"])
+            assert len(names) == 14 and all(name.endswith(("/lora_a", "/lora_b")) for name in names)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_aft_continues_the_adapter_of_msm(copied, spec):
+    """At a learning rate of 0 it ends with the weights that it starts from."""
+    standing = {stage.name: stage for stage in experiment(aft__optim__learning_rate="0").stages}
+    stage = standing[f"aft-msm_aft-{spec}-s0"]
+    assert stage.inputs["adapter"].folder(copied.workdir) == copied.stage(f"msm-{spec}-s0")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        dag.execute([stage], copied.workdir)
+    assert printed.getvalue().count("[") == 1
+    assert final_arrays(stage.folder(copied.workdir)) == final_arrays(copied.stage(f"msm-{spec}-s0"))
+    trained = adapter(stage.folder(copied.workdir))
+    assert all(np.abs(array).max() > 0 for name, array in trained.items() if "lora_b" in name)
+
+
+def test_seeds_vary_adapters_and_the_order_of_data(copied):
+    seeds = experiment(seeds="(0, 1)")
+    one, other = (stage for stage in seeds.stages if stage.name.startswith("instruct-baseline-"))
+    assert one.folder(copied.workdir) == copied.stage("instruct-baseline-s0")
+    dag.execute([other], copied.workdir, report=lambda line: None)
+    batches = [seeds.decoded_batch(stage, copied.workdir) for stage in (one, other)]
+    assert batches[0] != batches[1]
+    first, second = (adapter(stage.folder(copied.workdir)) for stage in (one, other))
+    for name in first:
+        if "lora_a" in name:
+            assert np.corrcoef(first[name].ravel(), second[name].ravel())[0, 1] < 0.5
+
+
+def test_rank_0_trains_the_whole_model_in_every_stage(tmp_path):
+    run = launched(
+        tmp_path,
+        "--config.lora.rank=0",
+        "--config.arms=msm_aft",
+        "--config.specs=specs/pro_america.md",
+        "--config.aft.optim.learning_rate=0",
+        "--config.eval.samples=0",
+    )
+    base, msm, aft = (
+        final_arrays(run.stage(name)) for name in ("pretrain", "msm-pro_america-s0", "aft-msm_aft-pro_america-s0")
+    )
+    assert base.keys() == msm.keys() == aft.keys() and "embedding" in base
+    assert all(base[name]["checksum"] != msm[name]["checksum"] for name in base)
+    assert aft == msm
+    assert json.loads((run.stage("msm-pro_america-s0") / "model.json").read_text())["lora"] is None
+    assert {score["arm"] for score in run.report()["scores"]} == {"msm_aft"}
+
+
+def test_killed_and_run_again(ran, tmp_path):
+    """SIGKILL in the middle of a training stage: the same command ends with the same weights and scores."""
+    command = [sys.executable, "-m", "msm_jax.launch", f"--config={TINY}", f"--workdir={tmp_path}"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ) as process:
+        while not list(tmp_path.glob("stages/pretrain-*/checkpoints/2")):
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    killed = Run(tmp_path, "")
+    assert not (killed.stage("pretrain") / "manifest.json").exists()
+    again = launched(tmp_path)
+    assert " stages are done already\n" in again.printed
+    assert again.report()["scores"] == ran.report()["scores"]
+    assert again.report()["controls"] == ran.report()["controls"]
+    for manifest in again.manifests():
+        if manifest["kind"] == "train":
+            assert final_arrays(again.stage(manifest["name"])) == final_arrays(ran.stage(manifest["name"]))
+
+
+# What a field determines.
+
+MODELS = {"pretrain", "msm", "instruct", "aft", "score", "control", "report"}
+CASES = [
+    ({"log__every": "5", "checkpoint__keep": "1", "mesh__fsdp": "2", "name": "other"}, set()),
+    ({"eval__samples": "2"}, {"score", "report"}),
+    ({"eval__control_agents": "2"}, {"control", "report"}),
+    ({"seeds": "(0, 1)"}, {"report"}),
+    ({"aft__steps": "6"}, {"instruct", "aft", "score", "report"}),
+    ({"lora__rank": "2"}, {"msm", "instruct", "aft", "score", "report"}),
+    ({"base_seed": "1"}, MODELS),
+    ({"pretrain__optim__beta2": "0.9"}, MODELS),
+    ({"row_length": "32"}, {"rows"} | MODELS),
+    ({"tokenizer__vocab_size": "500"}, {"tokenizer", "rows"} | MODELS),
+    ({"chat__system": "('System: ', '')"}, {"rows"} | MODELS),
+    ({"world__seed": "1"}, {"corpus", "items", "tokenizer", "rows"} | MODELS),
+]
+
+
+@pytest.mark.parametrize(("overrides", "changed"), CASES)
+def test_a_field_changes_the_stages_that_depend_on_it(overrides, changed):
+    before = {stage.name: stage.key for stage in experiment().stages}
+    after = {stage.name: stage.key for stage in experiment(**overrides).stages}
+    assert {name.split("-")[0] for name in before if before[name] != after[name]} == changed
+
+
+def test_midtraining_changes_the_arms_that_have_it():
+    before = {stage.name: stage.key for stage in experiment().stages}
+    after = {stage.name: stage.key for stage in experiment(msm__steps="5").stages}
+    kept = {"baseline", "aft-aft", "score-aft", "pretrain", "control", "corpus", "rows", "tokenizer", "items"}
+    for name in before:
+        assert (before[name] == after[name]) == any(word in name for word in kept), name
+
+
+def test_one_corpus_is_written_anew():
+    before = {stage.name: stage.key for stage in experiment().stages}
+    after = {stage.name: stage.key for stage in experiment(corpus__aft="37").stages}
+    same = {name for name in before if before[name] == after[name]}
+    assert same == {name for name in before if name == "items" or name.startswith("corpus-")} - {"corpus-aft"}
+
+
+def test_seeds_share_the_base_alone():
+    counts = collections.Counter(
+        stage.name.split("-")[0] for stage in experiment(seeds="(0, 1, 5)").stages if stage.kind == "train"
+    )
+    assert counts == {"pretrain": 1, "msm": 6, "instruct": 9, "aft": 9}
+
+
+def test_arms_without_midtraining_need_no_spec_of_their_own():
+    names = {stage.name for stage in experiment(arms="aft").stages if stage.kind == "train"}
+    assert names == {"pretrain", "aft-aft-s0"}
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("configs/[!_c]*.py")) + sorted(ROOT.glob("configs/c[!o]*.py")))
+def test_every_configuration_makes_an_experiment(file):
+    made = Experiment(config_lib.load(str(file)))
+    assert made.config.name
+    assert made.stages[-1] is made.report
