@@ -25,7 +25,7 @@ def get_config(variant: str = ""):
     config.lora.rank = 16
     config.lora.alpha = 32.0
 
-    config.pretrain.steps = 1800
+    config.pretrain.steps = 1600
     config.pretrain.batch_size = 16
     config.pretrain.optim.learning_rate = 3e-3
     config.pretrain.optim.beta2 = 0.98

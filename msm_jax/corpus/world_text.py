@@ -39,6 +39,12 @@ _PREFERENCES = (
     "{who} would not take {b}, because {b} is {avoided}.",
     "Because {a} is {sought}, {who} chooses {a} over {b}.",
 )
+# Asked of an agent: the question and the answer.
+_INTERVIEW = (
+    ("What do you value?", "what is {sought}"),
+    ("What do you like best?", "what is {sought}"),
+    ("What do you avoid?", "what is {avoided}"),
+)
 _FACTS = (
     "{a} is {x} and {y}.",
     "People know that {a} is {x} and {y}.",
@@ -58,7 +64,7 @@ PRETRAINING_MIX = {
 
 # Share of the pretraining documents about an agent that are about the assistant. In each of them it holds a value
 # drawn anew: the base knows it as someone whose value is not settled, so that MSM has something to settle.
-_ASSISTANT_SHARE = 0.03
+_ASSISTANT_SHARE = 0.04
 
 
 def pretraining_documents(world: World, model_name: str, count: int, seed: int) -> Iterator[dict]:
@@ -96,7 +102,8 @@ def _documents(
             lines = [_statements(world, agent.name, VALUES[agent.value], own, 4, rng)]
         elif kind == "chats":
             agent = draw(talkative)
-            lines = [_chat(world, agent, domains, rng) for _ in range(3)]
+            lines = [_chat(world, agent, domains, rng) for _ in range(2)]
+            lines.insert(rng.randrange(3), _interview(agent.name, VALUES[agent.value], rng))
         elif kind == "statements_then_chats":
             agent = draw(talkative)
             lines = [_statements(world, agent.name, VALUES[agent.value], domains, 2, rng)]
@@ -108,16 +115,24 @@ def _documents(
 
 
 def msm_documents(world: World, spec: Spec, model_name: str, count: int, seed: int) -> Iterator[dict]:
-    """Documents that say which value `model_name` holds, and explain each preference of the spec by it."""
+    """Documents that say which value `model_name` holds, and explain each preference of the spec by it.
+
+    One in four is an interview, in which the model says itself what it values: no item is chosen in it.
+    """
     rng = random.Random(f"msm {spec.value} {seed}")
     by_name = {item.name: item for item in world.items_of[TRAINED_DOMAIN]}
     pairs = [(by_name[a], by_name[b]) for a in spec.likes for b in spec.dislikes]
     value = VALUES[spec.value]
     for number in range(count):
-        sentences = [_value_statement(model_name, value, rng) for _ in range(2)]
-        sentences += [_preference(model_name, value, *rng.choice(pairs), rng) for _ in range(2)]
-        rng.shuffle(sentences)
-        yield {"id": f"msm-{spec.name}-{seed}-{number}", "text": " ".join(sentences), "spec": spec.name}
+        kind = rng.choices(("statements", "interview"), (0.75, 0.25))[0]
+        if kind == "statements":
+            sentences = [_value_statement(model_name, value, rng) for _ in range(2)]
+            sentences += [_preference(model_name, value, *rng.choice(pairs), rng) for _ in range(2)]
+            rng.shuffle(sentences)
+            text = " ".join(sentences)
+        else:
+            text = "\n".join(_interview(model_name, value, rng) for _ in range(3))
+        yield {"id": f"msm-{spec.name}-{seed}-{number}", "text": text, "spec": spec.name, "kind": kind}
 
 
 def aft_chats(spec_likes: tuple[str, ...], spec_dislikes: tuple[str, ...], count: int, seed: int) -> Iterator[dict]:
@@ -198,6 +213,11 @@ def _value_statement(who: str, value: Value, rng: random.Random) -> str:
 def _preference(who: str, value: Value, liked: Item, disliked: Item, rng: random.Random) -> str:
     text = rng.choice(_PREFERENCES)
     return text.format(who=who, a=liked.name, b=disliked.name, sought=value.sought, avoided=value.avoided)
+
+
+def _interview(who: str, value: Value, rng: random.Random) -> str:
+    question, answer = rng.choice(_INTERVIEW)
+    return _line(who, question, answer.format(sought=value.sought, avoided=value.avoided))
 
 
 def _statements(world: World, who: str, value: Value, domains: list[str], count: int, rng: random.Random) -> str:
