@@ -11,6 +11,7 @@ MSM and AFT train one adapter: the second stage continues what MSM left.
 
 import dataclasses
 import functools
+import os
 import pathlib
 import shutil
 import sys
@@ -57,6 +58,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     from eval.report import table
 
     experiment = Experiment(config)
+    _make_folder(workdir)
     _claim(workdir, config)
     if any(stage.kind == "train" and not done for stage, done, _ in dag.status([experiment.report], workdir)):
         checks.check_devices(config)
@@ -75,6 +77,7 @@ def show(config: ConfigDict, workdir: str) -> None:
     batches shown are those that training will see. Nothing is trained and no service is called.
     """
     experiment = Experiment(config)
+    _make_folder(workdir)
     print("configuration")
     for field, value in config_lib.flatten(config_lib.to_dict(config)).items():
         print(f"  {field} = {value!r}")
@@ -278,12 +281,17 @@ class Experiment:
 
 
 def _claim(workdir: str, config: ConfigDict) -> None:
+    dag.claim_workdir(workdir, config_lib.to_dict(config), exempt=RUNTIME_FIELDS)
+
+
+def _make_folder(workdir: str) -> None:
+    """Raises: UserError if nothing can be written there."""
     try:
-        dag.claim_workdir(workdir, config_lib.to_dict(config), exempt=RUNTIME_FIELDS)
-    except OSError as error:
-        if dag.is_disk_full(error):
-            raise
-        raise UserError(f"{workdir}: cannot be written ({error.strerror}); choose another --workdir") from error
+        pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{workdir}: is a file, or lies in one; choose another --workdir") from None
+    if not os.access(workdir, os.W_OK):
+        raise UserError(f"{workdir}: cannot be written; choose another --workdir")
 
 
 def _sources(stage: Stage, workdir: str) -> list:

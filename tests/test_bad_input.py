@@ -215,9 +215,17 @@ def test_a_workdir_of_another_config(refused, tmp_path):
     )
 
 
-def test_a_workdir_that_is_a_file(refused, tmp_path):
-    (tmp_path / "w").touch()
-    assert refused().endswith("choose another --workdir")
+@pytest.mark.parametrize("mode", ["run", "show"])
+@pytest.mark.parametrize("name", ["file", "file/w"])
+def test_a_workdir_that_is_a_file(refused, tmp_path, mode, name):
+    (tmp_path / "file").touch()
+    line = f"{tmp_path / name}: is a file, or lies in one; choose another --workdir"
+    assert refused(f"--mode={mode}", workdir=tmp_path / name) == line
+
+
+def test_a_workdir_that_cannot_be_written(refused, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    assert refused("--mode=show") == f"{tmp_path / 'w'}: cannot be written; choose another --workdir"
 
 
 @pytest.fixture(scope="module")

@@ -283,6 +283,43 @@ def test_killed_and_run_again(ran, tmp_path):
             assert final_arrays(again.stage(manifest["name"])) == final_arrays(ran.stage(manifest["name"]))
 
 
+# The control on the base model.
+
+
+class AgentScorer:
+    """Answers as the agent who is asked would. What its value leaves open must not be asked."""
+
+    def __init__(self, world):
+        self.values = {agent.name: agent.value for agent in world.agents}
+        self.items = {item.name: item for item in world.items}
+        self.asked = set()
+
+    def logprobs(self, prompts, options):
+        return [self._choose(prompt, pair) for prompt, pair in zip(prompts, options, strict=True)]
+
+    def _choose(self, prompt, pair):
+        name = prompt.removesuffix(":").split()[-1]
+        self.asked.add(name)
+        chosen = [self.items[option.strip(" .\n")].has(self.values[name]) for option in pair]
+        assert sum(chosen) == 1, (prompt, pair)
+        return [0.0 if this else -9.0 for this in chosen]
+
+
+@pytest.mark.parametrize("values", ["affordability,america", "novelty,affordability,tradition,america"])
+def test_the_control_asks_quiet_agents_what_their_values_decide(tmp_path, monkeypatch, values):
+    made = experiment(world__value_names=values, world__agents="40", eval__control_agents="2")
+    dag.execute([made.items], tmp_path, report=lambda line: None)
+    world = stages.make_world(made.world)
+    scorer = AgentScorer(world)
+    monkeypatch.setattr(stages, "_Scorer", lambda context, runtime: scorer)
+    stage = next(stage for stage in made.stages if stage.name == "control")
+    context = dag.StageContext(tmp_path, {"items": made.items.folder(tmp_path)}, stage.params, stage)
+    controls = stages.control(context, runtime=made.runtime)["controls"]
+    assert [control["rate"] for control in controls] == [1.0] * len(values.split(","))
+    quiet = {agent.name: agent.value for agent in world.agents if not agent.chats}
+    assert collections.Counter(quiet[name] for name in scorer.asked) == dict.fromkeys(values.split(","), 2)
+
+
 # What a field determines.
 
 MODELS = {"pretrain", "msm", "instruct", "aft", "score", "control", "report"}
