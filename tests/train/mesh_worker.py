@@ -19,7 +19,7 @@ STEPS, ACCUMULATION, ROWS, TOKENS = 20, 2, 8, 8
 DECODER = DecoderConfig(
     vocab_size=16, num_layers=2, width=16, mlp_width=24, num_heads=4, num_kv_heads=2, head_size=4, dtype="float32"
 )
-MODELS = {"full": Model(DECODER), "lora": Model(DECODER, LoraConfig(rank=2, alpha=2.0))}
+MODELS = {"full": Model(DECODER), "lora": Model(DECODER, LoraConfig(rank=2, alpha=2.0, targets=("q", "down")))}
 MESHES = {
     "one": {"data": 1, "fsdp": 1, "tensor": 1},
     "fsdp": {"data": 1, "fsdp": -1, "tensor": 2},
