@@ -9,8 +9,8 @@ make_environment test
 export JAX_PLATFORMS=cpu
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-# On a busy machine the checkpoint library has crashed a worker, and with it the test that ran there. What failed is run
-# once more by itself, where a failure of ours fails again.
+# Seen once: two workers crashed in checkpoint tests on a busy machine, cause unknown. Until it is found, what failed is run
+# once more by itself. This also forgives other tests that fail only sometimes, so read the first run too.
 .venv/bin/python -m pytest -q -n 2 "$@" || {
   echo "Once more, in a process of their own: the tests that failed."
   .venv/bin/python -m pytest -q --last-failed --last-failed-no-failures none "$@"

@@ -309,7 +309,7 @@ def fill(folder, spare):
 
 
 # Orbax is left with a closed event loop, which Python tells of when it collects it.
-@pytest.mark.slow  # leaves the checkpoint library in a state that may crash later tests of the process
+@pytest.mark.slow  # suspected, not proven, to make later tests of the process crash
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_full_disk_in_training(refused, small_disk, capsys):
     workdir = small_disk / "w"
