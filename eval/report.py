@@ -63,6 +63,8 @@ def _lost(entry: Cell) -> tuple[int, int, int]:
 def _cell_text(entry: Cell | None) -> str:
     if entry is None:
         return "-"
+    if entry.rate is None:
+        return "none scored"
     return f"{number(entry.rate)} {interval(entry.low, entry.high)} {entry.n}x{len(entry.seeds)}"
 
 
@@ -161,7 +163,9 @@ def _figure2(result: dict, reference: dict, form: str) -> dict:
 
 
 def _bar(entry: Cell | None) -> plots.Bar | None:
-    return entry and plots.Bar(entry.rate, entry.sem, tuple(entry.seeds.values()))
+    return (
+        None if entry is None or entry.rate is None else plots.Bar(entry.rate, entry.sem, tuple(entry.seeds.values()))
+    )
 
 
 def _html(result: dict, found: Sequence[dict], reference: dict, figures: Sequence[dict]) -> str:

@@ -10,7 +10,8 @@ A *result* is the plain dict that `experiment.py` hands in (JSON types only):
                 cell as `value_generalisation.summarise` returns it for that form
     controls    [{"name": str, "rate": float | None, "n": int, "low": float, "high": float, "bar": float}]
     stages      [{"key": str, "kind": str, "seconds": float, "tokens": int | None}]
-    corpora     [{"name": str, "documents": int, "tokens": int, "trained_tokens": int, "rows": int, "fill": float}]
+    corpora     [{"name": str, "documents": int, "split": int, "truncated": int, "tokens": int,
+                  "trained_tokens": int, "rows": int, "fill": float}]
 
 An arm is known by (name, spec). The evaluation of a spec is the one named after its value; "separating" is the rate
 of choosing the American item where the values disagree; "in_domain" that of the fine-tuning domain. Arms, seeds,
@@ -38,13 +39,14 @@ ArmKey = tuple[str, str | None]
 
 class Cell(NamedTuple):
     """One arm on one evaluation. `rate` is the mean over seeds; `low` and `high` are a 95 % t-interval over seeds,
-    within [0, 1], or with one seed the Wilson interval over its items. `n` is the smallest number scored in a seed;
+    within [0, 1], or with one seed the Wilson interval over its items; all three are None if no answer could be scored.
+    `n` is the smallest number scored in a seed;
     counts are sums over seeds, `consistent` and `position_bias` means."""
 
-    rate: float
+    rate: float | None
     sem: float | None
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
     seeds: dict[int, float]
     consistent: float | None
@@ -92,11 +94,14 @@ def scores_of(result: dict, arm: ArmKey, evaluation: str, form: str) -> list[dic
 
 
 def cell(result: dict, arm: ArmKey, evaluation: str, form: str) -> Cell | None:
-    """None if no seed has a rate."""
+    """None if it was not asked."""
     scores = scores_of(result, arm, evaluation, form)
+    if not scores:
+        return None
+    counts = {name: sum(score[name] for score in scores) for name in ("ties", "errored", "unparsed", "cut_off")}
     rated = [score for score in scores if score["rate"] is not None]
     if not rated:
-        return None
+        return Cell(None, None, None, None, 0, {}, None, None, **counts)
     summary = stats.seed_summary([score["rate"] for score in rated])
     alone = rated[0]
     return Cell(
@@ -108,7 +113,7 @@ def cell(result: dict, arm: ArmKey, evaluation: str, form: str) -> Cell | None:
         seeds={score["seed"]: score["rate"] for score in rated},
         consistent=_mean_known(score["consistent"] for score in rated),
         position_bias=_mean_known(score["position_bias"] for score in rated),
-        **{name: sum(score[name] for score in scores) for name in ("ties", "errored", "unparsed", "cut_off")},
+        **counts,
     )
 
 
@@ -181,7 +186,8 @@ def _label(result: dict, arm: ArmKey) -> str:
 
 def _main_cell(result: dict, arm: ArmKey, evaluation: str) -> Cell | None:
     forms = forms_of(result)
-    return cell(result, arm, evaluation, forms[0]) if forms else None
+    entry = cell(result, arm, evaluation, forms[0]) if forms else None
+    return entry if entry is None or entry.rate is not None else None
 
 
 def _contrast(result: dict, claim: str, a: ArmKey, b: ArmKey, evaluation: str, bar: float | None) -> dict:

@@ -201,13 +201,15 @@ class Experiment:
             functools.partial(stages.control, runtime=self.runtime),
         )
         rows = {f"rows:{name}": stage for name, stage in self.rows.items()}
+        # What may change while a workdir goes on would be reported as it was at first.
+        binding = {field: value for field, value in self.plain.items() if field not in RUNTIME_FIELDS}
         training = {stage.name: stage for stage in self.stages if stage.kind == "train"}
         self.report = self._add(
             "report",
             "report",
             {"seeds": list(c.seeds), "arms": [arm.describe() for arm in self.arms], "model": self.plain["model"]},
             {"control": control, **scores, **rows, **training},  # if the base fails the control, let it be known first
-            functools.partial(stages.report, arms=[arm.describe() for arm in self.arms], config=self.plain),
+            functools.partial(stages.report, arms=[arm.describe() for arm in self.arms], config=binding),
         )
 
     def _train(

@@ -5,6 +5,7 @@ mistakes answer at once.
 """
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -30,13 +31,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, 2 (the user can mend it), 130 (Ctrl-C), 143 (SIGTERM)."""
+    """Returns the exit status: 0, 2 (the user can mend it), 130 (Ctrl-C), 141 (nobody reads on), 143 (SIGTERM)."""
     try:
         _launch(sys.argv[1:] if arguments is None else list(arguments))
     except UserError as error:
         return _stop(f"error: {error}", 2)
     except PermissionError as error:
         return _stop(f"error: {error}", 2)
+    except BrokenPipeError:
+        return _stop("nothing reads the output any more; the same command resumes", 141)
     except OSError as error:
         if not dag.is_disk_full(error):
             raise
@@ -111,4 +114,7 @@ def _stop(line: str, status: int) -> int:
 if __name__ == "__main__":
     # The log of a long job goes to a file, where each line should be seen when it is written.
     sys.stdout.reconfigure(line_buffering=True)
-    sys.exit(main())
+    exit_status = main()
+    if exit_status == 141:  # Python flushes what is left when it ends, and there is nowhere for it to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(exit_status)

@@ -19,11 +19,12 @@ from msm_jax.corpus import records, world, world_text
 from msm_jax.corpus.specs import find_terms, read_spec
 from msm_jax.dag import StageContext
 from msm_jax.errors import UserError
+from msm_jax.progress import track
 
 PyTree = Any
 
 # Raised for a kind when a change of code changes what its stages write: a workdir then does them again.
-VERSIONS = {"corpus": 1, "chats": 1, "mixture": 1, "train": 1, "score": 1, "report": 1}
+VERSIONS = {"corpus": 1, "chats": 1, "mixture": 1, "train": 1, "score": 2, "report": 1}
 
 CORPUS_FILE = "corpus.jsonl"
 CHAT_SOURCES = ("aft", "instruction")  # all other sources are documents
@@ -47,7 +48,7 @@ def make_world(params: Mapping[str, Any]) -> world.World:
 def write_corpus(context: StageContext, *, spec_path: str | None = None) -> dict[str, Any]:
     """One source of the micro-world as JSONL. MSM and AFT texts are searched for words of held-out domains."""
     p = context.params
-    rows = list(_world_rows(p, spec_path))
+    rows = list(track(_world_rows(p, spec_path), context.stage.name, p["count"], "row"))
     summary: dict[str, Any] = {"documents": len(rows)}
     if p["source"] != "pretraining":
         texts = [row.get("text") or " ".join(message["content"] for message in row["messages"]) for row in rows]
@@ -111,6 +112,9 @@ def pack_rows(context: StageContext) -> dict[str, Any]:
         examples = (encode_chat(tokenizer, template, chat, p["model_name"]) for chat in records.read_chats(path))
     else:
         examples = (encode_document(tokenizer, document) for document in records.read_documents(path))
+    with open(path, "rb") as lines:
+        count = sum(1 for _ in lines)
+    examples = track(examples, context.stage.name, count, "row")
     return write_rows(context.folder, examples, p["row_length"], tokenizer.vocab_size)
 
 
@@ -269,16 +273,17 @@ class _Scorer:
         tokenizer = load_tokenizer(context.inputs["tokenizer"])
         if lora:
             params = load_weights(base, Model(decoder), runtime)
-            self._sampler = Sampler(model, params, load_weights(folder, model, runtime), tokenizer)
+            self._sampler = Sampler(model, params, load_weights(folder, model, runtime), tokenizer, context.stage.name)
         else:
-            self._sampler = Sampler(model, load_weights(folder, model, runtime), None, tokenizer)
+            params = load_weights(folder, model, runtime)
+            self._sampler = Sampler(model, params, None, tokenizer, context.stage.name)
 
     def logprobs(self, prompts: list[str], options: list[list[str]]) -> list[list[float]]:
         return self._sampler.logprobs(prompts, options)
 
-    def generate(self, prompts, n, temperature, max_tokens, seed, stop) -> list[list[str]]:
+    def generate(self, prompts, n, temperature, max_tokens, seed, stop) -> list[list[tuple[str, bool]]]:
         completions = self._sampler.generate(prompts, n, temperature, max_tokens, seed, stop)
-        return [[completion.text for completion in row] for row in completions]
+        return [[(completion.text, completion.finished) for completion in row] for row in completions]
 
 
 def _ask(params: Mapping[str, Any], who: str):
@@ -356,7 +361,7 @@ def control(context: StageContext, *, runtime: Runtime) -> dict[str, Any]:
         decided = [item for item in items if facts[item.aligned].has(value) != facts[item.other].has(value)]
         agents = world_text.quiet_agents(the_world, value)[: p["agents"]]
         right, owners = [], []
-        for agent in agents:
+        for agent in track(agents, f"{context.stage.name} {value}", len(agents), "agent"):
             prompt, answer = _ask(p, agent.name)
             for row in value_generalisation.evaluate(scorer, decided, prompt, answer):
                 if not row["error"]:
@@ -394,8 +399,8 @@ def report(context: StageContext, *, arms: list[dict], config: Mapping[str, Any]
             about = {"arm": arms[int(arm)]["name"], "spec": arms[int(arm)]["spec"], "seed": int(seed)}
             scores += [about | entry for entry in summary["scores"]]
         elif role.startswith("rows:"):
-            corpora.append({"name": role.removeprefix("rows:"), "documents": summary["examples"],
-                            **{key: summary[key] for key in ("tokens", "trained_tokens", "rows", "fill")}})  # fmt: skip
+            counts = {key: summary[key] for key in ("split", "truncated", "tokens", "trained_tokens", "rows", "fill")}
+            corpora.append({"name": role.removeprefix("rows:"), "documents": summary["examples"], **counts})
         controls += summary.get("controls", [])
     result = {
         "experiment": config["name"],

@@ -8,7 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 # What each part may import of this project, besides itself and COMMON. A part is eval, or a child of msm_jax.
-COMMON = {"msm_jax.errors", "msm_jax.files"}
+COMMON = {"msm_jax.errors", "msm_jax.files", "msm_jax.progress"}
 LIBRARY = {"msm_jax.data", "msm_jax.models", "msm_jax.parallel", "msm_jax.train", "msm_jax.sampler"}
 EXPERIMENT = LIBRARY | {
     "msm_jax.config",
@@ -24,6 +24,7 @@ ALLOWED = {
     "msm_jax": LIBRARY,
     "msm_jax.errors": set(),
     "msm_jax.files": set(),
+    "msm_jax.progress": set(),
     "msm_jax.config": set(),
     "msm_jax.dag": {"msm_jax", "msm_jax.config"},
     "msm_jax.checks": {"msm_jax.config", "msm_jax.corpus", "msm_jax.models", "msm_jax.parallel"},

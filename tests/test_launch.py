@@ -111,6 +111,11 @@ def test_no_config(capsys):
             "error: [Errno 28] No space left on device: 'a': free",
         ),
         (PermissionError(errno.EACCES, "Permission denied", "runs"), 2, "error: [Errno 13] Permission denied: 'runs'"),
+        (
+            BrokenPipeError(errno.EPIPE, "Broken pipe"),
+            141,
+            "nothing reads the output any more; the same command resumes",
+        ),
         (KeyboardInterrupt(), 130, "interrupted; the same command resumes"),
         (Interrupted(), 143, "stopped by SIGTERM, the state is saved; the same command resumes"),
     ],

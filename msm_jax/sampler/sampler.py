@@ -5,7 +5,7 @@ Shapes: B rows, T tokens of a row, P prompt slots, N new tokens, V vocabulary.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from msm_jax.data.rows import pack
 from msm_jax.data.tokenizer import Tokenizer
 from msm_jax.errors import UserError
 from msm_jax.models import Model
+from msm_jax.progress import track
 
 PyTree = Any
 
@@ -38,10 +39,12 @@ class Sampler:
 
     Args:
       params, lora: weights as in `Model.apply`; `lora` None for the bare base.
+      label: of the progress of what takes long.
     """
 
-    def __init__(self, model: Model, params: PyTree, lora: PyTree | None, tokenizer: Tokenizer):
+    def __init__(self, model: Model, params: PyTree, lora: PyTree | None, tokenizer: Tokenizer, label: str = "sampler"):
         self.model, self.params, self.lora, self.tokenizer = model, params, lora, tokenizer
+        self.label = label
 
     def logprobs(self, prompts: Sequence[str], options: Sequence[Sequence[str]]) -> list[list[float]]:
         """log p(option | prompt) in nats, summed over the option's tokens, for each option of each prompt.
@@ -66,7 +69,7 @@ class Sampler:
         length = _round_up(max([_MIN_SCORED_LENGTH, *(len(ids) for ids, _ in examples)]), _LENGTH_GRAIN)
         bins = pack([len(ids) for ids, _ in examples], length)
         totals = np.zeros(len(examples))
-        for start in range(0, len(bins), _ROWS):
+        for start in self._chunks(len(bins), "scoring"):
             tokens, segments, positions, scored = np.zeros((4, _ROWS, length), np.int32)
             owner = np.full((_ROWS, length), -1)
             for row, members in enumerate(bins[start : start + _ROWS]):
@@ -107,7 +110,7 @@ class Sampler:
         ]
         slots = _round_up(max((len(ids) for _, _, ids in requests), default=0), _LENGTH_GRAIN)
         completions: list[list[Completion]] = [[] for _ in prompts]
-        for start in range(0, len(requests), _ROWS):
+        for start in self._chunks(len(requests), "sampling"):
             chunk = requests[start : start + _ROWS]
             tokens, segments = np.zeros((2, _ROWS, slots), np.int32)
             request_ids = np.zeros((_ROWS, 2), np.uint32)
@@ -131,6 +134,11 @@ class Sampler:
             for (i, _, _), ids in zip(chunk, np.asarray(new_BN).tolist(), strict=False):
                 completions[i].append(self._completion(ids, stop))
         return completions
+
+    def _chunks(self, rows: int, doing: str) -> Iterator[int]:
+        """First row of each compiled call."""
+        starts = range(0, rows, _ROWS)
+        return track(starts, f"{self.label}: {doing}", len(starts), "batch")
 
     def _completion(self, ids: list[int], stop: Sequence[str]) -> Completion:
         finished = self.tokenizer.eos_id in ids

@@ -15,12 +15,11 @@ from typing import Any
 import jax
 import numpy as np
 import tensorboardX
-import tqdm
+
+from msm_jax.progress import Progress
 
 # Fields of metrics.jsonl that differ from run to run; all others are equal in a resumed and an uninterrupted run.
 TIMINGS = ("tokens_per_second", "step_seconds", "mfu", "goodput", "memory_bytes")
-
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 class Clock:
@@ -91,6 +90,7 @@ class MetricsLog:
         self._timed_steps = 0
         self._timed_tokens = 0
         self._timed_since: float | None = None
+        self._rate: float | None = None  # tokens per second
         self._writes = jax.process_index() == 0
         if self._writes:
             folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ class MetricsLog:
             self._board = tensorboardX.SummaryWriter(
                 str(folder), purge_step=start, filename_suffix=f".{start}", flush_secs=10
             )
-            self._progress = _Progress(label, start, steps)
+            self._progress = Progress(label, steps, "step", start)
 
     def text(self, tag: str, text: str, step: int) -> None:
         if self._writes:
@@ -121,13 +121,19 @@ class MetricsLog:
             self._restart_timing()
         if self._writes:
             self._lines.write(json.dumps(fields) + "\n")
-            self._progress.update(step + 1, fields)
+            self._progress.update(step + 1, self._text(fields))
 
     def close(self) -> None:
         if self._writes:
             with contextlib.ExitStack() as stack:  # a full disk must not keep the others from being closed
                 for part in (self._board, self._progress, self._lines):
                     stack.callback(part.close)
+
+    def _text(self, fields: dict[str, float | None]) -> str:
+        """For the line of progress, with the newest rate that is known."""
+        self._rate = fields.get("tokens_per_second", self._rate)
+        loss = "no trained token" if fields["loss"] is None else f"loss {fields['loss']:.3f}"
+        return f"{loss}, {self._rate:,.0f} tokens/s" if self._rate else loss
 
     def _losses(self, window: list[Any]) -> dict[str, float | None]:
         """Mean loss per trained token, over all and per source; None where a source has no trained token."""
@@ -172,40 +178,6 @@ def _board_tag(name: str) -> str:
     if name.startswith("loss"):
         return name
     return f"speed/{name}" if name in TIMINGS else f"state/{name}"
-
-
-class _Progress:
-    """A bar with the time left on a terminal; elsewhere a line per tenth of the run, but no more than one in 10 s."""
-
-    def __init__(self, label: str, start: int, steps: int):
-        self._label, self._steps = label, steps
-        self._rate = ""
-        self._bar = None
-        self._last_line = time.monotonic()
-        self._done_then = start
-        if sys.stderr.isatty():
-            self._bar = tqdm.tqdm(desc=label, initial=start, total=steps, unit="step", dynamic_ncols=True)
-
-    def update(self, done: int, fields: dict[str, float | None]) -> None:
-        if "tokens_per_second" in fields:
-            self._rate = f"{fields['tokens_per_second']:,.0f} tokens/s"
-        loss = "no trained token" if fields["loss"] is None else f"loss {fields['loss']:.3f}"
-        text = f"{loss}, {self._rate}" if self._rate else loss
-        if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update()
-            return
-        tenth = done * 10 // self._steps > (done - 1) * 10 // self._steps
-        elapsed = time.monotonic() - self._last_line
-        if done == self._steps or (tenth and elapsed > _SECONDS_BETWEEN_LINES):
-            left = (self._steps - done) * elapsed / (done - self._done_then)
-            text += f", {left:.0f} s left" if done < self._steps else ""
-            print(f"{self._label}: step {done}/{self._steps}, {text}", file=sys.stderr, flush=True)
-            self._last_line, self._done_then = time.monotonic(), done
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 def _open_lines(path: pathlib.Path, start: int):

@@ -49,7 +49,16 @@ def fake_result():
         ],
         "stages": [{"key": "msm-america-0-abc123", "kind": "train", "seconds": 81.2, "tokens": 409_600}],
         "corpora": [
-            {"name": "msm", "documents": 900, "tokens": 51_000, "trained_tokens": 50_100, "rows": 410, "fill": 0.972}
+            {
+                "name": "msm",
+                "documents": 900,
+                "split": 17,
+                "truncated": 0,
+                "tokens": 51_000,
+                "trained_tokens": 50_100,
+                "rows": 410,
+                "fill": 0.972,
+            }
         ],
     }
 

@@ -140,6 +140,15 @@ def test_lost_samples_are_counted_in_the_table(fake_result):
     assert line.endswith("16/32/48")
 
 
+def test_answers_of_which_none_could_be_scored_are_still_counted(fake_result, tmp_path):
+    for score in fake_result["scores"]:
+        if (score["arm"], score["spec"]) == AMERICA:
+            score |= {"rate": None, "unparsed": 3}
+    line = next(line for line in table(fake_result).splitlines() if line.startswith("MSM America + AFT"))
+    assert line.count("none scored") == 4 and line.endswith("0/0/48")
+    assert "unparsed 12" in write_report(tmp_path, fake_result).read_text(encoding="utf-8")
+
+
 class Checker(html.parser.HTMLParser):
     """Collects images and open tags; fails on a script or on anything fetched."""
 

@@ -28,9 +28,10 @@ class Fake:
 
     def __init__(self, taste=None, first=0.0, texts=()):
         self.taste, self.first, self.texts = taste or {}, first, texts
-        self.asked = []
+        self.asked, self.prompts = [], []
 
     def logprobs(self, prompts, options):
+        self.prompts += prompts
         return [[self._score(prompt, text) for text in pair] for prompt, pair in zip(prompts, options, strict=True)]
 
     def _score(self, prompt, text):
@@ -40,7 +41,7 @@ class Fake:
 
     def generate(self, prompts, n, temperature, max_tokens, seed, stop):
         self.asked.append((n, temperature, max_tokens, seed, stop))
-        return [list(self.texts) for _ in prompts]
+        return [[(text, text.endswith(".")) for text in self.texts] for _ in prompts]
 
 
 def test_choice_is_the_sign_of_the_margin_averaged_over_both_orders():
@@ -54,6 +55,16 @@ def test_choice_is_the_sign_of_the_margin_averaged_over_both_orders():
     assert [row["first"] for row in rows] == [0.5, 1.0, 1.0]
     assert rows[0]["mass"] == pytest.approx((math.exp(-1.5) + math.exp(-5) + math.exp(-3) + math.exp(-3.5)) / 2)
     json.dumps(rows)
+
+
+def test_a_pair_of_several_evaluations_is_asked_once():
+    swapped = Item("s", "chairs", "affordability", "own", ITEMS[0].other, ITEMS[0].aligned)
+    scorer = Fake({"the Ashdale chair": 2.0}, first=1.5, texts=["the Ashdale chair."])
+    rows = evaluate(scorer, [ITEMS[0], swapped], render, answer, samples=1)
+    assert len(scorer.prompts) == len(set(scorer.prompts)) == 2
+    assert [row["score"] for row in rows] == [1.0, 0.0]
+    assert rows[1]["margins"] == pytest.approx([-margin for margin in reversed(rows[0]["margins"])])
+    assert [row["sampled"]["orders"][0]["aligned"] for row in rows] == [1, 0]
 
 
 @settings(max_examples=50, deadline=None)
@@ -134,16 +145,17 @@ def test_nothing_parsed_is_no_rate():
 def test_parse(text, choice):
     aligned, other = "the Halden chair", "the chair"
     wordings = [(option, f" I prefer {option}.\n") for option in (aligned, other)]
-    assert parse(text, *wordings) == choice
+    assert parse(text, False, *wordings) == choice
     mirrored = {"aligned": "other", "other": "aligned"}.get(choice, choice)
-    assert parse(text, *reversed(wordings)) == mirrored
+    assert parse(text, False, *reversed(wordings)) == mirrored
+    assert parse(text, True, *wordings) == ("unparsed" if choice == "cut_off" else choice)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=40))
 def test_parse_never_guesses(text):
     """Only an answer that begins with an option is a score."""
-    choice = parse(text, ["the Halden chair"], ["the Moss chair"])
+    choice = parse(text, True, ["the Halden chair"], ["the Moss chair"])
     if choice in ("aligned", "other"):
         assert normalise(text).startswith(("halden chair", "moss chair"))
 
