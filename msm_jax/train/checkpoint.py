@@ -83,13 +83,15 @@ class Checkpoints:
             UserError: the checkpoint belongs to another run.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                state, meta = self._read(step, like)
-            except _Damaged as damage:
-                _log.warning("checkpoint %s is damaged (%s); trying the one before", self._folder / str(step), damage)
-                self._set_aside(step)
-                continue
-            return step, state, meta["data"]
+            damage = None
+            for _ in range(2):  # a shared file system may fail once, and a good checkpoint be lost for it
+                try:
+                    state, meta = self._read(step, like)
+                    return step, state, meta["data"]
+                except _Damaged as found:
+                    damage = found
+            _log.warning("checkpoint %s is damaged (%s); trying the one before", self._folder / str(step), damage)
+            self._set_aside(step)
         return None
 
     def wait(self) -> None:

@@ -183,6 +183,20 @@ def test_another_run_is_refused_and_left_alone(folder):
     assert restore(folder)[0] == 6
 
 
+def test_a_read_that_fails_once_is_not_damage(folder, monkeypatch, caplog):
+    check, calls = checkpoint._check_arrays, []
+
+    def fail_once(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise OSError("connection lost")
+        check(*arguments)
+
+    monkeypatch.setattr(checkpoint, "_check_arrays", fail_once)
+    assert restore(folder)[0] == 6
+    assert not caplog.records and len(calls) == 2
+
+
 def test_out_of_memory_is_not_damage(folder, monkeypatch):
     def fail(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
