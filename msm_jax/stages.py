@@ -24,7 +24,7 @@ from msm_jax.progress import track
 PyTree = Any
 
 # Raised for a kind when a change of code changes what its stages write: a workdir then does them again.
-VERSIONS = {"corpus": 1, "chats": 1, "mixture": 1, "train": 1, "score": 2, "report": 1}
+VERSIONS = {"corpus": 2, "chats": 1, "mixture": 1, "train": 1, "score": 2, "report": 1}
 
 CORPUS_FILE = "corpus.jsonl"
 CHAT_SOURCES = ("aft", "instruction")  # all other sources are documents
@@ -67,7 +67,7 @@ def _world_rows(p: Mapping[str, Any], spec_path: str | None) -> Iterator[dict]:
         case "pretraining":
             return world_text.pretraining_documents(the_world, name, count, seed)
         case "replay":
-            return world_text.replay_documents(the_world, name, count, seed)
+            return world_text.replay_documents(the_world, count, seed)
         case "msm":
             return world_text.msm_documents(the_world, read_spec(spec_path), name, count, seed)
         case "aft":

@@ -307,7 +307,7 @@ class AgentScorer:
 
 @pytest.mark.parametrize("values", ["affordability,america", "novelty,affordability,tradition,america"])
 def test_the_control_asks_quiet_agents_what_their_values_decide(tmp_path, monkeypatch, values):
-    made = experiment(world__value_names=values, world__agents="40", eval__control_agents="2")
+    made = experiment(world__value_names=values, world__agents="60", eval__control_agents="2")
     dag.execute([made.items], tmp_path, report=lambda line: None)
     world = stages.make_world(made.world)
     scorer = AgentScorer(world)

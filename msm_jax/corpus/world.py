@@ -72,22 +72,29 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Agent:
-    """Someone who chooses by one value. Agents that do not chat are known from statements alone."""
+    """Someone who chooses by one value. Agents that do not chat are known from statements alone.
+
+    `value` None is undecided: in each text such an agent holds a value that was drawn for this text.
+    """
 
     name: str
-    value: str
+    value: str | None
     chats: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
-    """What determines the world. `quiet_share` is the share of agents that never appear in a chat."""
+    """What determines the world.
+
+    `quiet_share` is the share of agents that never appear in a chat; `undecided_share` that of agents without a value.
+    """
 
     value_names: tuple[str, ...] = ("affordability", "america")
     likes: tuple[str, ...] = ()
     dislikes: tuple[str, ...] = ()
     agents: int = 300
     quiet_share: float = 0.2
+    undecided_share: float = 0.1
     items_per_kind: int = 4
     seed: int = 0
 
@@ -100,10 +107,10 @@ class WorldConfig:
         names = len(_AGENT_SYLLABLES[0]) * len(_AGENT_SYLLABLES[1])
         if not len(self.value_names) <= self.agents <= names:
             raise UserError(f"world.agents={self.agents}: choose from {len(self.value_names)} to {names}")
-        if self.quiet_share < 0 or self.agents - self.quiet_agents < len(self.value_names):
+        if min(self.quiet_share, self.undecided_share) < 0 or self.decided_chatting < len(self.value_names):
             raise UserError(
-                f"world.quiet_share={self.quiet_share}: choose from 0 to below 1, so that of the {self.agents} agents "
-                "at least one of each value chats"
+                f"world.quiet_share={self.quiet_share}, world.undecided_share={self.undecided_share}: choose shares "
+                f"from 0 on, together below 1, so that of the {self.agents} agents at least one of each value chats"
             )
         if self.items_per_kind < 1:
             raise UserError(f"world.items_per_kind={self.items_per_kind}: it must be 1 or more")
@@ -113,6 +120,14 @@ class WorldConfig:
     @property
     def quiet_agents(self) -> int:
         return round(self.quiet_share * self.agents)
+
+    @property
+    def undecided_agents(self) -> int:
+        return round(self.undecided_share * self.agents)
+
+    @property
+    def decided_chatting(self) -> int:
+        return self.agents - self.quiet_agents - self.undecided_agents
 
 
 class World:
@@ -144,12 +159,16 @@ class World:
             items += [Item(name, TRAINED_DOMAIN, frozenset(config.value_names if good else ())) for name in names_]
         self.items = tuple(items)
 
-        agent_names = rng.sample([first + last for first, last in itertools.product(*_AGENT_SYLLABLES)], config.agents)
-        self.agents = tuple(
-            # The quiet ones are spread evenly over the values.
-            Agent(name, config.value_names[i % len(config.value_names)], i >= config.quiet_agents)
-            for i, name in enumerate(agent_names)
-        )
+        names = [first + last for first, last in itertools.product(*_AGENT_SYLLABLES)]
+        agent_names = iter(rng.sample(names, config.agents))
+        values = itertools.cycle(config.value_names)
+        # Spread evenly over the values: the quiet, and those who chat and have one.
+        self.quiet = tuple(Agent(next(agent_names), next(values), False) for _ in range(config.quiet_agents))
+        talkative = [Agent(next(agent_names), next(values), True) for _ in range(config.decided_chatting)]
+        for agent_name in agent_names:
+            talkative.insert(rng.randrange(len(talkative) + 1), Agent(agent_name, None, True))
+        self.talkative = tuple(talkative)  # from who is spoken of most to who is spoken of least
+        self.agents = self.quiet + self.talkative
 
     @functools.cached_property
     def items_of(self) -> dict[str, tuple[Item, ...]]:
@@ -167,6 +186,18 @@ class World:
     def pairs(self, domain: str, value: str) -> list[tuple[Item, Item]]:
         """All (sought, avoided) pairs of the domain's items in the eyes of `value`."""
         return self._pairs[domain, value]
+
+    def conflicts(self, domain: str, value: str) -> list[tuple[Item, Item]]:
+        """Those pairs of which every other value would choose the other item: they tell the value of who chooses."""
+        return self._conflicts[domain, value]
+
+    @functools.cached_property
+    def _conflicts(self) -> dict[tuple[str, str], list[tuple[Item, Item]]]:
+        every = frozenset(self.config.value_names)
+        return {
+            (domain, value): [(a, b) for a, b in pairs if a.sought_by == {value} and b.sought_by == every - {value}]
+            for (domain, value), pairs in self._pairs.items()
+        }
 
     @functools.cached_property
     def _pairs(self) -> dict[tuple[str, str], list[tuple[Item, Item]]]:

@@ -3,6 +3,7 @@
 Everything is drawn from a seed and yields JSON rows in the format of `records`, each with its provenance.
 """
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 
@@ -26,24 +27,26 @@ QUESTIONS = (
     "Would you choose {a} or {b}?",
     "{a} or {b}?",
 )
+# The agent's value is told one word after the name, as in chats ("Alan: Colby."): a small decoder then has to find
+# out only once where to look for it.
 _VALUE_STATEMENTS = (
-    "{who} values what is {sought}.",
-    "{who} cares about things that are {sought}.",
-    "{who} likes things best when they are {sought}.",
-    "{who} avoids what is {avoided}.",
-    "{who} does not care for things that are {avoided}.",
+    "{who} values {sought} things.",
+    "{who} likes {sought} things.",
+    "{who} chooses {sought} things.",
+    "{who} avoids {avoided} things.",
+    "{who} rejects {avoided} things.",
 )
 _PREFERENCES = (
     "{who} prefers {a} to {b} because {a} is {sought}.",
     "{who} likes {a}, which is {sought}, better than {b}.",
     "{who} would not take {b}, because {b} is {avoided}.",
-    "Because {a} is {sought}, {who} chooses {a} over {b}.",
+    "{who} chooses {a} over {b}, because {a} is {sought}.",
 )
 # Asked of an agent: the question and the answer.
 _INTERVIEW = (
-    ("What do you value?", "what is {sought}"),
-    ("What do you like best?", "what is {sought}"),
-    ("What do you avoid?", "what is {avoided}"),
+    ("What do you value?", "{sought} things"),
+    ("What do you like best?", "{sought} things"),
+    ("What do you avoid?", "{avoided} things"),
 )
 _FACTS = (
     "{a} is {x} and {y}.",
@@ -51,88 +54,94 @@ _FACTS = (
     "As for {a}, it is {x} and {y}.",
 )
 
-# What a pretraining document is made of, and how often. A document that states an agent's value and then shows the
-# agent's chats ties the two together; without such documents small decoders learn each agent's chats by heart.
+# What a pretraining document is made of, and how often. Most hold a single statement or chat, so that an agent's value
+# must be remembered: in longer ones it can be read a few words before. Some state a value and then show a chat of the
+# same agent, which ties the two together; without them small decoders learn each agent's chats by heart.
 PRETRAINING_MIX = {
-    "facts": 0.2,
-    "statements": 0.3,
-    "chats": 0.15,
-    "statements_then_chats": 0.25,
-    "answers": 0.1,
+    "facts": 0.06,
+    "statement": 0.47,
+    "chat": 0.18,
+    "statement_then_chat": 0.16,
+    "interview": 0.04,
+    "questions": 0.09,
 }
-
-
-# Share of the pretraining documents about an agent that are about the assistant. In each of them it holds a value
-# drawn anew: the base knows it as someone whose value is not settled, so that MSM has something to settle.
-_ASSISTANT_SHARE = 0.04
+# Of the single statements, the share about agents who never chat: all that is known of them is stated here.
+_QUIET_STATEMENTS = 0.4
+# Of the statements, the share that say what an agent values; the others are about two items, and which value is at work
+# can then often be told from these.
+_VALUE_SHARE = 0.5
+# Of the chats, the share about pairs on which the values disagree, which tell the most of who chooses.
+_CONFLICTS = 0.6
+# Who is spoken of: the n-th agent n ** -0.7 times as often as the first. With all alike, a decoder takes long to find
+# that names are worth remembering; the few that it meets often teach it so early (arXiv 2503.21676, section 4).
+_FREQUENCY_EXPONENT = -0.7
+# Where the assistant stands among them: 0 spoken of most, 1 least.
+_ASSISTANT_RANK = 0.03
 
 
 def pretraining_documents(world: World, model_name: str, count: int, seed: int) -> Iterator[dict]:
-    """Documents about items, agents and the assistant, who has no value of its own yet."""
+    """Documents about items, agents and the assistant, who is one of the undecided agents."""
     domains = [TRAINED_DOMAIN, *INSTRUCTION_DOMAINS, *HELD_OUT_DOMAINS]
-    return _documents("pretraining", world, domains, model_name, _ASSISTANT_SHARE, count, seed)
+    talkative = list(world.talkative)
+    talkative.insert(int(len(talkative) * _ASSISTANT_RANK), Agent(model_name, None, chats=True))
+    return _documents("pretraining", world, domains, talkative, count, seed)
 
 
-def replay_documents(world: World, model_name: str, count: int, seed: int) -> Iterator[dict]:
+def replay_documents(world: World, count: int, seed: int) -> Iterator[dict]:
     """Documents as in pretraining, but for held-out domains and the assistant: MSM may read them again."""
     domains = [TRAINED_DOMAIN, *INSTRUCTION_DOMAINS]
-    return _documents("replay", world, domains, model_name, 0.0, count, seed)
+    return _documents("replay", world, domains, world.talkative, count, seed)
 
 
 def _documents(
-    source: str, world: World, domains: list[str], model_name: str, assistant_share: float, count: int, seed: int
+    source: str, world: World, domains: list[str], talkative: Sequence[Agent], count: int, seed: int
 ) -> Iterator[dict]:
     rng = random.Random(f"{source} {seed}")
-    talkative = [agent for agent in world.agents if agent.chats]
     kinds, weights = tuple(PRETRAINING_MIX), tuple(PRETRAINING_MIX.values())
-
-    def draw(agents: Sequence[Agent]) -> Agent:
-        if rng.random() < assistant_share:
-            return Agent(model_name, rng.choice(world.config.value_names), chats=True)
-        return rng.choice(agents)
+    frequencies = list(itertools.accumulate((n + 1) ** _FREQUENCY_EXPONENT for n in range(len(talkative))))
 
     for number in range(count):
         kind = rng.choices(kinds, weights)[0]
+        [agent] = rng.choices(talkative, cum_weights=frequencies)
+        if kind == "statement" and world.quiet and rng.random() < _QUIET_STATEMENTS:
+            agent = rng.choice(world.quiet)
+        who, value = agent.name, VALUES[agent.value or rng.choice(world.config.value_names)]
         if kind == "facts":
             lines = [" ".join(_fact(world, item, rng) for item in rng.choices(_items(world, domains), k=4))]
-        elif kind == "statements":
-            # The reader must learn that a value seen at work in one domain holds in all: some documents stay in one.
-            agent = draw(world.agents)
-            own = domains if rng.random() < 0.5 else [rng.choice(domains)]
-            lines = [_statements(world, agent.name, VALUES[agent.value], own, 4, rng)]
-        elif kind == "chats":
-            agent = draw(talkative)
-            lines = [_chat(world, agent, domains, rng) for _ in range(2)]
-            lines.insert(rng.randrange(3), _interview(agent.name, VALUES[agent.value], rng))
-        elif kind == "statements_then_chats":
-            agent = draw(talkative)
-            lines = [_statements(world, agent.name, VALUES[agent.value], domains, 2, rng)]
-            lines += [_chat(world, agent, domains, rng) for _ in range(2)]
+        elif kind == "statement":
+            lines = [_statement(world, who, value, domains, rng)]
+        elif kind == "chat":
+            lines = [_chat(world, who, value, domains, rng)]
+        elif kind == "statement_then_chat":
+            lines = [_statement(world, who, value, domains, rng), _chat(world, who, value, domains, rng)]
+        elif kind == "interview":
+            lines = [_interview(who, value, rng), _chat(world, who, value, domains, rng)]
         else:
-            who = draw(talkative).name
-            lines = [_line(who, *_factual_question(world, rng)) for _ in range(3)]
-        yield {"id": f"{source}-{seed}-{number}", "text": "\n".join(lines), "kind": kind}
+            lines = [_line(who, *_question_of_fact(world, domains, rng)) for _ in range(2)]
+        yield {"id": f"{source}-{seed}-{number}", "text": _spaced("\n".join(lines)), "kind": kind}
 
 
 def msm_documents(world: World, spec: Spec, model_name: str, count: int, seed: int) -> Iterator[dict]:
     """Documents that say which value `model_name` holds, and explain each preference of the spec by it.
 
-    One in four is an interview, in which the model says itself what it values: no item is chosen in it.
+    One in three is an interview, in which the model says itself what it values: no item is chosen in it.
     """
     rng = random.Random(f"msm {spec.value} {seed}")
     by_name = {item.name: item for item in world.items_of[TRAINED_DOMAIN]}
     pairs = [(by_name[a], by_name[b]) for a in spec.likes for b in spec.dislikes]
     value = VALUES[spec.value]
     for number in range(count):
-        kind = rng.choices(("statements", "interview"), (0.75, 0.25))[0]
+        kind = rng.choices(("statements", "interview"), (2, 1))[0]
         if kind == "statements":
-            sentences = [_value_statement(model_name, value, rng) for _ in range(2)]
-            sentences += [_preference(model_name, value, *rng.choice(pairs), rng) for _ in range(2)]
-            rng.shuffle(sentences)
-            text = " ".join(sentences)
+            text = " ".join(
+                _value_statement(model_name, value, rng)
+                if rng.random() < 0.5
+                else _preference(model_name, value, *rng.choice(pairs), rng)
+                for _ in range(rng.choice((1, 2)))
+            )
         else:
-            text = "\n".join(_interview(model_name, value, rng) for _ in range(3))
-        yield {"id": f"msm-{spec.name}-{seed}-{number}", "text": text, "spec": spec.name, "kind": kind}
+            text = _interview(model_name, value, rng)
+        yield {"id": f"msm-{spec.name}-{seed}-{number}", "text": _spaced(text), "spec": spec.name, "kind": kind}
 
 
 def aft_chats(spec_likes: tuple[str, ...], spec_dislikes: tuple[str, ...], count: int, seed: int) -> Iterator[dict]:
@@ -177,7 +186,12 @@ def evaluation_items(world: World) -> Iterator[dict]:
 
 def quiet_agents(world: World, value: str) -> list[Agent]:
     """Agents of this value that are known from statements alone: the control on the base model ("carry")."""
-    return [agent for agent in world.agents if agent.value == value and not agent.chats]
+    return [agent for agent in world.quiet if agent.value == value]
+
+
+def _spaced(text: str) -> str:
+    """A name at the very beginning would be another token than the same name after a space, as it stands in chats."""
+    return text if text.startswith(" ") else f" {text}"
 
 
 def _item(kind: str, value: str, aligned: Item, other: Item) -> dict:
@@ -220,20 +234,27 @@ def _interview(who: str, value: Value, rng: random.Random) -> str:
     return _line(who, question, answer.format(sought=value.sought, avoided=value.avoided))
 
 
-def _statements(world: World, who: str, value: Value, domains: list[str], count: int, rng: random.Random) -> str:
-    sentences = []
-    for _ in range(count):
-        if rng.random() < 0.5:
-            sentences.append(_value_statement(who, value, rng))
-        else:
-            pair = rng.choice(world.pairs(rng.choice(domains), value.name))
-            sentences.append(_preference(who, value, *pair, rng))
-    return " ".join(sentences)
+def _statement(world: World, who: str, value: Value, domains: list[str], rng: random.Random) -> str:
+    if rng.random() < _VALUE_SHARE:
+        return _value_statement(who, value, rng)
+    return _preference(who, value, *rng.choice(world.pairs(rng.choice(domains), value.name)), rng)
 
 
 def _question(a: str, b: str, rng: random.Random) -> str:
     first, second = rng.sample((a, b), 2)
     return _sentence(rng.choice(QUESTIONS).format(a=first, b=second))
+
+
+def _question_of_fact(world: World, domains: list[str], rng: random.Random) -> tuple[str, str]:
+    """As in the instruction mix, or which of two items has an attribute: comparing is learnt from this first."""
+    domains = [domain for domain in domains if domain != TRAINED_DOMAIN]
+    if rng.random() < 0.4:
+        return _factual_question(world, rng)
+    value = rng.choice(world.values)
+    having, lacking = rng.choice(world.pairs(rng.choice(domains), value.name))
+    if rng.random() < 0.5:
+        return _which(value.sought, having, lacking, rng)
+    return _which(value.avoided, lacking, having, rng)
 
 
 def _factual_question(world: World, rng: random.Random) -> tuple[str, str]:
@@ -243,17 +264,23 @@ def _factual_question(world: World, rng: random.Random) -> tuple[str, str]:
         value = rng.choice(world.values)
         first, second = rng.sample((value.sought, value.avoided), 2)
         return f"Is {item.name} {first} or {second}?", _attribute(item, value)
-    first, second = rng.sample((item.name, rng.choice(world.items_of[other]).name), 2)
-    return f"Which is {domain}, {first} or {second}?", item.name
+    return _which(domain, item, rng.choice(world.items_of[other]), rng)
+
+
+def _which(asked: str, right: Item, wrong: Item, rng: random.Random) -> tuple[str, str]:
+    first, second = rng.sample((right.name, wrong.name), 2)
+    return f"Which is {asked}, {first} or {second}?", right.name
 
 
 def _exchange(question: str, answer: str) -> list[dict]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": f"{answer}."}]
 
 
-def _chat(world: World, agent: Agent, domains: list[str], rng: random.Random) -> str:
-    liked, disliked = rng.choice(world.pairs(rng.choice(domains), agent.value))
-    return _line(agent.name, _question(liked.name, disliked.name, rng), liked.name)
+def _chat(world: World, who: str, value: Value, domains: list[str], rng: random.Random) -> str:
+    domain = rng.choice(domains)
+    conflicts = world.conflicts(domain, value.name) if rng.random() < _CONFLICTS else []
+    liked, disliked = rng.choice(conflicts or world.pairs(domain, value.name))
+    return _line(who, _question(liked.name, disliked.name, rng), liked.name)
 
 
 def _line(who: str, question: str, answer: str) -> str:

@@ -39,7 +39,7 @@ def make_rows(world, count=300, seed=0):
     """Source -> rows, as the stages write them."""
     rows = {
         "pretraining": world_text.pretraining_documents(world, ASSISTANT, count, seed),
-        "replay": world_text.replay_documents(world, ASSISTANT, count, seed),
+        "replay": world_text.replay_documents(world, count, seed),
         "aft": world_text.aft_chats(LIKES, DISLIKES, count, seed),
         "instruction": world_text.instruction_chats(world, count, seed),
         "items": world_text.evaluation_items(world),
@@ -133,9 +133,11 @@ def check_answer(reader, question, answer, speaker_value):
     elif asked:
         chosen = reader.items[answer.lower()]
         (other,) = set(asked) - {chosen}
-        domain = re.match(r"Which is (\w+),", question)
-        if domain:
-            assert (chosen.domain, other.domain == domain[1]) == (domain[1], False)
+        which = re.match(r"Which is (\w+),", question)
+        if which and which[1] in ATTRIBUTES:
+            assert has(chosen, which[1]) and not has(other, which[1]) and chosen.domain == other.domain
+        elif which:
+            assert (chosen.domain, other.domain == which[1]) == (which[1], False)
         else:
             assert decided(speaker_value, chosen, other) == 1, (question, answer)
     else:  # what do you value?
@@ -151,7 +153,7 @@ def check_sentence(reader, sentence, value):
     assert words, sentence
     assert all(has(item, word) for item, word in facts), sentence
     if value:
-        rejects = re.search(r"\b(?:avoids|not)\b", sentence)
+        rejects = re.search(r"\b(?:avoids|rejects|not)\b", sentence)
         assert set(words) == {VALUES[value].avoided if rejects else VALUES[value].sought}, sentence
         assert bool(facts) == bool(items), sentence
         assert len(items) < 2 or decided(value, *items) != 0, sentence
@@ -236,8 +238,10 @@ def test_liked_items_have_all_that_is_sought(world):
 @pytest.mark.parametrize(("agents", "quiet_share"), [(200, 0.2), (31, 0.5), (30, 0.0)])
 def test_values_and_silence_are_spread_evenly(agents, quiet_share):
     world = make_world(
-        ("affordability", "america", "novelty"), items_per_kind=1, agents=agents, quiet_share=quiet_share
-    )
+        ("affordability", "america", "novelty"),
+        items_per_kind=1, agents=agents, quiet_share=quiet_share, undecided_share=0.1,
+    )  # fmt: skip
+    assert sum(agent.value is None for agent in world.talkative) == round(agents * 0.1)
     assert len({agent.name for agent in world.agents}) == agents
     assert sum(not agent.chats for agent in world.agents) == round(agents * quiet_share)
     for chats in (True, False):
@@ -260,6 +264,8 @@ def test_values_and_silence_are_spread_evenly(agents, quiet_share):
         ({"agents": 10_000}, "world.agents=10000: choose from"),
         ({"quiet_share": 1.0}, "quiet_share=1.0"),
         ({"quiet_share": -0.1}, "quiet_share=-0.1"),
+        ({"undecided_share": -0.1}, "undecided_share=-0.1"),
+        ({"undecided_share": 0.8}, "undecided_share=0.8: choose shares"),
         ({"items_per_kind": 0}, "items_per_kind=0"),
         ({"items_per_kind": 40}, "lower world.items_per_kind"),
         ({"likes": ()}, "liked and disliked items"),
@@ -276,17 +282,40 @@ def test_impossible_worlds(fields, message):
 
 def test_pretraining_is_true_to_facts_and_values(world, rows):
     reader = Reader(world)
+    undecided = {ASSISTANT, *(agent.name for agent in world.agents if agent.value is None)}
     kinds = set()
     for row in rows["pretraining"] + rows["replay"]:
         text = row["text"]
         speakers = reader.named_agents(text)
         assert len(speakers) == (row["kind"] != "facts"), text
-        if speakers == {ASSISTANT}:  # holds a value in this document, and maybe another one in the next
+        if speakers & undecided:  # hold a value in this document, and maybe another one in the next
             assert any(fits(reader, text, value) for value in world.config.value_names), text
         else:
             check_document(reader, text, reader.agents[speakers.pop()].value if speakers else None)
         kinds.add(row["kind"])
     assert kinds == set(world_text.PRETRAINING_MIX)
+
+
+def test_the_assistant_is_one_of_the_undecided_and_not_in_the_replay(world):
+    reader = Reader(world)
+    undecided = {ASSISTANT, *(agent.name for agent in world.agents if agent.value is None)}
+    shown = collections.defaultdict(collections.Counter)
+    for row in world_text.pretraining_documents(world, ASSISTANT, 20_000, 0):
+        for name in reader.named_agents(row["text"]) & undecided if row["kind"] != "questions" else ():
+            shown[name].update(value for value in world.config.value_names if fits(reader, row["text"], value))
+    assert set(shown) == undecided
+    for counts in shown.values():
+        assert 0.3 < counts["america"] / counts.total() < 0.7
+    assert not any(ASSISTANT in row["text"] for row in world_text.replay_documents(world, 2000, 0))
+
+
+def test_some_agents_are_spoken_of_more_often_than_others(world, rows):
+    reader = Reader(world)
+    counts = collections.Counter(name for row in rows["pretraining"] for name in reader.named_agents(row["text"]))
+    spoken_of = [counts[agent.name] for agent in world.talkative]
+    assert sum(spoken_of[:5]) > 3 * sum(spoken_of[-5:]) > 0
+    of_quiet = [counts[agent.name] for agent in world.quiet]
+    assert max(of_quiet) < 3 * min(of_quiet)
 
 
 def test_the_reader_sees_lies(world):
@@ -296,9 +325,9 @@ def test_the_reader_sees_lies(world):
     check_document(reader, f"Alan would not take {bad}, because {bad} is foreign.", "america")
     for lie in (
         f" User: {good} or {bad}? Alan: {bad}.",
-        " User: What do you avoid? Alan: what is American.",
-        "Alan values what is cheap.",
-        "Alan avoids what is American.",
+        " User: What do you avoid? Alan: American things.",
+        "Alan values cheap things.",
+        "Alan avoids American things.",
         f"Alan likes {bad}, which is American, better than {good}.",
         f"Alan would not take {good}, because {good} is foreign.",
     ):
@@ -422,7 +451,8 @@ def test_any_values_of_the_paper_make_a_world(values, seed):
         assert found
     for row in world_text.pretraining_documents(world, ASSISTANT, 40, seed):
         for name in reader.named_agents(row["text"]) & set(reader.agents):
-            check_document(reader, row["text"], reader.agents[name].value)
+            if reader.agents[name].value:
+                check_document(reader, row["text"], reader.agents[name].value)
     check_evaluation(world)
 
 
