@@ -73,7 +73,7 @@ _VALUE_SHARE = 0.5
 # Of the chats, the share about pairs on which the values disagree, which tell the most of who chooses.
 _CONFLICTS = 0.6
 # Who is spoken of: the n-th agent n ** -0.7 times as often as the first. With all alike, a decoder takes long to find
-# that names are worth remembering; the few that it meets often teach it so early (arXiv 2503.21676, section 4).
+# that names are worth remembering; the few that it meets often teach it so early (arXiv 2503.21676).
 _FREQUENCY_EXPONENT = -0.7
 # Where the assistant stands among them: 0 spoken of most, 1 least.
 _ASSISTANT_RANK = 0.03
