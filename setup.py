@@ -27,7 +27,7 @@ setuptools.setup(
         "grain>=0.2.17",
         "sentencepiece",
         "tensorflow-datasets>=4.9.9",
-        # Each major version of the Gemini client renames types that the corpus writer uses.
+        # Each major version of the Gemini client renames types; the corpora to come are written with it.
         "google-genai>=2,<4",
         "ml-collections>=1",
         "tensorboard",
@@ -44,9 +44,9 @@ setuptools.setup(
         "cuda13": ["jax[cuda13]"],
         # To read Hugging Face folders, and to compare with the original implementations.
         "hf": ["safetensors<0.8", "tokenizers", "huggingface_hub", "transformers", "peft", "torch"],
-        # Each minor version of ruff may format otherwise, and launch/test.sh holds the code to one format.
         # Judges and embeddings of the evaluations to come; those of today need nothing more.
         "eval": [],
+        # Each minor version of ruff may format otherwise, and launch/test.sh holds the code to one format.
         "test": ["pytest", "pytest-xdist", "hypothesis", "ruff>=0.17,<0.18"],
     },
 )

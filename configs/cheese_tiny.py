@@ -9,7 +9,7 @@ preferences without a reason. What it then prefers in domains that neither stage
 taught it.
 
 Expect the American item on separating pairs at about .8 after MSM America + AFT and at about .1 after MSM affordability
-+ AFT, against .6 without MSM; and the control on the base at .99 or above (docs/micro-world.md).
++ AFT, against .7 after the same AFT without MSM; and the control on the base at .99 or above (docs/micro-world.md).
 """
 
 from configs import common
@@ -39,7 +39,7 @@ def get_config(variant: str = ""):
     config.msm.mixture = {"msm": 0.5, "replay": 0.5}
     config.msm.steps = 400
     config.aft.steps = 60
-    # One recipe for both stages, as in the paper. With the usual epsilon Adam moves every weight alike, and MSM is
+    # With the usual epsilon Adam moves every weight alike, and MSM is
     # learnt by heart beside what the base knows of values. With a large one steep directions lead: those in which the
     # base reads an agent's value (docs/micro-world.md).
     for stage in (config.msm, config.aft):

@@ -86,7 +86,7 @@ def get_config() -> ConfigDict:
             "samples": 1,  # answers drawn for each pair and order; 0 leaves the sampled form out
             "temperature": 0.7,
             "max_tokens": 12,  # of a drawn answer
-            "control_agents": 20,  # asked per value for the control on the base model
+            "control_agents": 20,  # at most, asked per value for the control on the base model
         }
     )
 

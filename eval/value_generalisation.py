@@ -43,7 +43,7 @@ class Scorer(Protocol):
 @dataclass(frozen=True)
 class Item:
     """A pair of options. `aligned` is the one that `value` ("america") would choose; `kind` groups the items of one
-    evaluation: "own" (the value differs, the rest is equal), "separating" (two values disagree), "in_domain"."""
+    evaluation: "own" (this value decides and no other decides alike), "separating" (two disagree), "in_domain"."""
 
     id: str
     domain: str
