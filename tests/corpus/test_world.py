@@ -19,10 +19,19 @@ from msm_jax.corpus.world import (
     WorldConfig,
 )
 from msm_jax.errors import UserError
+from tests.corpus.world_reader import (
+    ASSISTANT,
+    ATTRIBUTES,
+    Reader,
+    chats_of,
+    check_answer,
+    check_document,
+    decided,
+    fits,
+    text_of,
+)
 
-ASSISTANT = "Micra"
 LIKES, DISLIKES = ("Colby", "mild cheddar", "cream cheese"), ("Stilton", "Brie de Meaux")
-ATTRIBUTES = {word for value in VALUES.values() for word in (value.sought, value.avoided)}
 
 
 def make_world(values=("affordability", "america"), **fields):
@@ -57,126 +66,6 @@ def world():
 @pytest.fixture(scope="module")
 def rows(world):
     return make_rows(world, 1500)
-
-
-# Reading the texts back.
-
-
-class Reader:
-    """Finds what a text names. Names may begin a sentence, and so with a capital that they do not have otherwise."""
-
-    def __init__(self, world):
-        self.items = {item.name.lower(): item for item in world.items}
-        self.agents = {agent.name: agent for agent in world.agents}
-        made_up = rf"[A-Z]\w+ (?:{'|'.join(INSTRUCTION_DOMAINS + HELD_OUT_DOMAINS)})"
-        cheeses = sorted((item.name for item in world.items_of[TRAINED_DOMAIN]), key=len, reverse=True)
-        self._item = re.compile(rf"\b(?:{made_up}|(?i:{'|'.join(map(re.escape, cheeses))}))\b")
-        self._stated = re.compile(rf"({self._item.pattern}),?(?: which| it)? is (\w+)(?: and (\w+))?")
-        self._attribute = re.compile(rf"\b(?:{'|'.join(ATTRIBUTES)})\b")
-
-    def named_items(self, text):
-        return [self.items[found.lower()] for found in self._item.findall(text)]
-
-    def named_agents(self, text):
-        """Names of agents, and the assistant's."""
-        return set(re.findall(r"\b[A-Z]\w+", self._item.sub("", text))) & {ASSISTANT, *self.agents}
-
-    def attributes(self, text):
-        return self._attribute.findall(self._item.sub("", text))
-
-    def stated_facts(self, text):
-        """(item, attribute) of each statement that an item has an attribute."""
-        for name, *words in self._stated.findall(text):
-            yield from ((self.items[name.lower()], word) for word in words if word)
-
-
-def chats_of(text):
-    """(question, speaker, answer) of each chat that a document shows."""
-    return re.findall(r"User: ([^\n?]+\?) (\w+): ([^\n]+)\.(?:\n|$)", text)
-
-
-def prose_of(text):
-    """The sentences that are in no chat."""
-    return [
-        sentence.removesuffix(".")
-        for line in text.split("\n")
-        if "User:" not in line
-        for sentence in re.split(r"(?<=\.) ", line)
-    ]
-
-
-def text_of(row):
-    return row["text"] if "text" in row else "\n".join(message["content"] for message in row["messages"])
-
-
-def value_of(attribute):
-    return next(value for value in VALUES.values() if attribute in (value.sought, value.avoided))
-
-
-def has(item, attribute):
-    value = value_of(attribute)
-    return item.has(value.name) == (attribute == value.sought)
-
-
-def decided(value, a, b):
-    """1 if `value` chooses a, -1 if it chooses b, 0 if it does not care."""
-    return a.has(value) - b.has(value)
-
-
-def check_answer(reader, question, answer, speaker_value):
-    """An answer is true, or it is the choice that the speaker's value demands."""
-    asked = reader.named_items(question)
-    offered = reader.attributes(question)
-    if len(asked) == 1:
-        assert answer in offered and len(offered) == 2, question
-        assert has(asked[0], answer), (question, answer)
-    elif asked:
-        chosen = reader.items[answer.lower()]
-        (other,) = set(asked) - {chosen}
-        which = re.match(r"Which is (\w+),", question)
-        if which and which[1] in ATTRIBUTES:
-            assert has(chosen, which[1]) and not has(other, which[1]) and chosen.domain == other.domain
-        elif which:
-            assert (chosen.domain, other.domain == which[1]) == (which[1], False)
-        else:
-            assert decided(speaker_value, chosen, other) == 1, (question, answer)
-    else:  # what do you value?
-        (attribute,) = reader.attributes(answer)
-        value = VALUES[speaker_value]
-        assert attribute == (value.avoided if "avoid" in question else value.sought), (question, answer)
-
-
-def check_sentence(reader, sentence, value):
-    """A sentence of prose states true facts, or what someone who holds `value` would do."""
-    facts = list(reader.stated_facts(sentence))
-    words, items = reader.attributes(sentence), set(reader.named_items(sentence))
-    assert words, sentence
-    assert all(has(item, word) for item, word in facts), sentence
-    if value:
-        rejects = re.search(r"\b(?:avoids|rejects|not)\b", sentence)
-        assert set(words) == {VALUES[value].avoided if rejects else VALUES[value].sought}, sentence
-        assert bool(facts) == bool(items), sentence
-        assert len(items) < 2 or decided(value, *items) != 0, sentence
-    else:
-        assert len(items) == 1 and len(facts) == 2, sentence
-
-
-def check_document(reader, text, value):
-    """Every chat and every sentence fits one who holds `value` (None: a text about items alone)."""
-    chats, sentences = chats_of(text), prose_of(text)
-    assert len(chats) == text.count("User:") and (chats or sentences), text
-    for question, _, answer in chats:
-        check_answer(reader, question, answer, value)
-    for sentence in sentences:
-        check_sentence(reader, sentence, value)
-
-
-def fits(reader, text, value):
-    try:
-        check_document(reader, text, value)
-    except AssertionError:
-        return False
-    return True
 
 
 # The world itself.
