@@ -39,9 +39,8 @@ def get_config(variant: str = ""):
     config.msm.mixture = {"msm": 0.5, "replay": 0.5}
     config.msm.steps = 400
     config.aft.steps = 60
-    # With the usual epsilon Adam moves every weight alike, and MSM is
-    # learnt by heart beside what the base knows of values. With a large one steep directions lead: those in which the
-    # base reads an agent's value (docs/micro-world.md).
+    # With the usual epsilon Adam moves every weight alike, and MSM is learnt by heart beside what the base knows of
+    # values. With a large one steep directions lead: those in which the base reads an agent's value.
     for stage in (config.msm, config.aft):
         stage.batch_size = 16
         stage.optim.learning_rate = 2e-2

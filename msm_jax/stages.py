@@ -24,7 +24,7 @@ from msm_jax.progress import track
 PyTree = Any
 
 # Raised for a kind when a change of code changes what its stages write: a workdir then does them again.
-VERSIONS = {"corpus": 2, "chats": 1, "mixture": 1, "train": 1, "score": 2, "report": 1}
+VERSIONS = {"corpus": 2, "chats": 1, "mixture": 1, "train": 1, "score": 2, "report": 2}
 
 CORPUS_FILE = "corpus.jsonl"
 CHAT_SOURCES = ("aft", "instruction")  # all other sources are documents
