@@ -1,7 +1,7 @@
 """How far something is: a bar with the time left on a terminal; elsewhere a line now and then.
 
-A line comes with each tenth of the work, but no more often than every ten seconds, so that what is short prints
-nothing and the log of a long job stays readable.
+A line comes with each tenth of the work and with each minute, but no more often than every ten seconds: what is short
+prints nothing, and the log of a long job says every minute that it is alive.
 """
 
 import sys
@@ -13,7 +13,7 @@ import tqdm
 
 _Item = TypeVar("_Item")
 
-_SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_LINES = (10.0, 60.0)  # at least, at most
 _SECONDS_BEFORE_BAR = 1.0
 
 
@@ -44,7 +44,8 @@ class Progress:
             return
         tenth = done * 10 // self._total > before * 10 // self._total
         elapsed = time.monotonic() - self._last_line
-        if (done == self._total and text) or (tenth and elapsed > _SECONDS_BETWEEN_LINES):
+        shortest, longest = _SECONDS_BETWEEN_LINES
+        if (done == self._total and text) or elapsed > longest or (tenth and elapsed > shortest):
             left = (self._total - done) * elapsed / max(done - self._done_at_line, 1)
             parts = [f"{self._unit} {done}/{self._total}", text, f"{left:.0f} s left" if done < self._total else ""]
             print(f"{self._label}: {', '.join(part for part in parts if part)}", file=sys.stderr, flush=True)

@@ -162,6 +162,16 @@ def test_without_a_terminal_a_line_now_and_then(tmp_path, time, capsys):
     assert len(lines) == 5
 
 
+def test_a_long_run_has_a_line_each_minute(tmp_path, time, capsys):
+    log = make_log(tmp_path, steps=10_000)
+    for step in range(300):
+        time.now += 1.0
+        log.record(step, make_metrics([2.0, 2.0], [1, 1]))
+    log.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == [f"msm seed 0: step {n}/10000" for n in (61, 122, 183, 244)]
+
+
 def test_on_a_terminal_a_bar(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setattr("msm_jax.progress._SECONDS_BEFORE_BAR", 0)
