@@ -193,15 +193,15 @@ def _main_cell(result: dict, arm: ArmKey, evaluation: str) -> Cell | None:
 def _contrast(result: dict, claim: str, a: ArmKey, b: ArmKey, evaluation: str, bar: float | None) -> dict:
     """Arm `a` minus arm `b` on `evaluation`: at least `bar` (above 0 for a bar of 0), or only reported without one."""
     name = f"{claim} ({EVALS.get(evaluation, evaluation)})"
-    first, second = _label(result, a), _label(result, b)
+    labels = _label(result, a), _label(result, b)
     cells = [_main_cell(result, arm, evaluation) for arm in (a, b)]
     shared = sorted(set(cells[0].seeds) & set(cells[1].seeds)) if all(cells) else []
     if not shared:
-        return _finding(name, f"{name}: {first} and {second} have no seed in common", "not measured", bar=bar)
+        return _finding(name, f"{name}: {labels[0]} and {labels[1]} have no seed in common", "not measured", bar=bar)
     rates = [[known.seeds[seed] for seed in shared] for known in cells]
-    difference = stats.paired_difference(*rates)
+    difference = stats.seed_summary([first - second for first, second in zip(*rates, strict=True)])
     means = [number(sum(values) / len(values)) for values in rates]
-    text = f"{name}: {first} {means[0]}, {second} {means[1]}; difference {signed(difference.mean)}"
+    text = f"{name}: {labels[0]} {means[0]}, {labels[1]} {means[1]}; difference {signed(difference.mean)}"
     if difference.low is not None:
         text += f" ({signed(difference.low)} to {signed(difference.high)})"
     if bar:

@@ -1,19 +1,15 @@
-"""Intervals and tests for rates: over items (Wilson), over seeds (Student t), over clusters (bootstrap), paired.
+"""Intervals for rates: over items (Wilson), over seeds (Student t), over clusters (bootstrap).
 
 An interval covers only the variation it was drawn over. Wilson over items speaks of "such items" for one trained
 model; the seed interval speaks of "such training runs" on these items; the cluster bootstrap of "such domains".
 """
 
-import itertools
 import math
 from collections.abc import Hashable, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-
-EXACT_PAIRS = 14  # up to 2**14 sign flips are enumerated; above that they are sampled
-SAMPLED_FLIPS = 10_000
 
 
 class Interval(NamedTuple):
@@ -28,16 +24,6 @@ class SeedSummary(NamedTuple):
     sem: float | None
     low: float | None
     high: float | None
-    n: int
-
-
-class PairedDifference(NamedTuple):
-    """Mean of a - b over `n` pairs, its t-interval and the two-sided sign-flip p, which are None for one pair."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    p: float | None
     n: int
 
 
@@ -89,7 +75,9 @@ def seed_summary(rates: Sequence[float], confidence: float = 0.95) -> SeedSummar
     """Mean over seeds, SEM (sample standard deviation, n - 1, over sqrt n) and Student t-interval (Student 1908).
 
     The paper's error bars are +-1 SEM of per-seed rates, 4 seeds (arXiv 2605.02087). The interval is not clipped to
-    [0, 1]. Raises: ValueError without rates.
+    [0, 1]. Of the differences between two arms seed by seed it is the paired t-interval.
+
+    Raises: ValueError without rates.
     """
     rates = np.asarray(rates, dtype=float)
     if rates.size == 0:
@@ -130,31 +118,3 @@ def cluster_bootstrap(
     means = totals[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
     return Interval(float(low), float(high))
-
-
-def paired_difference(
-    a: Sequence[float], b: Sequence[float], confidence: float = 0.95, seed: int = 0
-) -> PairedDifference:
-    """Difference a - b of two arms measured on the same seeds or items: mean, t-interval, sign-flip p.
-
-    The p-value is two-sided and needs no distribution: under "no difference" each pair's sign is a fair coin (Fisher
-    1935; Pitman 1937). All sign patterns are tried up to 14 pairs; beyond, 10,000 are drawn and p = (hits + 1) /
-    (draws + 1) (Phipson & Smyth 2010). With m pairs it cannot fall below 2 / 2**m: four seeds give at best .125.
-
-    Raises: ValueError if the lengths differ or are zero.
-    """
-    if len(a) != len(b) or len(a) == 0:
-        raise ValueError(f"paired_difference: needs equally many values of both, got {len(a)} and {len(b)}")
-    differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    summary = seed_summary(differences, confidence)
-    if summary.n == 1:
-        return PairedDifference(summary.mean, None, None, None, 1)
-    # Rounding must not make the observed pattern look less extreme than itself.
-    observed = abs(differences.sum()) - 1e-9 * max(1.0, np.abs(differences).sum())
-    if summary.n <= EXACT_PAIRS:
-        signs = np.array(list(itertools.product((-1, 1), repeat=summary.n)))
-        p = float(np.mean(np.abs(signs @ differences) >= observed))
-    else:
-        signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(SAMPLED_FLIPS, summary.n))
-        p = (int(np.sum(np.abs(signs @ differences) >= observed)) + 1) / (SAMPLED_FLIPS + 1)
-    return PairedDifference(summary.mean, summary.low, summary.high, p, summary.n)
