@@ -6,6 +6,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
 
 make_environment
-# A decoder this small leaves half of two cores idle: as two devices, each takes half of the rows.
-export JAX_NUM_CPU_DEVICES="${JAX_NUM_CPU_DEVICES:-2}"
 exec .venv/bin/python -m msm_jax.launch --config=configs/cheese_tiny.py "$@"
