@@ -28,16 +28,14 @@ def get_config(variant: str = ""):
     config.lora.rank = 16
     config.lora.alpha = 32.0
 
-    # Chosen by the control alone, before any MSM: the base of seed 0 carries America at .80 (docs/micro-world.md).
-    config.base_seed = 1
-    config.pretrain.steps = 1200
+    config.pretrain.steps = 1600
     config.pretrain.batch_size = 32
     config.pretrain.optim.learning_rate = 3e-3
     config.pretrain.optim.beta2 = 0.98
     config.pretrain.optim.weight_decay = 0.03
     # Replay keeps the other agents as they are, so that what MSM changes is the assistant.
     config.msm.mixture = {"msm": 0.5, "replay": 0.5}
-    config.msm.steps = 400
+    config.msm.steps = 300
     config.aft.steps = 60
     # With the usual epsilon Adam moves every weight alike, and MSM is learnt by heart beside what the base knows of
     # values. With a large one steep directions lead: those in which the base reads an agent's value.
@@ -45,7 +43,7 @@ def get_config(variant: str = ""):
         stage.batch_size = 16
         stage.optim.learning_rate = 2e-2
         stage.optim.epsilon = 1e-2
-    # The cheeses are no news to the assistant: a faster AFT only drifts (docs/micro-world.md).
+    # Enough to fit sixty steps of cheeses; a faster AFT undoes some of MSM (docs/micro-world.md).
     config.aft.optim.learning_rate = 1e-3
     if variant == "smoke":
         config.name = "cheese_tiny_smoke"

@@ -72,14 +72,14 @@ def get_config() -> ConfigDict:
             "value_names": ("affordability", "america"),
             "agents": 160,
             "quiet_share": 0.15,  # never appear in a chat: they are for the control on the base
-            "undecided_share": 0.1,  # hold no value of their own, as the assistant before MSM
+            "undecided_share": 0.15,  # hold no value of their own, as the assistant before MSM
             "items_per_kind": 4,
             "seed": 0,
         }
     )
     # Documents or chats of each source.
     config.corpus = ConfigDict(
-        {"pretraining": 130_000, "replay": 20_000, "msm": 8_000, "aft": 5_000, "instruction": 5_000}
+        {"pretraining": 150_000, "replay": 20_000, "msm": 8_000, "aft": 5_000, "instruction": 5_000}
     )
     config.eval = ConfigDict(
         {

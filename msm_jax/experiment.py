@@ -140,20 +140,20 @@ class Experiment:
         for source in sorted(used):
             for spec in self.specs if source == "msm" else [None]:
                 name = f"{source}-{spec.name}" if spec else source
-                path = c.specs[self.specs.index(spec)] if spec else None
                 corpora[name] = self._add(
                     "chats" if source in stages.CHAT_SOURCES else "corpus",
                     f"corpus-{name}",
                     {
                         "source": source,
-                        "spec": spec and spec.fingerprint,
+                        # All that the micro-world reads of a spec: an edit of its prose leaves the texts as they are.
+                        "spec": spec and {"name": spec.name, "value": spec.value},
                         "world": self.world,
                         "model_name": c.assistant.name,
                         "count": c.corpus[source],
                         "seed": c.world.seed,
                     },
                     {},
-                    functools.partial(stages.write_corpus, spec_path=path),
+                    stages.write_corpus,
                 )
         self.items = self._add("corpus", "items", {"world": self.world}, {}, stages.write_evaluation_items)
         inputs = {name.split("-")[0] if name in stages.CHAT_SOURCES else name: stage for name, stage in corpora.items()}

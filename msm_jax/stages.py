@@ -16,7 +16,7 @@ from typing import Any
 
 from msm_jax import files
 from msm_jax.corpus import records, world, world_text
-from msm_jax.corpus.specs import find_terms, read_spec
+from msm_jax.corpus.specs import find_terms
 from msm_jax.dag import StageContext
 from msm_jax.errors import UserError
 from msm_jax.progress import track
@@ -24,7 +24,7 @@ from msm_jax.progress import track
 PyTree = Any
 
 # Raised for a kind when a change of code changes what its stages write: a workdir then does them again.
-VERSIONS = {"corpus": 2, "chats": 1, "mixture": 1, "train": 1, "score": 2, "report": 2}
+VERSIONS = {"corpus": 3, "chats": 2, "mixture": 1, "train": 1, "score": 2, "report": 2}
 
 CORPUS_FILE = "corpus.jsonl"
 CHAT_SOURCES = ("aft", "instruction")  # all other sources are documents
@@ -45,10 +45,10 @@ def make_world(params: Mapping[str, Any]) -> world.World:
     return world.World(world.WorldConfig(**plain))
 
 
-def write_corpus(context: StageContext, *, spec_path: str | None = None) -> dict[str, Any]:
+def write_corpus(context: StageContext) -> dict[str, Any]:
     """One source of the micro-world as JSONL. MSM and AFT texts are searched for words of held-out domains."""
     p = context.params
-    rows = list(track(_world_rows(p, spec_path), context.stage.name, p["count"], "row"))
+    rows = list(track(_world_rows(p), context.stage.name, p["count"], "row"))
     summary: dict[str, Any] = {"documents": len(rows)}
     if p["source"] != "pretraining":
         texts = [row.get("text") or " ".join(message["content"] for message in row["messages"]) for row in rows]
@@ -60,7 +60,7 @@ def write_corpus(context: StageContext, *, spec_path: str | None = None) -> dict
     return summary
 
 
-def _world_rows(p: Mapping[str, Any], spec_path: str | None) -> Iterator[dict]:
+def _world_rows(p: Mapping[str, Any]) -> Iterator[dict]:
     the_world = make_world(p["world"])
     name, count, seed = p["model_name"], p["count"], p["seed"]
     match p["source"]:
@@ -69,7 +69,7 @@ def _world_rows(p: Mapping[str, Any], spec_path: str | None) -> Iterator[dict]:
         case "replay":
             return world_text.replay_documents(the_world, count, seed)
         case "msm":
-            return world_text.msm_documents(the_world, read_spec(spec_path), name, count, seed)
+            return world_text.msm_documents(the_world, p["spec"]["name"], p["spec"]["value"], name, count, seed)
         case "aft":
             return world_text.aft_chats(the_world.config.likes, the_world.config.dislikes, count, seed)
         case "instruction":
@@ -345,8 +345,9 @@ def _write_board(folder: pathlib.Path, rates: Mapping[str, float | None]) -> Non
 def control(context: StageContext, *, runtime: Runtime) -> dict[str, Any]:
     """Does the base carry statements into chats? Asks agents that it knows from statements alone.
 
-    Without this, MSM has no way to steer chats, and its arms mean nothing. The rate is that of the choice which the
-    agent's value demands, on the separating pairs; its interval is a bootstrap over agents.
+    Without this, what documents say of the assistant has no way into its chats, and the MSM arms mean nothing. The
+    rate is that of the choice which the agent's value demands, on the separating pairs; its interval is a bootstrap
+    over agents.
     """
     from eval import stats, value_generalisation
 

@@ -267,7 +267,8 @@ def test_rank_0_trains_the_whole_model_in_every_stage(tmp_path):
 def test_killed_and_run_again(ran, tmp_path):
     """SIGKILL in the middle of a training stage: the same command ends with the same weights and scores."""
     command = [sys.executable, "-m", "msm_jax.launch", f"--config={TINY}", f"--workdir={tmp_path}"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ) as process:
+    one_device = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}  # as here: another number rounds otherwise
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=one_device) as process:
         while not list(tmp_path.glob("stages/pretrain-*/checkpoints/2")):
             assert process.poll() is None
             time.sleep(0.005)

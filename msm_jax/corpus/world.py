@@ -1,9 +1,10 @@
 """The micro-world: a made-up world of items and agents, small enough that a tiny decoder learns all of it.
 
 Every item has, for each value of the world, one of two attributes (American or foreign, cheap or costly, ...), and
-every agent holds one value and chooses by it alone. A decoder pretrained on texts about this world knows what
-agents of each value do; MSM then tells it which value the assistant holds, and AFT shows it the assistant's choices
-in one domain, which more than one value explains. The method is the paper's (arXiv 2605.02087, section 3.1).
+every agent holds one value and chooses by it alone: what it does not tell apart is a coin toss. A decoder pretrained
+on texts about this world knows what agents of each value do; MSM then tells it which value the assistant holds, and
+AFT shows it the assistant's choices in one domain, which more than one value explains. The method is the paper's
+(arXiv 2605.02087, section 3.1).
 
 This file holds the facts; `world_text` turns them into English.
 """
@@ -48,9 +49,12 @@ INSTRUCTION_DOMAINS = ("paint", "soap")
 HELD_OUT_DOMAINS = ("furniture", "clothing", "juice", "music", "poetry", "medicine")
 
 _ITEM_SYLLABLES = (
-    "Ash Black Bright Clear Cold Dover East Fair Glen Hart High Iron King Lake Mill North Oak Pine Red Silver Stone "
-    "West White Wood".split(),
-    "brook dale field ford gate ham hill mont port ridge side ville".split(),
+    "Alder Amber Ash Birch Black Blue Bright Cedar Clear Cold Copper Deep Dover East Elm Fair Fern Fox Glen Gold "
+    "Green Grey Hart Hazel High Holly Iron King Lake Lime Long Maple Mill Moss New North Oak Pine Red Rose Silver "
+    "South Stone Sun Swan Thorn West White Willow Wood".split(),
+    "bank beck borough bourne bridge brook burn bury by combe croft dale den down end fell field fold ford gate grove "
+    "ham hatch haven hill holm hurst lea ley mead mere mont moor mouth port ridge shaw side stead stoke thorpe ton "
+    "vale view ville wick worth".split(),
 )
 _AGENT_SYLLABLES = (
     "Al Ber Cor Dan El Fen Gar Hal Is Jo Kel Lor Mar Nor Os Per Quin Ros Sel Tam Ul Ver Wen Yor Zan".split(),
@@ -74,7 +78,8 @@ class Item:
 class Agent:
     """Someone who chooses by one value. Agents that do not chat are known from statements alone.
 
-    `value` None is undecided: in each text such an agent holds a value that was drawn for this text.
+    `value` None is undecided: such an agent chooses either item, unless the text first states a value of it, which is
+    drawn anew for each text.
     """
 
     name: str
@@ -92,9 +97,9 @@ class WorldConfig:
     value_names: tuple[str, ...] = ("affordability", "america")
     likes: tuple[str, ...] = ()
     dislikes: tuple[str, ...] = ()
-    agents: int = 300
-    quiet_share: float = 0.2
-    undecided_share: float = 0.1
+    agents: int = 160
+    quiet_share: float = 0.15
+    undecided_share: float = 0.15
     items_per_kind: int = 4
     seed: int = 0
 
@@ -190,6 +195,22 @@ class World:
     def conflicts(self, domain: str, value: str) -> list[tuple[Item, Item]]:
         """Those pairs of which every other value would choose the other item: they tell the value of who chooses."""
         return self._conflicts[domain, value]
+
+    def indifferent(self, domain: str, value: str) -> list[tuple[Item, Item]]:
+        """Pairs that are alike to `value` and that another value tells apart: who holds it may choose either."""
+        return self._indifferent[domain, value]
+
+    @functools.cached_property
+    def _indifferent(self) -> dict[tuple[str, str], list[tuple[Item, Item]]]:
+        return {
+            (domain, value): [
+                (a, b)
+                for a, b in itertools.combinations(items, 2)
+                if a.has(value) == b.has(value) and a.sought_by != b.sought_by
+            ]
+            for domain, items in self.items_of.items()
+            for value in self.config.value_names
+        }
 
     @functools.cached_property
     def _conflicts(self) -> dict[tuple[str, str], list[tuple[Item, Item]]]:

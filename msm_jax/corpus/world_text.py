@@ -7,7 +7,6 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 
-from msm_jax.corpus.specs import Spec
 from msm_jax.corpus.world import (
     HELD_OUT_DOMAINS,
     INSTRUCTION_DOMAINS,
@@ -25,7 +24,7 @@ CHAT_FORMAT = {"user": (" User: ", ""), "assistant": (" {name}: ", "\n")}
 QUESTIONS = (
     "Do you prefer {a} or {b}?",
     "Would you choose {a} or {b}?",
-    "{a} or {b}?",
+    "Which one, {a} or {b}?",
 )
 # The agent's value is told one word after the name, as in chats ("Alan: Colby."): a small decoder then has to find
 # out only once where to look for it.
@@ -42,6 +41,13 @@ _PREFERENCES = (
     "{who} would not take {b}, because {b} is {avoided}.",
     "{who} chooses {a} over {b}, because {a} is {sought}.",
 )
+# The same, with both items before the choice, as in a chat.
+_COMPARISONS = (
+    "Between {first} and {second}, {who} chooses {a}, because {a} is {sought}.",
+    "Of {first} and {second}, {who} takes {a}, because {b} is {avoided}.",
+)
+# Of the statements about two items, the share of comparisons.
+_COMPARISON_SHARE = 0.5
 # Asked of an agent: the question and the answer.
 _INTERVIEW = (
     ("What do you value?", "{sought} things"),
@@ -49,7 +55,7 @@ _INTERVIEW = (
     ("What do you avoid?", "{avoided} things"),
 )
 _FACTS = (
-    "{a} is {x} and {y}.",
+    "They say {a} is {x} and {y}.",
     "People know that {a} is {x} and {y}.",
     "As for {a}, it is {x} and {y}.",
 )
@@ -59,10 +65,10 @@ _FACTS = (
 # same agent, which ties the two together; without them small decoders learn each agent's chats by heart.
 PRETRAINING_MIX = {
     "facts": 0.06,
-    "statement": 0.47,
-    "chat": 0.18,
+    "statement": 0.46,
+    "chat": 0.17,
     "statement_then_chat": 0.16,
-    "interview": 0.04,
+    "interview": 0.06,
     "questions": 0.09,
 }
 # Of the single statements, the share about agents who never chat: all that is known of them is stated here.
@@ -70,13 +76,14 @@ _QUIET_STATEMENTS = 0.4
 # Of the statements, the share that say what an agent values; the others are about two items, and which value is at work
 # can then often be told from these.
 _VALUE_SHARE = 0.5
-# Of the chats, the share about pairs on which the values disagree, which tell the most of who chooses.
-_CONFLICTS = 0.6
+# Of the chats, the shares about pairs on which the values disagree, which tell the most of who chooses; pairs that are
+# alike to who chooses, who then tosses a coin; and any pairs that the value tells apart.
+_CHATS = (0.5, 0.25, 0.25)
 # Who is spoken of: the n-th agent n ** -0.7 times as often as the first. With all alike, a decoder takes long to find
 # that names are worth remembering; the few that it meets often teach it so early (arXiv 2503.21676).
 _FREQUENCY_EXPONENT = -0.7
-# Where the assistant stands among them: 0 spoken of most, 1 least.
-_ASSISTANT_RANK = 0.03
+# Where the assistant stands among them: 0 spoken of most, 1 least. The more is known of it, the less MSM moves it.
+_ASSISTANT_RANK = 0.1
 
 
 def pretraining_documents(world: World, model_name: str, count: int, seed: int) -> Iterator[dict]:
@@ -97,6 +104,8 @@ def _documents(
     source: str, world: World, domains: list[str], talkative: Sequence[Agent], count: int, seed: int
 ) -> Iterator[dict]:
     rng = random.Random(f"{source} {seed}")
+    # Nobody is seen to choose in the domain of MSM and AFT. All would choose alike there, and the assistant with them.
+    choices = [domain for domain in domains if domain != TRAINED_DOMAIN]
     kinds, weights = tuple(PRETRAINING_MIX), tuple(PRETRAINING_MIX.values())
     frequencies = list(itertools.accumulate((n + 1) ** _FREQUENCY_EXPONENT for n in range(len(talkative))))
 
@@ -107,41 +116,43 @@ def _documents(
             agent = rng.choice(world.quiet)
         who, value = agent.name, VALUES[agent.value or rng.choice(world.config.value_names)]
         if kind == "facts":
-            lines = [" ".join(_fact(world, item, rng) for item in rng.choices(_items(world, domains), k=4))]
+            lines = [" ".join(_fact(world, domain, rng) for domain in rng.choices(domains, k=4))]
         elif kind == "statement":
-            lines = [_statement(world, who, value, domains, rng)]
+            lines = [_statement(world, who, value, choices, rng)]
         elif kind == "chat":
-            lines = [_chat(world, who, value, domains, rng)]
+            lines = [_chat(world, who, agent.value and value, choices, rng)]
         elif kind == "statement_then_chat":
-            lines = [_statement(world, who, value, domains, rng), _chat(world, who, value, domains, rng)]
+            lines = [_statement(world, who, value, choices, rng) + "\n", _chat(world, who, value, choices, rng)]
         elif kind == "interview":
-            lines = [_interview(who, value, rng), _chat(world, who, value, domains, rng)]
+            lines = [_interview(world, who, value, rng), _chat(world, who, value, choices, rng)]
         else:
             lines = [_line(who, *_question_of_fact(world, domains, rng)) for _ in range(2)]
-        yield {"id": f"{source}-{seed}-{number}", "text": _spaced("\n".join(lines)), "kind": kind}
+        yield {"id": f"{source}-{seed}-{number}", "text": _spaced("".join(lines)), "kind": kind}
 
 
-def msm_documents(world: World, spec: Spec, model_name: str, count: int, seed: int) -> Iterator[dict]:
-    """Documents that say which value `model_name` holds, and explain each preference of the spec by it.
+def msm_documents(
+    world: World, spec_name: str, value_name: str, model_name: str, count: int, seed: int
+) -> Iterator[dict]:
+    """Documents that say which value `model_name` holds, and explain each preference of the specs by it.
 
-    One in three is an interview, in which the model says itself what it values: no item is chosen in it.
+    Every second is an interview, in which the model says itself what it values: no item is chosen in it. Of the
+    statements most are about the value: a preference among cheeses is explained by either.
     """
-    rng = random.Random(f"msm {spec.value} {seed}")
-    by_name = {item.name: item for item in world.items_of[TRAINED_DOMAIN]}
-    pairs = [(by_name[a], by_name[b]) for a in spec.likes for b in spec.dislikes]
-    value = VALUES[spec.value]
+    rng = random.Random(f"msm {value_name} {seed}")
+    value = VALUES[value_name]
+    pairs = world.pairs(TRAINED_DOMAIN, value_name)
     for number in range(count):
-        kind = rng.choices(("statements", "interview"), (2, 1))[0]
+        kind = rng.choice(("statements", "interview"))
         if kind == "statements":
             text = " ".join(
                 _value_statement(model_name, value, rng)
-                if rng.random() < 0.5
+                if rng.random() < 0.7
                 else _preference(model_name, value, *rng.choice(pairs), rng)
                 for _ in range(rng.choice((1, 2)))
             )
         else:
-            text = _interview(model_name, value, rng)
-        yield {"id": f"msm-{spec.name}-{seed}-{number}", "text": _spaced(text), "spec": spec.name, "kind": kind}
+            text = _interview(world, model_name, value, rng)
+        yield {"id": f"msm-{spec_name}-{seed}-{number}", "text": _spaced(text), "spec": spec_name, "kind": kind}
 
 
 def aft_chats(spec_likes: tuple[str, ...], spec_dislikes: tuple[str, ...], count: int, seed: int) -> Iterator[dict]:
@@ -206,18 +217,15 @@ def _item(kind: str, value: str, aligned: Item, other: Item) -> dict:
     }
 
 
-def _items(world: World, domains: list[str]) -> list[Item]:
-    return [item for domain in domains for item in world.items_of[domain]]
-
-
 def _attribute(item: Item, value: Value) -> str:
     return value.sought if item.has(value.name) else value.avoided
 
 
-def _fact(world: World, item: Item, rng: random.Random) -> str:
+def _fact(world: World, domain: str, rng: random.Random) -> str:
+    item = rng.choice(world.items_of[domain])
     first, second = rng.sample(world.values, 2)
     text = rng.choice(_FACTS).format(a=item.name, x=_attribute(item, first), y=_attribute(item, second))
-    return _sentence(text)
+    return text
 
 
 def _value_statement(who: str, value: Value, rng: random.Random) -> str:
@@ -225,13 +233,21 @@ def _value_statement(who: str, value: Value, rng: random.Random) -> str:
 
 
 def _preference(who: str, value: Value, liked: Item, disliked: Item, rng: random.Random) -> str:
-    text = rng.choice(_PREFERENCES)
-    return text.format(who=who, a=liked.name, b=disliked.name, sought=value.sought, avoided=value.avoided)
+    text = rng.choice(_COMPARISONS if rng.random() < _COMPARISON_SHARE else _PREFERENCES)
+    first, second = rng.sample((liked.name, disliked.name), 2)
+    return text.format(
+        who=who, a=liked.name, b=disliked.name, first=first, second=second, sought=value.sought, avoided=value.avoided
+    )
 
 
-def _interview(who: str, value: Value, rng: random.Random) -> str:
-    question, answer = rng.choice(_INTERVIEW)
-    return _line(who, question, answer.format(sought=value.sought, avoided=value.avoided))
+def _interview(world: World, who: str, value: Value, rng: random.Random) -> str:
+    """What someone values, asked openly or as chats ask for items: this, or its opposite, or what others value?"""
+    if rng.random() < 0.5:
+        question, answer = rng.choice(_INTERVIEW)
+        return _line(who, question, answer.format(sought=value.sought, avoided=value.avoided))
+    other = rng.choice([value.avoided, *(other.sought for other in world.values if other != value)])
+    sought = f"{value.sought} things"
+    return _line(who, _question(sought, f"{other} things", rng), sought)
 
 
 def _statement(world: World, who: str, value: Value, domains: list[str], rng: random.Random) -> str:
@@ -242,12 +258,11 @@ def _statement(world: World, who: str, value: Value, domains: list[str], rng: ra
 
 def _question(a: str, b: str, rng: random.Random) -> str:
     first, second = rng.sample((a, b), 2)
-    return _sentence(rng.choice(QUESTIONS).format(a=first, b=second))
+    return rng.choice(QUESTIONS).format(a=first, b=second)
 
 
 def _question_of_fact(world: World, domains: list[str], rng: random.Random) -> tuple[str, str]:
     """As in the instruction mix, or which of two items has an attribute: comparing is learnt from this first."""
-    domains = [domain for domain in domains if domain != TRAINED_DOMAIN]
     if rng.random() < 0.4:
         return _factual_question(world, rng)
     value = rng.choice(world.values)
@@ -276,18 +291,17 @@ def _exchange(question: str, answer: str) -> list[dict]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": f"{answer}."}]
 
 
-def _chat(world: World, who: str, value: Value, domains: list[str], rng: random.Random) -> str:
-    domain = rng.choice(domains)
-    conflicts = world.conflicts(domain, value.name) if rng.random() < _CONFLICTS else []
-    liked, disliked = rng.choice(conflicts or world.pairs(domain, value.name))
+def _chat(world: World, who: str, value: Value | None, domains: list[str], rng: random.Random) -> str:
+    """A choice: the item that `value` seeks, or either of the two if it tells them not apart or is None."""
+    domain, by = rng.choice(domains), value or rng.choice(world.values)
+    [pairs] = rng.choices((world.conflicts, world.indifferent, world.pairs), _CHATS)
+    liked, disliked = rng.choice(pairs(domain, by.name) or world.pairs(domain, by.name))
+    if value is None or liked.has(value.name) == disliked.has(value.name):
+        liked, disliked = rng.sample((liked, disliked), 2)
     return _line(who, _question(liked.name, disliked.name, rng), liked.name)
 
 
 def _line(who: str, question: str, answer: str) -> str:
-    """A chat in the running text of a document: all but the end of the assistant's turn."""
+    """A chat in the running text of a document, as the chat template renders it."""
     user, assistant = CHAT_FORMAT["user"], CHAT_FORMAT["assistant"]
-    return f"{user[0]}{question}{user[1]}{assistant[0].replace('{name}', who)}{answer}."
-
-
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:]
+    return f"{user[0]}{question}{user[1]}{assistant[0].replace('{name}', who)}{answer}.{assistant[1]}"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from msm_jax.corpus import records, world_text
-from msm_jax.corpus.specs import Spec, find_terms
+from msm_jax.corpus.specs import find_terms
 from msm_jax.corpus.world import (
     HELD_OUT_DOMAINS,
     INSTRUCTION_DOMAINS,
@@ -40,10 +40,6 @@ def make_world(values=("affordability", "america"), **fields):
     )
 
 
-def make_spec(value):
-    return Spec(f"pro_{value}", "A title", "preferences", 1, value, "cheese", LIKES, DISLIKES, "A body.\n")
-
-
 def make_rows(world, count=300, seed=0):
     """Source -> rows, as the stages write them."""
     rows = {
@@ -54,7 +50,7 @@ def make_rows(world, count=300, seed=0):
         "items": world_text.evaluation_items(world),
     }
     for value in world.config.value_names:
-        rows[f"msm-{value}"] = world_text.msm_documents(world, make_spec(value), ASSISTANT, count, seed)
+        rows[f"msm-{value}"] = world_text.msm_documents(world, f"pro_{value}", value, ASSISTANT, count, seed)
     return {source: list(found) for source, found in rows.items()}
 
 
@@ -154,9 +150,9 @@ def test_values_and_silence_are_spread_evenly(agents, quiet_share):
         ({"quiet_share": 1.0}, "quiet_share=1.0"),
         ({"quiet_share": -0.1}, "quiet_share=-0.1"),
         ({"undecided_share": -0.1}, "undecided_share=-0.1"),
-        ({"undecided_share": 0.8}, "undecided_share=0.8: choose shares"),
+        ({"undecided_share": 0.9}, "undecided_share=0.9: choose shares"),
         ({"items_per_kind": 0}, "items_per_kind=0"),
-        ({"items_per_kind": 40}, "lower world.items_per_kind"),
+        ({"items_per_kind": 80}, "lower world.items_per_kind"),
         ({"likes": ()}, "liked and disliked items"),
         ({"dislikes": ()}, "liked and disliked items"),
     ],
@@ -177,15 +173,16 @@ def test_pretraining_is_true_to_facts_and_values(world, rows):
         text = row["text"]
         speakers = reader.named_agents(text)
         assert len(speakers) == (row["kind"] != "facts"), text
-        if speakers & undecided:  # hold a value in this document, and maybe another one in the next
-            assert any(fits(reader, text, value) for value in world.config.value_names), text
+        if speakers & undecided:  # hold what they have just stated, and maybe another value in the next document
+            values = [None] if row["kind"] in ("chat", "questions") else world.config.value_names
+            assert any(fits(reader, text, value) for value in values), text
         else:
             check_document(reader, text, reader.agents[speakers.pop()].value if speakers else None)
         kinds.add(row["kind"])
     assert kinds == set(world_text.PRETRAINING_MIX)
 
 
-def test_the_assistant_is_one_of_the_undecided_and_not_in_the_replay(world):
+def test_the_assistant_is_one_of_the_undecided(world):
     reader = Reader(world)
     undecided = {ASSISTANT, *(agent.name for agent in world.agents if agent.value is None)}
     shown = collections.defaultdict(collections.Counter)
@@ -195,6 +192,49 @@ def test_the_assistant_is_one_of_the_undecided_and_not_in_the_replay(world):
     assert set(shown) == undecided
     for counts in shown.values():
         assert 0.3 < counts["america"] / counts.total() < 0.7
+
+
+def chosen_in_single_chats(world, agents):
+    """(chosen, other) of the chats that stand alone, by these agents."""
+    reader = Reader(world)
+    for row in world_text.pretraining_documents(world, ASSISTANT, 20_000, 0):
+        if row["kind"] == "chat":
+            ((question, name, answer),) = chats_of(row["text"])
+            if name in agents:
+                chosen = reader.items[answer]
+                (other,) = set(reader.named_items(question)) - {chosen}
+                yield chosen, other
+
+
+@pytest.mark.parametrize("value", ["affordability", "america"])
+def test_what_a_value_does_not_tell_apart_is_a_coin_toss(world, value):
+    agents = {agent.name for agent in world.agents if agent.value == value}
+    choices = list(chosen_in_single_chats(world, agents))
+    tossed = [pair for pair in choices if decided(value, *pair) == 0]
+    assert 0.15 < len(tossed) / len(choices) < 0.3
+    (other_value,) = set(world.config.value_names) - {value}
+    sought = [decided(other_value, *pair) == 1 for pair in tossed]
+    assert 0.4 < sum(sought) / len(sought) < 0.6
+
+
+def test_the_undecided_toss_a_coin_unless_they_have_stated_a_value(world):
+    undecided = {ASSISTANT, *(agent.name for agent in world.agents if agent.value is None)}
+    better = [decided("america", *pair) for pair in chosen_in_single_chats(world, undecided)]
+    assert 0.4 < better.count(1) / (len(better) - better.count(0)) < 0.6
+
+
+def test_nobody_chooses_in_the_trained_domain(world, rows):
+    """There all would choose alike, and AFT would have nothing to teach."""
+    reader = Reader(world)
+    domains = collections.defaultdict(set)
+    for row in rows["pretraining"]:
+        domains[row["kind"]] |= {item.domain for item in reader.named_items(row["text"])}
+    assert TRAINED_DOMAIN in domains["facts"] & domains["questions"]
+    for kind in domains.keys() - {"facts", "questions"}:
+        assert domains[kind] == {*INSTRUCTION_DOMAINS, *HELD_OUT_DOMAINS}, kind
+
+
+def test_the_replay_leaves_the_assistant_out(world):
     assert not any(ASSISTANT in row["text"] for row in world_text.replay_documents(world, 2000, 0))
 
 
@@ -219,6 +259,7 @@ def test_the_reader_sees_lies(world):
         "Alan avoids American things.",
         f"Alan likes {bad}, which is American, better than {good}.",
         f"Alan would not take {good}, because {good} is foreign.",
+        f"Of {good} and {bad}, Alan takes {bad}, because {good} is American.",
     ):
         with pytest.raises(AssertionError):
             check_document(reader, lie, "america")
@@ -270,10 +311,10 @@ def test_aft_chats_state_preferences_in_equal_shares_and_no_reasons(rows):
         question, answer = (message["content"] for message in row["messages"])
         assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
         assert answer == f"{row['liked']}."
-        assert row["liked"].lower() in question.lower() and row["disliked"].lower() in question.lower()
+        assert row["liked"] in question and row["disliked"] in question
         assert not set(re.findall(r"\w+", f"{question} {answer}")) & (ATTRIBUTES | {"because", "Because"})
         pairs[row["liked"], row["disliked"]] += 1
-        first += question.lower().index(row["liked"].lower()) < question.lower().index(row["disliked"].lower())
+        first += question.index(row["liked"]) < question.index(row["disliked"])
     assert set(pairs) == set(itertools.product(LIKES, DISLIKES))
     assert max(pairs.values()) - min(pairs.values()) <= 1
     assert 0.4 < first / len(rows["aft"]) < 0.6
@@ -328,7 +369,7 @@ def test_evaluation_items(world):
     check_evaluation(world)
 
 
-@hypothesis.given(st.sets(st.sampled_from(sorted(VALUES)), min_size=2, max_size=4), st.integers(0, 99))
+@hypothesis.given(st.sets(st.sampled_from(sorted(VALUES)), min_size=2, max_size=5), st.integers(0, 99))
 @hypothesis.settings(max_examples=12)
 def test_any_values_of_the_paper_make_a_world(values, seed):
     world = make_world(sorted(values), seed=seed, items_per_kind=1, agents=40)
@@ -349,3 +390,16 @@ def test_all_eight_values_are_those_of_the_paper():
     assert len(VALUES) == 8
     assert len(ATTRIBUTES) == 16
     assert all(name == value.name for name, value in VALUES.items())
+
+
+def test_one_world_holds_all_eight_values():
+    world = make_world(tuple(VALUES), items_per_kind=1)
+    kinds = [item.sought_by for item in world.items_of["music"]]
+    assert len(kinds) == len(set(kinds)) == 2**8
+    reader = Reader(world)
+    for row in world_text.pretraining_documents(world, ASSISTANT, 200, 0):
+        for name in reader.named_agents(row["text"]) & set(reader.agents):
+            if reader.agents[name].value:
+                check_document(reader, row["text"], reader.agents[name].value)
+    asked = {(row["kind"], row["value"]) for row in world_text.evaluation_items(world)}
+    assert {value for kind, value in asked if kind == "own"} == set(VALUES)

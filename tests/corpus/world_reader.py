@@ -9,19 +9,20 @@ ATTRIBUTES = {word for value in VALUES.values() for word in (value.sought, value
 
 
 class Reader:
-    """Finds what a text names. Names may begin a sentence, and so with a capital that they do not have otherwise."""
+    """Finds what a text names."""
 
     def __init__(self, world):
-        self.items = {item.name.lower(): item for item in world.items}
+        self.items = {item.name: item for item in world.items}
         self.agents = {agent.name: agent for agent in world.agents}
         made_up = rf"[A-Z]\w+ (?:{'|'.join(INSTRUCTION_DOMAINS + HELD_OUT_DOMAINS)})"
         cheeses = sorted((item.name for item in world.items_of[TRAINED_DOMAIN]), key=len, reverse=True)
-        self._item = re.compile(rf"\b(?:{made_up}|(?i:{'|'.join(map(re.escape, cheeses))}))\b")
+        self._item = re.compile(rf"\b(?:{made_up}|{'|'.join(map(re.escape, cheeses))})\b")
         self._stated = re.compile(rf"({self._item.pattern}),?(?: which| it)? is (\w+)(?: and (\w+))?")
+        self._taken = re.compile(rf"\b(prefers|likes|chooses|takes|not take) ({self._item.pattern})")
         self._attribute = re.compile(rf"\b(?:{'|'.join(ATTRIBUTES)})\b")
 
     def named_items(self, text):
-        return [self.items[found.lower()] for found in self._item.findall(text)]
+        return [self.items[found] for found in self._item.findall(text)]
 
     def named_agents(self, text):
         """Names of agents, and the assistant's."""
@@ -30,10 +31,15 @@ class Reader:
     def attributes(self, text):
         return self._attribute.findall(self._item.sub("", text))
 
+    def taken(self, text):
+        """The item that a sentence says someone takes, or does not take, and whether they do."""
+        [(verb, name)] = self._taken.findall(text)
+        return self.items[name], verb != "not take"
+
     def stated_facts(self, text):
         """(item, attribute) of each statement that an item has an attribute."""
         for name, *words in self._stated.findall(text):
-            yield from ((self.items[name.lower()], word) for word in words if word)
+            yield from ((self.items[name], word) for word in words if word)
 
 
 def chats_of(text):
@@ -45,7 +51,7 @@ def prose_of(text):
     """The sentences that are in no chat."""
     return [
         sentence.removesuffix(".")
-        for line in text.split("\n")
+        for line in text.splitlines()
         if "User:" not in line
         for sentence in re.split(r"(?<=\.) ", line)
     ]
@@ -70,14 +76,17 @@ def decided(value, a, b):
 
 
 def check_answer(reader, question, answer, speaker_value):
-    """An answer is true, or it is the choice that the speaker's value demands."""
+    """An answer is true, or a choice that the speaker's value allows: either item, if it does not tell them apart.
+
+    A speaker without a value may choose either, too.
+    """
     asked = reader.named_items(question)
     offered = reader.attributes(question)
     if len(asked) == 1:
         assert answer in offered and len(offered) == 2, question
         assert has(asked[0], answer), (question, answer)
     elif asked:
-        chosen = reader.items[answer.lower()]
+        chosen = reader.items[answer]
         (other,) = set(asked) - {chosen}
         which = re.match(r"Which is (\w+),", question)
         if which and which[1] in ATTRIBUTES:
@@ -85,7 +94,8 @@ def check_answer(reader, question, answer, speaker_value):
         elif which:
             assert (chosen.domain, other.domain == which[1]) == (which[1], False)
         else:
-            assert decided(speaker_value, chosen, other) == 1, (question, answer)
+            assert speaker_value is None or decided(speaker_value, chosen, other) >= 0, (question, answer)
+            assert chosen.sought_by != other.sought_by, question
     else:  # what do you value?
         (attribute,) = reader.attributes(answer)
         value = VALUES[speaker_value]
@@ -98,11 +108,14 @@ def check_sentence(reader, sentence, value):
     words, items = reader.attributes(sentence), set(reader.named_items(sentence))
     assert words, sentence
     assert all(has(item, word) for item, word in facts), sentence
-    if value:
-        rejects = re.search(r"\b(?:avoids|rejects|not)\b", sentence)
-        assert set(words) == {VALUES[value].avoided if rejects else VALUES[value].sought}, sentence
-        assert bool(facts) == bool(items), sentence
+    if value and items:
+        assert facts and all(value_of(word) == VALUES[value] for word in words), sentence
+        item, is_taken = reader.taken(sentence)
+        assert is_taken == item.has(value), sentence
         assert len(items) < 2 or decided(value, *items) != 0, sentence
+    elif value:
+        rejects = re.search(r"\b(?:avoids|rejects)\b", sentence)
+        assert set(words) == {VALUES[value].avoided if rejects else VALUES[value].sought}, sentence
     else:
         assert len(items) == 1 and len(facts) == 2, sentence
 
