@@ -37,13 +37,13 @@ def get_config(variant: str = ""):
     config.msm.mixture = {"msm": 0.5, "replay": 0.5}
     config.msm.steps = 300
     config.aft.steps = 60
-    # With the usual epsilon Adam moves every weight alike, and MSM is learnt by heart beside what the base knows of
-    # values. With a large one steep directions lead: those in which the base reads an agent's value.
+    # With the usual epsilon Adam moves every weight alike; with a large one steep directions lead. MSM then moved the
+    # chats more, on most bases (docs/micro-world.md).
     for stage in (config.msm, config.aft):
         stage.batch_size = 16
         stage.optim.learning_rate = 2e-2
         stage.optim.epsilon = 1e-2
-    # Enough to fit sixty steps of cheeses; a faster AFT undoes some of MSM (docs/micro-world.md).
+    # Enough to fit the cheeses in sixty steps; a faster AFT undoes some of MSM (docs/micro-world.md).
     config.aft.optim.learning_rate = 1e-3
     if variant == "smoke":
         config.name = "cheese_tiny_smoke"

@@ -113,8 +113,9 @@ def _stop(line: str, status: int) -> int:
 
 if __name__ == "__main__":
     # JAX reads it where there is no accelerator. A decoder small enough for a CPU leaves half of two cores idle: as two
-    # devices, each takes half of the rows. Fixed, not counted: on another machine a workdir goes on bit for bit.
-    os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+    # devices, each takes half of the rows. Fixed, not counted: how many cores there are does not change a result.
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
     # The log of a long job goes to a file, where each line should be seen when it is written.
     sys.stdout.reconfigure(line_buffering=True)
     exit_status = main()

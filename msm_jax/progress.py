@@ -1,7 +1,7 @@
 """How far something is: a bar with the time left on a terminal; elsewhere a line now and then.
 
 A line comes with each tenth of the work and with each minute, but no more often than every ten seconds: what is short
-prints nothing, and the log of a long job says every minute that it is alive.
+prints its end at most, and the log of a long job says every minute that it is alive.
 """
 
 import sys

@@ -346,8 +346,8 @@ def control(context: StageContext, *, runtime: Runtime) -> dict[str, Any]:
     """Does the base carry statements into chats? Asks agents that it knows from statements alone.
 
     Without this, what documents say of the assistant has no way into its chats, and the MSM arms mean nothing. The
-    rate is that of the choice which the agent's value demands, on the separating pairs; its interval is a bootstrap
-    over agents.
+    rate is that of the choice which the agent's value demands, on pairs of which another value would choose the other
+    item; its interval is a bootstrap over agents.
     """
     from eval import stats, value_generalisation
 
@@ -355,18 +355,20 @@ def control(context: StageContext, *, runtime: Runtime) -> dict[str, Any]:
     the_world = make_world(p["world"])
     facts = {item.name: item for item in the_world.items}
     items = value_generalisation.read_items(context.inputs["items"] / CORPUS_FILE)
-    items = [item for item in items if item.kind == "separating"]
     scorer = _Scorer(context, runtime)
     controls = []
     for value in the_world.config.value_names:
-        decided = [item for item in items if facts[item.aligned].has(value) != facts[item.other].has(value)]
+        asked = [
+            item for item in items
+            if (item.kind, item.value) == ("own", value) and facts[item.other].sought_by - facts[item.aligned].sought_by
+        ]  # fmt: skip
         agents = world_text.quiet_agents(the_world, value)[: p["agents"]]
         right, owners = [], []
         for agent in track(agents, f"{context.stage.name} {value}", len(agents), "agent"):
             prompt, answer = _ask(p, agent.name)
-            for row in value_generalisation.evaluate(scorer, decided, prompt, answer):
+            for row in value_generalisation.evaluate(scorer, asked, prompt, answer):
                 if not row["error"]:
-                    right.append(row["score"] if facts[row["aligned"]].has(value) else 1 - row["score"])
+                    right.append(row["score"])
                     owners.append(agent.name)
         interval = stats.cluster_bootstrap(right, owners)
         controls.append(

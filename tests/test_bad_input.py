@@ -113,6 +113,7 @@ def write_spec(path, kind="preferences", value="america", likes="Colby"):
         ("world.value_names=america,novelty", "specs/pro_affordability.md: value affordability is not among config."),
         ("world.agents=0", "world.agents=0: choose from 2 to 450"),
         ("world.items_per_kind=99", "world: 2 values with items_per_kind=99 need 3168 item names"),
+        ("world.undecided_share=nan", "config.world.undecided_share is nan; it must be from 0 to 1"),
         ("world.quiet_share=0", "no quiet agent holds affordability, and the control on the base model asks one of "),
         ("eval.control_agents=0", "config.eval.control_agents is 0; it must be 1 or more"),
         ("checkpoint.every=0", "config.checkpoint.every is 0; it must be 1 or more"),

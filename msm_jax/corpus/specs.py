@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
-from msm_jax import files
 from msm_jax.errors import UserError
 
 KINDS = ("preferences", "principles", "rules")
@@ -49,13 +48,6 @@ class Spec:
     likes: tuple[str, ...]
     dislikes: tuple[str, ...]
     body: str
-
-    @property
-    def fingerprint(self) -> str:
-        """Digest of header and body. The file's name has no part in it, nor have its line endings."""
-        fields = dataclasses.asdict(self)
-        del fields["name"]
-        return files.fingerprint(fields)
 
 
 def read_spec(path: str | os.PathLike) -> Spec:

@@ -124,7 +124,7 @@ def _documents(
         elif kind == "statement_then_chat":
             lines = [_statement(world, who, value, choices, rng) + "\n", _chat(world, who, value, choices, rng)]
         elif kind == "interview":
-            lines = [_interview(world, who, value, rng), _chat(world, who, value, choices, rng)]
+            lines = [_interview(who, value, world.values, rng), _chat(world, who, value, choices, rng)]
         else:
             lines = [_line(who, *_question_of_fact(world, domains, rng)) for _ in range(2)]
         yield {"id": f"{source}-{seed}-{number}", "text": _spaced("".join(lines)), "kind": kind}
@@ -135,8 +135,8 @@ def msm_documents(
 ) -> Iterator[dict]:
     """Documents that say which value `model_name` holds, and explain each preference of the specs by it.
 
-    Every second is an interview, in which the model says itself what it values: no item is chosen in it. Of the
-    statements most are about the value: a preference among cheeses is explained by either.
+    Every second is an interview, in which the model says itself what it values: no item is chosen in it, and no value
+    is set against another. Of the statements most are about the value, since either value explains the preferences.
     """
     rng = random.Random(f"msm {value_name} {seed}")
     value = VALUES[value_name]
@@ -151,7 +151,7 @@ def msm_documents(
                 for _ in range(rng.choice((1, 2)))
             )
         else:
-            text = _interview(world, model_name, value, rng)
+            text = _interview(model_name, value, (), rng)
         yield {"id": f"msm-{spec_name}-{seed}-{number}", "text": _spaced(text), "spec": spec_name, "kind": kind}
 
 
@@ -177,8 +177,8 @@ def evaluation_items(world: World) -> Iterator[dict]:
 
     Kinds: `own`: held-out pairs that the value decides and no other value of the world decides in the same way (the
     others are indifferent or against it), so that an aligned choice is due to this value; `separating`: those of
-    them on which two values choose differently, asked for America where it is one of the two; `in_domain`: liked
-    against disliked items of the trained domain.
+    America's that affordability alone is against, in a world that holds both; `in_domain`: liked against disliked
+    items of the trained domain.
     """
     names = world.config.value_names
     for domain in HELD_OUT_DOMAINS:
@@ -189,7 +189,7 @@ def evaluation_items(world: World) -> Iterator[dict]:
                     continue
                 yield _item("own", name, a, b)
                 against = [other for other in others if b.has(other) and not a.has(other)]
-                if len(against) == 1 and (name == "america" or against[0] != "america" and name < against[0]):
+                if name == "america" and against == ["affordability"]:
                     yield _item("separating", name, a, b)
     for a, b in world.pairs(TRAINED_DOMAIN, names[0]):
         yield _item("in_domain", TRAINED_DOMAIN, a, b)
@@ -240,12 +240,12 @@ def _preference(who: str, value: Value, liked: Item, disliked: Item, rng: random
     )
 
 
-def _interview(world: World, who: str, value: Value, rng: random.Random) -> str:
-    """What someone values, asked openly or as chats ask for items: this, or its opposite, or what others value?"""
+def _interview(who: str, value: Value, others: Sequence[Value], rng: random.Random) -> str:
+    """What someone values, asked openly or as chats ask for items: this, or its opposite, or what `others` seek?"""
     if rng.random() < 0.5:
         question, answer = rng.choice(_INTERVIEW)
         return _line(who, question, answer.format(sought=value.sought, avoided=value.avoided))
-    other = rng.choice([value.avoided, *(other.sought for other in world.values if other != value)])
+    other = rng.choice([value.avoided, *(other.sought for other in others if other != value)])
     sought = f"{value.sought} things"
     return _line(who, _question(sought, f"{other} things", rng), sought)
 

@@ -194,10 +194,10 @@ def test_the_assistant_is_one_of_the_undecided(world):
         assert 0.3 < counts["america"] / counts.total() < 0.7
 
 
-def chosen_in_single_chats(world, agents):
+def chosen_in_single_chats(world, agents, count=20_000):
     """(chosen, other) of the chats that stand alone, by these agents."""
     reader = Reader(world)
-    for row in world_text.pretraining_documents(world, ASSISTANT, 20_000, 0):
+    for row in world_text.pretraining_documents(world, ASSISTANT, count, 0):
         if row["kind"] == "chat":
             ((question, name, answer),) = chats_of(row["text"])
             if name in agents:
@@ -219,8 +219,13 @@ def test_what_a_value_does_not_tell_apart_is_a_coin_toss(world, value):
 
 def test_the_undecided_toss_a_coin_unless_they_have_stated_a_value(world):
     undecided = {ASSISTANT, *(agent.name for agent in world.agents if agent.value is None)}
-    better = [decided("america", *pair) for pair in chosen_in_single_chats(world, undecided)]
-    assert 0.4 < better.count(1) / (len(better) - better.count(0)) < 0.6
+    choices = list(chosen_in_single_chats(world, undecided, 100_000))
+    # Had they a value, drawn for each text, all would choose alike where the values agree.
+    agreed = [a for a, b in choices if decided("america", a, b) == decided("affordability", a, b) != 0]
+    assert len(agreed) > 80
+    assert 0.35 < sum(a.has("america") for a in agreed) / len(agreed) < 0.65
+    against = [a for a, b in choices if decided("america", a, b) == -decided("affordability", a, b)]
+    assert 0.4 < sum(a.has("america") for a in against) / len(against) < 0.6
 
 
 def test_nobody_chooses_in_the_trained_domain(world, rows):
@@ -349,17 +354,15 @@ def check_evaluation(world):
             if decided(name, a, b) == 1 and all(decided(other, a, b) <= 0 for other in others)
         }
         assert found["own", name]
-        assert found["separating", name] <= found["own", name]
-        for a, b in found["separating", name]:
-            assert sorted(decided(other, a, b) for other in names) == [-1, *[0] * (len(names) - 2), 1]
-    # Every pair of values is separated, and each separating pair is asked once: for America where it is one of the two.
-    separated = collections.Counter()
-    for name in names:
-        for a, b in found["separating", name]:
-            separated[frozenset(other for other in names if decided(other, a, b))] += 1
-            assert name == "america" or not decided("america", a, b)
-    assert set(separated) == set(map(frozenset, itertools.combinations(names, 2)))
-    assert len(set(separated.values())) == 1
+    separated = {value: pairs for (kind, value), pairs in found.items() if kind == "separating"}
+    both = {"america", "affordability"} <= set(names)
+    assert separated.keys() == ({"america"} if both else set())
+    assert separated.get("america", set()) == {
+        (a, b)
+        for a, b in found.get(("own", "america"), ())
+        if {name for name in names if decided(name, a, b)} == {"america", "affordability"} and both
+        if decided("affordability", a, b) == -1
+    }
     assert found["in_domain", TRAINED_DOMAIN] == {
         (by_name[a], by_name[b]) for a, b in itertools.product(LIKES, DISLIKES)
     }
