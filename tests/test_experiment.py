@@ -288,7 +288,7 @@ def test_killed_and_run_again(ran, tmp_path):
 
 
 class AgentScorer:
-    """Answers as the agent who is asked would. What its value leaves open must not be asked."""
+    """Answers as the agent who is asked would. What its value leaves open must not be asked, nor what all agree on."""
 
     def __init__(self, world):
         self.values = {agent.name: agent.value for agent in world.agents}
@@ -301,8 +301,10 @@ class AgentScorer:
     def _choose(self, prompt, pair):
         name = prompt.removesuffix(":").split()[-1]
         self.asked.add(name)
-        chosen = [self.items[option.strip(" .\n")].has(self.values[name]) for option in pair]
+        options = [self.items[option.strip(" .\n")] for option in pair]
+        chosen = [option.has(self.values[name]) for option in options]
         assert sum(chosen) == 1, (prompt, pair)
+        assert all(option.sought_by for option in options), (prompt, pair)  # another value seeks the other
         return [0.0 if this else -9.0 for this in chosen]
 
 
