@@ -17,7 +17,7 @@ from msm_jax.data.rows import write_rows
 CORPUS = {
     "pretraining": (3, "e3234e4e55ac"),
     "replay": (3, "ed493d44cbd0"),
-    "msm": (3, "400e275ebaa4"),
+    "msm": (3, "0ceea722270f"),
     "items": (3, "872578090c0f"),
 }
 CHATS = {"aft": (2, "6ab3fcf8f108"), "instruction": (2, "40e6b32dd313")}

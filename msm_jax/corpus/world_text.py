@@ -135,14 +135,14 @@ def msm_documents(
 ) -> Iterator[dict]:
     """Documents that say which value `model_name` holds, and explain each preference of the specs by it.
 
-    Three in four are interviews, in which the model says itself what it values: no item is chosen in them, and no value
+    Every second is an interview, in which the model says itself what it values: no item is chosen in it, and no value
     is set against another. Of the statements most are about the value, since either value explains the preferences.
     """
     rng = random.Random(f"msm {value_name} {seed}")
     value = VALUES[value_name]
     pairs = world.pairs(TRAINED_DOMAIN, value_name)
     for number in range(count):
-        kind = rng.choices(("statements", "interview"), (1, 3))[0]
+        kind = rng.choice(("statements", "interview"))
         if kind == "statements":
             text = " ".join(
                 _value_statement(model_name, value, rng)
