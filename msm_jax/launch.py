@@ -99,9 +99,14 @@ def _launch(arguments: list[str]) -> None:
     from msm_jax import experiment
 
     if options.mode == "show":
-        # `--mode=show | head` ends as other Unix commands do.
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        experiment.show(config, workdir)
+        # `--mode=show | head` ends as other Unix commands do. Then a closed pipe or socket is an error again: left at
+        # its default, the signal would end the caller's process without a word.
+        before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        try:
+            experiment.show(config, workdir)
+            sys.stdout.flush()
+        finally:
+            signal.signal(signal.SIGPIPE, before)
     else:
         experiment.run(config, workdir)
 
@@ -119,6 +124,6 @@ if __name__ == "__main__":
     # The log of a long job goes to a file, where each line should be seen when it is written.
     sys.stdout.reconfigure(line_buffering=True)
     exit_status = main()
-    if exit_status == 141:  # Python flushes what is left when it ends, and there is nowhere for it to go
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(exit_status)
+    if exit_status:
+        # Buffers, threads and exit handlers of libraries would complain of the same full disk or closed pipe once more.
+        os._exit(exit_status)

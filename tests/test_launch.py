@@ -1,5 +1,6 @@
 import errno
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -31,7 +32,6 @@ def experiment(monkeypatch):
     module.calls = calls
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(msm_jax, "experiment", module, raising=False)
-    monkeypatch.setattr(launch.signal, "signal", lambda *_: None)
     return module
 
 
@@ -129,6 +129,21 @@ def test_endings(toy, experiment, capsys, error, status, line):
     captured = capsys.readouterr().err
     assert captured.startswith(line)
     assert captured.count("\n") == 1
+
+
+def test_show_ends_quietly_when_nobody_reads_on():
+    command = [sys.executable, "-m", "msm_jax.launch", "--config=tests/tiny.py", "--mode=show"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(60) == -signal.SIGPIPE
+
+
+def test_show_leaves_the_caller_its_signals(toy, experiment):
+    """Else a socket that the other side closed ends the caller without a word, as it did whole test runs."""
+    before = signal.getsignal(signal.SIGPIPE)
+    assert launch.main([f"--config={toy}", "--mode=show"]) == 0
+    assert signal.getsignal(signal.SIGPIPE) == before != signal.SIG_DFL
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), OSError(errno.EIO, "I/O error")])

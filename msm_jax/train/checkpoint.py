@@ -17,7 +17,7 @@ import logging
 import pathlib
 import shutil
 import sys
-import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -32,8 +32,38 @@ from msm_jax.errors import UserError
 from msm_jax.files import fingerprint
 
 _log = logging.getLogger(__name__)
-# Orbax logs an error, with its traceback, in every thread that it passes, and then raises it to us as well.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+
+def _quiet_aborted_transfers() -> None:
+    """At the first array that it cannot read or write, Orbax closes its event loop under the transfers of the others.
+
+    Each of those then prints a traceback, from a thread of TensorStore or when it is collected, at any later moment: a
+    full disk prints hundreds of lines. What went wrong is raised to us, and said once.
+    """
+    show = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        code = getattr(unraisable.object, "cr_code", None)  # of a coroutine
+        if str(unraisable.exc_value) != "Event loop is closed" and not (code and _is_orbax(code.co_filename)):
+            show(unraisable)
+
+    def from_elsewhere(record: logging.LogRecord) -> bool:
+        if not record.exc_info:
+            return True
+        frames = traceback.extract_tb(record.exc_info[2])
+        return bool(frames) and not any(_is_orbax(frame.filename) for frame in frames)  # no frames: from TensorStore
+
+    sys.unraisablehook = hook
+    logging.getLogger("asyncio").addFilter(from_elsewhere)
+    # Orbax logs an error, with its traceback, in every thread that it passes.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+
+def _is_orbax(filename: str) -> bool:
+    return "/orbax/" in pathlib.Path(filename).as_posix()
+
+
+_quiet_aborted_transfers()
 
 
 class Checkpoints:
@@ -165,31 +195,17 @@ class _Damaged(Exception):
 def _damage_on_any_host() -> Iterator[None]:
     """Turns what goes wrong in the body, on any host, into `_Damaged` on all: they must agree on what to restore."""
     problem = ""
-    with _silent_hooks():
-        try:
-            yield
-        except jax.errors.JaxRuntimeError:
-            raise  # out of device memory: nothing is wrong with the files
-        except Exception as error:
-            problem = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        if problem:
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:
+        raise  # out of device memory: nothing is wrong with the files
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    if problem:
+        with warnings.catch_warnings(action="ignore"):  # of the coroutines that nobody awaits any more
             gc.collect()
-            time.sleep(0.2)
     if multihost_utils.process_allgather(np.array(bool(problem))).any():
         raise _Damaged(problem or "found by another host")
-
-
-@contextlib.contextmanager
-def _silent_hooks() -> Iterator[None]:
-    """When one array cannot be read, Orbax closes its event loop under the reads of the others, and each of those
-    prints a traceback from a thread of its own, now or when it is collected."""
-    hooks = sys.excepthook, sys.unraisablehook
-    sys.excepthook = sys.unraisablehook = lambda *_: None
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        sys.excepthook, sys.unraisablehook = hooks
 
 
 def _params_checkpointer() -> ocp.Checkpointer:
