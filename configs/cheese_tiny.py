@@ -28,7 +28,8 @@ def get_config(variant: str = ""):
     config.lora.rank = 16
     config.lora.alpha = 32.0
 
-    config.pretrain.steps = 1600
+    # Half as many made a base that names a third item in one sampled answer of ten (docs/micro-world.md).
+    config.pretrain.steps = 3200
     config.pretrain.batch_size = 32
     config.pretrain.optim.learning_rate = 3e-3
     config.pretrain.optim.beta2 = 0.98

@@ -79,7 +79,7 @@ def get_config() -> ConfigDict:
     )
     # Documents or chats of each source.
     config.corpus = ConfigDict(
-        {"pretraining": 150_000, "replay": 20_000, "msm": 8_000, "aft": 5_000, "instruction": 5_000}
+        {"pretraining": 300_000, "replay": 20_000, "msm": 8_000, "aft": 5_000, "instruction": 5_000}
     )
     config.eval = ConfigDict(
         {
