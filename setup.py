@@ -19,7 +19,7 @@ setuptools.setup(
     # Folders of files count as packages too: prompts, report templates and reference numbers lie beside the code.
     package_data={"": ["*.txt", "*.md", "*.json", "*.jsonl", "*.csv", "*.html", "*.j2"]},
     install_requires=[
-        # Flax and Orbax follow JAX within months, so the three are bounded together; Python 3.11 gets JAX 0.10.2.
+        # Each minor version of JAX takes something away; Python 3.11 gets 0.10.2.
         "jax>=0.10,<0.13",
         "flax>=0.12.8",
         "optax>=0.2.8",
@@ -37,6 +37,7 @@ setuptools.setup(
         "matplotlib",
         "jinja2",
         "numpy",
+        "scipy",
     ],
     extras_require={
         "tpu": ["jax[tpu]"],

@@ -30,6 +30,7 @@ def get_config(variant: str = ""):
 
     # Half as many made a base that names a third item in one sampled answer of ten (docs/micro-world.md).
     config.pretrain.steps = 3200
+    config.corpus.pretraining = 300_000
     config.pretrain.batch_size = 32
     config.pretrain.optim.learning_rate = 3e-3
     config.pretrain.optim.beta2 = 0.98

@@ -1,4 +1,4 @@
-"""Defaults that every experiment starts from. An experiment changes fields; it adds none but sources of a mixture."""
+"""Defaults that every experiment starts from. An experiment changes fields, adds none, and assigns mixtures whole."""
 
 from ml_collections import ConfigDict, config_dict
 
@@ -79,7 +79,7 @@ def get_config() -> ConfigDict:
     )
     # Documents or chats of each source.
     config.corpus = ConfigDict(
-        {"pretraining": 300_000, "replay": 20_000, "msm": 8_000, "aft": 5_000, "instruction": 5_000}
+        {"pretraining": 150_000, "replay": 20_000, "msm": 8_000, "aft": 5_000, "instruction": 5_000}
     )
     config.eval = ConfigDict(
         {
@@ -94,4 +94,4 @@ def get_config() -> ConfigDict:
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all remaining devices
     config.checkpoint = ConfigDict({"every": 500, "keep": 2})
     config.log = ConfigDict({"every": 10})
-    return config
+    return config.lock()  # so that a mistyped field in an experiment's file is an error

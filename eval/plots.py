@@ -4,6 +4,8 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from eval.results import has_aft
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -46,7 +48,7 @@ def arm_colors(arms: Sequence[dict]) -> list[str]:
             colors.append(PLAIN_HUES.get(arm["name"], OTHER_HUE))
         else:
             light, dark = SPEC_HUES[specs.index(arm["spec"]) % len(SPEC_HUES)]
-            colors.append(dark if "aft" in arm["name"] else light)
+            colors.append(dark if has_aft(arm) else light)
     return colors
 
 

@@ -8,10 +8,11 @@ A *result* is the plain dict that `experiment.py` hands in (JSON types only):
                   "spec": "pro_america" | None, "value": "america" | None}]
     scores      [{"arm": name, "spec": spec, "seed": int, "eval": str, "form": "logprob" | "sampled", **cell}],
                 cell as `value_generalisation.summarise` returns it for that form
-    controls    [{"name": str, "rate": float | None, "n": int, "low": float, "high": float, "bar": float}]
+    controls    [{"name": str, "rate": float | None, "n": int, "errored": int, "low": float, "high": float,
+                  "bar": float}]
     stages      [{"key": str, "kind": str, "seconds": float, "tokens": int | None}]
-    corpora     [{"name": str, "documents": int, "split": int, "truncated": int, "tokens": int,
-                  "trained_tokens": int, "rows": int, "fill": float}]
+    corpora     [{"name": str, "documents": int, "split": int, "tokens": int, "trained_tokens": int,
+                  "rows": int, "fill": float}]
 
 An arm is known by (name, spec). The evaluation of a spec is the one named after its value; "separating" is the rate
 of choosing the American item where the values disagree; "in_domain" that of the fine-tuning domain. Arms, seeds,
@@ -168,7 +169,7 @@ def findings(result: dict) -> list[dict]:
     found += [_above_aft(result, spec, value) for spec, value in own.items()]
     for spec, value in own.items():
         found.append(_contrast(result, "AFT adds to MSM", ("msm_aft", spec), ("msm", spec), value, bar=None))
-    if any(_has_aft(arm) for arm in result["arms"]):
+    if any(has_aft(arm) for arm in result["arms"]):
         found.append(_in_domain(result))
     return found + [_control(control) for control in result["controls"]]
 
@@ -202,13 +203,17 @@ def _contrast(result: dict, claim: str, a: ArmKey, b: ArmKey, evaluation: str, b
     difference = stats.seed_summary([first - second for first, second in zip(*rates, strict=True)])
     means = [number(sum(values) / len(values)) for values in rates]
     text = f"{name}: {labels[0]} {means[0]}, {labels[1]} {means[1]}; difference {signed(difference.mean)}"
-    if difference.low is not None:
-        text += f" ({signed(difference.low)} to {signed(difference.high)})"
+    low, high = difference.low, difference.high
+    if low is not None:
+        low, high = max(-1.0, low), min(1.0, high)
+        text += f" ({signed(low)} to {signed(high)})"
     if bar:
         text += f", bar {signed(bar)}"
-    if difference.low is not None and difference.low <= 0 <= difference.high:
+    if low is not None and low <= 0 <= high:
         text += ", within the spread of seeds"
-    known = {"value": difference.mean, "low": difference.low, "high": difference.high, "seeds": len(shared)}
+    elif bar and low is not None and low < bar <= high:
+        text += ", which is within the spread of seeds"
+    known = {"value": difference.mean, "low": low, "high": high, "seeds": len(shared)}
     if bar is None:
         return _finding(name, text, "seen" if difference.mean > 0 else "not seen", **known)
     reached = difference.mean >= bar if bar else difference.mean > 0
@@ -226,14 +231,14 @@ def _above_aft(result: dict, spec: str, own: str) -> dict:
     return _contrast(result, claim, ("msm_aft", spec), ("aft", None), own, bar=0.0)
 
 
-def _has_aft(arm: dict) -> bool:
+def has_aft(arm: dict) -> bool:
     return "aft" in arm["name"].split("_")
 
 
 def _in_domain(result: dict) -> dict:
     """The lowest seed of any arm with AFT: where fine-tuning did not take, its generalisation says nothing."""
     name = "AFT took (In domain)"
-    arms = [arm for arm in result["arms"] if _has_aft(arm)]
+    arms = [arm for arm in result["arms"] if has_aft(arm)]
     cells = {arm["label"]: _main_cell(result, arm_key(arm), "in_domain") for arm in arms}
     runs = [(rate, label, seed) for label, known in cells.items() if known for seed, rate in known.seeds.items()]
     if not runs:
@@ -251,5 +256,7 @@ def _control(control: dict) -> dict:
         return _finding(f"control, {name}", f"Control {name}: not measured", "not measured", bar=bar)
     low, high = control["low"], control["high"]
     text = f"Control {name}: {number(rate, 3)} {interval(low, high, 3)}, n = {control['n']}, bar {number(bar)}"
+    if control["errored"]:
+        text += f", {control['errored']} errored"
     verdict = "holds" if rate >= bar else "does not hold"
     return _finding(f"control, {name}", text, verdict, value=rate, low=low, high=high, bar=bar)

@@ -10,6 +10,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 
 class Interval(NamedTuple):
@@ -47,30 +48,6 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
     return Interval(min(rate, max(0.0, center - half)), max(rate, min(1.0, center + half)))
 
 
-def student_t(confidence: float, freedom: int) -> float:
-    """The t with P(|T| < t) = confidence for integer degrees of freedom.
-
-    Inverts the finite trigonometric sums of Abramowitz & Stegun 26.7.3 (odd) and 26.7.4 (even) by bisection on
-    the angle arctan(t / sqrt(freedom)).
-    """
-    odd = freedom % 2
-    order = np.arange(1, (freedom - 2 - odd) // 2 + 1)
-    ratios = (2 * order - 1 + odd) / (2 * order + odd)
-
-    def coverage(angle: float) -> float:
-        series = 1 + np.cumprod(ratios * math.cos(angle) ** 2).sum()
-        if not odd:
-            return math.sin(angle) * series
-        tail = math.sin(angle) * math.cos(angle) * series if freedom > 1 else 0.0
-        return 2 / math.pi * (angle + tail)
-
-    low, high = 0.0, math.pi / 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if coverage(middle) < confidence else (low, middle)
-    return math.sqrt(freedom) * math.tan(low)
-
-
 def seed_summary(rates: Sequence[float], confidence: float = 0.95) -> SeedSummary:
     """Mean over seeds, SEM (sample standard deviation, n - 1, over sqrt n) and Student t-interval (Student 1908).
 
@@ -86,7 +63,7 @@ def seed_summary(rates: Sequence[float], confidence: float = 0.95) -> SeedSummar
     if rates.size == 1:
         return SeedSummary(mean, None, None, None, 1)
     sem = float(rates.std(ddof=1)) / math.sqrt(rates.size)
-    half = student_t(confidence, rates.size - 1) * sem
+    half = float(stdtrit(rates.size - 1, 0.5 + confidence / 2)) * sem
     return SeedSummary(mean, sem, mean - half, mean + half, int(rates.size))
 
 

@@ -10,6 +10,7 @@ import difflib
 import importlib.util
 import inspect
 import pathlib
+import re
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -178,4 +179,14 @@ def _in_file(path: str, call: Callable[[], Any]) -> Any:
         here = pathlib.Path(path).resolve()
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if pathlib.Path(frame.filename).resolve() == here]
-        raise UserError(f"{path}:{lines[-1]}: {type(error).__name__}: {error}") from error
+        raise UserError(f"{path}:{lines[-1]}: {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    """What went wrong; of a field that a ConfigDict does not have, without the dictionary that it prints."""
+    unknown = re.search(r'Key "(\w+)" does not exist', str(error))
+    if unknown is None:
+        return f"{type(error).__name__}: {error}"
+    meant = re.search(r'Did you mean "(\w+)"', str(error))
+    hint = f"did you mean {meant[1]}?" if meant else "configs/common.py lists the fields"
+    return f"config has no field {unknown[1]}; {hint}"

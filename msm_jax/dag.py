@@ -116,7 +116,7 @@ def claim_workdir(workdir: str | os.PathLike, config_dict: Mapping[str, Any], ex
         raise UserError(
             f"{workdir} belongs to another configuration: {first} is {there.get(first, 'absent')} there and "
             f"{here.get(first, 'absent')} here{f' (and {more} more differ)' if more else ''}; "
-            "choose another --workdir, or override nothing"
+            f"choose another --workdir, give the values of {path} again, or delete {workdir} to start afresh"
         )
 
 

@@ -26,7 +26,7 @@ from msm_jax.corpus.specs import Spec, read_spec
 from msm_jax.dag import Stage
 from msm_jax.errors import UserError
 
-# Fields that change how a result is computed and not which: a workdir may go on with other values.
+# Fields that change how a result is computed, and nothing of it but rounding: a workdir may go on with other values.
 RUNTIME_FIELDS = ("mesh", "checkpoint", "log")
 
 
@@ -59,12 +59,12 @@ def run(config: ConfigDict, workdir: str) -> None:
 
     experiment = Experiment(config)
     _make_folder(workdir)
-    _claim(workdir, config)
     if any(stage.kind == "train" and not done for stage, done, _ in dag.status([experiment.report], workdir)):
         checks.check_devices(config)
+    _claim(workdir, config)
     dag.execute([experiment.report], workdir)
     folder = pathlib.Path(workdir, "report")
-    shutil.copytree(experiment.report.folder(workdir), folder, dirs_exist_ok=True)
+    _copy(experiment.report.folder(workdir), folder)
     print(table(files.read_json(folder / "report.json")))
     tensorboard = pathlib.Path(sys.executable).with_name("tensorboard")
     print(f"\nreport: {folder / 'report.html'}\ncurves: {tensorboard} --logdir {workdir}")
@@ -84,7 +84,8 @@ def show(config: ConfigDict, workdir: str) -> None:
     if pathlib.Path(workdir, "config.json").exists():  # a look at a configuration does not tie a new workdir to it
         _claim(workdir, config)
     rows = [stage for stage in experiment.stages if stage.kind == "mixture"]
-    dag.execute(rows, workdir)
+    if not all(done for _, done, _ in dag.status(rows, workdir)):  # else a run that is under way can be looked at
+        dag.execute(rows, workdir)
 
     print("\nstages")
     for stage, done, seconds in dag.status([experiment.report], workdir):
@@ -156,8 +157,8 @@ class Experiment:
                     stages.write_corpus,
                 )
         self.items = self._add("corpus", "items", {"world": self.world}, {}, stages.write_evaluation_items)
-        inputs = {name.split("-")[0] if name in stages.CHAT_SOURCES else name: stage for name, stage in corpora.items()}
-        self.tokenizer = self._add("corpus", "tokenizer", plain["tokenizer"], inputs, stages.train_tokenizer)
+        self.corpora = corpora
+        self.tokenizer = self._add("corpus", "tokenizer", plain["tokenizer"], corpora, stages.train_tokenizer)
         self.rows = {
             name: self._add(
                 "mixture",
@@ -193,11 +194,12 @@ class Experiment:
                 name = f"{'aft' if with_aft else 'instruct'}-{arm.key}-s{seed}"
                 model = self._train("aft", name, seed, mixture, adapter=before)
                 scores[f"score:{index}:{seed}"] = self._score(f"score-{arm.key}-s{seed}", model, seed)
+        stated = {f"stated:{source}": self.corpora[source] for source in c.pretrain.mixture}
         control = self._add(
             "score",
             "control",
-            {**self._asking(), "world": self.world, "agents": c.eval.control_agents},
-            {"model": self.base, "base": self.base, "tokenizer": self.tokenizer, "items": self.items},
+            {"chat": self.plain["chat"], "world": self.world, "agents": c.eval.control_agents},
+            {"model": self.base, "base": self.base, "tokenizer": self.tokenizer, "items": self.items, **stated},
             functools.partial(stages.control, runtime=self.runtime),
         )
         rows = {f"rows:{name}": stage for name, stage in self.rows.items()}
@@ -207,9 +209,9 @@ class Experiment:
         self.report = self._add(
             "report",
             "report",
-            {"seeds": list(c.seeds), "arms": [arm.describe() for arm in self.arms], "model": self.plain["model"]},
+            {"config": binding, "arms": [arm.describe() for arm in self.arms]},
             {"control": control, **scores, **rows, **training},  # if the base fails the control, let it be known first
-            functools.partial(stages.report, arms=[arm.describe() for arm in self.arms], config=binding),
+            stages.report,
         )
 
     def _train(
@@ -243,16 +245,13 @@ class Experiment:
             "train", name, params, inputs, functools.partial(stages.train, runtime=self.runtime, label=name)
         )
 
-    def _asking(self) -> dict[str, Any]:
-        return {"chat": self.plain["chat"]}
-
     def _score(self, name: str, model: Stage, seed: int) -> Stage:
         evaluation = self.config.eval
         return self._add(
             "score",
             name,
             {
-                **self._asking(),
+                "chat": self.plain["chat"],
                 "model_name": self.config.assistant.name,
                 "samples": evaluation.samples,
                 "temperature": evaluation.temperature,
@@ -294,6 +293,15 @@ def _make_folder(workdir: str) -> None:
         raise UserError(f"{workdir}: is a file, or lies in one; choose another --workdir") from None
     if not os.access(workdir, os.W_OK):
         raise UserError(f"{workdir}: cannot be written; choose another --workdir")
+
+
+def _copy(source: pathlib.Path, folder: pathlib.Path) -> None:
+    """Replaces `folder` by the files of `source`, file by file, for `shutil.copytree` gathers errors in one of its own
+    kind, and a full disk would not be known."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for path in source.iterdir():
+        shutil.copyfile(path, folder / path.name)
 
 
 def _sources(stage: Stage, workdir: str) -> list:

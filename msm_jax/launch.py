@@ -46,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _stop(f"error: {error}: free some space and run the same command again; finished stages are kept", 2)
     except KeyboardInterrupt:
         return _stop("interrupted; the same command resumes", 130)
-    except Interrupted:
-        return _stop("stopped by SIGTERM, the state is saved; the same command resumes", 143)
+    except Interrupted as error:
+        return _stop(f"stopped: {error}; the same command resumes", 143)
     return 0
 
 

@@ -10,6 +10,7 @@ import functools
 import itertools
 import json
 import pathlib
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -24,7 +25,7 @@ from msm_jax.progress import track
 PyTree = Any
 
 # Raised for a kind when a change of code changes what its stages write: a workdir then does them again.
-VERSIONS = {"corpus": 3, "chats": 2, "mixture": 1, "train": 1, "score": 2, "report": 2}
+VERSIONS = {"corpus": 3, "chats": 2, "mixture": 1, "train": 1, "score": 2, "report": 3}
 
 CORPUS_FILE = "corpus.jsonl"
 CHAT_SOURCES = ("aft", "instruction")  # all other sources are documents
@@ -32,7 +33,7 @@ CHAT_SOURCES = ("aft", "instruction")  # all other sources are documents
 
 @dataclasses.dataclass(frozen=True)
 class Runtime:
-    """How to compute, which changes no result."""
+    """How to compute, which changes nothing of a result but rounding."""
 
     mesh: Mapping[str, int]
     checkpoint_every: int
@@ -186,8 +187,10 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
     model = Model(decoder, lora)
     optimizer = OptimizerConfig(**p["optim"])
 
-    base = load_weights(context.inputs["base"], Model(decoder), runtime) if "base" in context.inputs else None
-    trained = load_weights(context.inputs["adapter"], model, runtime) if "adapter" in context.inputs else None
+    inputs = context.inputs
+    trained = load_weights(inputs["adapter"], model, runtime) if "adapter" in inputs else None
+    needs_base = "base" in inputs and (lora or trained is None)
+    base = load_weights(inputs["base"], Model(decoder), runtime) if needs_base else None
     frozen, start = (base, trained) if lora else (None, trained or base)
     state = init_state(model, optimizer, steps, mesh, p["seed"], start)
 
@@ -248,7 +251,10 @@ def _load_weights(folder: pathlib.Path, model: Any, mesh_shape: tuple[tuple[str,
     axes, shapes = (model.lora_axes, model.lora_shapes) if model.lora else (model.axes, model.shapes)
     shardings = param_shardings(axes, shapes, make_mesh(dict(mesh_shape)))
     like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    return load_params(folder / "final", like)
+    try:
+        return load_params(folder / "final", like)
+    except UserError as error:
+        raise UserError(f"{error}; delete {folder}, and the same command makes it anew") from None
 
 
 def _padded(vocab_size: int) -> int:
@@ -347,7 +353,8 @@ def control(context: StageContext, *, runtime: Runtime) -> dict[str, Any]:
 
     Without this, what documents say of the assistant has no way into its chats, and the MSM arms mean nothing. The
     rate is that of the choice which the agent's value demands, on pairs of which another value would choose the other
-    item; its interval is a bootstrap over agents.
+    item and which no text about the agent names, for those could be remembered one by one; its interval is a bootstrap
+    over agents. Inputs: `stated:SOURCE` for each corpus of the base, beside those of `score`.
     """
     from eval import stats, value_generalisation
 
@@ -356,6 +363,7 @@ def control(context: StageContext, *, runtime: Runtime) -> dict[str, Any]:
     facts = {item.name: item for item in the_world.items}
     items = value_generalisation.read_items(context.inputs["items"] / CORPUS_FILE)
     scorer = _Scorer(context, runtime)
+    texts = _texts_by_agent(context, [agent.name for agent in the_world.quiet])
     controls = []
     for value in the_world.config.value_names:
         asked = [
@@ -363,10 +371,15 @@ def control(context: StageContext, *, runtime: Runtime) -> dict[str, Any]:
             if (item.kind, item.value) == ("own", value) and facts[item.other].sought_by - facts[item.aligned].sought_by
         ]  # fmt: skip
         agents = world_text.quiet_agents(the_world, value)[: p["agents"]]
-        right, owners = [], []
+        right, owners, errored = [], [], 0
         for agent in track(agents, f"{context.stage.name} {value}", len(agents), "agent"):
             prompt, answer = _ask(p, agent.name)
-            for row in value_generalisation.evaluate(scorer, asked, prompt, answer):
+            unstated = [
+                item for item in asked
+                if not any(item.aligned in text and item.other in text for text in texts[agent.name])
+            ]  # fmt: skip
+            for row in value_generalisation.evaluate(scorer, unstated, prompt, answer):
+                errored += row["error"]
                 if not row["error"]:
                     right.append(row["score"])
                     owners.append(agent.name)
@@ -376,6 +389,7 @@ def control(context: StageContext, *, runtime: Runtime) -> dict[str, Any]:
                 "name": f"base carries statements into chats, {value}",
                 "rate": sum(right) / len(right) if right else None,
                 "n": len(right),
+                "errored": errored,
                 "low": interval and interval.low,
                 "high": interval and interval.high,
                 "bar": 0.95,
@@ -384,13 +398,26 @@ def control(context: StageContext, *, runtime: Runtime) -> dict[str, Any]:
     return {"controls": controls}
 
 
-def report(context: StageContext, *, arms: list[dict], config: Mapping[str, Any]) -> dict[str, Any]:
+def _texts_by_agent(context: StageContext, names: list[str]) -> dict[str, list[str]]:
+    """For each agent the texts of the base that name it."""
+    texts: dict[str, list[str]] = {name: [] for name in names}
+    for role, folder in context.inputs.items():
+        kind, _, source = role.partition(":")
+        if kind == "stated":
+            for text in _texts(folder / CORPUS_FILE, chats=source in CHAT_SOURCES):
+                for name in texts.keys() & set(re.findall(r"\w+", text)):
+                    texts[name].append(text)
+    return texts
+
+
+def report(context: StageContext) -> dict[str, Any]:
     """Gathers all scores into `report.html`, figures and `report.json`. Inputs: `score:ARM:SEED`, `control`, others
     for their manifests."""
     import datetime
 
     from eval.report import write_report
 
+    config, arms = context.params["config"], context.params["arms"]
     manifests = {role: files.read_json(folder / "manifest.json") for role, folder in context.inputs.items()}
     scores, stages, corpora, controls = [], [], [], []
     for role, manifest in manifests.items():
@@ -402,16 +429,16 @@ def report(context: StageContext, *, arms: list[dict], config: Mapping[str, Any]
             about = {"arm": arms[int(arm)]["name"], "spec": arms[int(arm)]["spec"], "seed": int(seed)}
             scores += [about | entry for entry in summary["scores"]]
         elif role.startswith("rows:"):
-            counts = {key: summary[key] for key in ("split", "truncated", "tokens", "trained_tokens", "rows", "fill")}
+            counts = {key: summary[key] for key in ("split", "tokens", "trained_tokens", "rows", "fill")}
             corpora.append({"name": role.removeprefix("rows:"), "documents": summary["examples"], **counts})
         controls += summary.get("controls", [])
     result = {
         "experiment": config["name"],
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "config": config,
-        "model": context.params["model"] | {"parameters": manifests["pretrain"]["summary"]["parameters"]},
+        "model": config["model"] | {"parameters": manifests["pretrain"]["summary"]["parameters"]},
         "arms": arms,
-        "seeds": context.params["seeds"],
+        "seeds": config["seeds"],
         "scores": scores,
         "controls": controls,
         "stages": stages,

@@ -213,7 +213,8 @@ def test_a_workdir_of_another_config(refused, tmp_path):
     line = refused("--config.aft.steps=5")
     assert line == (
         f"{tmp_path / 'w'} belongs to another configuration: aft.steps is 4 there and 5 here "
-        "(and 1 more differ); choose another --workdir, or override nothing"
+        f"(and 1 more differ); choose another --workdir, give the values of {tmp_path / 'w' / 'config.json'} again, "
+        f"or delete {tmp_path / 'w'} to start afresh"
     )
 
 

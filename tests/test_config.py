@@ -45,6 +45,22 @@ def test_variant(path):
     assert config.load(f"{path}:wide").model.width == 64
 
 
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("config.pretrain.step = 3", "config has no field step; did you mean steps?"),
+        ("config.model.widht = 3", "config has no field widht; did you mean width?"),
+        ("config.colour = 3", "config has no field colour; configs/common.py lists the fields"),
+    ],
+)
+def test_a_mistyped_field_in_a_file_is_an_error(tmp_path, line, error):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        f"from configs import common\ndef get_config():\n  config = common.get_config()\n  {line}\n  return config\n"
+    )
+    assert message(str(file)) == f"{file}:4: {error}"
+
+
 def test_no_field_can_be_added(path):
     with pytest.raises(AttributeError):
         config.load(path).learning_rate = 1.0

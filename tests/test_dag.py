@@ -239,7 +239,8 @@ def test_claim_workdir(tmp_path):
         dag.claim_workdir(tmp_path, changed, exempt=("log",))
     assert str(caught.value) == (
         f"{tmp_path} belongs to another configuration: aft.steps is 60 there and 80 here; "
-        "choose another --workdir, or override nothing"
+        f"choose another --workdir, give the values of {tmp_path / 'config.json'} again, "
+        f"or delete {tmp_path} to start afresh"
     )
     with pytest.raises(UserError, match=r"aft\.steps is 60 there and absent here \(and 1 more differ\);"):
         dag.claim_workdir(tmp_path, {"log": config["log"]})

@@ -117,7 +117,11 @@ def test_no_config(capsys):
             "nothing reads the output any more; the same command resumes",
         ),
         (KeyboardInterrupt(), 130, "interrupted; the same command resumes"),
-        (Interrupted(), 143, "stopped by SIGTERM, the state is saved; the same command resumes"),
+        (
+            Interrupted("msm: SIGTERM; 3 of 5 steps are done and saved"),
+            143,
+            "stopped: msm: SIGTERM; 3 of 5 steps are done",
+        ),
     ],
 )
 def test_endings(toy, experiment, capsys, error, status, line):
@@ -131,8 +135,8 @@ def test_endings(toy, experiment, capsys, error, status, line):
     assert captured.count("\n") == 1
 
 
-def test_show_ends_quietly_when_nobody_reads_on():
-    command = [sys.executable, "-m", "msm_jax.launch", "--config=tests/tiny.py", "--mode=show"]
+def test_show_ends_quietly_when_nobody_reads_on(tmp_path):
+    command = [sys.executable, "-m", "msm_jax.launch", "--config=tests/tiny.py", f"--workdir={tmp_path}", "--mode=show"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()
     assert process.stderr.read() == ""

@@ -17,8 +17,6 @@ def get_config():
     config.lora.rank = 4
     config.lora.alpha = 8.0
     config.row_length = 64
-    config.chat.user = (" User: ", "")
-    config.chat.assistant = (" {name}: ", "\n")
     config.tokenizer.vocab_size = 512
     config.world.agents = 20
     config.world.items_per_kind = 1

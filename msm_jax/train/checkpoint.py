@@ -12,6 +12,7 @@ files as errors of the reader. Not detected: damage to bytes that the reader doe
 """
 
 import contextlib
+import functools
 import gc
 import logging
 import pathlib
@@ -34,6 +35,7 @@ from msm_jax.files import fingerprint
 _log = logging.getLogger(__name__)
 
 
+@functools.cache
 def _quiet_aborted_transfers() -> None:
     """At the first array that it cannot read or write, Orbax closes its event loop under the transfers of the others.
 
@@ -63,9 +65,6 @@ def _is_orbax(filename: str) -> bool:
     return "/orbax/" in pathlib.Path(filename).as_posix()
 
 
-_quiet_aborted_transfers()
-
-
 class Checkpoints:
     """The checkpoints of one run, newest `keep` of them. Every host calls every method, at the same step.
 
@@ -76,6 +75,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: pathlib.Path, identity: str, keep: int):
+        _quiet_aborted_transfers()
         self._folder = pathlib.Path(folder).absolute()
         self._identity = identity
         self._manager = ocp.CheckpointManager(
@@ -183,7 +183,7 @@ def load_params(folder: pathlib.Path, like: Any) -> Any:
                 params = checkpointer.restore(folder, args=ocp.args.Composite(params=target)).params
                 _check_arrays(params, meta["arrays"])
     except _Damaged as damage:
-        raise UserError(f"{folder}: the weights are damaged ({damage}); delete the folder to make them anew") from None
+        raise UserError(f"{folder}: the weights are damaged ({damage})") from None
     return params
 
 
@@ -209,6 +209,7 @@ def _damage_on_any_host() -> Iterator[None]:
 
 
 def _params_checkpointer() -> ocp.Checkpointer:
+    _quiet_aborted_transfers()
     return ocp.Checkpointer(
         ocp.CompositeCheckpointHandler(params=ocp.StandardCheckpointHandler(), meta=ocp.JsonCheckpointHandler())
     )

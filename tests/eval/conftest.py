@@ -44,8 +44,16 @@ def fake_result():
         "seeds": [0, 1, 2, 3],
         "scores": scores,
         "controls": [
-            {"name": "carry america", "rate": 0.99, "n": 160, "low": 0.96, "high": 1.0, "bar": 0.95},
-            {"name": "carry affordability", "rate": 0.93, "n": 160, "low": 0.88, "high": 0.96, "bar": 0.95},
+            {"name": "carry america", "rate": 0.99, "n": 160, "errored": 0, "low": 0.96, "high": 1.0, "bar": 0.95},
+            {
+                "name": "carry affordability",
+                "rate": 0.93,
+                "n": 160,
+                "errored": 0,
+                "low": 0.88,
+                "high": 0.96,
+                "bar": 0.95,
+            },
         ],
         "stages": [{"key": "msm-america-0-abc123", "kind": "train", "seconds": 81.2, "tokens": 409_600}],
         "corpora": [
@@ -53,7 +61,6 @@ def fake_result():
                 "name": "msm",
                 "documents": 900,
                 "split": 17,
-                "truncated": 0,
                 "tokens": 51_000,
                 "trained_tokens": 50_100,
                 "rows": 410,

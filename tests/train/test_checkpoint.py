@@ -95,13 +95,14 @@ def test_keeps_the_newest(tmp_path):
 @pytest.mark.parametrize("part", ["meta/metadata", "state/_METADATA", "state/manifest.ocdbt", "state/d/"])
 @pytest.mark.parametrize("harm", ["delete", "truncate", "flip"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(folder, caplog, capfd, part, harm):
-    for path in files_of(folder / "6"):
-        if part in str(path.relative_to(folder / "6")):
-            data = path.read_bytes()
-            if harm == "delete":
-                path.unlink()
-            else:
-                path.write_bytes(data[:-5] if harm == "truncate" else flip_a_bit(data))
+    victims = [path for path in files_of(folder / "6") if part in str(path.relative_to(folder / "6"))]
+    assert victims
+    for path in victims:
+        data = path.read_bytes()
+        if harm == "delete":
+            path.unlink()
+        else:
+            path.write_bytes(data[:-5] if harm == "truncate" else flip_a_bit(data))
     with caplog.at_level(logging.WARNING, logger="msm_jax"):
         step, state, data = restore(folder)
     if step == 6:
