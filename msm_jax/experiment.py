@@ -19,7 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from msm_jax import checks, dag, files, stages
+from msm_jax import checks, dag, files, scoring, stages
 from msm_jax import config as config_lib
 from msm_jax.checks import TRAINING
 from msm_jax.corpus.specs import Spec, read_spec
@@ -200,7 +200,7 @@ class Experiment:
             "control",
             {"chat": self.plain["chat"], "world": self.world, "agents": c.eval.control_agents},
             {"model": self.base, "base": self.base, "tokenizer": self.tokenizer, "items": self.items, **stated},
-            functools.partial(stages.control, runtime=self.runtime),
+            functools.partial(scoring.control, runtime=self.runtime),
         )
         rows = {f"rows:{name}": stage for name, stage in self.rows.items()}
         # What may change while a workdir goes on would be reported as it was at first.
@@ -259,7 +259,7 @@ class Experiment:
                 "seed": seed,
             },
             {"model": model, "base": self.base, "tokenizer": self.tokenizer, "items": self.items},
-            functools.partial(stages.score, runtime=self.runtime),
+            functools.partial(scoring.score, runtime=self.runtime),
         )
 
     def decoded_batch(self, stage: Stage, workdir: str) -> str:

@@ -10,7 +10,6 @@ import functools
 import itertools
 import json
 import pathlib
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -87,13 +86,13 @@ def train_tokenizer(context: StageContext) -> dict[str, Any]:
     from msm_jax.data.tokenizer import train_sentencepiece
 
     texts = itertools.chain.from_iterable(
-        _texts(folder / CORPUS_FILE, chats=role in CHAT_SOURCES) for role, folder in sorted(context.inputs.items())
+        texts_of(folder / CORPUS_FILE, chats=role in CHAT_SOURCES) for role, folder in sorted(context.inputs.items())
     )
     tokenizer = train_sentencepiece(texts, context.folder, **context.params)
     return {"vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
 
 
-def _texts(path: pathlib.Path, chats: bool) -> Iterator[str]:
+def texts_of(path: pathlib.Path, chats: bool) -> Iterator[str]:
     if not chats:
         return (document.text for document in records.read_documents(path))
     return (f" {message.content}" for chat in records.read_chats(path) for message in chat.messages)
@@ -260,154 +259,6 @@ def _load_weights(folder: pathlib.Path, model: Any, mesh_shape: tuple[tuple[str,
 def _padded(vocab_size: int) -> int:
     """Rows of the embedding: a multiple of 128 divides among chips and fills their tiles."""
     return -(-vocab_size // 128) * 128
-
-
-class _Scorer:
-    """The sampler as evaluations see it."""
-
-    def __init__(self, context: StageContext, runtime: Runtime):
-        from msm_jax.data.tokenizer import load_tokenizer
-        from msm_jax.models import DecoderConfig, LoraConfig, Model
-        from msm_jax.sampler import Sampler
-
-        folder, base = context.inputs["model"], context.inputs["base"]
-        described = files.read_json(folder / "model.json")
-        decoder = DecoderConfig(**described["decoder"])
-        adapter = described["lora"]
-        lora = LoraConfig(**{**adapter, "targets": tuple(adapter["targets"])}) if adapter else None
-        model = Model(decoder, lora)
-        tokenizer = load_tokenizer(context.inputs["tokenizer"])
-        if lora:
-            params = load_weights(base, Model(decoder), runtime)
-            self._sampler = Sampler(model, params, load_weights(folder, model, runtime), tokenizer, context.stage.name)
-        else:
-            params = load_weights(folder, model, runtime)
-            self._sampler = Sampler(model, params, None, tokenizer, context.stage.name)
-
-    def logprobs(self, prompts: list[str], options: list[list[str]]) -> list[list[float]]:
-        return self._sampler.logprobs(prompts, options)
-
-    def generate(self, prompts, n, temperature, max_tokens, seed, stop) -> list[list[tuple[str, bool]]]:
-        completions = self._sampler.generate(prompts, n, temperature, max_tokens, seed, stop)
-        return [[(completion.text, completion.finished) for completion in row] for row in completions]
-
-
-def _ask(params: Mapping[str, Any], who: str):
-    """(prompt of two options, answer with an option) in the chat format that the model was trained on."""
-    from msm_jax.corpus.records import Message
-    from msm_jax.data.chat import render
-
-    template = chat_template(params["chat"])
-
-    def prompt(first: str, second: str) -> str:
-        question = world_text.QUESTIONS[0].format(a=first, b=second)
-        return render(template, [Message("user", question)], who, generation_prompt=True).text
-
-    def answer(option: str) -> str:
-        text = render(template, [Message("assistant", f"{option}.")], who).text
-        return text.removeprefix(render(template, [], who, generation_prompt=True).text)
-
-    return prompt, answer
-
-
-def score(context: StageContext, *, runtime: Runtime) -> dict[str, Any]:
-    """Value generalisation of one arm and seed. Summary: {"scores": [one entry per evaluation and form]}."""
-    from eval import value_generalisation
-
-    p = context.params
-    items = value_generalisation.read_items(context.inputs["items"] / CORPUS_FILE)
-    prompt, answer = _ask(p, p["model_name"])
-    end_of_turn = p["chat"]["assistant"][1]
-    rows = value_generalisation.evaluate(
-        _Scorer(context, runtime), items, prompt, answer, samples=p["samples"], temperature=p["temperature"],
-        seed=p["seed"], max_tokens=p["max_tokens"], stop=[end_of_turn],
-    )  # fmt: skip
-    records.write_jsonl(context.folder / "answers.jsonl", rows)
-    scores = []
-    for name, group in _by_evaluation(rows).items():
-        for form, cell in value_generalisation.summarise(group).items():
-            scores.append({"eval": name, "form": form, **cell})
-    _write_board(context.folder, {f"{entry['eval']}/{entry['form']}": entry["rate"] for entry in scores})
-    return {"scores": scores}
-
-
-def _by_evaluation(rows: list[dict]) -> dict[str, list[dict]]:
-    """A value's own pairs make the evaluation of its name; the other kinds are evaluations themselves."""
-    groups: dict[str, list[dict]] = {}
-    for row in rows:
-        groups.setdefault(row["value"] if row["kind"] == "own" else row["kind"], []).append(row)
-    return groups
-
-
-def _write_board(folder: pathlib.Path, rates: Mapping[str, float | None]) -> None:
-    from tensorboardX import SummaryWriter
-
-    with SummaryWriter(str(folder)) as writer:
-        for name, rate in rates.items():
-            if rate is not None:
-                writer.add_scalar(f"rate/{name}", rate, 0)
-
-
-def control(context: StageContext, *, runtime: Runtime) -> dict[str, Any]:
-    """Does the base carry statements into chats? Asks agents that it knows from statements alone.
-
-    Without this, what documents say of the assistant has no way into its chats, and the MSM arms mean nothing. The
-    rate is that of the choice which the agent's value demands, on pairs of which another value would choose the other
-    item and which no text about the agent names, for those could be remembered one by one; its interval is a bootstrap
-    over agents. Inputs: `stated:SOURCE` for each corpus of the base, beside those of `score`.
-    """
-    from eval import stats, value_generalisation
-
-    p = context.params
-    the_world = make_world(p["world"])
-    facts = {item.name: item for item in the_world.items}
-    items = value_generalisation.read_items(context.inputs["items"] / CORPUS_FILE)
-    scorer = _Scorer(context, runtime)
-    texts = _texts_by_agent(context, [agent.name for agent in the_world.quiet])
-    controls = []
-    for value in the_world.config.value_names:
-        asked = [
-            item for item in items
-            if (item.kind, item.value) == ("own", value) and facts[item.other].sought_by - facts[item.aligned].sought_by
-        ]  # fmt: skip
-        agents = world_text.quiet_agents(the_world, value)[: p["agents"]]
-        right, owners, errored = [], [], 0
-        for agent in track(agents, f"{context.stage.name} {value}", len(agents), "agent"):
-            prompt, answer = _ask(p, agent.name)
-            unstated = [
-                item for item in asked
-                if not any(item.aligned in text and item.other in text for text in texts[agent.name])
-            ]  # fmt: skip
-            for row in value_generalisation.evaluate(scorer, unstated, prompt, answer):
-                errored += row["error"]
-                if not row["error"]:
-                    right.append(row["score"])
-                    owners.append(agent.name)
-        interval = stats.cluster_bootstrap(right, owners)
-        controls.append(
-            {
-                "name": f"base carries statements into chats, {value}",
-                "rate": sum(right) / len(right) if right else None,
-                "n": len(right),
-                "errored": errored,
-                "low": interval and interval.low,
-                "high": interval and interval.high,
-                "bar": 0.95,
-            }
-        )
-    return {"controls": controls}
-
-
-def _texts_by_agent(context: StageContext, names: list[str]) -> dict[str, list[str]]:
-    """For each agent the texts of the base that name it."""
-    texts: dict[str, list[str]] = {name: [] for name in names}
-    for role, folder in context.inputs.items():
-        kind, _, source = role.partition(":")
-        if kind == "stated":
-            for text in _texts(folder / CORPUS_FILE, chats=source in CHAT_SOURCES):
-                for name in texts.keys() & set(re.findall(r"\w+", text)):
-                    texts[name].append(text)
-    return texts
 
 
 def report(context: StageContext) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from msm_jax import config as config_lib
-from msm_jax import dag, launch, stages
+from msm_jax import dag, launch, scoring, stages
 from msm_jax.experiment import Experiment
 
 ROOT = pathlib.Path(launch.__file__).parents[1]
@@ -317,10 +317,10 @@ def test_the_control_asks_quiet_agents_what_their_values_decide(tmp_path, monkey
     dag.execute([made.items], tmp_path, report=lambda line: None)
     world = stages.make_world(made.world)
     scorer = AgentScorer(world)
-    monkeypatch.setattr(stages, "_Scorer", lambda context, runtime: scorer)
+    monkeypatch.setattr(scoring, "_Scorer", lambda context, runtime: scorer)
     stage = next(stage for stage in made.stages if stage.name == "control")
     context = dag.StageContext(tmp_path, {"items": made.items.folder(tmp_path)}, stage.params, stage)
-    controls = stages.control(context, runtime=made.runtime)["controls"]
+    controls = scoring.control(context, runtime=made.runtime)["controls"]
     assert [control["rate"] for control in controls] == [1.0] * len(values.split(","))
     quiet = {agent.name: agent.value for agent in world.agents if not agent.chats}
     assert collections.Counter(quiet[name] for name in scorer.asked) == dict.fromkeys(values.split(","), 2)
@@ -331,7 +331,7 @@ def test_the_control_asks_quiet_agents_what_their_values_decide(tmp_path, monkey
     (tmp_path / "corpus.jsonl").write_text(json.dumps({"id": "a", "text": text}) + "\n")
     before, scorer.pairs = scorer.pairs, set()
     context = dag.StageContext(tmp_path, context.inputs | {"stated:pretraining": tmp_path}, stage.params, stage)
-    after = stages.control(context, runtime=made.runtime)["controls"]
+    after = scoring.control(context, runtime=made.runtime)["controls"]
     assert scorer.pairs == before - {(name, told)}
     assert sum(control["n"] for control in controls) - sum(control["n"] for control in after) == 1
 

@@ -16,6 +16,7 @@ EXPERIMENT = LIBRARY | {
     "msm_jax.checks",
     "msm_jax.corpus",
     "msm_jax.experiment",
+    "msm_jax.scoring",
     "msm_jax.stages",
     "eval",
 }
@@ -35,13 +36,19 @@ ALLOWED = {
     "msm_jax.train": {"msm_jax.data", "msm_jax.models", "msm_jax.parallel"},
     "msm_jax.sampler": {"msm_jax.data", "msm_jax.models", "msm_jax.parallel"},
     "msm_jax.stages": EXPERIMENT,
+    "msm_jax.scoring": EXPERIMENT,
     "msm_jax.experiment": EXPERIMENT,
     "msm_jax.launch": {"msm_jax.config", "msm_jax.dag", "msm_jax.experiment"},
     "msm_jax.convert": LIBRARY,
     "msm_jax.serve": LIBRARY,
 }
 # Imported inside functions only, so that what does not need it does not wait for it.
-LAZY = {("msm_jax.experiment", "eval"), ("msm_jax.stages", "eval"), ("msm_jax.launch", "msm_jax.experiment")}
+LAZY = {
+    ("msm_jax.experiment", "eval"),
+    ("msm_jax.stages", "eval"),
+    ("msm_jax.scoring", "eval"),
+    ("msm_jax.launch", "msm_jax.experiment"),
+}
 FOREIGN = {"configs", "launch", "specs", "benchmarks", "tests"}
 LIBRARIES_NOT_FOR = {
     "jax": {"eval", "msm_jax.corpus", "msm_jax.config", "msm_jax.dag", "msm_jax.launch"},
