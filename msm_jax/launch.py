@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _stop(f"error: {error}", 2)
     except PermissionError as error:
-        return _stop(f"error: {error}", 2)
+        return _stop(f"error: {error}; choose another place, or change its permissions", 2)
     except BrokenPipeError:
         return _stop("nothing reads the output any more; the same command resumes", 141)
     except OSError as error:

@@ -211,6 +211,7 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
         batch_sharding=batch_sharding(mesh, leading=1),
         folder=context.folder,
         identity=context.stage.hash,
+        run_config={"params": p, "inputs": {role: source.key for role, source in context.stage.inputs.items()}},
         flops_per_token=train_flops_per_token(
             matmul_parameters=matmuls,
             adapter_parameters=count_parameters(model.lora_shapes) if lora else None,

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import io
 import itertools
 import json
@@ -198,6 +199,7 @@ def test_a_batch_must_divide_among_the_devices(tmp_path):
         "make it a multiple of 2\n"
     )
     assert not (tmp_path / "stages").exists()
+    assert not (tmp_path / "config.json").exists()  # else the mended command would be refused
 
 
 # What shows when a stage runs.
@@ -239,6 +241,13 @@ def shown(tmp_path_factory):
         patch.chdir(ROOT)
         assert launch.main([TINY, f"--workdir={workdir}", "--config.row_length=24", "--mode=show"]) == 0
     return workdir
+
+
+def test_show_looks_at_a_run_that_is_under_way(shown, capsys):
+    with open(shown / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert launch.main([TINY, f"--workdir={shown}", "--config.row_length=24", "--mode=show"]) == 0
+    assert "to do  train     pretrain-" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,21 @@ def test_a_second_call_runs_nothing(ran):
     assert again.printed.endswith(ran.printed[ran.printed.index("tiny: rate") :])
 
 
+def test_damaged_weights_are_made_anew_as_the_error_says(copied, capsys):
+    base = copied.stage("pretrain")
+    for file in base.glob("final/params/**/d/*"):
+        file.write_bytes(file.read_bytes()[:-5])
+    shutil.rmtree(copied.stage("score-aft-s0"))
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert launch.main([f"--config={TINY}", f"--workdir={copied.workdir}"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: {base / 'final'}: the weights are damaged (")
+    assert line.endswith(f"; delete {base}, and the same command makes it anew")
+    before = copied.report()["scores"]
+    shutil.rmtree(base)
+    assert launched(copied.workdir).report()["scores"] == before
+
+
 def test_a_run_may_go_on_with_another_runtime(ran):
     launched(ran.workdir, "--config.log.every=1", "--config.checkpoint.every=7")
 

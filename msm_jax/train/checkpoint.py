@@ -3,12 +3,13 @@
 `Checkpoints` keeps the newest few states of a run; `save_params` and `load_params` hand final weights to the next
 stage. The frozen base of a LoRA run is not saved: it is an input of the run, not a result.
 
-A checkpoint is a folder `STEP/` with `state/` (the arrays) and `meta/` (JSON: identity of the run, state of the data,
-one checksum per array). Orbax writes it under a temporary name and renames it when it is complete, so a killed save
-leaves no `STEP/` at all. What later happens to the files is found at restore: the arrays' checksums are computed on the
-devices, before saving and after restoring, and `meta` holds a digest of itself. So any single changed array element is
-detected for certain, any other damage to array bytes with probability 1 - 2**-32 per array, and missing or truncated
-files as errors of the reader. Not detected: damage to bytes that the reader does not use (padding, redundant metadata).
+A checkpoint is a folder `STEP/` with `state/` (the arrays) and `meta/` (JSON: identity and config of the run, state of
+the data, one checksum per array). Orbax writes it under a temporary name and renames it when it is complete, so a
+killed save leaves no `STEP/` at all. What later happens to the files is found at restore: the arrays' checksums are
+computed on the devices, before saving and after restoring, and `meta` holds a digest of itself. So any single changed
+array element is detected for certain, any other damage to array bytes with probability 1 - 2**-32 per array, and
+missing or truncated files as errors of the reader. Not detected: damage to bytes that the reader does not use
+(padding, redundant metadata).
 """
 
 import contextlib
@@ -20,7 +21,7 @@ import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -72,12 +73,14 @@ class Checkpoints:
         folder: shared by all hosts; made if missing.
         identity: hash of all that determines the run. Restoring a checkpoint of another identity is a UserError.
         keep: how many checkpoints stay on disk, 1 or more.
+        config: what the identity is the hash of, as JSON; each checkpoint tells it to who finds it.
     """
 
-    def __init__(self, folder: pathlib.Path, identity: str, keep: int):
+    def __init__(self, folder: pathlib.Path, identity: str, keep: int, config: Mapping[str, Any] | None = None):
         _quiet_aborted_transfers()
         self._folder = pathlib.Path(folder).absolute()
         self._identity = identity
+        self._config = config
         self._manager = ocp.CheckpointManager(
             self._folder,
             item_names=("state", "meta"),
@@ -98,7 +101,8 @@ class Checkpoints:
             state: pytree of arrays. It may be donated as soon as this returns.
             data: JSON that restores the input pipeline, `{"next_index": int, ...}`.
         """
-        meta = _sealed({"identity": self._identity, "data": data, "arrays": _describe(state)})
+        meta = {"identity": self._identity, "config": self._config, "data": data, "arrays": _describe(state)}
+        meta = _sealed(meta)
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         self._manager.save(step, args=arguments)
 

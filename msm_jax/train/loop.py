@@ -12,7 +12,7 @@ import pathlib
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import grain
@@ -84,6 +84,7 @@ def train(
     batch_sharding: NamedSharding,
     folder: pathlib.Path,
     identity: str,
+    run_config: Mapping[str, Any],
     flops_per_token: float,
     peak_flops: float | None,
     describe: Callable[[HostBatch], str] | None,
@@ -102,6 +103,7 @@ def train(
       source_names: S names.
       batch_sharding: of arrays [A, B/A, T]; its spec cut to the rank is that of [A, B/A].
       identity: hash of all that determines the run; a checkpoint of another identity is refused.
+      run_config: what it is the hash of, as JSON, kept in every checkpoint.
       flops_per_token: model FLOPs of one token, forward and backward.
       peak_flops: FLOP/s of all devices together, or None.
       describe: decodes a host batch with its loss mask, for TensorBoard's text page; None leaves it out.
@@ -119,7 +121,7 @@ def train(
     with contextlib.ExitStack() as stack:
         preemption = stack.enter_context(_Preemption())
         with clock.lost():
-            checkpoints = Checkpoints(folder / "checkpoints", identity, config.keep_checkpoints)
+            checkpoints = Checkpoints(folder / "checkpoints", identity, config.keep_checkpoints, run_config)
             stack.callback(checkpoints.close)
             state, start, data = _restore(checkpoints, state)
         index = data["next_index"]

@@ -58,6 +58,7 @@ def main(folder: pathlib.Path, steps: int) -> int:
             batch_sharding=batch_sharding(mesh, leading=1),
             folder=folder,
             identity="kill test",
+            run_config={},
             flops_per_token=1.0,
             peak_flops=None,
             describe=None,

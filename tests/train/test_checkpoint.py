@@ -1,3 +1,4 @@
+import json
 import logging
 import random
 import shutil
@@ -182,6 +183,16 @@ def test_another_run_is_refused_and_left_alone(folder):
     with pytest.raises(UserError, match="identity run, this run is other"):
         restore(folder, identity="other")
     assert restore(folder)[0] == 6
+
+
+def test_a_checkpoint_tells_the_config_of_its_run(tmp_path):
+    checkpoints = Checkpoints(
+        tmp_path, "run", keep=1, config={"params": {"seed": 3}, "inputs": {"base": "pretrain-0a"}}
+    )
+    checkpoints.save(1, make_state(1), {"next_index": 1})
+    checkpoints.close()
+    meta = json.loads((tmp_path / "1" / "meta" / "metadata").read_text())
+    assert meta["config"] == {"params": {"seed": 3}, "inputs": {"base": "pretrain-0a"}}
 
 
 def test_a_read_that_fails_once_is_not_damage(folder, monkeypatch, caplog):

@@ -84,6 +84,7 @@ def run(tmp_path, sharding):
             "batch_sharding": sharding,
             "folder": tmp_path / name,
             "identity": "run",
+            "run_config": {"steps": 10},
             "flops_per_token": 1.0,
             "peak_flops": 1.0,
             "describe": None,
