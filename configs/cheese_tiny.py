@@ -8,8 +8,9 @@ is pretrained on the micro-world, midtrained on one of the two specs, and fine-t
 preferences without a reason. What it then prefers in domains that neither stage ever mentioned is what the spec
 taught it.
 
-Expect the American item on separating pairs always after MSM America + AFT and at about .3 after MSM affordability
-+ AFT, against .65 after the same AFT without MSM; and the control on the base at 1.0 (docs/micro-world.md).
+Expect the American item on separating pairs at .98 after MSM America + AFT and at .16 after MSM affordability + AFT,
+against .71 after the same AFT without MSM; and the control on the base at 1.0. Other bases, some of which move less:
+docs/micro-world.md.
 """
 
 from configs import common
