@@ -28,8 +28,8 @@ HERE = pathlib.Path(__file__).parent
 WIDTH = 116
 LEGEND = """\
 {experiment}: rate of value-aligned choice (on separating pairs: of the American item)
-rate = mean over seeds [95 % over seeds; with one seed over items] n x seeds; n = items, or parsed answers;
-e/c/u = errored/cut off/unparsed"""
+rate = mean over seeds [95 % over seeds; with one seed over items] n x seeds; n = items, or parsed answers,
+of the seed with fewest; e/c/u = errored/cut off/unparsed"""
 FORM_TITLES = {"logprob": "log-probability form", "sampled": "sampled form"}
 MARKS = {"holds": "+", "does not hold": "x", "no room": "~", "seen": "+", "not seen": "x", "not measured": "?"}
 FIGURE2_EVALS = ("affordability", "america")

@@ -185,8 +185,9 @@ def _in_file(path: str, call: Callable[[], Any]) -> Any:
 def _told(error: Exception) -> str:
     """What went wrong; of a field that a ConfigDict does not have, without the dictionary that it prints."""
     unknown = re.search(r'Key "(\w+)" does not exist', str(error))
-    if unknown is None:
-        return f"{type(error).__name__}: {error}"
-    meant = re.search(r'Did you mean "(\w+)"', str(error))
-    hint = f"did you mean {meant[1]}?" if meant else "configs/common.py lists the fields"
-    return f"config has no field {unknown[1]}; {hint}"
+    meant = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', str(error))
+    if meant:
+        return f"config has no field {meant[2]}; did you mean {meant[1]}?"
+    if unknown:
+        return f"config has no field {unknown[1]}; configs/common.py lists the fields, and a mixture is assigned whole"
+    return f"{type(error).__name__}: {error}"

@@ -296,12 +296,14 @@ def _make_folder(workdir: str) -> None:
 
 
 def _copy(source: pathlib.Path, folder: pathlib.Path) -> None:
-    """Replaces `folder` by the files of `source`, file by file, for `shutil.copytree` gathers errors in one of its own
-    kind, and a full disk would not be known."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    """The report where users look for it, without figures of an earlier one. `shutil.copytree` would gather errors in
+    one of its own kind, and a full disk would not be known."""
+    folder.mkdir(exist_ok=True)
     for path in source.iterdir():
         shutil.copyfile(path, folder / path.name)
+    for path in folder.glob("*.png"):
+        if not (source / path.name).exists():
+            path.unlink()
 
 
 def _sources(stage: Stage, workdir: str) -> list:

@@ -124,6 +124,7 @@ if __name__ == "__main__":
     # The log of a long job goes to a file, where each line should be seen when it is written.
     sys.stdout.reconfigure(line_buffering=True)
     exit_status = main()
-    if exit_status:
+    if exit_status in (2, 141):
         # Buffers, threads and exit handlers of libraries would complain of the same full disk or closed pipe once more.
         os._exit(exit_status)
+    sys.exit(exit_status)

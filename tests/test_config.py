@@ -50,7 +50,12 @@ def test_variant(path):
     [
         ("config.pretrain.step = 3", "config has no field step; did you mean steps?"),
         ("config.model.widht = 3", "config has no field widht; did you mean width?"),
-        ("config.colour = 3", "config has no field colour; configs/common.py lists the fields"),
+        (
+            "config.colour = 3",
+            "config has no field colour; configs/common.py lists the fields, and a mixture is assigned whole",
+        ),
+        ("config.pretran.steps = 3", "config has no field pretran; did you mean pretrain?"),
+        ("config.pretrain.steps = config.msm.stepz", "config has no field stepz; did you mean steps?"),
     ],
 )
 def test_a_mistyped_field_in_a_file_is_an_error(tmp_path, line, error):

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -125,6 +126,7 @@ def test_the_report(ran):
         assert asked >= score["items"] > 0 or score["rate"] is None
     # One agent per value, a pair in six domains, without those that a statement of the agent names.
     assert all(3 <= control["n"] <= 6 and not control["errored"] for control in report["controls"])
+    assert sum(control["n"] for control in report["controls"]) < 12
     assert report["config"]["pretrain"]["steps"] == 6
 
 
@@ -186,6 +188,23 @@ def test_damaged_weights_are_made_anew_as_the_error_says(copied, capsys):
     before = copied.report()["scores"]
     shutil.rmtree(base)
     assert launched(copied.workdir).report()["scores"] == before
+
+
+def test_the_report_is_replaced(copied):
+    stale = copied.workdir / "report" / "figure_of_old.png"
+    stale.touch()
+    (copied.workdir / "report" / "notes.txt").write_text("mine")
+    launched(copied.workdir)
+    assert not stale.exists() and (copied.workdir / "report" / "notes.txt").read_text() == "mine"
+
+
+def test_a_full_disk_at_the_report(copied, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    assert launch.main([f"--config={TINY}", f"--workdir={copied.workdir}"]) == 2
+    assert capsys.readouterr().err.startswith("error: [Errno 28] No space left on device: free some space")
 
 
 def test_a_run_may_go_on_with_another_runtime(ran):

@@ -73,7 +73,7 @@ class Checkpoints:
         folder: shared by all hosts; made if missing.
         identity: hash of all that determines the run. Restoring a checkpoint of another identity is a UserError.
         keep: how many checkpoints stay on disk, 1 or more.
-        config: what the identity is the hash of, as JSON; each checkpoint tells it to who finds it.
+        config: parameters and inputs of the run, as JSON; each checkpoint tells them to who finds it.
     """
 
     def __init__(self, folder: pathlib.Path, identity: str, keep: int, config: Mapping[str, Any] | None = None):

@@ -103,7 +103,7 @@ def train(
       source_names: S names.
       batch_sharding: of arrays [A, B/A, T]; its spec cut to the rank is that of [A, B/A].
       identity: hash of all that determines the run; a checkpoint of another identity is refused.
-      run_config: what it is the hash of, as JSON, kept in every checkpoint.
+      run_config: parameters and inputs of the run, as JSON, kept in every checkpoint.
       flops_per_token: model FLOPs of one token, forward and backward.
       peak_flops: FLOP/s of all devices together, or None.
       describe: decodes a host batch with its loss mask, for TensorBoard's text page; None leaves it out.

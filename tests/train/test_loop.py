@@ -127,6 +127,8 @@ def test_sees_each_batch_once_in_order(run, tmp_path):
     assert [line["loss"] for line in lines] == [float(np.float32(4) * np.float32(1 / t)) / 4 for t in range(1, 11)]
     assert lines[-1]["tokens"] == 10 * ROWS * TOKENS
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["10", "9"]
+    meta = json.loads((tmp_path / "run" / "checkpoints" / "10" / "meta" / "metadata").read_text())
+    assert meta["config"] == {"steps": 10}
 
 
 @pytest.mark.parametrize("batch", [0, 3, 6, 9])
