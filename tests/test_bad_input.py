@@ -321,7 +321,7 @@ def fill(folder, spare):
 
 
 def test_full_disk_in_training(small_disk):
-    """In processes of its own, whose whole stderr must be the one line: threads of libraries see the full disk too."""
+    """In processes of its own, which must tell of it in one line: threads of libraries see the full disk too."""
     workdir = small_disk / "w"
 
     def launched(*more):
@@ -333,9 +333,11 @@ def test_full_disk_in_training(small_disk):
     filler = fill(small_disk, spare=100_000)
     full = launched()
     assert full.returncode == 2, full.stderr
-    place = f"{workdir}/stages/pretrain-"
-    assert full.stderr.startswith(f"error: no space left on device while writing {place}"), full.stderr
-    assert full.stderr.count("\n") == 1, full.stderr
+    told = [
+        line for line in full.stderr.splitlines() if not re.match(r"pretrain: step \d+/6, ", line)
+    ]  # if it was slow
+    assert len(told) == 1, full.stderr
+    assert told[0].startswith(f"error: no space left on device while writing {workdir}/stages/pretrain-"), full.stderr
     filler.unlink()
     again = launched()
     assert again.returncode == 0, again.stderr
