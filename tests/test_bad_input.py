@@ -305,12 +305,16 @@ def test_full_disk(refused, shown, tmp_path, monkeypatch):
 
 @pytest.fixture
 def small_disk(tmp_path):
+    """A file system of 8 MiB, in a namespace that any user may make; it goes with the process that holds it."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("only root may mount a small file system")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    mount = 'mount -t tmpfs -o size=8m tmpfs "$0" && echo mounted && exec cat'
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as holder:
+        if holder.stdout.readline() != b"mounted\n":
+            pytest.skip(f"a small file system cannot be mounted here: {holder.stderr.read().decode().strip()}")
+        yield pathlib.Path(f"/proc/{holder.pid}/root{folder}")
+        holder.stdin.close()
 
 
 def fill(folder, spare):
