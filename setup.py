@@ -9,6 +9,9 @@ VERSION = re.search(
     r'__version__ = "(.+)"', pathlib.Path(__file__).with_name("msm_jax").joinpath("__init__.py").read_text()
 )
 
+GGUF = ["gguf>=0.17"]
+HUGGING_FACE = ["torch>=2.6", "transformers>=4.56", "peft>=0.17", "safetensors>=0.4"]
+
 setuptools.setup(
     name="msm_jax",
     version=VERSION.group(1),
@@ -17,7 +20,7 @@ setuptools.setup(
     python_requires=">=3.11",
     packages=setuptools.find_namespace_packages(include=["msm_jax*", "eval*", "configs*", "benchmarks*"]),
     # Folders of files count as packages too: prompts, report templates and reference numbers lie beside the code.
-    package_data={"": ["*.txt", "*.md", "*.json", "*.jsonl", "*.csv", "*.html", "*.j2"]},
+    package_data={"": ["*.txt", "*.md", "*.json", "*.jsonl", "*.csv", "*.html", "*.j2", "*.jinja", "*.toml"]},
     install_requires=[
         # Each minor version of JAX takes something away; Python 3.11 gets 0.10.2.
         "jax>=0.10,<0.13",
@@ -35,19 +38,29 @@ setuptools.setup(
         "tensorboardX",
         "tqdm",
         "matplotlib",
+        # Chat templates and the report.
         "jinja2",
         "numpy",
         "scipy",
+        # Checkpoints as Hugging Face has them: tokenizers, the hub, and folders that lie elsewhere (gs://).
+        "tokenizers>=0.21",
+        "huggingface_hub",
+        "fsspec",
+        "ml_dtypes",
     ],
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda12": ["jax[cuda12]"],
         "cuda13": ["jax[cuda13]"],
-        # To read Hugging Face folders, and to compare with the original implementations.
-        "hf": ["safetensors<0.8", "tokenizers", "huggingface_hub", "transformers", "peft", "torch"],
+        # Folders and workdirs on gs://.
+        "gcs": ["gcsfs"],
+        # Weights in GGUF files, as those of SmolLM2 (launch/smollm2.sh).
+        "gguf": GGUF,
+        # To compare with the original implementations: `python -m msm_jax.convert ... --verify`.
+        "hf": HUGGING_FACE,
         # Judges and embeddings of the evaluations to come; those of today need nothing more.
         "eval": [],
         # Each minor version of ruff may format otherwise, and launch/test.sh holds the code to one format.
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff>=0.17,<0.18"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff>=0.17,<0.18", "tiktoken", *GGUF, *HUGGING_FACE],
     },
 )
