@@ -61,6 +61,15 @@ setuptools.setup(
         # Judges and embeddings of the evaluations to come; those of today need nothing more.
         "eval": [],
         # Each minor version of ruff may format otherwise, and launch/test.sh holds the code to one format.
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff>=0.17,<0.18", "tiktoken", *GGUF, *HUGGING_FACE],
+        "test": [
+            "pytest",
+            "pytest-xdist",
+            "hypothesis",
+            "ruff>=0.17,<0.18",
+            "tiktoken",
+            "torch==2.13.0",
+            *GGUF,
+            *HUGGING_FACE,
+        ],
     },
 )
