@@ -3,10 +3,12 @@
 Shapes: B rows, T queries, S keys, H query heads, K key heads (H = K * G), D head size.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Segments(NamedTuple):
@@ -43,10 +45,31 @@ def attention(q_BTHD: jax.Array, k_BSKD: jax.Array, v_BSKD: jax.Array, segments:
     return out_BTKGD.reshape(B, T, H, D).astype(q_BTHD.dtype)
 
 
-def rope(x_BTHD: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Array:
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's stretching of the rotary frequencies: what turns slower than `low` times in the original context is
+    slowed by `factor`, what turns faster than `high` times is kept, and between the two it is blended (the rope_type
+    "llama3" of Hugging Face's config.json)."""
+
+    factor: float
+    low: float  # low_freq_factor
+    high: float  # high_freq_factor
+    original_length: int  # original_max_position_embeddings, in tokens
+
+
+def rope_frequencies(head_size: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
+    """Radians per position, float32[D / 2]."""
+    half = head_size // 2
+    frequency = 1.0 / np.float32(theta) ** (np.arange(half, dtype=np.float32) / np.float32(half))
+    if scaling is not None:
+        turns = scaling.original_length * frequency / (2 * np.pi)
+        kept = np.clip((turns - scaling.low) / (scaling.high - scaling.low), 0, 1)
+        frequency = frequency * (kept + (1 - kept) / scaling.factor)
+    return frequency.astype(np.float32)
+
+
+def rope(x_BTHD: jax.Array, positions_BT: jax.Array, frequency: np.ndarray) -> jax.Array:
     """Rotary position embedding (arXiv 2104.09864) in the half-split layout of Hugging Face's Llama; float32 inside."""
-    half = x_BTHD.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle = positions_BT[:, :, None, None].astype(jnp.float32) * frequency
     sin, cos = jnp.sin(angle), jnp.cos(angle)
     first, second = jnp.split(x_BTHD.astype(jnp.float32), 2, axis=-1)

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from msm_jax.errors import UserError
-from msm_jax.models.attention import Segments, attention, rope
+from msm_jax.models.attention import RopeScaling, Segments, attention, rope, rope_frequencies
 from msm_jax.parallel.sharding import constrain
 
 LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -31,6 +31,9 @@ REMAT_POLICIES = {
 class DecoderConfig:
     """Shape and numerics of a decoder. `dtype` is that of the matrix products; norms and logits are float32.
 
+    The families that Hugging Face calls llama, qwen2 and qwen3 are this decoder with and without `rope_scaling`,
+    `qkv_bias` and `qk_norm` (models/families.py reads their config.json).
+
     Raises: UserError if the sizes do not fit each other.
     """
 
@@ -42,13 +45,19 @@ class DecoderConfig:
     num_kv_heads: int
     head_size: int
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None  # of Llama 3.1
     norm_epsilon: float = 1e-5
     tied_head: bool = False
+    qkv_bias: bool = False  # of Qwen2.5
+    qk_norm: bool = False  # of Qwen3: RMS norm of each head's query and key, before the rotary embedding
+    max_length: int | None = None  # tokens that the model was made for; None: any
     dtype: str = "bfloat16"
     remat: str = "none"
     scan_unroll: int = 1  # layers unrolled per scan step; on CPU a full unroll is faster (no copies into stacks)
 
     def __post_init__(self):
+        if isinstance(self.rope_scaling, dict):  # as JSON has it
+            object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"model.num_heads={self.num_heads} is not a multiple of model.num_kv_heads={self.num_kv_heads}"
@@ -95,7 +104,7 @@ class Cache(NamedTuple):
 
 
 class Linear(nnx.Module):
-    """x W, plus the adapter's x A B where this layer has one. `axes` are the logical names of W's two axes."""
+    """x W, plus a bias and the adapter's x A B where this layer has them. `axes` are the logical names of W's axes."""
 
     def __init__(
         self,
@@ -106,9 +115,11 @@ class Linear(nnx.Module):
         config: DecoderConfig,
         lora: LoraConfig | None,
         rngs: nnx.Rngs,
+        bias: bool = False,
     ):
         init = nnx.initializers.lecun_normal()
         self.kernel = nnx.Param(init(rngs.params(), (size_in, size_out), jnp.float32), axes=axes)
+        self.bias = nnx.Param(jnp.zeros(size_out, jnp.float32), axes=axes[1:]) if bias else None
         self.dtype = config.dtype
         self.scale = None
         if lora is not None and name in lora.targets:
@@ -120,14 +131,16 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x @ self.kernel[...].astype(self.dtype)
+        if self.bias is not None:
+            y += self.bias[...].astype(self.dtype)
         if self.scale is not None:
             y += (x @ self.lora_a[...].astype(self.dtype)) @ (self.scale * self.lora_b[...]).astype(self.dtype)
         return y
 
 
 class RMSNorm(nnx.Module):
-    def __init__(self, config: DecoderConfig):
-        self.scale = nnx.Param(jnp.ones(config.width, jnp.float32), axes=("norm",))
+    def __init__(self, size: int, config: DecoderConfig):
+        self.scale = nnx.Param(jnp.ones(size, jnp.float32), axes=("norm",))
         self.epsilon = config.norm_epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -143,12 +156,14 @@ class Block(nnx.Module):
         c = config
         heads, kv_heads = c.num_heads * c.head_size, c.num_kv_heads * c.head_size
         self.config = config
-        self.attention_norm = RMSNorm(c)
-        self.q = Linear("q", c.width, heads, ("embed", "heads"), c, lora, rngs)
-        self.k = Linear("k", c.width, kv_heads, ("embed", "kv_heads"), c, lora, rngs)
-        self.v = Linear("v", c.width, kv_heads, ("embed", "kv_heads"), c, lora, rngs)
+        self.attention_norm = RMSNorm(c.width, c)
+        self.q = Linear("q", c.width, heads, ("embed", "heads"), c, lora, rngs, bias=c.qkv_bias)
+        self.k = Linear("k", c.width, kv_heads, ("embed", "kv_heads"), c, lora, rngs, bias=c.qkv_bias)
+        self.v = Linear("v", c.width, kv_heads, ("embed", "kv_heads"), c, lora, rngs, bias=c.qkv_bias)
+        self.q_norm = RMSNorm(c.head_size, c) if c.qk_norm else None
+        self.k_norm = RMSNorm(c.head_size, c) if c.qk_norm else None
         self.o = Linear("o", heads, c.width, ("heads", "embed"), c, lora, rngs)
-        self.mlp_norm = RMSNorm(c)
+        self.mlp_norm = RMSNorm(c.width, c)
         self.gate = Linear("gate", c.width, c.mlp_width, ("embed", "mlp"), c, lora, rngs)
         self.up = Linear("up", c.width, c.mlp_width, ("embed", "mlp"), c, lora, rngs)
         self.down = Linear("down", c.mlp_width, c.width, ("mlp", "embed"), c, lora, rngs)
@@ -161,8 +176,11 @@ class Block(nnx.Module):
         q_BTHD = checkpoint_name(self.q(y_BTM).reshape(B, T, c.num_heads, c.head_size), "q")
         k_BTKD = checkpoint_name(self.k(y_BTM).reshape(B, T, c.num_kv_heads, c.head_size), "k")
         v_BTKD = checkpoint_name(self.v(y_BTM).reshape(B, T, c.num_kv_heads, c.head_size), "v")
-        q_BTHD = rope(q_BTHD, segments.q_positions, c.rope_theta)
-        k_BTKD = rope(k_BTKD, segments.q_positions, c.rope_theta)
+        if c.qk_norm:
+            q_BTHD, k_BTKD = self.q_norm(q_BTHD), self.k_norm(k_BTKD)
+        frequency = rope_frequencies(c.head_size, c.rope_theta, c.rope_scaling)
+        q_BTHD = rope(q_BTHD, segments.q_positions, frequency)
+        k_BTKD = rope(k_BTKD, segments.q_positions, frequency)
         if cache_kv is not None:
             k_BSKD, v_BSKD, cursor = cache_kv
             k_BTKD = jax.lax.dynamic_update_slice_in_dim(k_BSKD, k_BTKD.astype(k_BSKD.dtype), cursor, axis=1)
@@ -187,7 +205,7 @@ class Decoder(nnx.Module):
         embedding = 0.02 * jax.random.normal(rngs.params(), (c.vocab_size, c.width), jnp.float32)
         self.embedding = nnx.Param(embedding, axes=("vocab", "embed"))
         self.layers = nnx.vmap(lambda rngs: Block(c, lora, rngs))(rngs.split(c.num_layers))
-        self.norm = RMSNorm(c)
+        self.norm = RMSNorm(c.width, c)
         self.head = None if c.tied_head else Linear("head", c.width, c.vocab_size, ("embed", "vocab"), c, None, rngs)
 
     def __call__(self, tokens_BT: jax.Array, segments: Segments, cache: Cache | None = None):

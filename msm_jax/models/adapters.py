@@ -1,0 +1,96 @@
+"""adapter_config.json of the library `peft` <-> `LoraConfig`."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from msm_jax.errors import UserError
+from msm_jax.models.decoder import LORA_TARGETS, LoraConfig
+from msm_jax.models.huggingface import PEFT_TARGETS, peft_module
+
+# Fields that would make the adapter another function than x W + (alpha / r) x A B, or train more than it.
+_MUST_BE_UNSET = (
+    *("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "use_qalora", "use_bdlora", "rank_pattern"),
+    *("alpha_pattern", "modules_to_save", "layers_to_transform", "layers_pattern", "layer_replication", "alora"),
+    *("exclude_modules", "megatron_config", "target_parameters", "trainable_token_indices", "eva_config"),
+    *("corda_config", "alora_invocation_tokens", "arrow_config", "ensure_weight_tying", "monteclora_config"),
+)
+# About how the adapter was made or is kept: its values at hand say all.
+_HARMLESS = {
+    *("base_model_name_or_path", "inference_mode", "task_type", "revision", "auto_mapping", "peft_version"),
+    *("init_lora_weights", "loftq_config", "lora_dropout", "megatron_core", "runtime_config", "qalora_group_size"),
+    *("lora_ga_config", "velora_config"),
+}
+
+
+def lora_of(config: Mapping[str, Any], tensor_names: Collection[str], where: str = "adapter_config.json") -> LoraConfig:
+    """The adapter that `config`, a parsed adapter_config.json, describes.
+
+    Args:
+      tensor_names: those of adapter_model.safetensors, by which targets are known: `target_modules` may be a pattern.
+      where: names the file in errors.
+
+    Raises: UserError for another method than LoRA, for a field that is not built here, and for targets that the
+        file of tensors contradicts.
+    """
+    if config.get("peft_type") != "LORA":
+        raise UserError(f"{where}: peft_type is {config.get('peft_type')!r}; only LORA is known here")
+    read = {"peft_type", "r", "lora_alpha", "target_modules", "bias"}
+    for field, value in config.items():
+        if field in _MUST_BE_UNSET:
+            if value:
+                raise UserError(f"{where}: {field} is {value!r}; plain LoRA is all that is built here")
+        elif field not in read | _HARMLESS and value:
+            raise UserError(f"{where}: unknown field {field}; if it changes nothing of the computation, take it out")
+    if config.get("bias", "none") != "none":
+        raise UserError(f"{where}: bias is {config['bias']!r}; only 'none' is known here")
+    for field in ("r", "lora_alpha"):
+        if not isinstance(config.get(field), int | float) or config[field] <= 0:
+            raise UserError(f"{where}: {field} is {config.get(field)!r}; it must be a number above 0")
+    found = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in tensor_names}
+    named = config.get("target_modules")
+    targets = set(named) if isinstance(named, list | tuple) else found
+    for module in sorted(found | targets):
+        if module not in PEFT_TARGETS:
+            raise UserError(f"{where}: target {module} is none of {', '.join(PEFT_TARGETS)}")
+    if found != targets:
+        odd = sorted(found ^ targets)[0]
+        place = (
+            "target_modules, and the file of tensors has none" if odd in targets else "the tensors, not target_modules"
+        )
+        raise UserError(f"{where}: {odd} is in {place}; config and tensors are of two adapters")
+    ours = tuple(target for target in LORA_TARGETS if peft_module(target) in targets)
+    return LoraConfig(rank=int(config["r"]), alpha=float(config["lora_alpha"]), targets=ours)
+
+
+def check_adapter(found: LoraConfig, wanted: LoraConfig, where: str) -> None:
+    """Raises: UserError naming what differs, for an adapter that is to be continued as another than it is."""
+    for field, ours, theirs in (
+        ("rank", wanted.rank, found.rank),
+        ("alpha", wanted.alpha, found.alpha),
+        ("targets", sorted(wanted.targets), sorted(found.targets)),
+    ):
+        if ours != theirs:
+            raise UserError(
+                f"{where}: the adapter has lora.{field} {theirs}, and the config asks for {ours}; make them equal"
+            )
+
+
+def peft_config(lora: LoraConfig, base: str) -> dict[str, Any]:
+    """An adapter_config.json. `base` is where `peft` shall look for the base: a folder or a Hugging Face id."""
+    alpha = int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "target_modules": [peft_module(target) for target in lora.targets],
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "use_dora": False,
+        "use_rslora": False,
+    }

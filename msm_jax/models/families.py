@@ -1,0 +1,178 @@
+"""Hugging Face's config.json <-> `DecoderConfig`, for the families llama, qwen2 and qwen3.
+
+Every field of a config.json is read, known to change nothing here, or an error: a field that is passed over in silence
+is a model that computes something else.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from msm_jax.errors import UserError
+from msm_jax.models.attention import RopeScaling
+from msm_jax.models.decoder import DecoderConfig
+
+# model_type -> architecture, and what its layers have.
+FAMILIES = {
+    "llama": ("LlamaForCausalLM", {}),
+    "qwen2": ("Qwen2ForCausalLM", {"qkv_bias": True}),
+    "qwen3": ("Qwen3ForCausalLM", {"qk_norm": True}),
+}
+
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "width",
+    "intermediate_size": "mlp_width",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+}
+_READ = {
+    *_SIZES,
+    *("architectures", "model_type", "num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings"),
+    *("max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters", "layer_types"),
+}
+# Fields that this decoder has in one value alone. None is what they are when they are absent.
+_ONLY = {
+    "hidden_act": ("silu",),
+    "attention_bias": (False, None),  # of llama and qwen3, where it would also add one to the output projection
+    "mlp_bias": (False, None),
+    "use_sliding_window": (False, None),
+    "attention_dropout": (0, None),
+    "embd_pdrop": (0, None),
+    "resid_pdrop": (0, None),
+    "pretraining_tp": (1, None),
+    "add_cross_attention": (False, None),
+    "is_decoder": (False, True, None),
+    "is_encoder_decoder": (False, None),
+    "tie_encoder_decoder": (False, None),
+    "quantization_config": (None,),
+    "partial_rotary_factor": (1, None),
+    "no_rope_layers": (None,),
+    "pruned_heads": (None, {}),
+}
+# Read by tokenizers, samplers and savers, or a record of how the file was made.
+_HARMLESS = {
+    *("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "initializer_range"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "unk_token_id"),
+    *("_attn_implementation", "_attn_implementation_autoset", "attn_implementation", "auto_map", "rope_interleaved"),
+    *("max_window_layers", "output_attentions", "output_hidden_states", "return_dict", "return_dict_in_generate"),
+    *("id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params", "name_or_path"),
+    *("chunk_size_feed_forward", "tokenizer_class", "torchscript", "use_bfloat16", "prefix", "unsloth_version"),
+    *("unsloth_fixed", "transformers.js_config", "tf_legacy_loss", "tp_plan", "output_scores", "is_llama_config"),
+}
+
+
+def decoder_of(config: Mapping[str, Any], where: str = "config.json", **numerics: Any) -> DecoderConfig:
+    """The decoder that `config`, a parsed config.json, describes.
+
+    Args:
+      where: names the file in errors.
+      numerics: dtype, remat and scan_unroll, of which a config.json says nothing.
+
+    Raises: UserError for another architecture, for a field that this decoder does not have, or for one that is missing.
+    """
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        raise UserError(f"{where}: model_type is {family!r}; the models known here are {', '.join(FAMILIES)}")
+    architecture, features = FAMILIES[family]
+    for name in config.get("architectures") or ():
+        if name != architecture:
+            raise UserError(
+                f"{where}: architectures is {name}; of model_type {family} only {architecture} is known here"
+            )
+    _check_fields(config, family, where)
+    missing = [field for field in (*_SIZES, "rms_norm_eps") if config.get(field) is None]
+    if missing:
+        raise UserError(f"{where}: has no {missing[0]}; this is not the whole config.json of a checkpoint")
+    sizes = {ours: config[theirs] for theirs, ours in _SIZES.items()}
+    theta, scaling = _rope(config, where)
+    head_size = config.get("head_dim") or (128 if family == "qwen3" else sizes["width"] // sizes["num_heads"])
+    return DecoderConfig(
+        **sizes,
+        num_kv_heads=config.get("num_key_value_heads") or sizes["num_heads"],
+        head_size=head_size,
+        rope_theta=theta,
+        rope_scaling=scaling,
+        norm_epsilon=config["rms_norm_eps"],
+        tied_head=bool(config.get("tie_word_embeddings", False)),
+        max_length=config.get("max_position_embeddings"),
+        **features,
+        **numerics,
+    )
+
+
+def config_of(decoder: DecoderConfig) -> dict[str, Any]:
+    """A config.json for a decoder that came from none: one that was pretrained here.
+
+    Raises: UserError if no family has its features.
+    """
+    features = {name: True for name in ("qkv_bias", "qk_norm") if getattr(decoder, name)}
+    family = next((family for family, (_, has) in FAMILIES.items() if has == features), None)
+    if family is None:
+        raise UserError(f"no Hugging Face family known here has {' and '.join(features)}; it cannot be exported")
+    c = decoder
+    rope: dict[str, Any] = {"rope_type": "default"}
+    if c.rope_scaling:
+        rope = {
+            "rope_type": "llama3",
+            "factor": c.rope_scaling.factor,
+            "low_freq_factor": c.rope_scaling.low,
+            "high_freq_factor": c.rope_scaling.high,
+            "original_max_position_embeddings": c.rope_scaling.original_length,
+        }
+    return {
+        "architectures": [FAMILIES[family][0]],
+        "model_type": family,
+        **{theirs: getattr(c, ours) for theirs, ours in _SIZES.items()},
+        "num_key_value_heads": c.num_kv_heads,
+        "head_dim": c.head_size,
+        "rms_norm_eps": c.norm_epsilon,
+        "hidden_act": "silu",
+        "tie_word_embeddings": c.tied_head,
+        "max_position_embeddings": c.max_length or 2048,
+        # Old and new versions of transformers each read one of the two.
+        "rope_theta": c.rope_theta,
+        "rope_scaling": rope if c.rope_scaling else None,
+    }
+
+
+def _check_fields(config: Mapping[str, Any], family: str, where: str) -> None:
+    for field, value in config.items():
+        if field in _READ or field in _HARMLESS:
+            continue
+        if field == "sliding_window":
+            # Qwen's files name a window, and beside it that it is not used.
+            if value is not None and not (family != "llama" and config.get("use_sliding_window") is False):
+                raise UserError(f"{where}: sliding_window is {value}; sliding windows of attention are not built")
+        elif field not in _ONLY:
+            raise UserError(f"{where}: unknown field {field}; if it changes nothing of the computation, take it out")
+        elif value not in _ONLY[field]:
+            raise UserError(f"{where}: {field} is {value!r}; only {_ONLY[field][0]!r} is known here")
+    for kind in config.get("layer_types") or ():
+        if kind != "full_attention":
+            raise UserError(f"{where}: layer_types has {kind}; only full_attention is known here")
+
+
+def _rope(config: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | None]:
+    """Base and scaling of the rotary frequencies, from either of the two forms in which files have them."""
+    field = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+    rope = dict(config.get(field) or {})
+    theta = rope.pop("rope_theta", None) or config.get("rope_theta")
+    if theta is None:
+        if config["model_type"] != "llama":
+            raise UserError(f"{where}: has no rope_theta; this is not the whole config.json of a checkpoint")
+        theta = 10_000.0  # files of the first Llamas leave it out
+    if rope.get("partial_rotary_factor") == 1:
+        del rope["partial_rotary_factor"]
+    kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
+    rope.pop("type", None)
+    if kind == "default" and not rope:
+        return float(theta), None
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    if kind != "llama3":
+        raise UserError(f"{where}: {field}.rope_type is {kind!r}; only 'default' and 'llama3' are known here")
+    if set(rope) != set(names):
+        odd = sorted(set(rope) ^ set(names))[0]
+        raise UserError(
+            f"{where}: {field}.{odd} is {'unknown' if odd in rope else 'missing'}; llama3 has {', '.join(names)}"
+        )
+    return float(theta), RopeScaling(*(rope[name] for name in names))

@@ -1,0 +1,241 @@
+"""Parameters <-> tensors of a Hugging Face folder: one table for both directions, base and adapter alike.
+
+Tensors are moved one at a time: into a stack of layers that lies sharded on the devices, or out of it. A host reads
+only the bytes that its own devices hold.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+
+from msm_jax.errors import UserError
+from msm_jax.models.decoder import LORA_TARGETS, DecoderConfig, LoraConfig
+
+PyTree = Any
+
+_PROJECTIONS = {
+    **{name: f"self_attn.{name}_proj" for name in ("q", "k", "v", "o")},
+    **{name: f"mlp.{name}_proj" for name in ("gate", "up", "down")},
+}
+# Buffers that old files hold beside the weights; they follow from config.json.
+_COMPUTED = re.compile(r".*\.rotary_emb\.inv_freq|.*\.attn\.masked_bias|.*\.attn\.bias")
+
+
+class Place(NamedTuple):
+    """Where a tensor belongs: the path of a parameter, the layer of its stack (None: not stacked), and whether the
+    file has it the other way round, as PyTorch keeps matrices: [out, in]."""
+
+    path: tuple[str, ...]
+    layer: int | None = None
+    transposed: bool = False
+
+
+class Tensors(Protocol):
+    """A folder of tensors (models/tensor_files.py)."""
+
+    folder: str
+    tensors: Mapping[str, Any]  # name -> something with shape and dtype
+
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray: ...
+
+
+def base_table(decoder: DecoderConfig) -> dict[str, Place]:
+    """Tensor name -> place, of every parameter of the base."""
+    table = {
+        "model.embed_tokens.weight": Place(("embedding",)),
+        "model.norm.weight": Place(("norm", "scale")),
+    }
+    if not decoder.tied_head:
+        table["lm_head.weight"] = Place(("head", "kernel"), transposed=True)
+    for layer in range(decoder.num_layers):
+        prefix = f"model.layers.{layer}"
+        norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+        if decoder.qk_norm:
+            norms |= {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
+        for ours, theirs in norms.items():
+            table[f"{prefix}.{theirs}.weight"] = Place(("layers", ours, "scale"), layer)
+        for ours, theirs in _PROJECTIONS.items():
+            table[f"{prefix}.{theirs}.weight"] = Place(("layers", ours, "kernel"), layer, transposed=True)
+            if decoder.qkv_bias and ours in ("q", "k", "v"):
+                table[f"{prefix}.{theirs}.bias"] = Place(("layers", ours, "bias"), layer)
+    return table
+
+
+def adapter_table(decoder: DecoderConfig, lora: LoraConfig) -> dict[str, Place]:
+    """Tensor name -> place, of every parameter of an adapter as the library `peft` names them."""
+    return {
+        f"base_model.model.model.layers.{layer}.{_PROJECTIONS[target]}.lora_{theirs}.weight": Place(
+            ("layers", target, f"lora_{ours}"), layer, transposed=True
+        )
+        for layer in range(decoder.num_layers)
+        for target in lora.targets
+        for ours, theirs in (("a", "A"), ("b", "B"))
+    }
+
+
+def peft_module(target: str) -> str:
+    """The name of a target in adapter_config.json: "q" -> "q_proj"."""
+    return _PROJECTIONS[target].split(".")[1]
+
+
+PEFT_TARGETS = {peft_module(target): target for target in LORA_TARGETS}
+
+
+def check_tensors(files: Tensors, table: Mapping[str, Place], shapes: PyTree) -> None:
+    """Holds names and shapes of the files against a model, before anything is read.
+
+    Raises: UserError naming the first tensor that is missing, of no use or of the wrong shape.
+    """
+    for name, place in table.items():
+        if name not in files.tensors:
+            raise UserError(f"{files.folder}: tensor {name} is missing; config.json is of another model, or a file is")
+        wanted, found = _file_shape(_leaf(shapes, place.path), place), tuple(files.tensors[name].shape)
+        if found != wanted:
+            raise UserError(
+                f"{files.folder}: tensor {name} has shape {list(found)}, and the model needs {list(wanted)}; "
+                "config.json is of another model"
+            )
+    tied = "lm_head.weight"  # written beside a tied embedding by some savers, and read by none
+    for name in files.tensors:
+        if name not in table and name != tied and not _COMPUTED.fullmatch(name):
+            raise UserError(
+                f"{files.folder}: tensor {name} has no place in this model; config.json is of another model"
+            )
+
+
+def read_params(files: Tensors, table: Mapping[str, Place], like: PyTree, dtype: Any = None) -> PyTree:
+    """Reads every tensor of `table` into the tree of `like`.
+
+    At any time the host holds the shards of its devices and one tensor in the making.
+
+    Args:
+      like: ShapeDtypeStructs with shardings.
+      dtype: of the arrays; None keeps that of the files, tensor by tensor.
+
+    Raises: UserError as `check_tensors` does, and for damaged files.
+    """
+    check_tensors(files, table, like)
+    params: dict[str, Any] = {}
+    for name, place in table.items():
+        leaf = _leaf(like, place.path)
+        wanted = dtype or files.tensors[name].dtype
+        tensor = _on_devices(files, name, place, leaf.sharding)
+        if place.layer is None:
+            value = _arrange(leaf.sharding, place.transposed, jnp.dtype(wanted))(tensor)
+        else:
+            stack = _leaf(params, place.path)
+            if stack is None:
+                stack = _zeros(leaf.shape, jnp.dtype(wanted), leaf.sharding)()
+            elif stack.dtype != wanted:
+                raise UserError(f"{files.folder}: tensor {name} is {wanted}, and that of layer 0 is {stack.dtype}")
+            value = _set_layer(leaf.sharding, place.transposed)(stack, tensor, place.layer)
+        # Without waiting, tensors would be read faster than they are moved, and pile up.
+        _put(params, place.path, value.block_until_ready())
+    return params
+
+
+def tensors_of(
+    params: PyTree, table: Mapping[str, Place], transform: Callable[[str, jax.Array], jax.Array] | None = None
+) -> Iterator[tuple[str, tuple[int, ...], np.dtype, Callable[[], np.ndarray]]]:
+    """(name, shape, dtype, function that fetches the array) of every tensor of `table`, for `write_tensors`.
+
+    Args:
+      transform: (name, matrix as in `params`) -> what is written in its place, of the same shape and dtype.
+    """
+
+    def fetch(name: str, place: Place) -> np.ndarray:
+        value = _leaf(params, place.path)
+        value = value if place.layer is None else value[place.layer]
+        value = transform(name, value) if transform else value
+        value = value.T if place.transposed else value
+        if not value.is_fully_addressable:
+            value = multihost_utils.process_allgather(value, tiled=True)
+        return np.asarray(value)
+
+    for name, place in table.items():
+        leaf = _leaf(params, place.path)
+        yield name, _file_shape(leaf, place), np.dtype(leaf.dtype), functools.partial(fetch, name, place)
+
+
+def merged(params: PyTree, adapter: PyTree, lora: LoraConfig, table: Mapping[str, Place]) -> Iterator:
+    """`tensors_of` the base with the adapter's products added, in float32 and rounded once to the base's dtype."""
+
+    def add(name: str, matrix: jax.Array) -> jax.Array:
+        place = table[name]
+        factors = _leaf(adapter, place.path[:-1])
+        if place.path[-1] != "kernel" or factors is None:
+            return matrix
+        a, b = factors["lora_a"][place.layer], factors["lora_b"][place.layer]
+        # The highest precision: a TPU multiplies float32 in bfloat16 otherwise.
+        product = jnp.matmul(a, b, precision="highest")
+        return (matrix.astype(jnp.float32) + lora.alpha / lora.rank * product).astype(matrix.dtype)
+
+    return tensors_of(params, table, add)
+
+
+def _leaf(tree: PyTree, path: tuple[str, ...]) -> Any:
+    for key in path:
+        if key not in tree:
+            return None
+        tree = tree[key]
+    return tree
+
+
+def _put(tree: dict, path: tuple[str, ...], value: Any) -> None:
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = value
+
+
+def _file_shape(leaf: Any, place: Place) -> tuple[int, ...]:
+    shape = tuple(leaf.shape if place.layer is None else leaf.shape[1:])
+    return shape[::-1] if place.transposed else shape
+
+
+def _file_sharding(sharding: NamedSharding, ndim: int, place: Place) -> NamedSharding:
+    """How one tensor of a file is split: as its parameter, without the axis of layers."""
+    spec = (*sharding.spec, *(None,) * (ndim - len(sharding.spec)))
+    spec = spec if place.layer is None else spec[1:]
+    return NamedSharding(sharding.mesh, PartitionSpec(*(spec[::-1] if place.transposed else spec)))
+
+
+def _on_devices(files: Tensors, name: str, place: Place, sharding: NamedSharding) -> jax.Array:
+    shape = tuple(files.tensors[name].shape)
+    ndim = len(shape) + (place.layer is not None)
+
+    @functools.cache  # devices that hold the same part read it once
+    def read(index: tuple[tuple[int, int], ...]) -> np.ndarray:
+        return files.read(name, tuple(slice(*bounds) for bounds in index))
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        return read(tuple(axis.indices(size)[:2] for axis, size in zip(index, shape, strict=True)))
+
+    return jax.make_array_from_callback(shape, _file_sharding(sharding, ndim, place), part)
+
+
+@functools.lru_cache(maxsize=64)
+def _zeros(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> Callable[[], jax.Array]:
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)
+
+
+@functools.lru_cache(maxsize=64)
+def _arrange(sharding: NamedSharding, transposed: bool, dtype: Any) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda x: (x.T if transposed else x).astype(dtype), out_shardings=sharding)
+
+
+@functools.lru_cache(maxsize=64)
+def _set_layer(sharding: NamedSharding, transposed: bool) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
+    """Writes a layer into the stack in place: the stack is donated."""
+
+    def write(stack: jax.Array, x: jax.Array, layer: jax.Array) -> jax.Array:
+        x = (x.T if transposed else x).astype(stack.dtype)
+        return jax.lax.dynamic_update_index_in_dim(stack, x, layer, 0)
+
+    return jax.jit(write, donate_argnums=0, out_shardings=sharding)
