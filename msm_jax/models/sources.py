@@ -29,6 +29,8 @@ def resolve(path: str | os.PathLike, revision: str | None = None) -> str:
     Raises: UserError if there is no such folder, or if the repository cannot be had: it says what to do.
     """
     path = os.fspath(path)
+    if not path:
+        raise UserError("the path of the model is empty; give a folder, a URL of one or ORG/NAME")
     here = os.path.abspath(os.path.expanduser(path))
     if not is_url(path) and not os.path.isdir(here):
         if os.path.exists(here):
@@ -72,10 +74,9 @@ def _is_small(name: str) -> bool:
 def _from_hub(name: str, revision: str | None) -> str:
     import huggingface_hub  # takes half a second, and most models lie in folders
 
-    if not isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision), str):
-        # The hub's bars show on terminals only.
-        print(f"Fetching {name} from {huggingface_hub.constants.ENDPOINT}", file=sys.stderr, flush=True)
     try:
+        if not isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision), str):
+            print(f"Fetching {name} from {huggingface_hub.constants.ENDPOINT}", file=sys.stderr, flush=True)
         with _quiet_hub():
             folder = huggingface_hub.snapshot_download(
                 name,
@@ -103,7 +104,8 @@ def _reason(error: Exception, name: str, revision: str | None) -> str:
         f"`hf download {name}{f' --revision {revision}' if revision else ''} --local-dir models/{name.split('/')[1]}`"
     )
     by_hand = f"run {fetch} where that works and name the folder models/{name.split('/')[1]} in place of {name}"
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
+    status = getattr(getattr(cause, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
         return f"gated; accept its licence at {hub}/{name}, set HF_TOKEN to a token of that account, and start again"
     if isinstance(error, errors.RepositoryNotFoundError):
@@ -114,22 +116,28 @@ def _reason(error: Exception, name: str, revision: str | None) -> str:
         return "no such folder here, and no name that a repository can have; mend it"
     if status in (401, 403):
         return f"{hub} refuses ({status}); see that HF_TOKEN is valid and may read this repository, and start again"
+    if isinstance(error, UnicodeError):
+        return "HF_TOKEN holds characters that no token has; set it again"
     if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
         return f"{error.strerror} ({error.filename or huggingface_hub.constants.HF_HUB_CACHE}); HF_HOME moves the cache"
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return f"no such folder here nor (whole) in the cache, and HF_HUB_OFFLINE is set; unset it, or {by_hand}"
-    what = f"answers with an error ({status})" if status else f"cannot be reached ({type(error).__name__})"
+    what = f"answers with an error ({status})" if status else f"cannot be reached ({type(cause).__name__})"
     return f"no such folder here, and {hub} {what}; start again later (whole files are kept), or {by_hand}"
 
 
 @contextlib.contextmanager
 def _quiet_hub() -> Iterator[None]:
     # Its warnings advise on tokens and retries; what is wrong in the end is told as an error.
-    from huggingface_hub.utils import logging
+    from huggingface_hub import utils
 
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    before, bars = utils.logging.get_verbosity(), not utils.are_progress_bars_disabled()
+    utils.logging.set_verbosity_error()
+    if bars and not sys.stderr.isatty():
+        utils.disable_progress_bars()
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        utils.logging.set_verbosity(before)
+        if bars:
+            utils.enable_progress_bars()

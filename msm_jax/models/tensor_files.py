@@ -107,7 +107,8 @@ class TensorFiles:
     def fingerprint(self) -> str:
         """Hex digest of the headers, the sizes and eight samples of each file's data.
 
-        Tells whether the weights at a path have changed without reading them all; equal wherever they lie.
+        Tells whether the weights at a path have changed without reading them all; equal wherever they lie. A change of
+        a small part of them can go unseen.
         """
         seen = {}
         for name, header in sorted(self._headers.items()):
