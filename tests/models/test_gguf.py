@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import zipfile
@@ -329,10 +330,10 @@ def test_smollm2_has_the_tokenizer_of_its_gguf(smollm2):
     theirs = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     texts = [path.read_text() for folder in ("msm_jax/models", "docs") for path in sorted((ROOT / folder).glob("*.*"))]
     for text in [*texts, *TEXTS, "In 1987, 12345 people paid 3.50."]:
-        ids = ours(text)["input_ids"]
-        assert ids == theirs(text)["input_ids"]
-        assert ours.decode(ids) == text
-    # Where spaces stand before a digit, transformers leaves the last to the digit, since it reads no pre-tokenizer.
+        assert ours.decode(ours(text)["input_ids"]) == text
+        # Of many spaces before a digit, transformers leaves the last to the digit: it reads no pre-tokenizer of a GGUF.
+        text = re.sub(r"\s+(?=\d)", " ", text)
+        assert ours(text)["input_ids"] == theirs(text)["input_ids"]
     assert ours.tokenize("x =  42") == ["x", "Ġ=", "ĠĠ", "4", "2"]
 
 
