@@ -33,7 +33,7 @@ class Folder:
             self._storage, self._root = fsspec.core.url_to_fs(self.url)
         self._root = self._root.rstrip("/")
         self.url = self.url.rstrip("/")
-        self._local = isinstance(self._storage, LocalFileSystem)
+        self.is_local = isinstance(self._storage, LocalFileSystem)
 
     def path(self, name: str) -> str:
         """Where a file is, to be shown."""
@@ -41,7 +41,7 @@ class Folder:
 
     def sizes(self) -> dict[str, int] | None:
         """Name -> size in bytes of every file right in this folder; None if there is no such folder."""
-        if self._local:
+        if self.is_local:
             # Not by fsspec, which does not count links as files, as those in the hub's cache are.
             try:
                 with self._told(), os.scandir(self._root or "/") as entries:
@@ -69,7 +69,7 @@ class Folder:
     def read_into(self, name: str, start: int, buffer: memoryview) -> None:
         """Fills `buffer` with the bytes of a file from `start` on; holds at most a chunk besides it."""
         done = 0
-        if self._local:
+        if self.is_local:
             # Right into the buffer. A memory map would do that too, but its pages count as the process's own.
             with self._told(name), open(f"{self._root}/{name}", "rb", buffering=0) as file:
                 file.seek(start)
@@ -98,7 +98,7 @@ class Folder:
     def finish(self, name: str) -> None:
         """Gives what `begin(name)` wrote its name; replaces a file of that name."""
         with self._told(name):
-            if self._local:
+            if self.is_local:
                 os.replace(f"{self._root}/{_part(name)}", f"{self._root}/{name}")
             else:
                 self._storage.mv(f"{self._root}/{_part(name)}", f"{self._root}/{name}")
@@ -159,7 +159,7 @@ class Part:
         if kind is None:
             try:
                 with self._folder._told(self._name):
-                    if self._folder._local:
+                    if self._folder.is_local:
                         self._file.flush()
                         os.fsync(self._file.fileno())
                     self._file.close()

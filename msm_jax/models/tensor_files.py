@@ -44,6 +44,8 @@ _INDEX_SUFFIX = ".safetensors.index.json"
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # as in the library
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+# Of files on this machine, less: what is cut out of a chunk is then still in the processor's cache.
+_LOCAL_CHUNK_BYTES = 8 * 2**20
 _AGAIN = "copy or download it again"
 # Parts of the data that the fingerprint looks at, in each file: two fine-tunes of one model differ in these alone.
 _SAMPLES, _SAMPLE_BYTES = 8, 4096
@@ -150,15 +152,17 @@ class TensorFiles:
             return
         (start, stop), *inner = bounds
         row_bytes = math.prod(shape[1:]) * result.itemsize
-        if row_bytes > CHUNK_BYTES:
+        most = min(CHUNK_BYTES, _LOCAL_CHUNK_BYTES) if self._folder.is_local else CHUNK_BYTES
+        if row_bytes > most:
             for row in range(start, stop):
                 self._fill(result[row - start], file, offset + row * row_bytes, shape[1:], inner)
             return
         # Whole rows, though only a part of each is wanted: one long read takes less time than many short ones.
-        step = CHUNK_BYTES // row_bytes
+        step = most // row_bytes
         cut = (slice(None), *(slice(*bound) for bound in inner))
+        buffer = np.empty((min(step, stop - start), *shape[1:]), result.dtype)
         for row in range(start, stop, step):
-            chunk = np.empty((min(step, stop - row), *shape[1:]), result.dtype)
+            chunk = buffer[: stop - row]
             self._folder.read_into(file, offset + row * row_bytes, _bytes(chunk))
             result[row - start : row - start + len(chunk)] = chunk[cut]
 

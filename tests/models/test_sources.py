@@ -244,6 +244,7 @@ def test_a_dropped_connection_goes_on_where_it_was(hub, ask):
     ranges = [part for method, path, part in hub.requests if method == "GET" and path.endswith("/model.safetensors")]
     assert ranges[0] is None
     assert re.fullmatch(r"bytes=[1-9]\d*-", ranges[1])
+    assert ask.stderr == f"Fetching org/model from {hub.url}\n"
 
 
 def test_a_download_that_failed_keeps_whole_files(hub, ask):
