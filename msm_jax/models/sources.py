@@ -1,0 +1,143 @@
+"""Where models come from: a folder, a URL of one (gs://bucket/folder), or an id on the Hugging Face hub."""
+
+import contextlib
+import fnmatch
+import os
+import re
+import sys
+from collections.abc import Iterator
+
+from msm_jax.errors import UserError
+from msm_jax.models.folders import Folder, is_url
+
+# What is beside the weights and belongs to a model: configuration, tokenizer, chat template, licence.
+_SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*", "USE_POLICY*")
+_NOT_SMALL = ("*.index.json", "adapter_config.json")  # they go with weights
+_WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors")
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+
+
+def resolve(path: str | os.PathLike, revision: str | None = None) -> str:
+    """The folder or URL that holds a model: `path` itself, or the hub's cache if `path` is an id as ORG/NAME.
+
+    From the hub come safetensors, configuration and tokenizer; files that are there already are not fetched again. The
+    hub's own variables count (HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE, ...).
+
+    Args:
+      revision: branch, tag or commit on the hub.
+
+    Raises: UserError if there is no such folder, or if the repository cannot be had: it says what to do.
+    """
+    path = os.fspath(path)
+    if not path:
+        raise UserError("the path of the model is empty; give a folder, a URL of one or ORG/NAME")
+    here = os.path.abspath(os.path.expanduser(path))
+    if not is_url(path) and not os.path.isdir(here):
+        if os.path.exists(here):
+            raise UserError(f"{path}: this is a file; name the folder that it is in")
+        if not _HUB_ID.fullmatch(path):
+            raise UserError(f"{path}: no such folder (nor an id on the Hugging Face hub, as ORG/NAME)")
+        return _from_hub(path, revision)
+    if revision is not None:
+        raise UserError(
+            f"{path}: revision {revision} is for ids on the Hugging Face hub; this is a folder, leave it out"
+        )
+    return path if is_url(path) else here
+
+
+def small_files(folder: str | os.PathLike) -> dict[str, bytes]:
+    """Name -> content of all that belongs to a model besides its weights: config, tokenizer, chat template, licence.
+
+    Raises: UserError if there is no such folder, or if it cannot be read.
+    """
+    source = Folder(folder)
+    sizes = source.sizes()
+    if sizes is None:
+        raise UserError(f"{source.url}: no such folder")
+    return {name: source.read(name) for name in sorted(sizes) if _is_small(name)}
+
+
+def copy_small_files(source: str | os.PathLike, destination: str | os.PathLike) -> None:
+    """Copies what `small_files` gives, as an export needs it: transformers opens the copy with no edits."""
+    target = Folder(destination)
+    for name, content in small_files(source).items():
+        target.write(name, content)
+
+
+def _is_small(name: str) -> bool:
+    def fits(patterns):
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+    return fits(_SMALL_FILES) and not fits(_NOT_SMALL)
+
+
+def _from_hub(name: str, revision: str | None) -> str:
+    import huggingface_hub  # takes half a second, and most models lie in folders
+
+    try:
+        if not isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision), str):
+            print(f"Fetching {name} from {huggingface_hub.constants.ENDPOINT}", file=sys.stderr, flush=True)
+        with _quiet_hub():
+            folder = huggingface_hub.snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=[*_SMALL_FILES, *_WEIGHTS],
+                # Patterns cross slashes: copies in other formats lie in folders (original/, onnx/).
+                ignore_patterns=["*/*"],
+            )
+    except Exception as error:  # the hub's errors, and those of the HTTP library that its version has chosen
+        raise UserError(f"{name}: {_reason(error, name, revision)}") from None
+    if not any(file.endswith(".safetensors") for file in os.listdir(folder)):
+        raise UserError(
+            f"{name}: no safetensors in this repository, and pickled weights are never read; choose another"
+        )
+    return folder
+
+
+def _reason(error: Exception, name: str, revision: str | None) -> str:
+    """What is wrong and what to do, in one line; holds no token."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    hub = huggingface_hub.constants.ENDPOINT
+    fetch = (
+        f"`hf download {name}{f' --revision {revision}' if revision else ''} --local-dir models/{name.split('/')[1]}`"
+    )
+    by_hand = f"run {fetch} where that works and name the folder models/{name.split('/')[1]} in place of {name}"
+    cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
+    status = getattr(getattr(cause, "response", None), "status_code", None)
+    if isinstance(error, errors.GatedRepoError):
+        return f"gated; accept its licence at {hub}/{name}, set HF_TOKEN to a token of that account, and start again"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"no such folder here, and no such repository at {hub}; mend the name (a private one needs HF_TOKEN)"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"this repository has no revision {revision}; see {hub}/{name}/branches"
+    if isinstance(error, errors.HFValidationError):
+        return "no such folder here, and no name that a repository can have; mend it"
+    if status in (401, 403):
+        return f"{hub} refuses ({status}); see that HF_TOKEN is valid and may read this repository, and start again"
+    if isinstance(error, UnicodeError):
+        return "HF_TOKEN holds characters that no token has; set it again"
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
+        return f"{error.strerror} ({error.filename or huggingface_hub.constants.HF_HUB_CACHE}); HF_HOME moves the cache"
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return f"no such folder here nor (whole) in the cache, and HF_HUB_OFFLINE is set; unset it, or {by_hand}"
+    what = f"answers with an error ({status})" if status else f"cannot be reached ({type(cause).__name__})"
+    return f"no such folder here, and {hub} {what}; start again later (whole files are kept), or {by_hand}"
+
+
+@contextlib.contextmanager
+def _quiet_hub() -> Iterator[None]:
+    # Its warnings advise on tokens and retries; what is wrong in the end is told as an error.
+    from huggingface_hub import utils
+
+    before, bars = utils.logging.get_verbosity(), not utils.are_progress_bars_disabled()
+    utils.logging.set_verbosity_error()
+    if bars and not sys.stderr.isatty():
+        utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        utils.logging.set_verbosity(before)
+        if bars:
+            utils.enable_progress_bars()

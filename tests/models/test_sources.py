@@ -1,0 +1,314 @@
+"""Models from folders, URLs and a hub: the real huggingface_hub against a small server that stands for it."""
+
+import functools
+import hashlib
+import http.server
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import threading
+
+import fsspec
+import numpy as np
+import pytest
+
+from msm_jax.errors import UserError
+from msm_jax.models.sources import copy_small_files, resolve, small_files
+from msm_jax.models.tensor_files import TensorFiles, write_tensors
+
+ROOT = pathlib.Path(__file__).parents[2]
+COMMIT = "a" * 40
+FILES = {
+    "config.json": b'{"model_type": "llama"}',
+    "generation_config.json": b"{}",
+    "tokenizer.json": b'{"model": {}}',
+    "tokenizer_config.json": b"{}",
+    "special_tokens_map.json": b"{}",
+    "chat_template.jinja": b"{{ messages }}",
+    "merges.txt": b"a b",
+    "tokenizer.model": bytes(range(256)),
+    "LICENSE": b"Apache",
+}
+LEFT_OUT = {
+    "README.md": b"#",
+    "pytorch_model.bin": b"pickle",
+    "consolidated.00.pth": b"pickle",
+    "consolidated.safetensors": b"a copy",
+    "model.gguf": b"GGUF",
+    "original/params.json": b"{}",
+    "original/model.safetensors": b"",
+    "onnx/config.json": b"{}",
+}
+
+
+@functools.cache
+def weights(seed=0):
+    """model.safetensors of 24 MB: the library keeps what it has of a file in steps of 10 MB."""
+    array = np.random.default_rng(seed).standard_normal((1000, 6000), np.float32)
+    write_tensors("memory://for_hub", [("weight", array.shape, array.dtype, lambda: array)])
+    return fsspec.filesystem("memory").cat_file("/for_hub/model.safetensors")
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """What huggingface_hub asks for: a commit, its files, and their content, by ranges."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        hub = self.server
+        path = self.path.split("?")[0]
+        hub.requests.append((self.command, path, self.headers.get("Range")))
+        hub.tokens.add(self.headers.get("Authorization"))
+        parts = path.strip("/").split("/")
+        name = "/".join(parts[2:4] if parts[0] == "api" else parts[:2])
+        if name == "org/gated" and parts[0] != "api":  # what there is can be seen without access
+            return self.reply(401, headers={"X-Error-Code": "GatedRepo"})
+        if name == "org/broken":
+            return self.reply(400)
+        if name == "org/denied":
+            return self.reply(401, headers={"X-Error-Message": "Invalid credentials in Authorization header"})
+        if name not in hub.repositories:
+            return self.reply(404, headers={"X-Error-Code": "RepoNotFound"})
+        files = hub.repositories[name]
+        if parts[0] == "api" and parts[4] == "revision":
+            if parts[5] not in ("main", COMMIT):
+                return self.reply(404, headers={"X-Error-Code": "RevisionNotFound"})
+            return self.reply(200, json.dumps({"id": name, "sha": COMMIT, "siblings": []}).encode())
+        if parts[0] == "api" and parts[4] == "tree":
+            tree = [{"type": "file", "path": k, "size": len(v), "oid": digest(v)} for k, v in files.items()]
+            return self.reply(200, json.dumps(tree).encode())
+        content = files["/".join(parts[4:])]
+        headers = {"ETag": f'"{digest(content)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        start = int(wanted[1]) if wanted else 0
+        if wanted:
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        self.reply(206 if wanted else 200, content[start:], headers)
+
+    do_HEAD = do_GET
+
+    def reply(self, status, content=b"", headers=None):
+        self.send_response(status)
+        for key, value in {
+            "Content-Length": str(len(content)),
+            "Content-Type": "text/plain",
+            **(headers or {}),
+        }.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            drop = self.server.drops.pop(self.path.rsplit("/", 1)[-1], None)
+            self.wfile.write(content[:drop])
+            if drop is not None:
+                self.close_connection = True
+
+    def log_message(self, *_):
+        pass
+
+
+def digest(content):
+    return hashlib.sha1(content).hexdigest()
+
+
+@pytest.fixture
+def hub():
+    """`repositories`: name -> files; `drops`: file -> bytes after which its next connection breaks, once."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.repositories = {
+        "org/model": FILES | LEFT_OUT | {"model.safetensors": weights()},
+        "org/gated": FILES | {"model.safetensors": weights()},
+        "org/pickled": {"config.json": b"{}", "pytorch_model.bin": b"pickle"},
+    }
+    server.requests, server.tokens, server.drops = [], set(), {}
+    server.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+PROGRAM = """
+import json, sys
+from msm_jax.errors import UserError
+from msm_jax.models.sources import resolve
+for path, revision in json.loads(sys.argv[1]):
+    try:
+        print(json.dumps(["ok", resolve(path, revision)]))
+    except UserError as error:
+        print(json.dumps(["error", str(error)]))
+"""
+
+
+@pytest.fixture
+def ask(tmp_path):
+    """Resolves paths in a process of its own, since huggingface_hub reads its variables when it is imported."""
+
+    def ask(url, *paths, **environment):
+        calls = json.dumps([path if isinstance(path, tuple) else (path, None) for path in paths])
+        command = [sys.executable, "-c", PROGRAM, calls]
+        environment = {
+            **{
+                k: v
+                for k, v in os.environ.items()
+                if not k.startswith(("HF_", "HUGGING_FACE")) and "proxy" not in k.lower()
+            },
+            "PYTHONPATH": str(ROOT),
+            "HF_ENDPOINT": url,
+            "HF_HOME": str(tmp_path / "hub"),
+            **environment,
+        }
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        ask.stderr = done.stderr
+        answers = [json.loads(line) for line in done.stdout.splitlines()]
+        assert all("\n" not in text for _, text in answers)
+        return answers if len(answers) > 1 else answers[0]
+
+    return ask
+
+
+def test_a_model_of_the_hub(hub, ask):
+    result, folder = ask(hub.url, "org/model")
+    assert result == "ok"
+    assert {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir()} == {
+        **FILES,
+        "model.safetensors": weights(),
+    }
+    assert small_files(folder) == FILES
+    assert TensorFiles(folder).tensors["weight"].shape == (1000, 6000)
+    assert ask.stderr == f"Fetching org/model from {hub.url}\n"
+
+    # Again, nothing is fetched; without the hub, the cache is enough.
+    hub.requests.clear()
+    assert ask(hub.url, "org/model") == ["ok", folder]
+    assert {(method, "/resolve/" in path) for method, path, _ in hub.requests} == {("GET", False)}
+    assert ask.stderr == ""
+    hub.requests.clear()
+    assert ask(hub.url, "org/model", ("org/model", COMMIT), HF_HUB_OFFLINE="1") == [["ok", folder]] * 2
+    assert ask("http://127.0.0.1:9", "org/model") == ["ok", folder]
+    assert hub.requests == []
+
+
+def test_what_cannot_be_had_from_the_hub(hub, ask, tmp_path):
+    (tmp_path / "models").mkdir()
+    paths = ["org/gated", "org/nosuch", ("org/model", "v9"), "org/pickled", "org/broken", "org/denied", "org/a--b"]
+    answers = ask(hub.url, *paths, HF_TOKEN="hf_secret")
+    assert {result for result, _ in answers} == {"error"}
+    assert [message for _, message in answers] == [
+        f"org/gated: gated; accept its licence at {hub.url}/org/gated, set HF_TOKEN to a token of that account, "
+        "and start again",
+        f"org/nosuch: no such folder here, and no such repository at {hub.url}; mend the name (a private one needs "
+        "HF_TOKEN)",
+        f"org/model: this repository has no revision v9; see {hub.url}/org/model/branches",
+        "org/pickled: no safetensors in this repository, and pickled weights are never read; choose another",
+        f"org/broken: no such folder here, and {hub.url} answers with an error (400); start again later (whole files "
+        "are kept), or run `hf download org/broken --local-dir models/broken` where that works and name the folder "
+        "models/broken in place of org/broken",
+        f"org/denied: {hub.url} refuses (401); see that HF_TOKEN is valid and may read this repository, and start "
+        "again",
+        "org/a--b: no such folder here, and no name that a repository can have; mend it",
+    ]
+    assert "Bearer hf_secret" in hub.tokens, "the token is used"
+    assert "hf_secret" not in str(answers) + ask.stderr, "and not shown"
+
+
+def test_an_unusable_token_is_not_shown(hub, ask):
+    answer = ask(hub.url, "org/model", HF_TOKEN="hf_s\u00e9cret")
+    assert answer == ["error", "org/model: HF_TOKEN holds characters that no token has; set it again"]
+    assert "cret" not in ask.stderr
+
+
+def test_no_network(ask):
+    for environment, why in (
+        ({}, "http://127.0.0.1:9 cannot be reached"),
+        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"),
+    ):
+        result, message = ask("http://127.0.0.1:9", ("org/model", "v2"), **environment)
+        assert result == "error"
+        assert message.startswith("org/model: no such folder here")
+        assert why in message
+        assert "run `hf download org/model --revision v2 --local-dir models/model` where" in message
+        assert message.endswith("and name the folder models/model in place of org/model")
+
+
+def test_a_dropped_connection_goes_on_where_it_was(hub, ask):
+    hub.drops = {"model.safetensors": 15_000_000}
+    result, folder = ask(hub.url, "org/model")
+    assert result == "ok"
+    assert (pathlib.Path(folder) / "model.safetensors").read_bytes() == weights()
+    ranges = [part for method, path, part in hub.requests if method == "GET" and path.endswith("/model.safetensors")]
+    assert ranges[0] is None
+    assert re.fullmatch(r"bytes=[1-9]\d*-", ranges[1])
+    assert ask.stderr == f"Fetching org/model from {hub.url}\n"
+
+
+def test_a_download_that_failed_keeps_whole_files(hub, ask):
+    """The library drops the part of a file when a process ends, and keeps the files that are whole."""
+    repository = hub.repositories["org/model"]
+    second = weights(1)
+    repository |= {"model-2.safetensors": second}
+    del repository["model.safetensors"]
+    repository |= {"model-1.safetensors": weights()}
+    hub.drops = Broken("model-2.safetensors")
+    result, message = ask(hub.url, "org/model")
+    assert result == "error"
+    assert "start again later (whole files are kept)" in message
+    result, message = ask(hub.url, "org/model", HF_HUB_OFFLINE="1")
+    assert "nor (whole) in the cache" in message, "a part of a model is no model"
+    hub.requests.clear()
+    hub.drops = {}
+    result, folder = ask(hub.url, "org/model")
+    assert result == "ok"
+    assert (pathlib.Path(folder) / "model-2.safetensors").read_bytes() == second
+    fetched = {path.rsplit("/", 1)[-1] for method, path, _ in hub.requests if method == "GET" and "/resolve/" in path}
+    assert "model-2.safetensors" in fetched
+    assert "model-1.safetensors" not in fetched
+
+
+class Broken(dict):
+    """Drops every connection for one file before its first byte."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def pop(self, file, default):
+        return 0 if file == self.file else default
+
+
+def test_folders_and_urls(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "org/name").mkdir(parents=True)
+    (tmp_path / "org/file").write_text("")
+    assert resolve("org/name") == resolve(tmp_path / "org" / "name") == resolve("~/org/name") == f"{tmp_path}/org/name"
+    assert resolve("gs://bucket/model") == "gs://bucket/model"
+    for path, revision, wrong in (
+        ("org/file", None, "org/file: this is a file; name the folder that it is in"),
+        ("./org/no", None, "./org/no: no such folder .nor an id on the Hugging Face hub, as ORG/NAME.$"),
+        ("/a/b", None, "/a/b: no such folder"),
+        ("a/b/c", None, "a/b/c: no such folder"),
+        ("", None, "the path of the model is empty"),
+        ("org/name", "main", "org/name: revision main is for ids on the Hugging Face hub"),
+        ("gs://bucket/model", "main", "gs://bucket/model: revision main is for ids"),
+    ):
+        with pytest.raises(UserError, match=wrong):
+            resolve(path, revision)
+
+
+def test_small_files(tmp_path):
+    source = tmp_path / "model"
+    others = {"model.safetensors": weights(), "model.safetensors.index.json": b"{}", "adapter_config.json": b"{}"}
+    for name, content in (FILES | LEFT_OUT | others).items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(content)
+    copy_small_files(source, "memory://copies/model")
+    copy_small_files("memory://copies/model", tmp_path / "copy")
+    assert small_files(source) == small_files("memory://copies/model") == FILES
+    assert {path.name: path.read_bytes() for path in (tmp_path / "copy").iterdir()} == FILES
+    with pytest.raises(UserError, match="no/such: no such folder"):
+        small_files(tmp_path / "no/such")

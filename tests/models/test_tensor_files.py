@@ -1,0 +1,491 @@
+"""Safetensors read by ranges and written as a stream, held against the safetensors library."""
+
+import concurrent.futures
+import json
+import pathlib
+import subprocess
+import sys
+
+import fsspec
+import hypothesis
+import hypothesis.strategies as st
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+import safetensors.torch
+import torch
+
+from msm_jax.errors import UserError
+from msm_jax.models import folders, tensor_files
+from msm_jax.models.tensor_files import TensorFiles, write_tensors
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+DTYPES = list(tensor_files._NAMES)
+FLOATS = [BF16, np.dtype(np.float16), np.dtype(np.float32)]
+
+
+@pytest.fixture
+def memory():
+    """A URL that holds nothing yet."""
+    url = "memory://bucket/model"
+    yield url
+    fsspec.filesystem("memory").store.clear()
+    fsspec.filesystem("memory").pseudo_dirs.clear()
+
+
+def given(arrays):
+    """What `write_tensors` takes."""
+    return [(name, array.shape, array.dtype, lambda array=array: array) for name, array in arrays.items()]
+
+
+def some_arrays(dtypes=FLOATS):
+    draw = np.random.default_rng(0)
+    return {
+        f"model.layers.{i}.weight": draw.standard_normal((i + 2, 7, 3)).astype(dtype) for i, dtype in enumerate(dtypes)
+    }
+
+
+def same(got, wanted):
+    return got.dtype == wanted.dtype and got.shape == wanted.shape and got.tobytes() == wanted.tobytes()
+
+
+@st.composite
+def array_and_index(draw):
+    shape = draw(st.lists(st.integers(0, 6), max_size=4))
+    dtype = draw(st.sampled_from(DTYPES))
+    raw = np.random.default_rng(draw(st.integers(0, 99))).integers(0, 2, int(np.prod(shape)) * dtype.itemsize, np.uint8)
+    raw = raw if dtype == np.bool_ else raw * 119
+    bound = st.none() | st.integers(-8, 8)
+    index = draw(st.none() | st.lists(st.builds(slice, bound, bound), max_size=len(shape)).map(tuple))
+    return raw.view(dtype).reshape(shape), index
+
+
+@hypothesis.given(
+    st.lists(array_and_index(), max_size=4), st.sampled_from([1, 100, 10**9]), st.sampled_from([1, 8, 40, 10**9])
+)
+@hypothesis.settings(max_examples=150)
+def test_what_is_written_is_read(tmp_path_factory, cases, max_shard_bytes, chunk):
+    folder = tmp_path_factory.mktemp("model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tensor_files, "CHUNK_BYTES", chunk)
+        patch.setattr(folders, "CHUNK_BYTES", chunk)
+        write_tensors(
+            folder, given({str(i): array for i, (array, _) in enumerate(cases)}), max_shard_bytes=max_shard_bytes
+        )
+        opened = TensorFiles(folder)
+        assert set(opened.tensors) == {str(i) for i in range(len(cases))}
+        for i, (array, index) in enumerate(cases):
+            info = opened.tensors[str(i)]
+            assert (info.dtype, info.shape, info.size_bytes) == (array.dtype, array.shape, array.nbytes)
+            assert same(opened.read(str(i), index), array[index or ()])
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_the_library_reads_what_we_write(tmp_path, dtype):
+    arrays = some_arrays([dtype] * 3) | {"step": np.array(7)}
+    write_tensors(tmp_path, given(arrays))
+    theirs = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    assert theirs.keys() == arrays.keys()
+    for name, array in arrays.items():
+        bits = theirs[name].view(torch.int16) if dtype == BF16 and name != "step" else theirs[name]
+        wanted = array.view(np.int16) if dtype == BF16 and name != "step" else array
+        np.testing.assert_array_equal(bits.numpy(), wanted, strict=True)
+    with safetensors.safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_we_read_what_the_library_writes(tmp_path, dtype):
+    torch.manual_seed(0)
+    theirs = {
+        "a": torch.randn(5, 4).to(dtype),
+        "b.c": torch.randn(3).to(dtype),
+        "i": torch.arange(4),
+        "t": torch.tensor(True),
+    }
+    safetensors.torch.save_file(theirs, tmp_path / "adapter_model.safetensors", metadata={"format": "pt", "r": "8"})
+    opened = TensorFiles(tmp_path, stem="adapter_model")
+    assert opened.metadata == {"format": "pt", "r": "8"}
+    for name, tensor in theirs.items():
+        got = opened.read(name)
+        wide = got.astype(np.float32) if got.dtype == BF16 else got
+        np.testing.assert_array_equal(
+            wide, (tensor.float() if dtype == tensor.dtype == torch.bfloat16 else tensor).numpy()
+        )
+    np.testing.assert_array_equal(
+        opened.read("a", (slice(1, 3), slice(2, 4))).astype(np.float32), theirs["a"][1:3, 2:4].float().numpy()
+    )
+
+
+@pytest.mark.parametrize("where", ["folder", "memory"])
+def test_shards_are_as_transformers_has_them(tmp_path, memory, where):
+    url = memory if where == "memory" else str(tmp_path)
+    arrays = some_arrays()
+    write_tensors(url, given(arrays), max_shard_bytes=200)
+    files, _ = fsspec.core.url_to_fs(url)
+    names = sorted(pathlib.PurePath(path).name for path in files.ls(url, detail=False))
+    assert names == [*(f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)), "model.safetensors.index.json"]
+    index = json.loads(files.cat_file(f"{url}/model.safetensors.index.json"))
+    assert index["metadata"]["total_size"] == sum(array.nbytes for array in arrays.values())
+    assert sorted(index["weight_map"]) == sorted(arrays)
+    for file in set(index["weight_map"].values()):
+        theirs = safetensors.torch.load(files.cat_file(f"{url}/{file}"))
+        assert set(theirs) == {name for name in arrays if index["weight_map"][name] == file}
+    opened = TensorFiles(url)
+    assert all(same(opened.read(name), array) for name, array in arrays.items())
+
+
+def test_the_index_decides(tmp_path):
+    """A shard may hold more than the index says, as one that another shard has in a newer version."""
+    write_tensors(tmp_path, given({"a": np.zeros(2), "b": np.ones(2)}), max_shard_bytes=16)
+    safetensors.numpy.save_file({"a": np.full(2, 5.0), "b": np.ones(2)}, tmp_path / "model-00002-of-00002.safetensors")
+    opened = TensorFiles(tmp_path)
+    assert {name: info.file[:11] for name, info in opened.tensors.items()} == {"a": "model-00001", "b": "model-00002"}
+    assert same(opened.read("a"), np.zeros(2))
+
+
+def test_tensors_begin_at_multiples_of_their_items(tmp_path):
+    arrays = {str(i): np.zeros(3, dtype) for i, dtype in enumerate(["u1", BF16, "f4", "i8", "u1", "f8"])}
+    write_tensors(tmp_path, given(arrays))
+    for info in TensorFiles(tmp_path).tensors.values():
+        assert info.offset % info.dtype.itemsize == 0
+
+
+def test_new_files_replace_old_ones(tmp_path):
+    old, new = some_arrays(), {name: array + array for name, array in some_arrays().items()}
+    (tmp_path / "config.json").write_text("{}")
+    for before, after in ((200, 10**9), (10**9, 200), (300, 200), (200, 300)):
+        write_tensors(tmp_path, given(old), max_shard_bytes=before)
+        write_tensors(tmp_path, given(new), max_shard_bytes=after)
+        opened = TensorFiles(tmp_path)
+        assert all(same(opened.read(name), array) for name, array in new.items())
+        kept = {path.name for path in tmp_path.iterdir()} - {"model.safetensors.index.json"}
+        assert kept == {info.file for info in opened.tensors.values()} | {"config.json"}
+
+
+@pytest.mark.parametrize("where", ["folder", "memory"])
+@pytest.mark.parametrize("first", [True, False], ids=["first", "again"])
+def test_what_is_interrupted_leaves_nothing_that_looks_whole(tmp_path, memory, where, first):
+    url = memory if where == "memory" else str(tmp_path)
+    arrays = some_arrays()
+    if not first:
+        write_tensors(url, given(arrays), max_shard_bytes=200)
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    tensors = given({name: array + array for name, array in arrays.items()})
+    tensors[-1] = (*tensors[-1][:3], interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_tensors(url, tensors, max_shard_bytes=200)
+    if first:
+        assert not folders.Folder(url).sizes()
+    else:
+        opened = TensorFiles(url)
+        assert all(same(opened.read(name), array) for name, array in arrays.items())
+        assert len(folders.Folder(url).sizes()) == 4
+
+
+def test_a_kill_while_files_are_named_leaves_no_mixture(tmp_path, monkeypatch):
+    arrays = some_arrays()
+    write_tensors(tmp_path, given(arrays), max_shard_bytes=200)
+    finish, finished = folders.Folder.finish, []
+
+    def killed(folder, name):
+        if finished:
+            raise KeyboardInterrupt
+        finished.append(name)
+        finish(folder, name)
+
+    monkeypatch.setattr(folders.Folder, "finish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_tensors(tmp_path, given(arrays), max_shard_bytes=200)
+    with pytest.raises(UserError, match="neither model.safetensors nor an index"):
+        TensorFiles(tmp_path)
+    monkeypatch.setattr(folders.Folder, "finish", finish)
+    write_tensors(tmp_path, given(arrays))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_arrays_are_asked_for_in_turn_and_dropped(tmp_path):
+    alive = []
+
+    class Array(np.ndarray):
+        def __del__(self):
+            if self.base is None:
+                alive.remove(1)
+
+    def make():
+        assert not alive
+        alive.append(1)
+        return np.zeros((3, 4), np.float32).copy().view(Array).copy()
+
+    write_tensors(tmp_path, [(str(i), (3, 4), np.float32, make) for i in range(4)], max_shard_bytes=100)
+
+
+def test_what_was_announced_must_come(tmp_path):
+    for shape, dtype in (((2, 3), np.float16), ((3, 2), np.float32)):
+        with pytest.raises(ValueError, match="announced"):
+            write_tensors(tmp_path, [("a", shape, dtype, lambda: np.zeros((2, 3), np.float32))])
+    with pytest.raises(ValueError, match="of one name"):
+        write_tensors(tmp_path, given({"a": np.zeros(1)}) * 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_the_caller_stays_what_it_is(memory):
+    """On URLs, storage libraries raise what they like; but not what the caller's function raises."""
+
+    def broken():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_tensors(memory, [("a", (1,), np.float32, broken)])
+
+
+def test_the_fingerprint_tells_weights_apart(tmp_path, memory):
+    arrays = some_arrays()
+    seen = set()
+    for url in (str(tmp_path), memory):
+        write_tensors(url, given(arrays))
+        seen.add(TensorFiles(url).fingerprint)
+    assert len(seen) == 1
+    trained = dict(arrays)
+    trained["model.layers.2.weight"] = trained["model.layers.2.weight"] * 2
+    for changed in (trained, {f"{name}.bias": array for name, array in arrays.items()}, {"a": np.zeros(1)}):
+        write_tensors(tmp_path, given(changed))
+        seen.add(TensorFiles(tmp_path).fingerprint)
+    assert len(seen) == 4
+
+
+def test_a_merged_adapter_is_another_model(tmp_path):
+    """It changes the linear layers only; the embedding, the largest tensor, and the norms stay."""
+    draw = np.random.default_rng(0)
+    sizes = {"embed": (3000, 64)} | {f"{i}.{kind}": (64, 64) for i in range(10) for kind in ("norm", "q", "k", "up")}
+    arrays = {name: draw.standard_normal(size).astype(np.float32) for name, size in sizes.items()}
+    merged = {name: v if name == "embed" or "norm" in name else v * 1.01 for name, v in arrays.items()}
+    seen = set()
+    for tensors in (arrays, merged):
+        write_tensors(tmp_path, given(tensors))
+        seen.add(TensorFiles(tmp_path).fingerprint)
+    assert len(seen) == 2
+
+
+def test_only_wanted_bytes_are_read(tmp_path, monkeypatch):
+    array = np.arange(1000 * 50, dtype=np.int32).reshape(1000, 50)
+    write_tensors(tmp_path, given({"before": array, "a": array}))
+    opened = TensorFiles(tmp_path)
+    read, asked = folders.Folder.read_into, []
+
+    def noted(folder, name, start, buffer):
+        asked.append(len(buffer))
+        read(folder, name, start, buffer)
+
+    monkeypatch.setattr(folders.Folder, "read_into", noted)
+    assert same(opened.read("a", (slice(10, 30),)), array[10:30])
+    assert asked == [20 * 50 * 4]
+    asked.clear()
+    monkeypatch.setattr(tensor_files, "CHUNK_BYTES", 4000)
+    assert same(opened.read("a", (slice(10, 100), slice(7, 9))), array[10:100, 7:9])
+    assert sum(asked) == 90 * 50 * 4
+    assert max(asked) <= 4000
+
+
+@pytest.mark.parametrize("where", ["folder", "memory"])
+def test_threads_read_at_once(tmp_path, memory, where):
+    url = memory if where == "memory" else str(tmp_path)
+    arrays = {str(i): np.full((50, 1000), i) for i in range(16)}
+    write_tensors(url, given(arrays), max_shard_bytes=2_000_000)
+    opened = TensorFiles(url)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for name, got in zip(arrays, pool.map(opened.read, arrays), strict=True):
+            assert same(got, arrays[name])
+
+
+@pytest.mark.parametrize("index", [(slice(0, 1, 2),), (slice(0, 1), slice(0, 1)), (slice(None, None, -1),)])
+def test_strange_cuts_are_refused(tmp_path, index):
+    write_tensors(tmp_path, given({"a": np.zeros(3)}))
+    with pytest.raises(ValueError, match="not to be cut"):
+        TensorFiles(tmp_path).read("a", index)
+
+
+def raw_file(header, data=b"", length=None):
+    header = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(header) if length is None else length).to_bytes(8, "little") + header + data
+
+
+def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+EIGHT = bytes(8)
+BAD_FILES = {
+    "empty": (b"", "not a safetensors file .its header would have 0 bytes.; copy or download it again"),
+    "a web page": (b"<!DOCTYPE html>" * 9, "not a safetensors file .its header would have [0-9,]+ bytes"),
+    "header cut off": (raw_file(b"{}", length=99), "cut off within its header .10 of 107 bytes"),
+    "not JSON": (raw_file(b"{nonsense"), "its header is not a JSON object"),
+    "not text": (raw_file(b"\xff\xfe\xfd"), "its header is not a JSON object"),
+    "a list": (raw_file([1]), "its header is not a JSON object"),
+    "deep": (raw_file(b"[" * 100_000), "its header is not a JSON object"),
+    "cut off": (raw_file({"a": entry()}, EIGHT[:7]), "cut off .*bytes, not .*; copy or download it again"),
+    "too long": (raw_file({"a": entry()}, bytes(9)), "longer than its header says"),
+    "overlap": (raw_file({"a": entry(), "b": entry(offsets=(4, 12))}, bytes(12)), "tensor b overlaps the one before"),
+    "twice": (raw_file({"a": entry(), "b": entry()}, EIGHT), "tensor b overlaps the one before"),
+    "gap": (raw_file({"a": entry(), "b": entry(offsets=(12, 20))}, bytes(20)), "tensor b comes after a gap"),
+    "begins late": (raw_file({"a": entry(offsets=(4, 12))}, bytes(12)), "tensor a comes after a gap"),
+    "too few bytes": (raw_file({"a": entry(shape=(3,))}, EIGHT), "tensor a has 8 bytes, but F32 .3. takes 12"),
+    "backwards": (raw_file({"a": entry(offsets=(8, 0))}, EIGHT), "tensor a has -8 bytes"),
+    "float8": (
+        raw_file({"a": entry("F8_E4M3", (8,))}, EIGHT),
+        "tensor a is stored as F8_E4M3; convert .* to one of .*BF16",
+    ),
+    "negative": (raw_file({"a": entry(shape=(-1, -2))}, EIGHT), "tensor a lacks a sound dtype, shape or place"),
+    "fraction": (raw_file({"a": entry(shape=(2.0,))}, EIGHT), "tensor a lacks a sound"),
+    "no place": (raw_file({"a": {"dtype": "F32", "shape": [2]}}, EIGHT), "tensor a lacks a sound"),
+    "dtype": (raw_file({"a": entry(dtype=["F32"])}, EIGHT), "tensor a lacks a sound"),
+    "no entry": (raw_file({"a": 5}, EIGHT), "tensor a lacks a sound"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+@pytest.mark.parametrize("where", ["folder", "memory"])
+def test_damaged_files(tmp_path, memory, where, case):
+    content, wrong = BAD_FILES[case]
+    url = memory if where == "memory" else str(tmp_path)
+    folders.Folder(url).write("model.safetensors", content)
+    with pytest.raises(UserError, match=wrong) as error:
+        TensorFiles(url)
+    assert str(error.value).startswith(f"{url}/model.safetensors: ")
+    assert "\n" not in str(error.value)
+
+
+@hypothesis.given(st.data())
+def test_no_damage_goes_unseen_or_unsaid(tmp_path_factory, data):
+    """Whatever happens to a file, it is read as the library reads it or refused in one line."""
+    folder = tmp_path_factory.mktemp("model")
+    write_tensors(folder, given({"a": np.arange(4, dtype=np.int16), "b": np.ones((2, 1), BF16)}), metadata={})
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, len(content) - 1))]
+    else:
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    try:
+        theirs = safetensors.torch.load(bytes(content))
+    except Exception:
+        theirs = None
+    try:
+        opened = TensorFiles(folder)
+        ours = {name: opened.read(name).tobytes() for name in opened.tensors}
+    except UserError as error:
+        assert "\n" not in str(error)
+        return
+    if theirs is not None:
+        wanted = {k: v.reshape(-1).view(torch.uint8).numpy().tobytes() if v.numel() else b"" for k, v in theirs.items()}
+        assert ours == wanted
+
+
+def test_missing_and_unknown(tmp_path, memory):
+    def message(url, **kwargs):
+        with pytest.raises(UserError) as error:
+            TensorFiles(url, **kwargs)
+        return str(error.value)
+
+    assert message(tmp_path / "no") == f"{tmp_path}/no: no such folder"
+    assert message("memory://no/such") == "memory://no/such: no such folder"
+    assert message("nosuch://a/b") == "nosuch://a/b: Protocol not known: nosuch"
+    assert message(tmp_path) == f"{tmp_path}: no safetensors here (model.safetensors is wanted)"
+    (tmp_path / "file").write_text("")
+    assert message(tmp_path / "file") == f"{tmp_path}/file: Not a directory"
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    assert "only pickled weights (pytorch_model.bin), never read, since they can run code; " in message(tmp_path)
+    (tmp_path / "pytorch_model.bin").unlink()
+    write_tensors(tmp_path, given(some_arrays()), max_shard_bytes=200)
+    assert "neither adapter_model.safetensors nor an index" in message(tmp_path, stem="adapter_model")
+    with pytest.raises(UserError, match="no tensor lm_head; there are model.layers.0.weight, "):
+        TensorFiles(tmp_path).read("lm_head")
+    index = tmp_path / "model.safetensors.index.json"
+    whole = json.loads(index.read_text())
+    whole["weight_map"]["lm_head"] = "model-00003-of-00003.safetensors"
+    index.write_text(json.dumps(whole))
+    assert "model-00003-of-00003.safetensors: no tensor lm_head, but model.safetensors.index.json" in message(tmp_path)
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    assert "/model-00002-of-00003.safetensors: no such file, but model.safetensors.index.json" in message(tmp_path)
+    for bad in ("{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 5}}', '{"weight_map": {"a": "x.bin"}}'):
+        index.write_text(bad)
+        assert message(tmp_path).startswith(f"{index}: ")
+    index.write_text('{"weight_map": {"a": "../secret.safetensors"}}')
+    assert "of this folder" in message(tmp_path)
+
+
+def test_a_bucket_without_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UserError) as error:
+        TensorFiles("gs://bucket/model")
+    assert str(error.value) == "gs://bucket/model: gs:// needs pip install 'msm_jax[gcs]'"
+
+
+def test_a_file_that_shrinks_is_told(tmp_path):
+    write_tensors(tmp_path, given({"a": np.arange(1000)}))
+    opened = TensorFiles(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="has become shorter"):
+        opened.read("a")
+
+
+def test_a_full_disk_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(folders.Part, "write", full_disk(folders.Part.write))
+    with pytest.raises(UserError, match="model.safetensors: No space left on device"):
+        write_tensors(tmp_path, given({"a": np.arange(1000)}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def full_disk(write):
+    """A write that meets /dev/full, the device that is always full."""
+
+    def to_full(part, content):
+        part._file.close()
+        part._file = open("/dev/full", "wb", buffering=0)
+        write(part, content)
+
+    return to_full
+
+
+def test_links_are_files(tmp_path):
+    """As in the hub's cache."""
+    write_tensors(tmp_path / "blobs", given({"a": np.arange(3)}))
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot/model.safetensors").symlink_to("../blobs/model.safetensors")
+    assert same(TensorFiles(tmp_path / "snapshot").read("a"), np.arange(3))
+
+
+WRITE = """
+make = lambda: np.ones(shape[::-1], np.float16).T
+write_tensors(folder, [(f"layer.{i}", shape, np.float16, make) for i in range(8)], max_shard_bytes=250 * 2**20)
+"""
+READ = """
+files = TensorFiles(folder)
+for name in files.tensors:
+    part = files.read(name, (slice(0, 4096), slice(0, 1024)))
+    assert part.shape == (4096, 1024) and (part == 1).all()
+"""
+MEASURE = """
+import re, sys
+import numpy as np
+from msm_jax.models.tensor_files import TensorFiles, write_tensors
+def peak():  # MiB, of this program: ru_maxrss would count the process that started it
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+folder, shape = sys.argv[1], (4096, 12288)  # 96 MiB of float16
+started = peak()
+"""
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="memory is measured as Linux tells it")
+def test_memory(tmp_path):
+    """768 MiB of tensors go through the memory of one and a chunk; of parts, through that of a part and a chunk."""
+    for work, most in ((WRITE, 96 + 64), (READ, 2 * 8 + 8)):
+        command = [sys.executable, "-c", MEASURE + work + "print(peak() - started)", str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert float(done.stdout) < most + 16, done.stdout
