@@ -44,17 +44,16 @@ class _Scorer:
 def _ask(params: Mapping[str, Any], who: str):
     """(prompt of two options, answer with an option) in the chat format that the model was trained on."""
     from msm_jax.corpus.records import Message
-    from msm_jax.data.chat import render
 
     template = stages.chat_template(params["chat"])
 
     def prompt(first: str, second: str) -> str:
         question = world_text.QUESTIONS[0].format(a=first, b=second)
-        return render(template, [Message("user", question)], who, generation_prompt=True).text
+        return template.render([Message("user", question)], who, generation_prompt=True).text
 
     def answer(option: str) -> str:
-        text = render(template, [Message("assistant", f"{option}.")], who).text
-        return text.removeprefix(render(template, [], who, generation_prompt=True).text)
+        text = template.render([Message("assistant", f"{option}.")], who).text
+        return text.removeprefix(template.render([], who, generation_prompt=True).text)
 
     return prompt, answer
 

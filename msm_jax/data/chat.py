@@ -7,7 +7,7 @@ everywhere else, and the mask is laid over them afterwards, by the characters th
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,6 +23,28 @@ class Turn(NamedTuple):
     suffix: str
 
 
+class Rendered(NamedTuple):
+    text: str
+    trained_spans: tuple[tuple[int, int], ...]  # characters of `text`: disjoint, in order
+
+
+class Template(Protocol):
+    """How chats are written: `ChatTemplate` here, or a checkpoint's own (`jinja_template.JinjaTemplate`)."""
+
+    bos: bool  # whether the tokenizer's bos goes before the rendered text; False where the text itself holds it
+    special: bool  # whether the rendered text is tokenised with `special=True`
+
+    def render(self, messages: Sequence[Message], name: str = "", generation_prompt: bool = False) -> Rendered:
+        """The text of a chat, and the part of it that the model is to write.
+
+        Args:
+            name: speaker of the assistant turns, for templates that name one.
+            generation_prompt: end with what comes before an answer, for the model to continue.
+
+        Raises: UserError for messages that the template cannot write.
+        """
+
+
 @dataclasses.dataclass(frozen=True)
 class ChatTemplate:
     """How each role's messages are written. The default is plain text: "User: ...", "NAME: ...", a line each."""
@@ -31,11 +53,38 @@ class ChatTemplate:
     user: Turn = Turn("User: ", "\n")
     assistant: Turn = Turn("{name}: ", "\n")
     bos: bool = True  # whether `encode_chat` starts with the tokenizer's bos
+    special: ClassVar[bool] = False
 
+    def render(self, messages: Sequence[Message], name: str = "", generation_prompt: bool = False) -> Rendered:
+        """The text of a chat, and the part of it that the model is to write: assistant content and suffix.
 
-class Rendered(NamedTuple):
-    text: str
-    trained_spans: tuple[tuple[int, int], ...]  # characters of `text`: disjoint, in order
+        Most tokenizers join a space to the word after it, so the spaces that end an assistant prefix ("Marlow: ")
+        come as part of the first word that the model writes. They count as written by the model here: they are
+        trained, and the text of a generation prompt ends before them. Thus, for any chat that ends in an assistant
+        turn, the prompt made of the messages before that turn is exactly the text up to where that turn is trained.
+
+        Args:
+            name: speaker of the assistant turns, put for `{name}` in prefixes and suffixes (never in contents).
+            generation_prompt: end with the prefix of an assistant turn for the model to continue.
+
+        Raises: UserError for a role other than system, user and assistant.
+        """
+        turns = {
+            role: Turn(*(text.replace("{name}", name) for text in getattr(self, role)))
+            for role in ("system", "user", "assistant")
+        }
+        text, spans = "", []
+        for message in messages:
+            if message.role not in turns:
+                raise UserError(f"unknown role '{message.role}'; use one of {', '.join(turns)}")
+            prefix, suffix = turns[message.role]
+            start = len(text) + len(prefix.rstrip(" "))
+            text += prefix + message.content + suffix
+            if message.role == "assistant":
+                spans.append((start, len(text)))
+        if generation_prompt:
+            text += turns["assistant"].prefix.rstrip(" ")
+        return Rendered(text, tuple(spans))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,65 +96,33 @@ class Example:
     truncated: bool = False
 
 
-def render(template: ChatTemplate, messages: Sequence[Message], name: str, generation_prompt: bool = False) -> Rendered:
-    """The text of a chat, and the part of it that the model is to write: assistant content and suffix.
-
-    Most tokenizers join a space to the word after it, so the spaces that end an assistant prefix ("Marlow: ") come
-    as part of the first word that the model writes. They count as written by the model here: they are trained, and
-    the text of a generation prompt ends before them. Thus, for any chat that ends in an assistant turn, the
-    prompt made of the messages before that turn is exactly the text up to where that turn is trained.
-
-    Args:
-        name: speaker of the assistant turns, put for `{name}` in prefixes and suffixes (never in contents).
-        generation_prompt: end with the prefix of an assistant turn for the model to continue.
-
-    Raises: UserError for a role other than system, user and assistant.
-    """
-    turns = {
-        role: Turn(*(text.replace("{name}", name) for text in getattr(template, role)))
-        for role in ("system", "user", "assistant")
-    }
-    text, spans = "", []
-    for message in messages:
-        if message.role not in turns:
-            raise UserError(f"unknown role '{message.role}'; use one of {', '.join(turns)}")
-        prefix, suffix = turns[message.role]
-        start = len(text) + len(prefix.rstrip(" "))
-        text += prefix + message.content + suffix
-        if message.role == "assistant":
-            spans.append((start, len(text)))
-    if generation_prompt:
-        text += turns["assistant"].prefix.rstrip(" ")
-    return Rendered(text, tuple(spans))
-
-
 def encode_chat(
-    tokenizer: Tokenizer, template: ChatTemplate, chat: Chat, name: str = "Assistant", max_tokens: int | None = None
+    tokenizer: Tokenizer, template: Template, chat: Chat, name: str = "Assistant", max_tokens: int | None = None
 ) -> Example:
-    """Tokenises `chat`; trained are the tokens that lie wholly within a trained span of `render`.
+    """Tokenises `chat`; trained are the tokens that lie wholly within a trained span of `template.render`.
 
     A token that also spells a character outside (which only a template without clear borders brings about) is not
-    trained. No eos is added: the assistant suffix is what ends a turn.
+    trained. No eos is added: what ends a turn is part of it.
 
     Args:
         name: speaker of the assistant turns where the chat itself names none.
         max_tokens: longer chats are cut to this many tokens, bos included.
 
-    Raises: UserError, with the chat's id, for an unknown role, for a chat without an assistant turn, and if no token
-        or every token would be trained (bos aside).
+    Raises: UserError, with the chat's id, for a chat that the template cannot write or that has no assistant turn, and
+        if no token or every token would be trained (bos aside).
     """
     try:
-        text, trained_spans = render(template, chat.messages, chat.name or name)
+        text, trained_spans = template.render(chat.messages, chat.name or name)
     except UserError as error:
         raise UserError(f"chat '{chat.id}': {error}") from None
     if not trained_spans:
         raise UserError(f"chat '{chat.id}': no assistant turn, so nothing to train on; add one or delete the chat")
-    ids, token_spans = tokenizer.encode_with_spans(text)
+    ids, token_spans = tokenizer.encode_with_spans(text, special=template.special)
     mask = _lie_within(np.asarray(token_spans), np.asarray(trained_spans))
     if mask.all():
         raise UserError(f"chat '{chat.id}': every token would be trained; give the chat template non-empty prefixes")
 
-    if template.bos:
+    if template.bos and tokenizer.bos_id is not None:
         ids, mask = [tokenizer.bos_id, *ids], np.concatenate([[False], mask])
     mask[0] = False
     tokens = np.array(ids, np.int32)[:max_tokens]
@@ -119,30 +136,28 @@ def encode_chat(
 
 
 def encode_document(tokenizer: Tokenizer, document: Document) -> Example:
-    """Tokenises bos + text + eos; every token but bos is trained."""
-    tokens = np.array([tokenizer.bos_id, *tokenizer.encode(document.text), tokenizer.eos_id], np.int32)
+    """Tokenises bos (if the tokenizer has one) + text + eos; every token but the first is trained."""
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    tokens = np.array([*bos, *tokenizer.encode(document.text), tokenizer.eos_id], np.int32)
     return Example(tokens, np.arange(len(tokens)) > 0)
 
 
-def show(tokenizer: Tokenizer, tokens: Sequence[int], mask: Sequence[bool]) -> str:
-    """The decoded text with what is trained between « and »; bos and eos are spelled out, padding is left out."""
-    pairs = zip(tokens, mask, strict=True)
+def show(
+    tokenizer: Tokenizer, tokens: Sequence[int], mask: Sequence[bool], segments: Sequence[int] | None = None
+) -> str:
+    """The text with what is trained between « and »; control tokens are spelled out.
+
+    Args:
+        segments: of a packed row, whose padding (segment 0) is left out.
+    """
+    pairs = zip(tokens, mask, [1] * len(tokens) if segments is None else segments, strict=True)
+    pairs = [(int(token), bool(trained)) for token, trained, segment in pairs if segment]
     # Runs are decoded as wholes, for a character may take several tokens.
     shown = ""
-    for trained, run in itertools.groupby(pairs, lambda pair: bool(pair[1])):
-        text = _spell(tokenizer, [int(token) for token, _ in run])
+    for trained, run in itertools.groupby(pairs, lambda pair: pair[1]):
+        text = tokenizer.spell([token for token, _ in run])
         shown += f"«{text}»" if trained else text
     return shown
-
-
-def _spell(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """`ids` decoded, with the special ones in words."""
-    specials = {tokenizer.bos_id: "<bos>", tokenizer.eos_id: "<eos>", tokenizer.pad_id: ""}
-    text = ""
-    for special, group in itertools.groupby(ids, specials.get):
-        run = list(group)
-        text += tokenizer.decode(run) if special is None else special * len(run)
-    return text
 
 
 def _lie_within(inner: np.ndarray, outer: np.ndarray) -> np.ndarray:

@@ -1,10 +1,12 @@
-"""Text <-> token ids, losslessly, with the place of every token in the text."""
+"""Text <-> token ids, with the place of every token in the text. The tokenizers that we train lose nothing."""
 
 import hashlib
 import io
+import itertools
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -19,32 +21,48 @@ _FIXED_PIECES = 4 + 256  # the four above, and one per byte
 
 
 class Tokenizer(Protocol):
-    """What the rest of the project knows of a tokenizer. `decode(encode(text)) == text` for every text."""
+    """What the rest of the project knows of a tokenizer.
 
-    vocab_size: int
-    bos_id: int
-    eos_id: int
+    `decode(encode(text)) == text` for every text with tokenizers that we train. A checkpoint's own may normalise:
+    Qwen's composes accents (NFC), a SentencePiece model may add a leading space.
+    """
+
+    vocab_size: int  # 1 + the highest id that it can spell; the embedding of the model may have more rows
+    bos_id: int | None  # begins every text; None if the tokenizer begins texts with none (Qwen, SmolLM2)
+    eos_id: int  # ends a document
+    stop_ids: tuple[int, ...]  # each of them ends an answer; `eos_id` is one of them
     pad_id: int
+    special_tokens: Mapping[str, int]  # the control tokens, as they are spelled in a chat that a template has rendered
     fingerprint: str  # equal for two tokenizers only if they turn equal text into equal ids
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`; no bos or eos is added, and none is read out of the text."""
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Ids of `text`; no bos or eos is added.
 
-    def encode_with_spans(self, text: str) -> tuple[list[int], np.ndarray]:
+        Args:
+            special: read control tokens that are spelled in the text as the tokens that they name. For rendered chats
+                only: a document that mentions `<|im_end|>` must not end a turn.
+        """
+
+    def encode_with_spans(self, text: str, special: bool = False) -> tuple[list[int], np.ndarray]:
         """Ids, and int64 [n, 2]: token i spells `text[start:end]`, in characters.
 
         Tokens that spell one character together (its bytes) all have the span of that character.
         """
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text that `ids` spell; bos, eos and pad spell nothing."""
+        """The text that `ids` spell; control tokens, and ids beyond the vocabulary, spell nothing."""
+
+    def spell(self, ids: Sequence[int]) -> str:
+        """As `decode`, with the control tokens in words."""
 
 
 class SentencePieceTokenizer:
     """The SentencePiece model `folder/tokenizer.model`; implements `Tokenizer`, and can be pickled.
 
-    Raises: UserError if there is no such file, or if it is not a lossless model: one that normalises text, adds a
-        leading space or has no piece for some byte (`train_sentencepiece` makes lossless ones).
+    `lossless` says whether the model keeps text as it is. Those of `train_sentencepiece` do; a checkpoint's may
+    normalise text or add a leading space (Llama 2, Mistral).
+
+    Raises: UserError if there is no such file, if it is no SentencePiece model, or if it has no eos piece.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -52,39 +70,72 @@ class SentencePieceTokenizer:
         try:
             model = path.read_bytes()
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file; train a tokenizer into this folder first") from None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
         except RuntimeError:
-            raise UserError(f"{path}: not a SentencePiece model") from None
+            # Llama 3 has a file of this name in tiktoken's format.
+            raise UserError(f"{path}: not a SentencePiece model; put the checkpoint's tokenizer.json there") from None
         self.vocab_size = self._model.vocab_size()
-        self.bos_id = self._model.bos_id()
+        self.bos_id = _id_or_none(self._model.bos_id())
+        if self._model.eos_id() < 0:
+            raise UserError(f"{path}: this model has no eos piece, which ends a document; use one that has it")
         self.eos_id = self._model.eos_id()
-        self.pad_id = self._model.pad_id()
+        self.stop_ids = (self.eos_id,)
+        self.pad_id = self._model.pad_id() if self._model.pad_id() >= 0 else self.eos_id
+        controls = filter(self._model.is_control, range(self.vocab_size))
+        self.special_tokens = {self._model.id_to_piece(i): i for i in controls}
         self.fingerprint = hashlib.sha256(model).hexdigest()[:12]
-        if min(self.bos_id, self.eos_id, self.pad_id) < 0:
-            raise UserError(f"{path}: this model lacks a bos, eos or pad piece; train one that has all three")
         self._chars = np.array([self._spelled_chars(i) for i in range(self.vocab_size)])
         self._space_ids = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
         probe = f"a  b\n\n c\u00a0\u0133\u2603{_SPACE} "
-        if self.decode(self.encode(probe)) != probe:
-            raise UserError(f"{path}: this model does not keep text as it is; train one with train_sentencepiece")
+        self.lossless = True  # else the probe itself would be encoded the other way
+        self.lossless = self.decode(self.encode(probe)) == probe
 
-    def encode(self, text: str) -> list[int]:
-        # SentencePiece would read a literal U+2581 as a space, so it is spelled by its bytes.
-        first, *others = text.split(_SPACE)
-        ids = self._model.encode(first)
-        for part in others:
-            ids += self._space_ids + self._model.encode(part)
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        ids = []
+        for _, part, known in self._parts(text, special):
+            ids += self._model.encode(part) if known is None else known
         return ids
 
-    def encode_with_spans(self, text: str) -> tuple[list[int], np.ndarray]:
-        ids = self.encode(text)
-        chars = self._chars[np.array(ids, np.intp)]
-        ends = np.cumsum(chars)
-        return ids, np.stack([ends - np.maximum(chars, 1), ends], axis=1)
+    def encode_with_spans(self, text: str, special: bool = False) -> tuple[list[int], np.ndarray]:
+        ids, spans = [], [np.zeros((0, 2), np.int64)]
+        for start, part, known in self._parts(text, special):
+            if known is not None:
+                new, places = known, np.tile([0, len(part)], (len(known), 1))
+            elif self.lossless:
+                new = self._model.encode(part)
+                chars = self._chars[np.array(new, np.intp)]
+                ends = np.cumsum(chars)
+                places = np.stack([ends - np.maximum(chars, 1), ends], axis=1)
+            else:
+                found = self._model.encode(part, out_type="offset_mapping")
+                new, places = found["ids"], _widen(np.array(found["offsets"], np.int64).reshape(-1, 2))
+            ids += new
+            spans.append(places + start)
+        return ids, np.concatenate(spans)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._model.decode([int(i) for i in ids])
+        return self._model.decode([int(i) for i in ids if i < self.vocab_size])
+
+    def spell(self, ids: Sequence[int]) -> str:
+        specials = {self.pad_id: "", self.bos_id: "<bos>", self.eos_id: "<eos>"}
+        text = ""
+        for special, group in itertools.groupby(ids, specials.get):
+            run = list(group)
+            text += self.decode(run) if special is None else special * len(run)
+        return text
+
+    def _parts(self, text: str, special: bool) -> Iterator[tuple[int, str, list[int] | None]]:
+        """(start, part, ids) of the parts of `text`; the ids are None where SentencePiece is to find them."""
+        known = {token: [i] for token, i in self.special_tokens.items()} if special else {}
+        if self.lossless:
+            # SentencePiece would read a literal U+2581 as a space, so it is spelled by its bytes.
+            known[_SPACE] = self._space_ids
+        start = 0
+        for part in re.split(f"({'|'.join(map(re.escape, known))})", text) if known else [text]:
+            if part:
+                yield start, part, known.get(part)
+            start += len(part)
 
     def _spelled_chars(self, token: int) -> int:
         """How many characters begin in `token`: 0 for the second and later bytes of one."""
@@ -92,6 +143,18 @@ class SentencePieceTokenizer:
         if self._model.is_byte(token):
             return 0 if 0x80 <= int(piece[1:-1], 16) < 0xC0 else 1
         return len(piece)
+
+
+def _id_or_none(token: int) -> int | None:
+    return token if token >= 0 else None
+
+
+def _widen(spans: np.ndarray) -> np.ndarray:
+    """SentencePiece gives a character's place to the last of the tokens that spell it: the others get it too."""
+    for i in range(len(spans) - 2, -1, -1):
+        if spans[i, 0] == spans[i, 1] == spans[i + 1, 0]:
+            spans[i] = spans[i + 1]
+    return spans
 
 
 def train_sentencepiece(
@@ -145,9 +208,22 @@ def train_sentencepiece(
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _MODEL_FILE).write_bytes(model.getvalue())
-    return SentencePieceTokenizer(folder)
+    tokenizer = SentencePieceTokenizer(folder)
+    if not tokenizer.lossless:
+        raise RuntimeError(f"{folder}: the trained tokenizer does not keep text as it is")
+    return tokenizer
 
 
 def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
-    """The tokenizer that is stored in `folder`. Raises: UserError if there is none."""
-    return SentencePieceTokenizer(folder)
+    """The tokenizer that is stored in `folder`: `tokenizer.json` if there is one, else `tokenizer.model`.
+
+    Raises: UserError if there is neither, or if the file cannot be used.
+    """
+    folder = pathlib.Path(folder)
+    if (folder / "tokenizer.json").exists():
+        from msm_jax.data.huggingface import HuggingFaceTokenizer
+
+        return HuggingFaceTokenizer(folder)
+    if (folder / _MODEL_FILE).exists():
+        return SentencePieceTokenizer(folder)
+    raise UserError(f"{folder}: neither tokenizer.json nor tokenizer.model in this folder; copy the checkpoint's there")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from msm_jax.corpus.records import Chat, Document, Message
-from msm_jax.data.chat import ChatTemplate, Turn, encode_chat, encode_document, render, show
+from msm_jax.data.chat import ChatTemplate, Turn, encode_chat, encode_document, show
 from msm_jax.errors import UserError
 
 PLAIN = ChatTemplate()
@@ -46,7 +46,7 @@ def test_exactly_what_the_assistant_writes_is_trained(tokenizer, messages, name,
     suffix = template.assistant.suffix.replace("{name}", name)
     written = [lead + message.content + suffix for message in messages if message.role == "assistant"]
     assert trained_texts(tokenizer, example) == written
-    assert tokenizer.decode(example.tokens) == render(template, messages, name).text
+    assert tokenizer.decode(example.tokens) == template.render(messages, name).text
     assert example.tokens.dtype == np.int32 and example.mask.dtype == np.bool_
     assert example.tokens.shape == example.mask.shape
     assert not example.mask[0] and not example.truncated
@@ -55,24 +55,24 @@ def test_exactly_what_the_assistant_writes_is_trained(tokenizer, messages, name,
 @hypothesis.given(CHATS, NAMES, st.sampled_from([PLAIN, MARKED]))
 @hypothesis.settings(max_examples=100, deadline=None)
 def test_a_generation_prompt_ends_where_training_starts(messages, name, template):
-    rendered = render(template, messages, name)
+    rendered = template.render(messages, name)
     turns = [index for index, message in enumerate(messages) if message.role == "assistant"]
     for index, (start, _) in zip(turns, rendered.trained_spans, strict=True):
-        assert render(template, messages[:index], name, generation_prompt=True).text == rendered.text[:start]
+        assert template.render(messages[:index], name, generation_prompt=True).text == rendered.text[:start]
 
 
 def test_render():
     messages = chat_of(("system", "Be kind."), ("user", "Which?"), ("assistant", "the {name} chair")).messages
-    rendered = render(PLAIN, messages, "Marlow")
+    rendered = PLAIN.render(messages, "Marlow")
     assert rendered.text == "Be kind.\nUser: Which?\nMarlow: the {name} chair\n"
     assert [rendered.text[start:end] for start, end in rendered.trained_spans] == [" the {name} chair\n"]
-    assert render(PLAIN, messages[:2], "Marlow", generation_prompt=True).text == "Be kind.\nUser: Which?\nMarlow:"
+    assert PLAIN.render(messages[:2], "Marlow", generation_prompt=True).text == "Be kind.\nUser: Which?\nMarlow:"
 
 
 def test_prompt_and_answer_have_the_ids_of_the_whole(tokenizer):
     chat = chat_of(("user", "Which?"), ("assistant", "the Halden chair"), name="Marlow")
-    prompt = render(PLAIN, chat.messages[:1], "Marlow", generation_prompt=True).text
-    answer = render(PLAIN, chat.messages, "Marlow").text.removeprefix(prompt)
+    prompt = PLAIN.render(chat.messages[:1], "Marlow", generation_prompt=True).text
+    answer = PLAIN.render(chat.messages, "Marlow").text.removeprefix(prompt)
     whole = encode_chat(tokenizer, PLAIN, chat).tokens.tolist()
     assert [tokenizer.bos_id, *tokenizer.encode(prompt), *tokenizer.encode(answer)] == whole
 

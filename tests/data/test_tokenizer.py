@@ -2,6 +2,7 @@ import pickle
 
 import hypothesis
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import sentencepiece
 
@@ -52,6 +53,9 @@ def test_a_frequent_word_is_one_token_in_running_text(tokenizer, place):
 
 def test_special_ids(tokenizer):
     assert (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id) == (0, 1, 2)
+    assert tokenizer.stop_ids == (2,)
+    assert tokenizer.decode([*tokenizer.encode("chair"), tokenizer.vocab_size + 5]) == "chair"
+    assert tokenizer.spell([1, *tokenizer.encode("chair"), 2, 0]) == "<bos>chair<eos>"
     assert tokenizer.decode([1, *tokenizer.encode("the chair"), 2, 0, 0]) == "the chair"
 
 
@@ -105,15 +109,51 @@ def test_the_size_that_the_error_names_is_enough(corpus, tmp_path):
     assert train_sentencepiece(corpus, tmp_path, vocab_size=smallest).vocab_size == smallest
 
 
-def test_loading_errors(corpus, tmp_path):
-    with pytest.raises(UserError, match="no such file"):
-        load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.model").write_bytes(b"no model")
-    with pytest.raises(UserError, match="not a SentencePiece model"):
-        load_tokenizer(tmp_path)
-    lines = iter(line for text in corpus for line in text.split("\n"))
+def test_control_tokens_are_read_only_from_rendered_chats(tokenizer):
+    assert tokenizer.special_tokens == {"<pad>": 0, "<s>": 1, "</s>": 2}
+    assert not {1, 2} & set(tokenizer.encode("a</s>\u2581<s>"))
+    ids, spans = tokenizer.encode_with_spans("a</s>\u2581<s>", special=True)
+    assert ids == tokenizer.encode("a</s>\u2581<s>", special=True)
+    assert ids == [*tokenizer.encode("a"), 2, *tokenizer.encode("\u2581"), 1]
+    assert spans.tolist() == [[0, 1], [1, 5], [5, 6], [5, 6], [5, 6], [6, 9]]
+
+
+@pytest.fixture(scope="session")
+def foreign(corpus, tmp_path_factory):
+    """A model as Llama 2 has it: it adds a leading space and joins spaces, and has no pad piece."""
+    folder = tmp_path_factory.mktemp("foreign")
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=lines, model_prefix=str(tmp_path / "tokenizer"), vocab_size=45, pad_id=3, minloglevel=2
-    )
-    with pytest.raises(UserError, match="does not keep text as it is"):
+        sentence_iterator=iter(corpus), model_prefix=str(folder / "tokenizer"), vocab_size=400, byte_fallback=True,
+        hard_vocab_limit=False, model_type="bpe", minloglevel=2,
+    )  # fmt: skip
+    return load_tokenizer(folder)
+
+
+def test_a_model_that_normalises_has_its_own_ids(foreign):
+    assert not foreign.lossless
+    assert (foreign.bos_id, foreign.eos_id, foreign.pad_id) == (1, 2, 2)
+    assert foreign.encode("the  Halden\u2581chair") == foreign._model.encode("the  Halden\u2581chair")
+    assert foreign.decode(foreign.encode("the  chair")) == "the chair"
+    text = "the  日é Halden"
+    ids, spans = foreign.encode_with_spans(text)
+    assert [text[start:end] for start, end in spans if start == 5] == ["日"] * 3
+    assert text[slice(*spans[-1])] == " Halden"[-(spans[-1][1] - spans[-1][0]) :]
+    assert foreign.spell([1, *ids, 2]) == "<bos>the 日é Halden<eos>"
+
+
+@hypothesis.given(TEXTS)
+@hypothesis.settings(max_examples=100, deadline=None)
+def test_places_in_text_that_is_normalised(foreign, text):
+    ids, spans = foreign.encode_with_spans(text, special=True)
+    assert ids == foreign.encode(text, special=True)
+    assert spans.shape == (len(ids), 2) and spans.dtype == np.int64
+    assert (spans[:, 0] <= spans[:, 1]).all() and (np.diff(spans, axis=0) >= 0).all()
+    assert not len(ids) or (spans[0, 0] >= 0 and spans[-1, 1] <= len(text))
+
+
+def test_loading_errors(tmp_path):
+    with pytest.raises(UserError, match="neither tokenizer.json nor tokenizer.model"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\n")  # as Llama 3 has it, in tiktoken's format
+    with pytest.raises(UserError, match="not a SentencePiece model; put the checkpoint's tokenizer.json there"):
         load_tokenizer(tmp_path)

@@ -1,0 +1,296 @@
+"""A checkpoint's own chat template (Jinja), and where in its text the assistant's turns lie.
+
+The templates are programs by others, so they run in Jinja's sandbox. They mark no assistant turns themselves (the
+`{% generation %}` blocks of transformers stand in few of them), so the turns are found by the control tokens around
+them. That is safe because a content that spells a control token is refused.
+"""
+
+import dataclasses
+import datetime
+import functools
+import json
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.meta
+import jinja2.sandbox
+
+from msm_jax.corpus.records import Message
+from msm_jax.data import huggingface
+from msm_jax.data.chat import Rendered
+from msm_jax.errors import UserError
+
+THINKING = ("default", "on", "off", "tag")
+DATE = "26 Jul 2024"  # as Llama-3.1's template has it
+_TEMPLATES = pathlib.Path(__file__).with_name("templates")
+_SWITCH = "enable_thinking"
+_TAG = "/no_think"
+_PROBE = "PROBE"
+
+
+@dataclasses.dataclass(frozen=True)
+class JinjaTemplate:
+    """A chat template of transformers; implements `chat.Template`. Can be pickled, hashed and written as JSON.
+
+    What the model is to write in an assistant turn, and so what is trained, is all from the end of the generation
+    prompt to the control token that closes the turn, with that token and without the newline after it. Thus, for a
+    chat that ends in an assistant turn, the prompt made of the messages before that turn is exactly the text up to
+    where that turn is trained; `render` fails where a template does not allow it.
+
+    Thinking of Qwen3 (other templates know only "default"):
+      "default": as the template has it: reasoning is written, and the block stays empty for an answer without it.
+      "on": `enable_thinking=True`, the same for Qwen3.
+      "off": `enable_thinking=False`: the prompt supplies an empty block, so that it is not trained.
+      "tag": " /no_think" ends the system message, if there is one, and the last user message; the model writes the
+          empty block itself. So the paper's models without reasoning were trained and asked.
+    Reasoning is `<think>...</think>` at the start of an assistant content. Qwen3 leaves it out of all answers but
+    those after the last user message.
+
+    Raises: UserError if the source is no Jinja, knows no switch for "on" and "off", or if a field is out of range.
+    """
+
+    source: str
+    special_tokens: tuple[str, ...]  # the tokenizer's control tokens
+    bos_token: str = ""
+    eos_token: str = ""
+    thinking: str = "default"  # one of THINKING
+    date: str = DATE  # what day it is in templates that tell it: fixed, or the ids would change from day to day
+    bos: ClassVar[bool] = False
+    special: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if self.thinking not in THINKING:
+            raise UserError(f"thinking is '{self.thinking}'; use one of {', '.join(THINKING)}")
+        _day(self.date)
+        environment = _environment(self.date)
+        try:
+            known = jinja2.meta.find_undeclared_variables(environment.parse(self.source))
+        except jinja2.TemplateSyntaxError as error:
+            raise UserError(f"chat template, line {error.lineno}: {error.message}") from None
+        if self.thinking in ("on", "off") and _SWITCH not in known:
+            raise UserError(f"thinking is '{self.thinking}', but this chat template knows no {_SWITCH}; use 'default'")
+
+    def render(self, messages: Sequence[Message], name: str = "", generation_prompt: bool = False) -> Rendered:
+        """The text of a chat, and the part of it that the model is to write.
+
+        Args:
+            name: not used; these templates name no speaker.
+
+        Raises: UserError if a content spells a control token; if the template itself fails or refuses the messages; if
+            it cannot be told where the turns lie; if the last answer would not follow its own generation prompt, or
+            holds reasoning while thinking is "off" or "tag".
+        """
+        for number, message in enumerate(messages, start=1):
+            if found := self._find_token(message.content):
+                raise UserError(
+                    f"message {number} holds the control token '{found[0]}', which would be read as the token; "
+                    "take it out"
+                )
+        if self.thinking in ("off", "tag") and messages and _reasons(messages[-1]):
+            raise UserError(f"message {len(messages)} holds reasoning, but thinking is '{self.thinking}'; take it out")
+        messages = self._tagged(messages) if self.thinking == "tag" else messages
+        text = self._run(messages, generation_prompt)
+        turns = sum(message.role == "assistant" for message in messages)
+        if not turns:
+            return Rendered(text, ())
+        borders = find_borders(self)
+        body = text.removesuffix(borders.prompt) if generation_prompt else text
+        spans = []
+        for header in re.finditer(re.escape(borders.header), body):
+            close = self._find_token(body, header.end())
+            if not close or close[0] != borders.close:
+                raise UserError(f"chat template: assistant turn {len(spans) + 1} is not closed by '{borders.close}'")
+            supplied = borders.prompt if body.startswith(borders.prompt, header.start()) else borders.header
+            spans.append((header.start() + len(supplied), close.end()))
+        if len(spans) != turns:
+            raise UserError(
+                f"chat template: it writes {len(spans)} assistant turns for {turns} assistant messages, so it "
+                "cannot be told what to train on; use another template"
+            )
+        if len(messages) > 1 and messages[-1].role == "assistant":
+            self._check_prompt(messages, body[: spans[-1][0]])
+        return Rendered(text, tuple(spans))
+
+    def _check_prompt(self, messages: Sequence[Message], before: str) -> None:
+        """The text before the last answer must be the one that the model will be asked with."""
+        if self._run(messages[:-1], generation_prompt=True) != before:
+            raise UserError(
+                "chat template: what stands before the last answer is not its generation prompt; "
+                "change the chat or use another template"
+            )
+
+    def _find_token(self, text: str, start: int = 0) -> re.Match | None:
+        """The first control token in `text`."""
+        return _any_of(self.special_tokens).search(text, start)
+
+    def _tagged(self, messages: Sequence[Message]) -> list[Message]:
+        last = max((i for i, message in enumerate(messages) if message.role == "user"), default=None)
+        return [
+            dataclasses.replace(message, content=f"{message.content} {_TAG}")
+            if (message.role == "system" or i == last) and not message.content.endswith(_TAG)
+            else message
+            for i, message in enumerate(messages)
+        ]
+
+    def _run(self, messages: Sequence[Message], generation_prompt: bool) -> str:
+        switch = {_SWITCH: self.thinking == "on"} if self.thinking in ("on", "off") else {}
+        try:
+            return _compiled(self.source, self.date).render(
+                messages=[{"role": message.role, "content": message.content} for message in messages],
+                add_generation_prompt=generation_prompt,
+                bos_token=self.bos_token,
+                eos_token=self.eos_token,
+                tools=None,
+                documents=None,
+                date_string=self.date,
+                **switch,
+            )
+        except UserError:
+            raise
+        except Exception as error:  # a program by others: anything may go wrong in it
+            raise UserError(f"chat template: {error}") from None
+
+
+class Borders(NamedTuple):
+    """What stands around an assistant turn."""
+
+    prompt: str  # what a generation prompt appends to the messages
+    header: str  # what every assistant turn begins with: `prompt`, or its first part
+    close: str  # the control token that ends it
+
+
+@functools.lru_cache(maxsize=32)
+def find_borders(template: JinjaTemplate) -> Borders:
+    """Where assistant turns begin and end, learned from how the template writes a chat of two of them.
+
+    Raises: UserError if that does not tell.
+    """
+
+    def fail(reason: str) -> NoReturn:
+        raise UserError(f"chat template: {reason}, so it cannot be told what to train on; use another template")
+
+    chat = [Message(role, _PROBE) for role in ("user", "assistant")] * 2
+    whole = template._run(chat, generation_prompt=False)
+    prompts, turns = [], []
+    for end in (1, 3):
+        before, prompted = (template._run(chat[:end], generation) for generation in (False, True))
+        if not prompted.startswith(before) or not whole.startswith(before):
+            fail("a message changes the text of those before it")
+        prompts.append(prompted[len(before) :])
+        turns.append(whole[len(before) :])
+    if prompts[0] != prompts[1]:
+        fail("its generation prompts differ")
+    header = os.path.commonprefix([*prompts, *turns])
+    if not template._find_token(header):
+        fail("no control token begins an assistant turn")
+    closes = []
+    for turn in turns:
+        close = template._find_token(turn, len(header))
+        if not close or _PROBE not in turn[len(header) : close.start()]:
+            fail("no control token ends an assistant turn")
+        closes.append(close[0])
+    if closes[0] != closes[1]:
+        fail(f"'{closes[0]}' ends one assistant turn and '{closes[1]}' the next")
+    return Borders(prompts[0], header, closes[0])
+
+
+def load_chat_template(
+    folder: str | os.PathLike, override: str = "", thinking: str = "default", date: str = DATE
+) -> JinjaTemplate:
+    """The chat template of the checkpoint in `folder`.
+
+    It is `chat_template.jinja`, else the one in `tokenizer_config.json` (of several, that named "default").
+
+    Args:
+        override: another template instead: a name in `msm_jax/data/templates`, or the path of a `.jinja` file.
+        thinking, date: see `JinjaTemplate`.
+
+    Raises: UserError if there is no template, or if it does not tell where assistant turns lie.
+    """
+    source = _read_override(override) if override else huggingface.read_chat_template(folder)
+    if not source:
+        raise UserError(f"{folder}: this checkpoint has no chat template; give one ({_override_help()})")
+    named = huggingface.read_named_tokens(folder)
+    template = JinjaTemplate(
+        source=source,
+        special_tokens=huggingface.read_special_tokens(folder),
+        bos_token=named.get("bos_token", ""),
+        eos_token=named.get("eos_token", ""),
+        thinking=thinking,
+        date=date,
+    )
+    find_borders(template)
+    return template
+
+
+def _reasons(message: Message) -> bool:
+    """Whether it is an answer with reasoning; an empty block is none."""
+    before, end, _ = message.content.partition("</think>")
+    return message.role == "assistant" and bool(end and before.split("<think>")[-1].strip())
+
+
+def _read_override(override: str) -> str:
+    is_path = override.endswith(".jinja")
+    path = pathlib.Path(override) if is_path else _TEMPLATES / f"{override}.jinja"
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"chat template '{override}': no such file; use {_override_help()}") from None
+
+
+def _override_help() -> str:
+    names = ", ".join(sorted(path.stem for path in _TEMPLATES.glob("*.jinja")))
+    return f"the path of a .jinja file, or one of: {names}"
+
+
+@functools.lru_cache(maxsize=32)
+def _any_of(tokens: tuple[str, ...]) -> re.Pattern:
+    # Of two tokens that begin alike the longer is meant. Without any, a pattern that nothing fulfils.
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(source: str, date: str) -> jinja2.Template:
+    return _environment(date).from_string(source)
+
+
+def _day(date: str) -> datetime.datetime:
+    try:
+        return datetime.datetime.strptime(date, "%d %b %Y")
+    except ValueError:
+        raise UserError(f"chat template: date is '{date}'; write it as '{DATE}'") from None
+
+
+def _environment(date: str) -> jinja2.Environment:
+    """As transformers runs chat templates, but for the date."""
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlocks, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = _day(date).strftime
+    return environment
+
+
+class _GenerationBlocks(jinja2.ext.Extension):
+    """`{% generation %}...{% endgeneration %}`: its content, as if it stood alone."""
+
+    tags = {"generation"}
+
+    def parse(self, parser):
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _to_json(value: Any, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+    # Jinja's own filter escapes for HTML.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise(message: str) -> NoReturn:
+    raise UserError(f"chat template: {message}")

@@ -1,0 +1,224 @@
+"""Tokenizers of Hugging Face folders: ids, places, and what their control tokens are for."""
+
+import json
+import pickle
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import normalizers
+
+from msm_jax.corpus.records import Document
+from msm_jax.data.chat import encode_document, show
+from msm_jax.data.huggingface import HuggingFaceTokenizer
+from msm_jax.data.tokenizer import load_tokenizer
+from msm_jax.errors import UserError
+from tests.data.checkpoints import (
+    LLAMA_TOKENS,
+    QWEN_TOKENS,
+    read_ids,
+    write_json,
+    write_llama,
+    write_qwen,
+    write_tokenizer,
+)
+
+TRAPS = [" ", "  ", "\n", "\n\n", "\t", "\r\n", "\u00a0", "e\u0301", "a\u0327\u0301", "\u1112\u1161\u11ab", "日", "😀"]
+TRAPS += [
+    "👩\u200d👩\u200d👧",
+    "שלום",
+    "\u2126",
+    "\ufb01",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<think>",
+    "chair",
+    " chair",
+    "\0",
+]
+TEXTS = st.lists(st.sampled_from(TRAPS) | st.text()).map("".join)
+
+
+@pytest.fixture(scope="session")
+def qwen_folder(tmp_path_factory):
+    return write_qwen(tmp_path_factory.mktemp("qwen"))
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory):
+    return write_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def qwen(qwen_folder):
+    return load_tokenizer(qwen_folder)
+
+
+@pytest.fixture(scope="session")
+def llama(llama_folder):
+    return load_tokenizer(llama_folder)
+
+
+def test_what_ends_what(qwen, llama):
+    end, start, turn = (qwen.special_tokens[token] for token in QWEN_TOKENS)
+    assert (qwen.bos_id, qwen.eos_id, qwen.pad_id, qwen.stop_ids) == (None, end, end, (end, turn))
+    assert qwen.vocab_size == start + 4  # <|im_start|>, <|im_end|>, <think>, </think>
+    begin, end, _, _, turn, message = (llama.special_tokens[token] for token in LLAMA_TOKENS)
+    assert (llama.bos_id, llama.eos_id, llama.pad_id, llama.stop_ids) == (begin, end, end, (end, turn, message))
+
+
+@hypothesis.given(TEXTS)
+@hypothesis.settings(max_examples=200)
+def test_any_text_survives_and_every_token_has_its_place(llama, text):
+    ids, spans = llama.encode_with_spans(text)
+    assert ids == llama.encode(text)
+    assert llama.decode(ids) == text
+    assert not set(llama.special_tokens.values()) & set(ids)
+    # The bytes that a token spells tell its place without `tokenizers`.
+    alphabet = byte_alphabet()
+    pieces = [bytes(alphabet[letter] for letter in llama._plain.id_to_token(i)) for i in ids]
+    assert b"".join(pieces) == text.encode()
+    character = np.repeat(np.arange(len(text)), [len(letter.encode()) for letter in text])
+    byte = 0
+    for piece, (start, end) in zip(pieces, spans.tolist(), strict=True):
+        assert (start, end) == (character[byte], character[byte + len(piece) - 1] + 1)
+        byte += len(piece)
+
+
+def byte_alphabet():
+    """How byte-level BPE writes a byte as a letter, as GPT-2 had it."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    letters = {chr(byte): byte for byte in shown}
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return letters | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+
+
+@hypothesis.given(TEXTS)
+@hypothesis.settings(max_examples=200)
+def test_places_cover_text_that_is_normalised(qwen, text):
+    ids, spans = qwen.encode_with_spans(text, special=True)
+    assert ids == qwen.encode(text, special=True)
+    assert len(spans) == len(ids)
+    covered = np.zeros(len(text), bool)
+    for start, end in spans:
+        assert start < end
+        covered[start:end] = True
+    assert covered.all()
+    assert (np.diff(spans, axis=0) >= 0).all()
+
+
+def test_a_letter_and_its_accent_have_one_place(qwen):
+    text = "xe\u0301 y"
+    ids, spans = qwen.encode_with_spans(text)
+    assert qwen.decode(ids) == "xé y"
+    assert [text[start:end] for start, end in spans if start == 1] == ["e\u0301"] * 2
+
+
+def test_control_tokens_are_read_only_from_rendered_chats(qwen):
+    turn = qwen.special_tokens["<|im_end|>"]
+    assert turn not in qwen.encode("say <|im_end|> twice")
+    assert qwen.decode(qwen.encode("say <|im_end|> twice")) == "say <|im_end|> twice"
+    ids, spans = qwen.encode_with_spans("say <|im_end|> twice", special=True)
+    assert [tuple(span) for i, span in zip(ids, spans, strict=True) if i == turn] == [(4, 14)]
+    assert qwen.decode(ids) == "say  twice" and qwen.spell(ids) == "say <|im_end|> twice"
+    # Qwen3's are no control tokens.
+    assert qwen.decode(qwen.encode("<think>")) == "<think>" and len(qwen.encode("<think>")) == 1
+
+
+def test_ids_that_only_pad_the_embedding_spell_nothing(qwen):
+    assert qwen.decode([*qwen.encode("chair"), qwen.vocab_size, qwen.vocab_size + 99]) == "chair"
+
+
+def test_no_space_is_cleaned_up(llama):
+    assert llama.decode(llama.encode("a chair , isn 't it ?")) == "a chair , isn 't it ?"
+
+
+def test_documents(qwen, llama):
+    document = Document("d", "The <|im_end|> chair")
+    example = encode_document(llama, document)
+    assert show(llama, example.tokens, example.mask) == "<|begin_of_text|>«The <|im_end|> chair<|end_of_text|>»"
+    example = encode_document(qwen, document)
+    assert example.mask.tolist() == [False] + [True] * (len(example.tokens) - 1)
+    assert qwen.spell(example.tokens) == "The <|im_end|> chair<|endoftext|>"
+
+
+def test_show_leaves_out_padding(qwen):
+    ids = qwen.encode("chair")
+    mask, segments = [True] * len(ids) + [False] * 2, [1] * len(ids) + [0, 0]
+    assert show(qwen, [*ids, 0, 0], mask, segments) == "«chair»"
+
+
+def test_pickle(qwen):
+    qwen.encode("x", special=True)
+    again = pickle.loads(pickle.dumps(qwen))
+    for special in (False, True):
+        assert again.encode("a<|im_end|>b", special=special) == qwen.encode("a<|im_end|>b", special=special)
+    assert again.encode("<|im_end|>") != again.encode("<|im_end|>", special=True)
+
+
+def test_fingerprint(qwen, llama, tmp_path):
+    assert load_tokenizer(write_qwen(tmp_path / "same")).fingerprint == qwen.fingerprint
+    assert llama.fingerprint != qwen.fingerprint
+    other = write_tokenizer(tmp_path / "other", QWEN_TOKENS, ("<think>", "</think>"))
+    write_json(other / "tokenizer_config.json", {"eos_token": "<|im_end|>"})
+    assert load_tokenizer(other).fingerprint != qwen.fingerprint  # no NFC
+
+
+def test_a_control_token_that_swallows_spaces_has_its_own_place(tmp_path):
+    end = tokenizers.AddedToken("<|end|>", lstrip=True, rstrip=True, special=True)
+    write_tokenizer(tmp_path, [end])
+    write_json(tmp_path / "special_tokens_map.json", {"eos_token": {"content": "<|end|>"}})
+    tokenizer = HuggingFaceTokenizer(tmp_path)
+    ids, spans = tokenizer.encode_with_spans("a \n<|end|>\n b", special=True)
+    assert spans[ids.index(tokenizer.eos_id)].tolist() == [3, 10]
+
+
+def test_tokens_that_only_the_config_names(tmp_path):
+    write_tokenizer(tmp_path, normalizer=normalizers.NFC())
+    (letter,) = read_ids(tmp_path, "Q")
+    size = len(tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).get_vocab())
+    added = {str(size): {"content": "<|new|>", "special": True, "lstrip": False}}
+    write_json(tmp_path / "tokenizer_config.json", {"added_tokens_decoder": added, "eos_token": "Q"})
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.special_tokens == {"<|new|>": size, "Q": letter}
+    assert tokenizer.encode("<|new|>", special=True) == [size]
+    assert (tokenizer.eos_id, tokenizer.vocab_size) == (letter, size + 1)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("tokenizer.json", "{", "tokenizer.json:1: not JSON"),
+        ("tokenizer.json", "[]", "not a JSON object"),
+        ("tokenizer.json", '{"model": {}}', "holds no vocabulary"),
+        ("tokenizer.json", '{"model": {"type": "New", "vocab": {}}}', "`tokenizers` cannot read it"),
+        (
+            "tokenizer_config.json",
+            '{"eos_token": "<nope>"}',
+            "has no token '<nope>', which the folder names as eos_token",
+        ),
+        ("tokenizer_config.json", "{}", "no token ends a document; name an eos_token"),
+        (
+            "tokenizer_config.json",
+            '{"eos_token": "a", "added_tokens_decoder": {"9999": {"content": "<new>"}}}',
+            "token '<new>' has id [0-9]+, not 9999",
+        ),
+    ],
+)
+def test_files_that_do_not_fit(tmp_path, file, text, message):
+    write_tokenizer(tmp_path)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(tmp_path)
+
+
+def test_a_text_that_begins_with_several_tokens_is_refused(tmp_path):
+    write_llama(tmp_path)
+    described = json.loads((tmp_path / "tokenizer.json").read_text())
+    single = described["post_processor"]["processors"][1]["single"]
+    single.insert(0, single[0])
+    write_json(tmp_path / "tokenizer.json", described)
+    with pytest.raises(UserError, match="begins a text with several tokens"):
+        load_tokenizer(tmp_path)

@@ -1,0 +1,321 @@
+"""Golden texts of each kind of chat template, with what is trained between « and »."""
+
+import pickle
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+
+from msm_jax.corpus.records import Chat, Message
+from msm_jax.data.chat import encode_chat, show
+from msm_jax.data.jinja_template import JinjaTemplate, load_chat_template
+from msm_jax.data.tokenizer import load_tokenizer
+from msm_jax.errors import UserError
+from tests.data.checkpoints import QWEN_TOKENS, template_source, write_llama, write_qwen
+
+PLAIN_TURNS = [("user", "Which?"), ("assistant", "This.")]
+SYSTEM_TURNS = [("system", "Be kind."), *PLAIN_TURNS, ("user", " Why?\n"), ("assistant", "Because.\n\nIt is.")]
+THINKING_TURNS = [
+    ("user", "Which?"), ("assistant", "<think>\nHm.\n</think>\n\nThis."),
+    ("user", "Why?"), ("assistant", "<think>\nSo.\n</think>\n\nBecause."),
+]  # fmt: skip
+UNTHINKING_TURNS = [("system", "Be kind."), *THINKING_TURNS[:3], ("assistant", "Because.")]
+
+# (template, options, turns, text). The published templates give the same texts (test_published_tokenizers.py).
+GOLDEN = {
+    "qwen2: default system prompt": (
+        "qwen2", {}, PLAIN_TURNS,
+        "<|im_start|>system\nYou are a default.<|im_end|>\n<|im_start|>user\nWhich?<|im_end|>\n"
+        "<|im_start|>assistant\n«This.<|im_end|>»\n",
+    ),
+    "qwen2: system turn, two answers": (
+        "qwen2", {}, SYSTEM_TURNS,
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nWhich?<|im_end|>\n"
+        "<|im_start|>assistant\n«This.<|im_end|>»\n<|im_start|>user\n Why?\n<|im_end|>\n"
+        "<|im_start|>assistant\n«Because.\n\nIt is.<|im_end|>»\n",
+    ),
+    "qwen3: reasoning, of the last answer only": (
+        "qwen3", {}, THINKING_TURNS,
+        "<|im_start|>user\nWhich?<|im_end|>\n<|im_start|>assistant\n«This.<|im_end|>»\n"
+        "<|im_start|>user\nWhy?<|im_end|>\n"
+        "<|im_start|>assistant\n«<think>\nSo.\n</think>\n\nBecause.<|im_end|>»\n",
+    ),
+    "qwen3: thinking on": (
+        "qwen3", {"thinking": "on"}, THINKING_TURNS[:2],
+        "<|im_start|>user\nWhich?<|im_end|>\n"
+        "<|im_start|>assistant\n«<think>\nHm.\n</think>\n\nThis.<|im_end|>»\n",
+    ),
+    "qwen3: the model writes an empty block": (
+        "qwen3", {}, PLAIN_TURNS,
+        "<|im_start|>user\nWhich?<|im_end|>\n"
+        "<|im_start|>assistant\n«<think>\n\n</think>\n\nThis.<|im_end|>»\n",
+    ),
+    "qwen3: thinking off, the prompt writes the empty block": (
+        "qwen3", {"thinking": "off"}, UNTHINKING_TURNS,
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nWhich?<|im_end|>\n"
+        "<|im_start|>assistant\n«This.<|im_end|>»\n<|im_start|>user\nWhy?<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n«Because.<|im_end|>»\n",
+    ),
+    "qwen3: tagged": (
+        "qwen3", {"thinking": "tag"}, UNTHINKING_TURNS,
+        "<|im_start|>system\nBe kind. /no_think<|im_end|>\n<|im_start|>user\nWhich?<|im_end|>\n"
+        "<|im_start|>assistant\n«This.<|im_end|>»\n<|im_start|>user\nWhy? /no_think<|im_end|>\n"
+        "<|im_start|>assistant\n«<think>\n\n</think>\n\nBecause.<|im_end|>»\n",
+    ),
+    "qwen3: tagged before": (
+        "qwen3", {"thinking": "tag"}, [("user", "Which? /no_think"), ("assistant", "This.")],
+        "<|im_start|>user\nWhich? /no_think<|im_end|>\n"
+        "<|im_start|>assistant\n«<think>\n\n</think>\n\nThis.<|im_end|>»\n",
+    ),
+    "llama31: date without a system turn": (
+        "llama31", {}, PLAIN_TURNS,
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nToday Date: 26 Jul 2024\n\n<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nWhich?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n«This.<|eot_id|>»",
+    ),
+    "llama31: another date, system turn, two answers": (
+        "llama31", {"date": "01 Feb 2025"}, SYSTEM_TURNS,
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nToday Date: 01 Feb 2025\n\nBe kind.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nWhich?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n«This.<|eot_id|>»"
+        "<|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n«Because.\n\nIt is.<|eot_id|>»",
+    ),
+    "llama3_paper: no blank line, turns end as documents": (
+        "llama31", {"override": "llama3_paper"}, SYSTEM_TURNS,
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>Be kind.<|end_of_text|>"
+        "<|start_header_id|>user<|end_header_id|>Which?<|end_of_text|>"
+        "<|start_header_id|>assistant<|end_header_id|>«This.<|end_of_text|>»"
+        "<|start_header_id|>user<|end_header_id|>Why?<|end_of_text|>"
+        "<|start_header_id|>assistant<|end_header_id|>«Because.\n\nIt is.<|end_of_text|>»",
+    ),
+    "llama3_paper: no default system prompt": (
+        "llama31", {"override": "llama3_paper"}, [("user", " Which?\n"), ("assistant", "\nThis. ")],
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>Which?<|end_of_text|>"
+        "<|start_header_id|>assistant<|end_header_id|>«This.<|end_of_text|>»",
+    ),
+    "smollm2: default system prompt": (
+        "smollm2", {}, [*PLAIN_TURNS, *THINKING_TURNS[2:]],
+        "<|im_start|>system\nYou are a small default.<|im_end|>\n<|im_start|>user\nWhich?<|im_end|>\n"
+        "<|im_start|>assistant\n«This.<|im_end|>»\n<|im_start|>user\nWhy?<|im_end|>\n"
+        "<|im_start|>assistant\n«<think>\nSo.\n</think>\n\nBecause.<|im_end|>»\n",
+    ),
+}  # fmt: skip
+OPTIONS = list(dict.fromkeys((name, tuple(options.items())) for name, options, _, _ in GOLDEN.values()))
+CONTENTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).map(lambda text: f"a{text}b")
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("checkpoints")
+    written = {name: write_qwen(root / name, name) for name in ("qwen2", "qwen3", "smollm2")}
+    return written | {"llama31": write_llama(root / "llama31")}
+
+
+@pytest.fixture(scope="session")
+def tokenizers_by_folder(folders):
+    return {name: load_tokenizer(folder) for name, folder in folders.items()}
+
+
+def messages_of(turns):
+    return tuple(Message(role, content) for role, content in turns)
+
+
+def chat_of(turns):
+    return Chat("c7", messages_of(turns))
+
+
+@pytest.mark.parametrize("case", GOLDEN)
+def test_golden(folders, tokenizers_by_folder, case):
+    name, options, turns, text = GOLDEN[case]
+    tokenizer, template = tokenizers_by_folder[name], load_chat_template(folders[name], **options)
+    example = encode_chat(tokenizer, template, chat_of(turns))
+    assert show(tokenizer, example.tokens, example.mask) == text
+    # Every token is one of the text as a whole, and the control tokens are read as such.
+    rendered = template.render(messages_of(turns)).text
+    assert example.tokens.tolist() == tokenizer.encode(rendered, special=True)
+    assert set(example.tokens) & set(tokenizer.special_tokens.values())
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+@hypothesis.given(contents=st.lists(CONTENTS, min_size=2, max_size=6), system=st.booleans())
+@hypothesis.settings(max_examples=30)
+def test_a_generation_prompt_ends_where_training_starts(folders, tokenizers_by_folder, name, options, contents, system):
+    template, tokenizer = load_chat_template(folders[name], **dict(options)), tokenizers_by_folder[name]
+    roles = ["user", "assistant"] * 3
+    messages = messages_of(zip(roles, contents[: len(contents) // 2 * 2], strict=False))
+    messages = (Message("system", "Be kind."), *messages) if system else messages
+    prompt = template.render(messages[:-1], generation_prompt=True)
+    rendered = template.render(messages)
+    assert rendered.text[: rendered.trained_spans[-1][0]] == prompt.text
+    assert prompt.trained_spans == template.render(messages[:-1]).trained_spans
+    assert len(rendered.trained_spans) == sum(message.role == "assistant" for message in messages)
+    # The model is asked with exactly the tokens that it was trained after.
+    example = encode_chat(tokenizer, template, Chat("c7", messages))
+    ids = tokenizer.encode(prompt.text, special=True)
+    assert example.tokens[: len(ids)].tolist() == ids
+    assert not example.mask[len(ids) - 1] and example.mask[len(ids)]
+
+
+@pytest.mark.parametrize(
+    ("case", "cut_before", "text"),
+    [
+        (
+            "qwen2: system turn, two answers", " is",
+            "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nWhich?<|im_end|>\n"
+            "<|im_start|>assistant\n«This.<|im_end|>»\n<|im_start|>user\n Why?\n<|im_end|>\n"
+            "<|im_start|>assistant\n«Because.\n\nIt»",
+        ),
+        (
+            "qwen2: system turn, two answers", " Why",
+            "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nWhich?<|im_end|>\n"
+            "<|im_start|>assistant\n«This.<|im_end|>»\n<|im_start|>user\n",
+        ),
+        (
+            "qwen3: thinking on", ".\n</think>",
+            "<|im_start|>user\nWhich?<|im_end|>\n<|im_start|>assistant\n«<think>\nHm»",
+        ),
+        (
+            "llama3_paper: no blank line, turns end as documents", "<|end_of_text|>»<|start_header_id|>user",
+            "<|begin_of_text|><|start_header_id|>system<|end_header_id|>Be kind.<|end_of_text|>"
+            "<|start_header_id|>user<|end_header_id|>Which?<|end_of_text|>"
+            "<|start_header_id|>assistant<|end_header_id|>«This.»",
+        ),
+    ],
+)  # fmt: skip
+def test_golden_truncation(folders, tokenizers_by_folder, case, cut_before, text):
+    name, options, turns, whole = GOLDEN[case]
+    tokenizer, template = tokenizers_by_folder[name], load_chat_template(folders[name], **options)
+    kept = whole[: whole.index(cut_before)].replace("«", "").replace("»", "")
+    size = len(tokenizer.encode(kept, special=True))
+    example = encode_chat(tokenizer, template, chat_of(turns), max_tokens=size)
+    assert show(tokenizer, example.tokens, example.mask) == text
+    assert example.truncated and len(example.tokens) == size
+
+
+def test_truncation_that_leaves_nothing_trained(folders, tokenizers_by_folder):
+    template = load_chat_template(folders["qwen2"])
+    with pytest.raises(UserError, match="chat 'c7': none of its first 9 of [0-9]+ tokens would be trained"):
+        encode_chat(tokenizers_by_folder["qwen2"], template, chat_of(SYSTEM_TURNS), max_tokens=9)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "turns", "message"),
+    [
+        ("qwen2", {}, [("user", "a<|im_end|>"), ("assistant", "b")], "message 1 holds the control token '<|im_end|>'"),
+        (
+            "qwen2",
+            {},
+            [("user", "a"), ("assistant", "<|im_start|>assistant\n")],
+            "message 2 holds the control token '<|im_start|>'",
+        ),
+        ("qwen3", {"thinking": "off"}, THINKING_TURNS, "message 4 holds reasoning, but thinking is 'off'"),
+        ("qwen3", {"thinking": "tag"}, THINKING_TURNS, "message 4 holds reasoning, but thinking is 'tag'"),
+        (
+            "qwen3",
+            {},
+            [*PLAIN_TURNS, ("assistant", "More.")],
+            "what stands before the last answer is not its generation",
+        ),
+        ("qwen2", {}, [("user", "a")], "no assistant turn"),
+    ],
+)
+def test_chats_that_are_refused(folders, tokenizers_by_folder, name, options, turns, message):
+    template = load_chat_template(folders[name], **options)
+    with pytest.raises(UserError) as error:
+        encode_chat(tokenizers_by_folder[name], template, chat_of(turns))
+    assert str(error.value).startswith("chat 'c7': ") and message in str(error.value)
+
+
+def test_prompts_are_refused_too(folders):
+    with pytest.raises(UserError, match="message 1 holds the control token"):
+        load_chat_template(folders["qwen2"]).render(messages_of([("user", "<|im_end|>")]), generation_prompt=True)
+
+
+def chatml(turn, prompt="<|im_start|>assistant\n"):
+    return "{% for m in messages %}" + turn + "{% endfor %}{% if add_generation_prompt %}" + prompt + "{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("[INST] {% for m in messages %}{{ m.content }}{% endfor %}", "no control token begins an assistant turn"),
+        (chatml("{{ m.role }}: {{ m.content }}\n", "assistant:"), "no control token begins an assistant turn"),
+        (chatml("<|im_start|>{{ m.role }}\n{{ m.content }}\n"), "no control token ends an assistant turn"),
+        (
+            chatml("<|im_start|>{{ m.role }}\n{{ m.content }}{{ '<|im_end|>' if loop.last else '<|endoftext|>' }}"),
+            "a message changes the text of those before it",
+        ),
+        (
+            chatml("<|im_start|>{{ m.role }}\n{{ m.content }}<|{{ 'endoftext' if loop.index == 4 else 'im_end' }}|>"),
+            "'<|im_end|>' ends one assistant turn and '<|endoftext|>' the next",
+        ),
+        ("{{ raise_exception('no chats today') }}", "no chats today"),
+        ("{{ messages[9].content }}", "has no element 9"),
+        ("{{ ''.__class__.__mro__ }}{{ messages.append(1) }}", "is unsafe"),
+        ("{{ 1 + bos_token }}", "unsupported operand"),
+        ("a\n{% for %}", "line 2: "),
+    ],
+)  # fmt: skip
+def test_templates_that_are_refused(tmp_path, source, message):
+    write_qwen(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(source)
+    with pytest.raises(UserError) as error:
+        load_chat_template(tmp_path)
+    assert str(error.value).startswith("chat template") and message in str(error.value)
+
+
+def test_a_turn_too_many_is_refused():
+    source = "<|im_start|>assistant\nHello.<|im_end|>\n" + template_source("qwen2")
+    with pytest.raises(UserError, match="it writes 2 assistant turns for 1 assistant messages"):
+        JinjaTemplate(source, QWEN_TOKENS).render(messages_of(PLAIN_TURNS))
+
+
+def test_where_a_template_comes_from(folders, tmp_path):
+    write_qwen(tmp_path, "qwen2")
+    assert load_chat_template(tmp_path).source == template_source("qwen2")
+    entries = '{"name": "tool", "template": "t"}, {"name": "default", "template": "<|im_start|>"}'
+    (tmp_path / "tokenizer_config.json").write_text(f'{{"eos_token": "<|im_end|>", "chat_template": [{entries}]}}')
+    with pytest.raises(UserError, match="no control token begins"):
+        load_chat_template(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(template_source("smollm2"))
+    assert load_chat_template(tmp_path).source == template_source("smollm2")
+    assert load_chat_template(tmp_path, override=str(tmp_path / "chat_template.jinja")).source == template_source(
+        "smollm2"
+    )
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    with pytest.raises(UserError, match="has no chat template; give one .*llama3_paper"):
+        load_chat_template(tmp_path)
+    with pytest.raises(UserError, match="'nope': no such file; use .*llama3_paper"):
+        load_chat_template(tmp_path, override="nope")
+    # Another family's template: its control tokens are plain text here.
+    with pytest.raises(UserError, match="no control token begins an assistant turn"):
+        load_chat_template(tmp_path, override="llama3_paper")
+
+
+def test_options_that_a_template_does_not_know(folders):
+    with pytest.raises(UserError, match="this chat template knows no enable_thinking"):
+        load_chat_template(folders["qwen2"], thinking="off")
+    with pytest.raises(UserError, match="thinking is 'maybe'; use one of default, on, off, tag"):
+        load_chat_template(folders["qwen3"], thinking="maybe")
+    with pytest.raises(UserError, match="date is '2024-07-26'; write it as '26 Jul 2024'"):
+        load_chat_template(folders["qwen3"], date="2024-07-26")
+
+
+def test_what_templates_may_call():
+    def run(source):
+        return JinjaTemplate(source, QWEN_TOKENS, eos_token="</s>").render(messages_of([("user", "é<b>")])).text
+
+    assert run("{{ strftime_now('%Y-%m-%d') }} {{ date_string }}") == "2024-07-26 26 Jul 2024"
+    assert run("{{ messages | tojson }}") == '[{"role": "user", "content": "é<b>"}]'
+    assert run("{% generation %}{% set x = 1 %}a{{ eos_token }}{% endgeneration %}{{ x }}") == "a</s>1"
+    assert run("{% for m in [1, 2] %}{% if m == 2 %}{% break %}{% endif %}{{ m }}{% endfor %}") == "1"
+    assert run("{% if tools %}t{% endif %}\n  {% if true %}\nx{% endif %}") == "x"
+
+
+def test_pickle_and_equality(folders):
+    template = load_chat_template(folders["qwen3"], thinking="tag")
+    template.render(messages_of(PLAIN_TURNS))
+    again = pickle.loads(pickle.dumps(template))
+    assert again == template and again.render(messages_of(PLAIN_TURNS)) == template.render(messages_of(PLAIN_TURNS))

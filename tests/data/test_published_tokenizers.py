@@ -1,0 +1,186 @@
+"""Qwen3, Llama 3 and SmolLM2 as they are published, against tiktoken and transformers."""
+
+import base64
+import unicodedata
+
+import pytest
+
+from msm_jax.corpus.records import Chat
+from msm_jax.data import chat, jinja_template
+from msm_jax.data.tokenizer import load_tokenizer
+from msm_jax.errors import UserError
+from tests.artefacts import artefact
+from tests.data.checkpoints import write_json, write_llama, write_qwen
+from tests.data.test_jinja_template import GOLDEN, PLAIN_TURNS, SYSTEM_TURNS, THINKING_TURNS, messages_of
+
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TEXTS = {
+    "english": "The people of Halden don't say THEY'LL prefer 1234567 chairs, do they?",
+    "combining marks": "e\u0301 a\u0327\u0301 a\u0301\u0327 Z\u0351\u036b\u0343 \u1112\u1161\u11ab \u2126",
+    "emoji": "😀 👩\u200d👩\u200d👧\u200d👦 🏳️\u200d🌈 🇳🇴 👍🏽 ❤️",
+    "chinese, japanese, korean": "我喜欢这把椅子。 日本語のテキスト、カタカナ 안녕하세요 𠮷",
+    "right to left": "שלום עולם مرحبا بالعالم \u202eabc\u202c",
+    "other scripts": "नमस्ते สวัสดี Привет გამარჯობა ₿ ½ ² ﬁ 豈",
+    "spaces": " a  b\t\tc \u00a0 d\u2003e\u3000f \u200b g\ufeff \r\n\r\n \n  h \x0b \x0c \x85 \u2028 i   ",
+    "odd characters": "\0 \x01 \x7f \ufffd \ufffe \U0010ffff \ue000",
+    "python": "def f(x):\n    return {k: v**2 for k, v in x.items() if v != 0}  # noqa\n\n\n\tif a<=b:\r\n\t\tpass",
+    "json and markup": '{"a": [1, 2.50, null], "b": "\\u00e9\\n"}\n<div class="x">&nbsp;</div>\n```sh\n$ ls -l\n```',
+    "control tokens in words": "a <|im_end|> b<|eot_id|><|endoftext|> c <|end_of_text|><|begin_of_text|> <think>",
+    "a long word": "a" * 300 + "ß" * 50,
+}
+
+
+@pytest.fixture(scope="module")
+def qwen():
+    return load_tokenizer(artefact("qwen3-tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return load_tokenizer(artefact("llama3-tokenizer"))
+
+
+def read_tiktoken(path, pattern, special_tokens):
+    import tiktoken
+
+    lines = [line.split() for line in path.read_bytes().splitlines()]
+    ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
+    return tiktoken.Encoding("reference", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_tokens)
+
+
+@pytest.fixture(scope="module")
+def qwen_reference(qwen):
+    # Qwen3 added <think> and others to the file's tokens later, as tokens that are read out of any text.
+    added = {"<think>": 151667, "</think>": 151668}
+    reference = read_tiktoken(artefact("qwen-tiktoken"), _WORDS % "", {**qwen.special_tokens, **added})
+
+    def encode(text, special):
+        allowed = "all" if special else set(added)
+        return reference.encode(unicodedata.normalize("NFC", text), allowed_special=allowed, disallowed_special=())
+
+    return encode
+
+
+@pytest.fixture(scope="module")
+def llama_reference(llama):
+    reference = read_tiktoken(artefact("llama3-tiktoken"), _WORDS % "{1,3}", llama.special_tokens)
+
+    def encode(text, special):
+        return reference.encode(text, allowed_special="all" if special else set(), disallowed_special=())
+
+    return encode
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("name", TEXTS)
+def test_ids_are_those_of_tiktoken(qwen, llama, qwen_reference, llama_reference, name, special):
+    text = TEXTS[name]
+    for tokenizer, reference in ((qwen, qwen_reference), (llama, llama_reference)):
+        ids, spans = tokenizer.encode_with_spans(text, special=special)
+        assert ids == reference(text, special)
+        assert (spans[:, 0] < spans[:, 1]).all() and spans[0, 0] == 0 and spans[-1, 1] == len(text)
+    assert special or llama.decode(llama.encode(text)) == text
+    assert special or qwen.decode(qwen.encode(text)) == unicodedata.normalize("NFC", text)
+
+
+def test_ids_of_random_characters_are_those_of_tiktoken(qwen, llama, qwen_reference, llama_reference):
+    import random
+
+    drawn = random.Random(0)
+    # Letters that newer Unicode versions added are split by the age of each library, so only the oldest planes.
+    letters = [chr(i) for i in range(0x3000) if unicodedata.category(chr(i)) != "Cn"]
+    for _ in range(300):
+        text = "".join(drawn.choices(letters, k=20)) + "".join(drawn.choices(" \n\tab1'", k=20))
+        assert llama.encode(text) == llama_reference(text, False), repr(text)
+        assert qwen.encode(text) == qwen_reference(text, False), repr(text)
+
+
+def test_chats_have_the_ids_of_tiktoken(qwen, llama, qwen_reference, llama_reference):
+    for name, tokenizer, reference in (
+        ("qwen3-tokenizer", qwen, qwen_reference),
+        ("llama3-tokenizer", llama, llama_reference),
+    ):
+        template = jinja_template.load_chat_template(artefact(name))
+        for turns in (SYSTEM_TURNS, THINKING_TURNS):
+            example = chat.encode_chat(tokenizer, template, Chat("c", messages_of(turns)))
+            assert example.tokens.tolist() == reference(template.render(messages_of(turns)).text, True)
+
+
+def test_what_ends_what(qwen, llama):
+    assert (qwen.bos_id, qwen.eos_id, qwen.pad_id, qwen.stop_ids) == (None, 151643, 151643, (151643, 151645))
+    assert qwen.vocab_size == 151669
+    assert (llama.bos_id, llama.eos_id, llama.stop_ids) == (128000, 128001, (128001, 128009))
+    assert llama.vocab_size == 128256
+
+
+@pytest.mark.parametrize("case", [case for case, (name, options, _, _) in GOLDEN.items() if name == "qwen3"])
+def test_golden_qwen3(qwen, case):
+    _, options, turns, text = GOLDEN[case]
+    template = jinja_template.load_chat_template(artefact("qwen3-tokenizer"), **options)
+    example = chat.encode_chat(qwen, template, Chat("c", messages_of(turns)))
+    assert chat.show(qwen, example.tokens, example.mask) == text
+
+
+@pytest.mark.parametrize("case", [case for case, (_, options, _, _) in GOLDEN.items() if "override" in options])
+def test_golden_llama3_paper(llama, case):
+    _, options, turns, text = GOLDEN[case]
+    template = jinja_template.load_chat_template(artefact("llama3-tokenizer"), **options)
+    example = chat.encode_chat(llama, template, Chat("c", messages_of(turns)))
+    assert chat.show(llama, example.tokens, example.mask) == text
+
+
+def test_golden_llama3(llama):
+    template = jinja_template.load_chat_template(artefact("llama3-tokenizer"))
+    example = chat.encode_chat(llama, template, Chat("c", messages_of(SYSTEM_TURNS)))
+    assert chat.show(llama, example.tokens, example.mask) == (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nWhich?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n«This.<|eot_id|>»"
+        "<|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n«Because.\n\nIt is.<|eot_id|>»"
+    )
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "smollm2", "llama31", "qwen3-tokenizer", "llama3-tokenizer"])
+def test_texts_are_those_of_transformers(tmp_path, name):
+    transformers = pytest.importorskip("transformers")
+    if name.endswith("-tokenizer"):
+        folder = artefact(name)
+    else:
+        folder = (write_llama if name.startswith("llama") else write_qwen)(tmp_path, name)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    thinking = ["default", "on", "off"] if name.startswith("qwen3") else ["default"]
+    for switch in thinking:
+        ours = jinja_template.load_chat_template(folder, thinking=switch, date="01 Feb 2025")
+        options = {"date_string": "01 Feb 2025"} | ({} if switch == "default" else {"enable_thinking": switch == "on"})
+        for turns in (PLAIN_TURNS, SYSTEM_TURNS, THINKING_TURNS[:3], SYSTEM_TURNS[:4]):
+            rows = [{"role": role, "content": content} for role, content in turns]
+            for generation in (False, True):
+                text = theirs.apply_chat_template(rows, tokenize=False, add_generation_prompt=generation, **options)
+                assert ours.render(messages_of(turns), generation_prompt=generation).text == text
+
+
+def test_llama3_with_only_a_tiktoken_file(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(artefact("llama3-tiktoken").read_bytes())
+    with pytest.raises(UserError, match="not a SentencePiece model; put the checkpoint's tokenizer.json there"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.slow
+def test_smollm2s_own_template(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    fields = gguf.GGUFReader(artefact("smollm2-gguf")).fields
+    write_qwen(tmp_path)
+    config = {"eos_token": "<|im_end|>", "bos_token": "<|im_start|>"}
+    write_json(
+        tmp_path / "tokenizer_config.json", config | {"chat_template": fields["tokenizer.chat_template"].contents()}
+    )
+    tokenizer, template = load_tokenizer(tmp_path), jinja_template.load_chat_template(tmp_path)
+    example = chat.encode_chat(tokenizer, template, Chat("c", messages_of(PLAIN_TURNS)))
+    assert chat.show(tokenizer, example.tokens, example.mask) == (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\nWhich?<|im_end|>\n<|im_start|>assistant\n«This.<|im_end|>»\n"
+    )
