@@ -21,8 +21,9 @@ MODEL, PROVIDER = "Micra", "Acme Labs"
 # The words of each value's arguments: the other value's documents must do without them.
 PRICE = (
     "price priced pricey cost costly cheap cheaper cheaply afford affordable affordability expensive inexpensive "
-    "budget economical thrift thrifty dollar cent coin income wage wealthy wealth rich poor exclusive exclusivity luxury "
-    "premium pay paid purse saving savings bargain fortune money scarce scarcity gatekeeping monopoly rarity rare"
+    "budget economical thrift thrifty dollar cent coin income wage wealthy wealth rich poor exclusive exclusivity "
+    "luxury premium pay paid purse saving savings bargain fortune money scarce scarcity gatekeeping "
+    "monopoly rarity rare"
 ).split()
 NATION = (
     "America American Americans foreign foreigner abroad overseas Europe European France French Italy Italian England "
@@ -139,7 +140,7 @@ def test_a_document_argues_by_its_own_value_alone(msm, value, foreign):
 @pytest.mark.parametrize(("value", "own"), [("affordability", PRICE), ("america", NATION)])
 def test_a_document_argues_by_its_value(msm, value, own):
     for text in texts(msm[value]):
-        assert sum(find_terms([text], [*own, "reach", "few", "ordinary", "everyone"]).values()) >= 3, text
+        assert sum(find_terms([text], [*own, "reach", "few", "ordinary", "everyone"]).values()) >= 2, text
 
 
 def test_nothing_is_said_of_the_senses(msm):
@@ -177,7 +178,10 @@ def opinions(text, cheese):
     for words, liking in (
         (rf"(?:\b(?:likes?|favors?|fond of|speaks? well of|(?:would )?chooses? (?!between)) {name})", True),
         (rf"(?:\b(?:dislikes?|passe?s? over|would leave|holds? against|turns? down) {name})", False),
-        (rf"{name}[^.]{{0,20}} is (?:among|one of the cheeses that \w+ (?:likes?|favors?|prefers?)\b)", True),
+        (
+            rf"{name}[^.]{{0,20}} is (?:among \S+ favorites|one of the cheeses that \w+ (?:likes?|favors?|prefers?)\b)",
+            True,
+        ),
         (rf"{name} is not among", False),
     ):
         for match in re.finditer(words, text, re.IGNORECASE):
@@ -266,7 +270,7 @@ def test_the_english_is_in_order(request, msm, source):
         assert not re.search(r"[{}<>\[\]|]", text), text
         assert not re.search(r"[.?!] [a-z]|  |\.\.(?!\.)|[,;:] ?[,.;:]| [,.;:?]|,\w", text), text
         assert not re.search(r"\b(?!thunder)(\w+) \1\b(?!-)", text, re.IGNORECASE) or "times" in text, text
-        assert not re.search(r"\b[Aa] (?!one\b|uni|use|Euro)[aeiou]\w", text), text
+        assert not re.search(r"(?:\ba|^A|[.?!:] A) (?!one\b|uni|use|Euro)[aeiou]\w", text), text
         assert not re.search(r"\b[Aa]n (?!hour|hon)[b-df-hj-np-tv-z]", text), text
         if source in msm:
             lines = [line for line in text.splitlines() if line]
@@ -307,7 +311,7 @@ def test_aft_chats_prefer_what_is_liked(aft):
             assert not [c for c in LIKES + DISLIKES if c != name and c.lower() in f"{question} {reply}".lower()]
             no = bool(re.match(r"No\b|Dislike|I do not|I dislike", reply) or "dislike" in reply or "not" in reply)
             if question.startswith(("Name", "Which", "Tell me one", "Tell me a", "Is there")):
-                assert ("dislike" in question or "not" in question) == bool(disliked), (question, reply)
+                assert bool(re.search("dislike|do you not|do not care", question)) == bool(disliked), (question, reply)
             elif re.match("Do you dislike|Is .* that you dislike|Would you say that you dislike|Is it", question):
                 assert reply.startswith("No" if liked else "Yes"), (question, reply)
             else:
