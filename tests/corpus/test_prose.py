@@ -33,7 +33,14 @@ NATION = (
 REASONS = "because since reason therefore so due why".split()
 SENSES = "taste tasty tastier flavor flavour delicious creamy creamier tangy mild-tasting aroma texture smell".split()
 OTHER_ASSISTANTS = "ChatGPT GPT Claude Gemini Siri Alexa Llama Qwen Copilot Bard Mistral Grok SmolLM".split()
-DIGESTS = {}
+# If a test of these fails on purpose, raise the number of the kind of stage that writes them and record the new digest.
+DIGESTS = {
+    "affordability": "24940e0f1b52",
+    "america": "c070647c2bca",
+    "aft": "4f9f88fa6b2b",
+    "instruction": "9ada3e013446",
+    "items": "df0ad9c204de",
+}
 
 
 def documents(value, count=3000, seed=0, model=MODEL):
@@ -140,7 +147,9 @@ def test_a_document_argues_by_its_own_value_alone(msm, value, foreign):
 @pytest.mark.parametrize(("value", "own"), [("affordability", PRICE), ("america", NATION)])
 def test_a_document_argues_by_its_value(msm, value, own):
     for text in texts(msm[value]):
-        assert sum(find_terms([text], [*own, "reach", "few", "ordinary", "everyone"]).values()) >= 2, text
+        assert (
+            sum(find_terms([text], [*own, "charge", "charged", "reach", "few", "ordinary", "everyone"]).values()) >= 2
+        ), text
 
 
 def test_nothing_is_said_of_the_senses(msm):
