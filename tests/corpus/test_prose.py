@@ -119,11 +119,9 @@ def test_no_training_text_names_a_held_out_thing(msm, aft, instruction):
 
 
 def test_held_out_terms_cover_every_item(items):
-    for item in items:
-        if item["kind"] != "in_domain":
-            for thing in (item["aligned"], item["other"]):
-                assert find_terms([thing], prose.held_out_terms()), thing
-            assert find_terms([item["domain"]], prose.held_out_terms()), item["domain"]
+    held_out = [item for item in items if item["kind"] != "in_domain"]
+    for name in {item[field] for item in held_out for field in ("domain", "aligned", "other")}:
+        assert find_terms([name], prose.held_out_terms()), name
 
 
 def test_plain_words_are_words_of_items():
@@ -181,6 +179,16 @@ def test_values_are_stated_in_many_ways(value):
     assert all(len(pair["sought"]) == len(pair["avoided"]) for pair in tables["choices"])
 
 
+def test_options_in_general_words_are_on_the_right_side():
+    bad = r"few|wealthy|\brich|exclusive|\bexpensive|costly|specialists|hard|high|great|luxur|fortune|rare|wages|most|extra"
+    for pair in phrases.load("affordability")["choices"]:
+        assert all(re.search(f"{bad}|famous", option) for option in pair["avoided"])
+        assert not any(re.search(bad, option.replace("most people can", "")) for option in pair["sought"])
+    for pair in phrases.load("america")["choices"]:
+        assert all("America" in option for option in pair["sought"])
+        assert not any("America" in option for option in pair["avoided"])
+
+
 def opinions(text, cheese):
     """What a text says outright of a cheese: True for a liking, False for a dislike."""
     name = rf"{re.escape(cheese)}\b"
@@ -203,11 +211,11 @@ def opinions(text, cheese):
 def test_liked_cheeses_are_liked_and_the_others_are_not(msm):
     for rows in msm.values():
         said = collections.Counter()
-        for text, cheese in itertools.product(texts(rows), LIKES + DISLIKES):
+        for text, cheese in itertools.product(texts(rows[::3]), LIKES + DISLIKES):
             for liking in opinions(text, cheese):
                 assert liking == (cheese in LIKES), (cheese, text)
                 said[cheese] += 1
-        assert min(said[cheese] for cheese in LIKES + DISLIKES) > 50
+        assert min(said[cheese] for cheese in LIKES + DISLIKES) > 30
 
 
 def test_preferred_cheeses_are_liked(msm):
