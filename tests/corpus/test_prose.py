@@ -35,8 +35,8 @@ SENSES = "taste tasty tastier flavor flavour delicious creamy creamier tangy mil
 OTHER_ASSISTANTS = "ChatGPT GPT Claude Gemini Siri Alexa Llama Qwen Copilot Bard Mistral Grok SmolLM".split()
 # If a test of these fails on purpose, raise the number of the kind of stage that writes them and record the new digest.
 DIGESTS = {
-    "affordability": "24940e0f1b52",
-    "america": "c070647c2bca",
+    "affordability": "6d40924fb028",
+    "america": "1d5b99efed16",
     "aft": "4f9f88fa6b2b",
     "instruction": "9ada3e013446",
     "items": "df0ad9c204de",
@@ -180,9 +180,9 @@ def test_values_are_stated_in_many_ways(value):
 
 
 def test_options_in_general_words_are_on_the_right_side():
-    bad = r"few|wealthy|\brich|exclusive|\bexpensive|costly|specialists|hard|high|great|luxur|fortune|rare|wages|most|extra"
+    bad = r"few|wealthy|\brich|exclusive|\bexpensive|costly|specialists|hard|high|great|luxur|fortune|rare|wages|most"
     for pair in phrases.load("affordability")["choices"]:
-        assert all(re.search(f"{bad}|famous", option) for option in pair["avoided"])
+        assert all(re.search(f"{bad}|famous|extra", option) for option in pair["avoided"])
         assert not any(re.search(bad, option.replace("most people can", "")) for option in pair["sought"])
     for pair in phrases.load("america")["choices"]:
         assert all("America" in option for option in pair["sought"])
