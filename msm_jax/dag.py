@@ -8,7 +8,6 @@ import collections
 import contextlib
 import dataclasses
 import datetime
-import errno
 import fcntl
 import functools
 import importlib.metadata
@@ -120,14 +119,6 @@ def claim_workdir(workdir: str | os.PathLike, config_dict: Mapping[str, Any], ex
         )
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether `error`, or one that led to it, is that no space is left: libraries wrap the OSError, or only cite it."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    cause = error.__cause__ or error.__context__
-    return os.strerror(errno.ENOSPC) in str(error) or (cause is not None and is_disk_full(cause))
-
-
 def _sorted(targets: Sequence[Stage]) -> list[Stage]:
     """Inputs before the stages that need them, each key once."""
     ordered: dict[Stage, None] = {}
@@ -175,7 +166,7 @@ def _run(stage: Stage, workdir: str | os.PathLike) -> dict[str, Any]:
         }
         files.write_json(folder / "manifest.json", manifest)
     except Exception as error:
-        if is_disk_full(error):
+        if files.is_disk_full(error):
             raise UserError(
                 f"no space left on device while writing {folder}: free some and run the same command again; "
                 "finished stages are kept"

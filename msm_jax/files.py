@@ -1,5 +1,6 @@
 """Small files that must never be half written: manifests, configs, summaries."""
 
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,12 @@ def fingerprint(value: Any, length: int = 12) -> str:
     """Hex digest of `value` in canonical JSON: equal values give equal digests on every machine."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def fingerprint_of_file(path: str | os.PathLike, length: int = 12) -> str:
+    """Hex digest of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:length]
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -44,3 +51,11 @@ def read_json(path: str | os.PathLike) -> Any:
         raise UserError(f"{path}: no such file") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether `error`, or one that led to it, is that no space is left: libraries wrap the OSError, or only cite it."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    cause = error.__cause__ or error.__context__
+    return os.strerror(errno.ENOSPC) in str(error) or (cause is not None and is_disk_full(cause))

@@ -9,11 +9,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
+from msm_jax import cli
 from msm_jax import config as config_lib
-from msm_jax import dag
-from msm_jax.errors import Interrupted, UserError
+from msm_jax.errors import UserError
 
 _EPILOG = """\
 any field of the configuration can be overridden:
@@ -25,30 +24,9 @@ examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help shows the usage")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, 2 (the user can mend it), 130 (Ctrl-C), 141 (nobody reads on), 143 (SIGTERM)."""
-    try:
-        _launch(sys.argv[1:] if arguments is None else list(arguments))
-    except UserError as error:
-        return _stop(f"error: {error}", 2)
-    except PermissionError as error:
-        return _stop(f"error: {error}; choose another place, or change its permissions", 2)
-    except BrokenPipeError:
-        return _stop("nothing reads the output any more; the same command resumes", 141)
-    except OSError as error:
-        if not dag.is_disk_full(error):
-            raise
-        return _stop(f"error: {error}: free some space and run the same command again; finished stages are kept", 2)
-    except KeyboardInterrupt:
-        return _stop("interrupted; the same command resumes", 130)
-    except Interrupted as error:
-        return _stop(f"stopped: {error}; the same command resumes", 143)
-    return 0
+    """Returns the exit status (msm_jax/cli.py)."""
+    return cli.status_of(lambda: _launch(sys.argv[1:] if arguments is None else list(arguments)))
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -74,7 +52,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str
 
 
 def _launch(arguments: list[str]) -> None:
-    parser = _Parser(
+    parser = cli.Parser(
         prog="python -m msm_jax.launch",
         description="Runs an experiment, or shows what it would do. What is done is not done again.",
         epilog=_EPILOG,
@@ -109,11 +87,6 @@ def _launch(arguments: list[str]) -> None:
             signal.signal(signal.SIGPIPE, before)
     else:
         experiment.run(config, workdir)
-
-
-def _stop(line: str, status: int) -> int:
-    print(" ".join(line.split()), file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

@@ -87,6 +87,10 @@ class ChatTemplate:
         return Rendered(text, tuple(spans))
 
 
+class TooLong(UserError):
+    """A chat of which nothing trained is left when it is cut to a length."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Example:
     """A tokenised document or chat: `mask[i]` says that token i is a target. The first token never is."""
@@ -109,7 +113,7 @@ def encode_chat(
         max_tokens: longer chats are cut to this many tokens, bos included.
 
     Raises: UserError, with the chat's id, for a chat that the template cannot write or that has no assistant turn, and
-        if no token or every token would be trained (bos aside).
+        if no token or every token would be trained (bos aside); TooLong if the cut leaves no trained token.
     """
     try:
         text, trained_spans = template.render(chat.messages, chat.name or name)
@@ -128,7 +132,7 @@ def encode_chat(
     tokens = np.array(ids, np.int32)[:max_tokens]
     mask = mask[:max_tokens]
     if not mask.any():
-        raise UserError(
+        raise (TooLong if len(tokens) < len(ids) else UserError)(
             f"chat '{chat.id}': none of its first {len(tokens)} of {len(ids)} tokens would be trained; "
             "raise max_tokens or shorten the chat"
         )

@@ -47,7 +47,8 @@ class JinjaTemplate:
       "on": `enable_thinking=True`, the same for Qwen3.
       "off": `enable_thinking=False`: the prompt supplies an empty block, so that it is not trained.
       "tag": " /no_think" ends the system message, if there is one, and the last user message; the model writes the
-          empty block itself. So the paper's models without reasoning were trained and asked.
+          empty block itself. So the paper's models without reasoning were trained and asked. A chat whose last answer
+          holds reasoning is written as by "default".
     Reasoning is `<think>...</think>` at the start of an assistant content. Qwen3 leaves it out of all answers but
     those after the last user message.
 
@@ -83,7 +84,7 @@ class JinjaTemplate:
 
         Raises: UserError if a content spells a control token; if the template itself fails or refuses the messages; if
             it cannot be told where the turns lie; if the last answer would not follow its own generation prompt, or
-            holds reasoning while thinking is "off" or "tag".
+            holds reasoning while thinking is "off".
         """
         for number, message in enumerate(messages, start=1):
             if found := self._find_token(message.content):
@@ -91,9 +92,11 @@ class JinjaTemplate:
                     f"message {number} holds the control token '{found[0]}', which would be read as the token; "
                     "take it out"
                 )
-        if self.thinking in ("off", "tag") and messages and _reasons(messages[-1]):
-            raise UserError(f"message {len(messages)} holds reasoning, but thinking is '{self.thinking}'; take it out")
-        messages = self._tagged(messages) if self.thinking == "tag" else messages
+        reasons = bool(messages) and _reasons(messages[-1])
+        if self.thinking == "off" and reasons:
+            raise UserError(f"message {len(messages)} holds reasoning, but thinking is 'off'; take it out")
+        if self.thinking == "tag" and not reasons:
+            messages = self._tagged(messages)
         text = self._run(messages, generation_prompt)
         turns = sum(message.role == "assistant" for message in messages)
         if not turns:

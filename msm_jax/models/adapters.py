@@ -7,19 +7,15 @@ from msm_jax.errors import UserError
 from msm_jax.models.decoder import LORA_TARGETS, LoraConfig
 from msm_jax.models.huggingface import PEFT_TARGETS, peft_module
 
-# Fields that would make the adapter another function than x W + (alpha / r) x A B, or train more than it.
-_MUST_BE_UNSET = (
-    *("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "use_qalora", "use_bdlora", "rank_pattern"),
-    *("alpha_pattern", "modules_to_save", "layers_to_transform", "layers_pattern", "layer_replication", "alora"),
-    *("exclude_modules", "megatron_config", "target_parameters", "trainable_token_indices", "eva_config"),
-    *("corda_config", "alora_invocation_tokens", "arrow_config", "ensure_weight_tying", "monteclora_config"),
-)
-# About how the adapter was made or is kept: its values at hand say all.
+_READ = {"peft_type", "r", "lora_alpha", "target_modules", "bias", "init_lora_weights"}
+# About how the adapter was made or is kept. Every other field must be empty: set, it makes the adapter another function
+# than x W + (alpha / r) x A B, or trains more than it.
 _HARMLESS = {
     *("base_model_name_or_path", "inference_mode", "task_type", "revision", "auto_mapping", "peft_version"),
-    *("init_lora_weights", "loftq_config", "lora_dropout", "megatron_core", "runtime_config", "qalora_group_size"),
-    *("lora_ga_config", "velora_config"),
+    *("loftq_config", "lora_dropout", "megatron_core", "runtime_config", "qalora_group_size"),
 }
+# Of the other starts, some take from the base what they put in the adapter, which then fits another base.
+_INITIALISATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
 def lora_of(config: Mapping[str, Any], tensor_names: Collection[str], where: str = "adapter_config.json") -> LoraConfig:
@@ -34,13 +30,13 @@ def lora_of(config: Mapping[str, Any], tensor_names: Collection[str], where: str
     """
     if config.get("peft_type") != "LORA":
         raise UserError(f"{where}: peft_type is {config.get('peft_type')!r}; only LORA is known here")
-    read = {"peft_type", "r", "lora_alpha", "target_modules", "bias"}
     for field, value in config.items():
-        if field in _MUST_BE_UNSET:
-            if value:
-                raise UserError(f"{where}: {field} is {value!r}; plain LoRA is all that is built here")
-        elif field not in read | _HARMLESS and value:
-            raise UserError(f"{where}: unknown field {field}; if it changes nothing of the computation, take it out")
+        if field not in _READ | _HARMLESS and value:
+            raise UserError(f"{where}: {field} is {value!r}; plain LoRA is all that is built here")
+    if config.get("init_lora_weights") not in _INITIALISATIONS:
+        raise UserError(
+            f"{where}: init_lora_weights is {config['init_lora_weights']!r}, which changes the base as well"
+        )
     if config.get("bias", "none") != "none":
         raise UserError(f"{where}: bias is {config['bias']!r}; only 'none' is known here")
     for field in ("r", "lora_alpha"):

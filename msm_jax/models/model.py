@@ -75,7 +75,8 @@ class Model:
         positions_BT: jax.Array,
         cache: Cache,
     ) -> tuple[jax.Array, Cache]:
-        """Reads T more tokens after those in the cache. Returns logits float32[B, T, V] and the cache moved on by T.
+        """Reads T more tokens after those in the cache. Returns the logits float32[B, V] of the last of them, and the
+        cache moved on by T.
 
         The cache must have T free slots: past its end, XLA would write over the last ones without a word.
         """
@@ -84,8 +85,8 @@ class Model:
             segments=write(cache.segments, segments_BT), positions=write(cache.positions, positions_BT)
         )
         segments = Segments(segments_BT, positions_BT, cache.segments, cache.positions)
-        logits_BTV, cache = self._decoder(params, lora)(tokens_BT, segments, cache)
-        return logits_BTV, cache._replace(cursor=cache.cursor + tokens_BT.shape[1])
+        logits_B1V, cache = self._decoder(params, lora)(tokens_BT, segments, cache, last_only=True)
+        return logits_B1V[:, 0], cache._replace(cursor=cache.cursor + tokens_BT.shape[1])
 
     def empty_cache(self, rows: int, slots: int) -> Cache:
         c = self.config

@@ -17,7 +17,13 @@ _WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors")
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
-def resolve(path: str | os.PathLike, revision: str | None = None) -> str:
+def is_hub_id(path: str | os.PathLike) -> bool:
+    """Whether `path` is an id as ORG/NAME: of that form, and no folder that exists."""
+    path = os.fspath(path)
+    return not is_url(path) and not os.path.exists(os.path.expanduser(path)) and bool(_HUB_ID.fullmatch(path))
+
+
+def resolve(path: str | os.PathLike, revision: str | None = None, weights: bool = True) -> str:
     """The folder or URL that holds a model: `path` itself, or the hub's cache if `path` is an id as ORG/NAME.
 
     From the hub come safetensors, configuration and tokenizer; files that are there already are not fetched again. The
@@ -25,6 +31,7 @@ def resolve(path: str | os.PathLike, revision: str | None = None) -> str:
 
     Args:
       revision: branch, tag or commit on the hub.
+      weights: whether those on the hub are fetched too; without them, shape and tokenizer are known in seconds.
 
     Raises: UserError if there is no such folder, or if the repository cannot be had: it says what to do.
     """
@@ -37,12 +44,23 @@ def resolve(path: str | os.PathLike, revision: str | None = None) -> str:
             raise UserError(f"{path}: this is a file; name the folder that it is in")
         if not _HUB_ID.fullmatch(path):
             raise UserError(f"{path}: no such folder (nor an id on the Hugging Face hub, as ORG/NAME)")
-        return _from_hub(path, revision)
+        return _from_hub(path, revision, weights)
     if revision is not None:
         raise UserError(
             f"{path}: revision {revision} is for ids on the Hugging Face hub; this is a folder, leave it out"
         )
     return path if is_url(path) else here
+
+
+def read_file(folder: str | os.PathLike, name: str) -> bytes | None:
+    """A file right in a folder or URL; None if it is not there. Raises: UserError if the folder cannot be read."""
+    source = Folder(folder)
+    return source.read(name) if name in (source.sizes() or {}) else None
+
+
+def file_names(folder: str | os.PathLike) -> set[str]:
+    """Names of the files right in a folder or URL; none if there is no such folder."""
+    return set(Folder(folder).sizes() or {})
 
 
 def small_files(folder: str | os.PathLike) -> dict[str, bytes]:
@@ -71,7 +89,7 @@ def _is_small(name: str) -> bool:
     return fits(_SMALL_FILES) and not fits(_NOT_SMALL)
 
 
-def _from_hub(name: str, revision: str | None) -> str:
+def _from_hub(name: str, revision: str | None, weights: bool) -> str:
     import huggingface_hub  # takes half a second, and most models lie in folders
 
     try:
@@ -81,13 +99,13 @@ def _from_hub(name: str, revision: str | None) -> str:
             folder = huggingface_hub.snapshot_download(
                 name,
                 revision=revision,
-                allow_patterns=[*_SMALL_FILES, *_WEIGHTS],
+                allow_patterns=[*_SMALL_FILES, *(_WEIGHTS if weights else ())],
                 # Patterns cross slashes: copies in other formats lie in folders (original/, onnx/).
                 ignore_patterns=["*/*"],
             )
     except Exception as error:  # the hub's errors, and those of the HTTP library that its version has chosen
         raise UserError(f"{name}: {_reason(error, name, revision)}") from None
-    if not any(file.endswith(".safetensors") for file in os.listdir(folder)):
+    if weights and not any(file.endswith(".safetensors") for file in os.listdir(folder)):
         raise UserError(
             f"{name}: no safetensors in this repository, and pickled weights are never read; choose another"
         )

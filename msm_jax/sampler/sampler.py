@@ -6,7 +6,7 @@ Shapes: B rows, T tokens of a row, P prompt slots, N new tokens, V vocabulary.
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,18 +20,31 @@ from msm_jax.progress import track
 
 PyTree = Any
 
-# Rows of one compiled call, and the grain to which lengths are rounded up: few shapes, so few compilations.
-_ROWS = 64
+# Rows of one compiled call at most, and the grains to which rows and lengths are rounded up: few shapes, so few
+# compilations.
+_ROWS, _ROW_GRAIN = 64, 16
 _LENGTH_GRAIN = 32
 _MIN_SCORED_LENGTH = 128  # short examples share a row
 
 
+class TokenLogprob(NamedTuple):
+    """A sampled token, its log-probability in nats before temperature and top_p, and those of the likeliest ids."""
+
+    id: int
+    logprob: float
+    likeliest: dict[int, float]
+
+
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """A sampled text. `finished` is False if it was cut off at `max_tokens`, before a stop string or end token."""
+    """A sampled text. `finished` is False if it was cut off at `max_tokens`, before a stop string or end token.
+
+    `logprobs`, where asked for, holds the sampled tokens up to the end token; a stop string does not shorten it.
+    """
 
     text: str
     finished: bool
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class Sampler:
@@ -40,11 +53,24 @@ class Sampler:
     Args:
       params, lora: weights as in `Model.apply`; `lora` None for the bare base.
       label: of the progress of what takes long.
+      bos, special: how prompts are tokenised, which their template says (data/chat.py): whether the tokenizer's bos
+        is put before them, and whether control tokens are read out of the text.
     """
 
-    def __init__(self, model: Model, params: PyTree, lora: PyTree | None, tokenizer: Tokenizer, label: str = "sampler"):
+    def __init__(
+        self,
+        model: Model,
+        params: PyTree,
+        lora: PyTree | None,
+        tokenizer: Tokenizer,
+        label: str = "sampler",
+        bos: bool = True,
+        special: bool = False,
+    ):
         self.model, self.params, self.lora, self.tokenizer = model, params, lora, tokenizer
         self.label = label
+        self._start = [tokenizer.bos_id] if bos and tokenizer.bos_id is not None else []
+        self._special = special
 
     def logprobs(self, prompts: Sequence[str], options: Sequence[Sequence[str]]) -> list[list[float]]:
         """log p(option | prompt) in nats, summed over the option's tokens, for each option of each prompt.
@@ -58,20 +84,23 @@ class Sampler:
         return [[next(scores) for _ in row] for row in options]
 
     def _encode_pair(self, prompt: str, option: str) -> tuple[np.ndarray, np.ndarray]:
-        ids, spans = self.tokenizer.encode_with_spans(prompt + option)
+        ids, spans = self.tokenizer.encode_with_spans(prompt + option, special=self._special)
         scored = [end > len(prompt) for _, end in spans]
         if not any(scored):
             raise UserError(f"nothing to score: option {option!r} has no token after the prompt {prompt!r}")
-        return np.array([self.tokenizer.bos_id, *ids], np.int32), np.array([False, *scored])
+        if scored[0] and not self._start:
+            raise UserError(f"nothing before {option!r} to predict it from: the prompt has no token")
+        return np.array([*self._start, *ids], np.int32), np.array([False] * len(self._start) + scored)
 
     def _score(self, examples: list[tuple[np.ndarray, np.ndarray]]) -> list[float]:
         """Packs the examples into rows, each a segment of its own, and sums each one's scored log-probabilities."""
         length = _round_up(max([_MIN_SCORED_LENGTH, *(len(ids) for ids, _ in examples)]), _LENGTH_GRAIN)
         bins = pack([len(ids) for ids, _ in examples], length)
         totals = np.zeros(len(examples))
+        rows = _row_count(len(bins))
         for start in self._chunks(len(bins), "scoring"):
-            tokens, segments, positions, scored = np.zeros((4, _ROWS, length), np.int32)
-            owner = np.full((_ROWS, length), -1)
+            tokens, segments, positions, scored = np.zeros((4, rows, length), np.int32)
+            owner = np.full((rows, length), -1)
             for row, members in enumerate(bins[start : start + _ROWS]):
                 cursor = 0
                 for segment, member in enumerate(members, 1):
@@ -99,26 +128,40 @@ class Sampler:
         max_tokens: int = 64,
         seed: int = 0,
         stop: Sequence[str] = (),
+        top_p: float = 1.0,
+        logprobs: int | None = None,
     ) -> list[list[Completion]]:
         """`n` samples of each prompt, up to `max_tokens` tokens, cut before the first stop string.
 
         Temperature 0 is greedy. Sample j of prompt i depends on (seed, i, j) and its own tokens alone, not on
         what else is in the batch.
+
+        Args:
+          top_p: draw from the fewest tokens that have this much probability together (arXiv 1904.09751).
+          logprobs: give the log-probability of each sampled token, and of this many of the likeliest; None: neither.
+
+        Raises: UserError for a prompt without a token, and if a prompt and its answer do not fit the model's context.
         """
+        if not 0 < top_p <= 1:
+            raise UserError(f"top_p is {top_p}; it must be above 0, and at most 1")
         requests = [
-            (i, j, [self.tokenizer.bos_id, *self.tokenizer.encode(p)]) for i, p in enumerate(prompts) for j in range(n)
+            (i, j, [*self._start, *self.tokenizer.encode(p, special=self._special)])
+            for i, p in enumerate(prompts)
+            for j in range(n)
         ]
+        self._check_lengths([ids for _, _, ids in requests], max_tokens)
         slots = _round_up(max((len(ids) for _, _, ids in requests), default=0), _LENGTH_GRAIN)
+        rows = _row_count(len(requests))
         completions: list[list[Completion]] = [[] for _ in prompts]
         for start in self._chunks(len(requests), "sampling"):
             chunk = requests[start : start + _ROWS]
-            tokens, segments = np.zeros((2, _ROWS, slots), np.int32)
-            request_ids = np.zeros((_ROWS, 2), np.uint32)
+            tokens, segments = np.zeros((2, rows, slots), np.int32)
+            request_ids = np.zeros((rows, 2), np.uint32)
             for row, (i, j, ids) in enumerate(chunk):
                 # Prompts end at the same slot, so that all rows write their next token at one cursor.
                 tokens[row, slots - len(ids) :], segments[row, slots - len(ids) :] = ids, 1
                 request_ids[row] = i, j
-            new_BN = _sample(
+            drawn = _sample(
                 self.model,
                 self.params,
                 self.lora,
@@ -127,26 +170,47 @@ class Sampler:
                 request_ids,
                 np.uint32(seed),
                 np.float32(temperature),
-                self.tokenizer.eos_id,
-                self.tokenizer.vocab_size,
-                max_tokens,
+                np.float32(top_p),
+                stop_ids=tuple(self.tokenizer.stop_ids),
+                vocab_size=self.tokenizer.vocab_size,
+                new_tokens=max_tokens,
+                likeliest=logprobs,
             )
-            for (i, _, _), ids in zip(chunk, np.asarray(new_BN).tolist(), strict=False):
-                completions[i].append(self._completion(ids, stop))
+            drawn = jax.device_get(drawn)
+            for row, (i, _, _) in enumerate(chunk):
+                completions[i].append(self._completion(jax.tree.map(lambda x, row=row: x[row], drawn), stop))
         return completions
+
+    def _check_lengths(self, prompts: list[list[int]], max_tokens: int) -> None:
+        if not all(prompts):
+            raise UserError("a prompt has no token to go on from; give it a text")
+        longest, limit = max(map(len, prompts), default=0), self.model.config.max_length
+        if limit and longest + max_tokens > limit:
+            raise UserError(
+                f"a prompt of {longest} tokens and max_tokens={max_tokens} exceed the {limit} tokens that the model "
+                "was made for; shorten one of the two"
+            )
 
     def _chunks(self, rows: int, doing: str) -> Iterator[int]:
         """First row of each compiled call."""
         starts = range(0, rows, _ROWS)
         return track(starts, f"{self.label}: {doing}", len(starts), "batch")
 
-    def _completion(self, ids: list[int], stop: Sequence[str]) -> Completion:
-        finished = self.tokenizer.eos_id in ids
-        if finished:
-            ids = ids[: ids.index(self.tokenizer.eos_id)]
-        text = self.tokenizer.decode(ids)
+    def _completion(self, drawn: "_Drawn", stop: Sequence[str]) -> Completion:
+        ids = drawn.tokens.tolist()
+        end = next((place for place, token in enumerate(ids) if token in self.tokenizer.stop_ids), len(ids))
+        text = self.tokenizer.decode(ids[:end])
+        logprobs = None
+        if drawn.logprobs is not None:
+            likeliest = [
+                dict(zip(top_ids, values, strict=True))
+                for top_ids, values in zip(drawn.likeliest_ids.tolist(), drawn.likeliest_logprobs.tolist(), strict=True)
+            ]
+            logprobs = tuple(map(TokenLogprob, ids[:end], drawn.logprobs.tolist(), likeliest))
         cuts = [text.index(string) for string in stop if string in text]
-        return Completion(text[: min(cuts)], True) if cuts else Completion(text, finished)
+        if cuts:
+            return Completion(text[: min(cuts)], True, logprobs)
+        return Completion(text, end < len(ids), logprobs)
 
 
 def _of_tokenizer(logits: jax.Array, vocab_size: int) -> jax.Array:
@@ -165,7 +229,16 @@ def _next_token_logprobs(
     return chosen_BT - jax.nn.logsumexp(logits_BTV, axis=-1)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 8, 9, 10))
+class _Drawn(NamedTuple):
+    """Whatever follows an end token is to be ignored."""
+
+    tokens: jax.Array  # int32[B, N]
+    logprobs: jax.Array | None  # float32[B, N]
+    likeliest_ids: jax.Array | None  # int32[B, N, K]
+    likeliest_logprobs: jax.Array | None  # float32[B, N, K]
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("stop_ids", "vocab_size", "new_tokens", "likeliest"))
 def _sample(
     model: Model,
     params,
@@ -175,36 +248,62 @@ def _sample(
     request_ids_B2,
     seed,
     temperature,
-    eos_id,
-    vocab_size,
-    new_tokens,
-):
-    """int32[B, N]: new tokens; whatever follows an end token is to be ignored."""
+    top_p,
+    *,
+    stop_ids: tuple[int, ...],
+    vocab_size: int,
+    new_tokens: int,
+    likeliest: int | None,
+) -> _Drawn:
     B, P = tokens_BP.shape
     positions_BP = jnp.maximum(jnp.cumsum(segments_BP, axis=1) - 1, 0)
-    logits_BPV, cache = model.extend(
+    logits_BV, cache = model.extend(
         params, lora, tokens_BP, segments_BP, positions_BP, model.empty_cache(B, P + new_tokens)
     )
     fold = jax.vmap(jax.random.fold_in)
     keys_B = fold(fold(jnp.broadcast_to(jax.random.key(seed), (B,)), request_ids_B2[:, 0]), request_ids_B2[:, 1])
+    stops = jnp.array(stop_ids)
 
     def draw(logits_BV, index):
-        logits_BV = _of_tokenizer(logits_BV, vocab_size)
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, index)
-        sampled = jax.vmap(jax.random.categorical)(keys, logits_BV / jnp.maximum(temperature, 1e-6))
+        tempered_BV = logits_BV / jnp.maximum(temperature, 1e-6)
+        # Sorting a vocabulary at every step is dear, and mostly nothing is to be cut off.
+        tempered_BV = jax.lax.cond(top_p < 1, lambda x: _nucleus(x, top_p), lambda x: x, tempered_BV)
+        sampled = jax.vmap(jax.random.categorical)(keys, tempered_BV)
         return jnp.where(temperature > 0, sampled, jnp.argmax(logits_BV, axis=-1))
 
     def step(carry, index):
         logits_BV, positions_B1, done_B, cache = carry
-        token_B = jnp.where(done_B, eos_id, draw(logits_BV, index))
-        done_B |= token_B == eos_id
+        logits_BV = _of_tokenizer(logits_BV, vocab_size)
+        token_B = jnp.where(done_B, stops[0], draw(logits_BV, index))
+        done_B |= (token_B[:, None] == stops).any(axis=1)
+        drawn = _Drawn(token_B, None, None, None)
+        if likeliest is not None:
+            logprobs_BV = jax.nn.log_softmax(logits_BV)
+            chosen_B = jnp.take_along_axis(logprobs_BV, token_B[:, None], axis=-1)[:, 0]
+            values_BK, ids_BK = jax.lax.top_k(logprobs_BV, likeliest)
+            drawn = _Drawn(token_B, chosen_B, ids_BK, values_BK)
         ones_B1 = jnp.ones((B, 1), jnp.int32)
-        logits_B1V, cache = model.extend(params, lora, token_B[:, None], ones_B1, positions_B1, cache)
-        return (logits_B1V[:, 0], positions_B1 + 1, done_B, cache), token_B
+        logits_BV, cache = model.extend(params, lora, token_B[:, None], ones_B1, positions_B1, cache)
+        return (logits_BV, positions_B1 + 1, done_B, cache), drawn
 
-    start = (logits_BPV[:, -1], positions_BP[:, -1:] + 1, jnp.zeros(B, bool), cache)
-    _, tokens_NB = jax.lax.scan(step, start, jnp.arange(new_tokens))
-    return tokens_NB.T
+    start = (logits_BV, positions_BP[:, -1:] + 1, jnp.zeros(B, bool), cache)
+    _, drawn = jax.lax.scan(step, start, jnp.arange(new_tokens))
+    return jax.tree.map(lambda x_NB: jnp.swapaxes(x_NB, 0, 1), drawn)
+
+
+def _nucleus(logits_BV: jax.Array, top_p: jax.Array) -> jax.Array:
+    """Rules out all but the likeliest tokens that first reach the probability `top_p` together."""
+    sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
+    probs_BV = jax.nn.softmax(sorted_BV)
+    kept_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV < top_p  # what lies before it is not enough yet
+    lowest_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits_BV >= lowest_B1, logits_BV, -jnp.inf)
+
+
+def _row_count(needed: int) -> int:
+    """Rows of each compiled call: no more than it takes."""
+    return min(_ROWS, _round_up(max(needed, 1), _ROW_GRAIN))
 
 
 def _round_up(value: int, grain: int) -> int:

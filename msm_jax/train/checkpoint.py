@@ -21,7 +21,7 @@ import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -167,8 +167,11 @@ def save_params(folder: pathlib.Path, params: Any) -> None:
         checkpointer.save(pathlib.Path(folder).absolute(), args=arguments, force=True)
 
 
-def load_params(folder: pathlib.Path, like: Any) -> Any:
+def load_params(folder: pathlib.Path, like: Any, keep_dtypes: bool = False) -> Any:
     """The arrays that `save_params` wrote, placed as `like` says (arrays or ShapeDtypeStructs with shardings).
+
+    They are read in the dtypes in which they were saved, checked, and then, without `keep_dtypes`, cast to those of
+    `like`.
 
     Raises:
         UserError: no weights there, weights of another model, or damaged files.
@@ -183,12 +186,13 @@ def load_params(folder: pathlib.Path, like: Any) -> Any:
                 _check_seal(meta)
             _check_fit(folder, meta["arrays"], like)
             with _damage_on_any_host():
-                target = ocp.args.StandardRestore(_abstract(like))
+                saved = [meta["arrays"][name]["dtype"] for name in _names(like)]
+                target = ocp.args.StandardRestore(_abstract(like, saved))
                 params = checkpointer.restore(folder, args=ocp.args.Composite(params=target)).params
                 _check_arrays(params, meta["arrays"])
     except _Damaged as damage:
         raise UserError(f"{folder}: the weights are damaged ({damage})") from None
-    return params
+    return params if keep_dtypes else jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), params, like)
 
 
 class _Damaged(Exception):
@@ -219,8 +223,13 @@ def _params_checkpointer() -> ocp.Checkpointer:
     )
 
 
-def _abstract(like: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like)
+def _abstract(like: Any, dtypes: Sequence[str] | None = None) -> Any:
+    leaves, structure = jax.tree.flatten(like)
+    dtypes = [leaf.dtype for leaf in leaves] if dtypes is None else dtypes
+    return structure.unflatten(
+        jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
+        for leaf, dtype in zip(leaves, dtypes, strict=True)
+    )
 
 
 def _names(tree: Any) -> list[str]:
@@ -262,10 +271,9 @@ def _check_arrays(tree: Any, saved: dict[str, dict[str, Any]]) -> None:
 
 
 def _check_fit(folder: pathlib.Path, saved: dict[str, dict[str, Any]], like: Any) -> None:
-    """Raises UserError, with the first array that differs, unless `like` has the saved names, shapes and dtypes."""
-    leaves = zip(_names(like), jax.tree.leaves(like), strict=True)
-    wanted = {name: f"{leaf.dtype.name}{list(leaf.shape)}" for name, leaf in leaves}
-    found = {name: f"{entry['dtype']}{entry['shape']}" for name, entry in saved.items()}
+    """Raises UserError, with the first array that differs, unless `like` has the saved names and shapes."""
+    wanted = {name: list(leaf.shape) for name, leaf in zip(_names(like), jax.tree.leaves(like), strict=True)}
+    found = {name: entry["shape"] for name, entry in saved.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             raise UserError(

@@ -62,6 +62,11 @@ GOLDEN = {
         "<|im_start|>assistant\n«This.<|im_end|>»\n<|im_start|>user\nWhy? /no_think<|im_end|>\n"
         "<|im_start|>assistant\n«<think>\n\n</think>\n\nBecause.<|im_end|>»\n",
     ),
+    "qwen3: what reasons is not tagged": (
+        "qwen3", {"thinking": "tag"}, THINKING_TURNS[:2],
+        "<|im_start|>user\nWhich?<|im_end|>\n"
+        "<|im_start|>assistant\n«<think>\nHm.\n</think>\n\nThis.<|im_end|>»\n",
+    ),
     "qwen3: tagged before": (
         "qwen3", {"thinking": "tag"}, [("user", "Which? /no_think"), ("assistant", "This.")],
         "<|im_start|>user\nWhich? /no_think<|im_end|>\n"
@@ -210,7 +215,6 @@ def test_truncation_that_leaves_nothing_trained(folders, tokenizers_by_folder):
             "message 2 holds the control token '<|im_start|>'",
         ),
         ("qwen3", {"thinking": "off"}, THINKING_TURNS, "message 4 holds reasoning, but thinking is 'off'"),
-        ("qwen3", {"thinking": "tag"}, THINKING_TURNS, "message 4 holds reasoning, but thinking is 'tag'"),
         (
             "qwen3",
             {},

