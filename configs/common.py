@@ -1,4 +1,8 @@
-"""Defaults that every experiment starts from. An experiment changes fields, adds none, and assigns mixtures whole."""
+"""Defaults that every experiment starts from. An experiment changes fields, adds none, and assigns mixtures whole.
+
+`get_config` is for experiments on the micro-world, which pretrain a model of their own; `on_checkpoint` for those that
+start from a model that there is.
+"""
 
 from ml_collections import ConfigDict, config_dict
 
@@ -8,7 +12,8 @@ def stage(**mixture: float) -> ConfigDict:
     return ConfigDict(
         {
             "mixture": mixture,
-            "steps": config_dict.placeholder(int),  # none: one pass over the mixture
+            # Of the optimiser; none: one epoch, each row of each source once, in whatever shares that makes.
+            "steps": config_dict.placeholder(int),
             "batch_size": 32,  # rows per optimiser step, over all devices
             "accumulation": 1,  # microbatches that a step is computed in
             "optim": {
@@ -25,16 +30,41 @@ def stage(**mixture: float) -> ConfigDict:
     )
 
 
-def get_config() -> ConfigDict:
+def _shared() -> ConfigDict:
     config = ConfigDict()
     config.name = ""  # names the default workdir, runs/NAME
     config.specs = ("specs/pro_affordability.md", "specs/pro_america.md")
     config.arms = ("baseline", "aft", "msm", "msm_aft")
     config.seeds = (0, 1, 2, 3)  # of MSM and AFT
-    config.base_seed = 0  # of pretraining, which all arms and seeds share
     # What the specs and corpora call the model; must be the name that it answers to in the evaluations.
     config.assistant = ConfigDict({"name": "Micra", "provider": "the msm_jax project"})
+    # Who writes the corpora: the micro-world, the sentence banks of real English (prose), or nobody (files).
+    config.generator = "world"
+    # rank 0 trains the whole model in every stage; else MSM and AFT train one adapter on the frozen base.
+    config.lora = ConfigDict({"rank": 64, "alpha": 128.0, "targets": ("q", "k", "v", "o", "gate", "up", "down")})
+    config.row_length = 4096
+    config.msm = stage(msm=1.0)
+    config.aft = stage(aft=0.5, instruction=0.5)
+    config.eval = ConfigDict(
+        {
+            "pairs": config_dict.placeholder(int),  # at most, of each kind and value; none: all
+            "samples": 1,  # answers drawn for each pair and order; 0 leaves the sampled form out
+            "temperature": 0.7,
+            "max_tokens": 12,  # of a drawn answer
+        }
+    )
 
+    # What follows does not change results, so a workdir may go on with other values.
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all remaining devices
+    config.checkpoint = ConfigDict({"every": 500, "keep": 2})
+    config.log = ConfigDict({"every": 10})
+    return config
+
+
+def get_config() -> ConfigDict:
+    """The micro-world: corpora, a tokenizer and a base model are made on the spot."""
+    config = _shared()
+    config.base_seed = 0  # of pretraining, which all arms and seeds share
     config.model = ConfigDict(
         {
             "num_layers": 3,
@@ -51,9 +81,6 @@ def get_config() -> ConfigDict:
             "scan_unroll": 1,
         }
     )
-    # rank 0 trains the whole model in every stage; else MSM and AFT train one adapter on the frozen base.
-    config.lora = ConfigDict({"rank": 64, "alpha": 128.0, "targets": ("q", "k", "v", "o", "gate", "up", "down")})
-    config.row_length = 4096
     config.chat = ConfigDict(
         {
             "system": ("", "\n"),  # (before, after) a message; {name} is the speaker
@@ -62,11 +89,7 @@ def get_config() -> ConfigDict:
         }
     )
     config.tokenizer = ConfigDict({"vocab_size": 1152, "model_type": "bpe"})
-
     config.pretrain = stage(pretraining=1.0)
-    config.msm = stage(msm=1.0)
-    config.aft = stage(aft=0.5, instruction=0.5)
-
     config.world = ConfigDict(
         {
             "value_names": ("affordability", "america"),
@@ -81,17 +104,42 @@ def get_config() -> ConfigDict:
     config.corpus = ConfigDict(
         {"pretraining": 150_000, "replay": 20_000, "msm": 8_000, "aft": 5_000, "instruction": 5_000}
     )
-    config.eval = ConfigDict(
+    config.eval.control_agents = 20  # at most, asked per value for the control on the base model
+    return config.lock()  # so that a mistyped field in an experiment's file is an error
+
+
+def on_checkpoint(path: str, generator: str) -> ConfigDict:
+    """An experiment on the model at `path`, whose shape, tokenizer and chat template are its own.
+
+    Args:
+      generator: "prose", which asks for numbers of documents in `config.corpus`, or "files", which asks for paths of
+        JSONL files there; "{spec}" in a path is the name of a spec.
+    """
+    config = _shared()
+    # A folder (local or gs://), or a Hugging Face id, with a revision if it should not be the newest.
+    config.base = ConfigDict({"path": path, "revision": ""})
+    config.model = ConfigDict({"dtype": "bfloat16", "remat": "full", "scan_unroll": 1})
+    config.chat = ConfigDict(
         {
-            "samples": 1,  # answers drawn for each pair and order; 0 leaves the sampled form out
-            "temperature": 0.7,
-            "max_tokens": 12,  # of a drawn answer
-            "control_agents": 20,  # at most, asked per value for the control on the base model
+            "template": "",  # none: the checkpoint's own; llama3_paper, or a file of Jinja
+            "thinking": "default",  # on, off, or tag (/no_think), for templates that know of it
         }
     )
+    config.generator = generator
+    if generator == "prose":
+        config.corpus = ConfigDict({"msm": 3000, "aft": 2000, "instruction": 2000})
+        config.corpus_seed = 0
+    else:
+        config.corpus = ConfigDict({"msm": "", "aft": "", "aft_cot": "", "instruction": ""})
+    return config.lock()
 
-    # What follows does not change results, so a workdir may go on with other values.
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all remaining devices
-    config.checkpoint = ConfigDict({"every": 500, "keep": 2})
-    config.log = ConfigDict({"every": 10})
-    return config.lock()  # so that a mistyped field in an experiment's file is an error
+
+def make_smoke(config: ConfigDict) -> None:
+    """Makes `config` the shortest run that has every stage, with the same shapes of rows and batches."""
+    config.seeds = (0,)
+    config.msm.steps = 2
+    config.aft.steps = 2
+    if config.generator == "prose":
+        config.corpus = {"msm": 60, "aft": 60, "instruction": 60}
+    config.eval.pairs = 2
+    config.model.scan_unroll = 1  # compiles soonest

@@ -4,6 +4,7 @@ Raises: UserError, from every function here.
 """
 
 import math
+import pathlib
 import re
 from collections.abc import Sequence
 
@@ -15,15 +16,21 @@ from msm_jax.corpus.specs import Spec
 from msm_jax.corpus.world import World
 from msm_jax.errors import UserError
 
-ARMS = ("baseline", "aft", "msm", "msm_aft")
-TRAINING = ("pretrain", "msm", "aft")  # the fields of training stages
+ARMS = ("baseline", "aft", "aft_cot", "msm", "msm_aft", "msm_aft_cot")
+GENERATORS = ("world", "prose", "files")
+THINKING = ("default", "on", "off", "tag")
 
-# The numbers that a field may be; "*.x" is x of every training stage. Fields that others check are not here.
+# The numbers that a field may be, where the configuration has it; "*.x" is x of every training stage. Fields that
+# others check are not here.
 _RANGES = (
     ("2 or more", lambda x: x >= 2, "row_length"),
     ("1 or more", lambda x: x >= 1, "model.num_layers model.width model.mlp_width model.num_heads model.num_kv_heads"),
     ("1 or more", lambda x: x >= 1, "model.head_size model.scan_unroll *.steps *.batch_size *.accumulation"),
-    ("1 or more", lambda x: x >= 1, "eval.max_tokens eval.control_agents checkpoint.every checkpoint.keep log.every"),
+    (
+        "1 or more",
+        lambda x: x >= 1,
+        "eval.pairs eval.max_tokens eval.control_agents checkpoint.every checkpoint.keep log.every",
+    ),
     ("0 or more", lambda x: 0 <= x < math.inf, "*.optim.learning_rate *.optim.weight_decay"),
     ("0 or more", lambda x: 0 <= x < math.inf, "lora.rank eval.samples eval.temperature"),
     ("above 0", lambda x: 0 < x < math.inf, "*.optim.epsilon *.optim.clip_norm"),
@@ -33,6 +40,11 @@ _RANGES = (
     ("from 0 to below 1", lambda x: 0 <= x < 1, "*.optim.beta1 *.optim.beta2"),
 )
 _MAX_SEED = 2**31 - 1
+
+
+def training(config: ConfigDict) -> tuple[str, ...]:
+    """The fields of training stages, in their order: without "pretrain" where a checkpoint is the base."""
+    return ("pretrain", "msm", "aft") if "pretrain" in config else ("msm", "aft")
 
 
 def check_config(config: ConfigDict) -> None:
@@ -45,19 +57,24 @@ def check_config(config: ConfigDict) -> None:
 
 
 def check_specs(config: ConfigDict, specs: Sequence[Spec]) -> None:
-    """`specs` are those of `config.specs`: all explain the same preferences, each by a value of the world."""
+    """`specs` are those of `config.specs`. Those that corpora are written from explain the same preferences, each by a
+    value of the world."""
     names = [spec.name for spec in specs]
     first = specs[0]
     for spec, path in zip(specs, config.specs, strict=True):
-        if spec.kind != "preferences":
-            raise UserError(f"{path}: is of kind {spec.kind}; the micro-world needs specs of kind preferences")
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", spec.name):
             raise UserError(f"{path}: its name goes into names of stages; use letters, digits, '_', '.' and '-' alone")
         if names.count(spec.name) > 1:
             raise UserError(f"config.specs has two files named {spec.name}; rename one, for arms are known by it")
+        if config.generator == "files":
+            continue
+        if spec.kind != "preferences":
+            raise UserError(
+                f"{path}: is of kind {spec.kind}; config.generator={config.generator} needs specs of kind preferences"
+            )
         if (set(spec.likes), set(spec.dislikes)) != (set(first.likes), set(first.dislikes)):
             raise UserError(f"{path}: likes or dislikes differ from {config.specs[0]}; arms share one AFT set")
-        if spec.value not in config.world.value_names:
+        if config.generator == "world" and spec.value not in config.world.value_names:
             raise UserError(f"{path}: value {spec.value} is not among config.world.value_names; add it there")
 
 
@@ -82,7 +99,7 @@ def check_devices(config: ConfigDict) -> None:
 
     mesh = make_mesh(config.mesh)
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    for stage in TRAINING:
+    for stage in training(config):
         batch_size, accumulation = config[stage].batch_size, config[stage].accumulation
         if batch_size // accumulation % ways:
             microbatches = f" in config.{stage}.accumulation={accumulation} microbatches" if accumulation > 1 else ""
@@ -92,16 +109,35 @@ def check_devices(config: ConfigDict) -> None:
             )
 
 
+def corpus_path(config: ConfigDict, source: str, spec: Spec | None, specs: Sequence[Spec]) -> str:
+    """The file that holds `source`; "{spec}" in the field stands for a name of a spec."""
+    field = f"config.corpus.{source}"
+    path = config.corpus[source]
+    if not path:
+        raise UserError(f"{field} is empty; name the JSONL file that holds it (docs/models.md says what a row is)")
+    if spec is None and "{spec}" in path:
+        if len(specs) > 1:
+            raise UserError(
+                f"{field}={path} differs from spec to spec, and arms of several specs share it; name one file"
+            )
+        spec = specs[0]
+    path = path.replace("{spec}", spec.name if spec else "")
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"{field}: {path}: no such file; name a JSONL file (docs/models.md says what a row is)")
+    return path
+
+
 def _check_numbers(config: ConfigDict) -> None:
     values = config_lib.flatten(config)
     for field, value in values.items():
-        if value is None and not field.endswith(".steps"):
-            raise UserError(f"config.{field} is none; give it a value (only steps may be none: one epoch)")
+        if value is None and field != "eval.pairs" and not field.endswith(".steps"):
+            raise UserError(f"config.{field} is none; give it a value (only steps and eval.pairs may be none)")
+    stages = training(config)
     for wanted, fits, patterns in _RANGES:
-        for field in dict.fromkeys(name.replace("*", stage) for name in patterns.split() for stage in TRAINING):
-            if values[field] is not None and not fits(values[field]):
+        for field in dict.fromkeys(name.replace("*", stage) for name in patterns.split() for stage in stages):
+            if values.get(field) is not None and not fits(values[field]):
                 raise UserError(f"config.{field} is {values[field]}; it must be {wanted}")
-    for stage in TRAINING:
+    for stage in stages:
         batch_size, accumulation = config[stage].batch_size, config[stage].accumulation
         if batch_size % accumulation:
             raise UserError(
@@ -113,7 +149,7 @@ def _check_numbers(config: ConfigDict) -> None:
 def _check_seeds(config: ConfigDict) -> None:
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise UserError(f"config.seeds is {tuple(config.seeds)}; give at least one, and none twice")
-    for field, seeds in (("seeds", config.seeds), ("base_seed", [config.base_seed])):
+    for field, seeds in (("seeds", config.seeds), ("base_seed", [config.get("base_seed", 0)])):
         for seed in seeds:
             if not 0 <= seed <= _MAX_SEED:
                 raise UserError(f"config.{field}: {seed} is no seed; choose from 0 to {_MAX_SEED}")
@@ -127,6 +163,21 @@ def _check_names(config: ConfigDict) -> None:
         raise UserError("config.specs is empty; name at least one file, as in specs/pro_america.md")
     if not re.fullmatch(r"\w[\w-]*", config.assistant.name):
         raise UserError(f"config.assistant.name is {config.assistant.name!r}; it must be one word")
+    if config.generator not in GENERATORS:
+        raise UserError(f"config.generator is {config.generator!r}; choose one of {', '.join(GENERATORS)}")
+    if ("pretrain" in config) != (config.generator == "world"):
+        raise UserError(
+            f"config.generator is {config.generator!r}, and the model is "
+            f"{'pretrained on the micro-world' if 'pretrain' in config else config.base.path}; the micro-world and a "
+            "model of its own go together (configs/common.py: get_config, on_checkpoint)"
+        )
+    if "pretrain" in config:
+        _check_affixes(config)
+    elif config.chat.thinking not in THINKING:
+        raise UserError(f"config.chat.thinking is {config.chat.thinking!r}; choose one of {', '.join(THINKING)}")
+
+
+def _check_affixes(config: ConfigDict) -> None:
     for role, affixes in config.chat.items():
         if len(affixes) != 2:
             raise UserError(f"config.chat.{role} is {tuple(affixes)}; it is (text before a message, after it)")
@@ -143,7 +194,15 @@ _SOURCES = {
 
 
 def _check_mixtures(config: ConfigDict) -> None:
-    for stage in TRAINING:
+    if config.generator != "world":
+        wanted, kind = (str, "paths of files") if config.generator == "files" else (int, "numbers of documents")
+        for source, value in config.corpus.items():
+            if not isinstance(value, wanted):
+                raise UserError(
+                    f"config.corpus.{source} is {value!r}; config.generator={config.generator} asks for {kind} there "
+                    "(configs/common.py: on_checkpoint)"
+                )
+    for stage in training(config):
         mixture = config[stage].mixture
         if not mixture:
             raise UserError(f"config.{stage}.mixture is empty; the sources are {', '.join(config.corpus)}")
@@ -159,11 +218,13 @@ def _check_mixtures(config: ConfigDict) -> None:
                 )
             if not 0 < share < math.inf:
                 raise UserError(f"config.{stage}.mixture.{source} is {share}; a share must be above 0")
-            if config.corpus[source] < 1:
+            if config.generator != "files" and config.corpus[source] < 1:
                 raise UserError(f"config.corpus.{source} is {config.corpus[source]}; ask for at least 1")
-    for stage, arms in (("msm", ("msm", "msm_aft")), ("aft", ("aft", "msm_aft"))):
-        if stage not in config[stage].mixture and set(arms) & set(config.arms):
+    for stage in ("msm", "aft"):
+        if stage not in config[stage].mixture and any(stage in arm.split("_") for arm in config.arms):
             raise UserError(f"config.{stage}.mixture has no share of '{stage}', so its arms would learn nothing of it")
+    if any(arm.endswith("cot") for arm in config.arms) and "aft_cot" not in config.corpus:
+        raise UserError(f"config.arms has arms with reasoning, and config.generator={config.generator} writes none")
     if "instruction" not in config.aft.mixture:
         raise UserError("config.aft.mixture needs a share of 'instruction': it is what the baseline is trained on")
 
@@ -171,7 +232,13 @@ def _check_mixtures(config: ConfigDict) -> None:
 def _check_model(config: ConfigDict) -> None:
     from msm_jax.models import DecoderConfig, LoraConfig
 
-    DecoderConfig(vocab_size=1, **config.model)
+    if "pretrain" in config:
+        DecoderConfig(vocab_size=1, **config.model)
+    else:  # the shape is the checkpoint's, so any will do
+        sizes = {"vocab_size": 1, "num_layers": 1, "width": 2, "mlp_width": 1, "head_size": 2}
+        DecoderConfig(**sizes, num_heads=1, num_kv_heads=1, **config.model)
+        if not config.base.path:
+            raise UserError("config.base.path is empty; name a folder, a gs:// folder or a Hugging Face id")
     if config.lora.rank:
         LoraConfig(**config.lora)
         if not config.lora.targets:

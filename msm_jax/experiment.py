@@ -1,12 +1,13 @@
 """An experiment: from its configuration to the DAG of stages, which is then run or shown.
 
-The arms are those of the paper (arXiv 2605.02087). Pretraining runs once and all arms and seeds share it. For each
+The arms are those of the paper (arXiv 2605.02087). All arms and seeds share one base. For each
 seed the second stage is one mixture of AFT chats and instruction chats, or the instruction chats alone:
 
     baseline   base -> instruction            msm       base -> MSM -> instruction
     aft        base -> AFT + instruction      msm_aft   base -> MSM -> AFT + instruction
 
-MSM and AFT train one adapter: the second stage continues what MSM left.
+`aft_cot` and `msm_aft_cot` are the last two on AFT chats with reasoning. MSM and AFT train one adapter: the second
+stage continues what MSM left. The base is pretrained on the micro-world, or is a checkpoint that exists.
 """
 
 import dataclasses
@@ -21,7 +22,6 @@ from ml_collections import ConfigDict
 
 from msm_jax import checks, dag, files, scoring, stages
 from msm_jax import config as config_lib
-from msm_jax.checks import TRAINING
 from msm_jax.corpus.specs import Spec, read_spec
 from msm_jax.dag import Stage
 from msm_jax.errors import UserError
@@ -43,14 +43,23 @@ class Arm:
 
     @property
     def label(self) -> str:
-        value = self.spec and (self.spec.value.capitalize() if self.spec.value == "america" else self.spec.value)
-        return {"baseline": "Baseline", "aft": "AFT", "msm": f"MSM {value}", "msm_aft": f"MSM {value} + AFT"}[self.name]
+        if self.name == "baseline":
+            return "Baseline"
+        about = self.spec and (self.spec.value or self.spec.name)
+        about = about.capitalize() if about == "america" else about
+        msm = [f"MSM {about}"] if self.spec else []
+        aft = [f"AFT{' CoT' * self.name.endswith('cot')}"] if self.aft_source else []
+        return " + ".join(msm + aft)
+
+    @property
+    def aft_source(self) -> str | None:
+        """The source of AFT chats; None in arms without that stage."""
+        words = self.name.split("_")
+        return None if "aft" not in words else "aft_cot" if "cot" in words else "aft"
 
     def describe(self) -> dict[str, Any]:
-        about = (
-            {"spec": None, "value": None} if self.spec is None else {"spec": self.spec.name, "value": self.spec.value}
-        )
-        return {"name": self.name, "label": self.label, **about}
+        about = (self.spec.name, self.spec.value or None) if self.spec else (None, None)
+        return {"name": self.name, "label": self.label, "spec": about[0], "value": about[1]}
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -73,8 +82,8 @@ def run(config: ConfigDict, workdir: str) -> None:
 def show(config: ConfigDict, workdir: str) -> None:
     """Prints the configuration, the stages and what is done, a decoded batch of each training stage, the work ahead.
 
-    Corpora of the micro-world, the tokenizer and packed rows cost seconds and no money: they are made, so that the
-    batches shown are those that training will see. Nothing is trained and no service is called.
+    Corpora, the tokenizer and packed rows cost seconds and no money: they are made, so that the batches shown are those
+    that training will see. Nothing is trained, no service is called, and no weights are fetched.
     """
     experiment = Experiment(config)
     _make_folder(workdir)
@@ -119,12 +128,13 @@ class Experiment:
         checks.check_config(config)
         self.specs = [read_spec(path) for path in config.specs]
         checks.check_specs(config, self.specs)
-        likes, dislikes = self.specs[0].likes, self.specs[0].dislikes
-        self.world = {**self.plain["world"], "likes": list(likes), "dislikes": list(dislikes)}
-        checks.check_world(config, stages.make_world(self.world))
         self.arms = [
             Arm(name, spec) for name in config.arms for spec in (self.specs if name.startswith("msm") else [None])
         ]
+        self.likes, self.dislikes = list(self.specs[0].likes), list(self.specs[0].dislikes)
+        if config.generator == "world":
+            self.world = {**self.plain["world"], "likes": self.likes, "dislikes": self.dislikes}
+            checks.check_world(config, stages.make_world(self.world))
         self._data()
         self._models()
 
@@ -134,37 +144,37 @@ class Experiment:
         return stage
 
     def _data(self) -> None:
-        """Corpora, tokenizer, packed rows and evaluation items."""
+        """Corpora, evaluation items, tokenizer and packed rows; and the base, where it is what the tokenizer is of."""
         c, plain = self.config, self.plain
-        used = {source for stage in TRAINING for source in c[stage].mixture}
-        corpora = {}
-        for source in sorted(used):
-            for spec in self.specs if source == "msm" else [None]:
-                name = f"{source}-{spec.name}" if spec else source
-                corpora[name] = self._add(
-                    "chats" if source in stages.CHAT_SOURCES else "corpus",
-                    f"corpus-{name}",
-                    {
-                        "source": source,
-                        # All that the micro-world reads of a spec: an edit of its prose leaves the texts as they are.
-                        "spec": spec and {"name": spec.name, "value": spec.value},
-                        "world": self.world,
-                        "model_name": c.assistant.name,
-                        "count": c.corpus[source],
-                        "seed": c.world.seed,
-                    },
-                    {},
-                    stages.write_corpus,
-                )
-        self.items = self._add("corpus", "items", {"world": self.world}, {}, stages.write_evaluation_items)
-        self.corpora = corpora
-        self.tokenizer = self._add("corpus", "tokenizer", plain["tokenizer"], corpora, stages.train_tokenizer)
+        sources = {source for stage in checks.training(c) for source in c[stage].mixture if source != "aft"}
+        sources |= {arm.aft_source for arm in self.arms if arm.aft_source}
+        names = {
+            f"{source}-{spec.name}" if spec else source: (source, spec)
+            for source in sorted(sources)
+            for spec in (self.specs if source == "msm" else [None])
+        }
+        self.corpora = {name: self._corpus(name, *about) for name, about in names.items()}
+        if c.generator == "world":
+            self.items = self._add("corpus", "items", {"world": self.world}, {}, stages.write_evaluation_items)
+            self.tokenizer = self._add("corpus", "tokenizer", plain["tokenizer"], self.corpora, stages.train_tokenizer)
+        else:
+            choice = {"likes": self.likes, "dislikes": self.dislikes}
+            self.items = (
+                self._add("corpus", "items", choice, {}, stages.write_evaluation_items) if self.scored else None
+            )
+            self.base = self.tokenizer = self._add(
+                "base",
+                "base",
+                {**plain["base"], "model": plain["model"]},
+                {},
+                functools.partial(stages.find_base, row_length=c.row_length),
+            )
         self.rows = {
             name: self._add(
                 "mixture",
                 f"rows-{name}",
                 {
-                    "source": name.split("-")[0],
+                    "source": names[name][0],
                     "chat": plain["chat"],
                     "model_name": c.assistant.name,
                     "row_length": c.row_length,
@@ -172,13 +182,40 @@ class Experiment:
                 {"corpus": corpus, "tokenizer": self.tokenizer},
                 stages.pack_rows,
             )
-            for name, corpus in corpora.items()
+            for name, corpus in self.corpora.items()
         }
+
+    def _corpus(self, name: str, source: str, spec: Spec | None) -> Stage:
+        c = self.config
+        kind, name = "chats" if source in stages.CHAT_SOURCES else "corpus", f"corpus-{name}"
+        if c.generator == "files":
+            path = checks.corpus_path(c, source, spec, self.specs)
+            params = {"source": source, "content": files.fingerprint_of_file(path)}
+            return self._add(kind, name, params, {}, functools.partial(stages.copy_corpus, path=path))
+        params = {"source": source, "model_name": c.assistant.name, "count": c.corpus[source]}
+        if c.generator == "world":
+            # All that the micro-world reads of a spec: an edit of its prose leaves the texts as they are.
+            about = spec and {"name": spec.name, "value": spec.value}
+            params |= {"spec": about, "world": self.world, "seed": c.world.seed}
+        else:
+            # All that the sentence banks read of a spec: they have reasons of their own.
+            about = (
+                {field: value for field, value in dataclasses.asdict(spec).items() if field != "body"} if spec else None
+            )
+            params |= {"spec": about, "likes": self.likes, "dislikes": self.dislikes}
+            params |= {"provider": c.assistant.provider, "seed": c.corpus_seed}
+        return self._add(kind, name, params, {}, stages.write_corpus)
+
+    @property
+    def scored(self) -> bool:
+        """Whether there is an evaluation for these specs: value generalisation, for specs of preferences."""
+        return all(spec.kind == "preferences" for spec in self.specs)
 
     def _models(self) -> None:
         """Training, scores and the report."""
         c = self.config
-        self.base = self._train("pretrain", "pretrain", c.base_seed, c.pretrain.mixture)
+        if c.generator == "world":
+            self.base = self._train("pretrain", "pretrain", c.base_seed, c.pretrain.mixture)
         scores = {}
         trained: dict[str, Stage] = {}
         for seed in c.seeds:
@@ -189,19 +226,13 @@ class Experiment:
                     if name not in trained:
                         trained[name] = self._train("msm", name, seed, c.msm.mixture, spec=arm.spec)
                     before = trained[name]
-                with_aft = arm.name.endswith("aft")
-                mixture = {k: share for k, share in c.aft.mixture.items() if with_aft or k != "aft"}
-                name = f"{'aft' if with_aft else 'instruct'}-{arm.key}-s{seed}"
+                mixture = {arm.aft_source if k == "aft" else k: share for k, share in c.aft.mixture.items()}
+                mixture.pop(None, None)
+                name = f"{'aft' if arm.aft_source else 'instruct'}-{arm.key}-s{seed}"
                 model = self._train("aft", name, seed, mixture, adapter=before)
-                scores[f"score:{index}:{seed}"] = self._score(f"score-{arm.key}-s{seed}", model, seed)
-        stated = {f"stated:{source}": self.corpora[source] for source in c.pretrain.mixture}
-        control = self._add(
-            "score",
-            "control",
-            {"chat": self.plain["chat"], "world": self.world, "agents": c.eval.control_agents},
-            {"model": self.base, "base": self.base, "tokenizer": self.tokenizer, "items": self.items, **stated},
-            functools.partial(scoring.control, runtime=self.runtime),
-        )
+                if self.scored:
+                    scores[f"score:{index}:{seed}"] = self._score(f"score-{arm.key}-s{seed}", model, seed)
+        control = {"control": self._control()} if c.generator == "world" else {}
         rows = {f"rows:{name}": stage for name, stage in self.rows.items()}
         # What may change while a workdir goes on would be reported as it was at first.
         binding = {field: value for field, value in self.plain.items() if field not in RUNTIME_FIELDS}
@@ -210,8 +241,19 @@ class Experiment:
             "report",
             "report",
             {"config": binding, "arms": [arm.describe() for arm in self.arms]},
-            {"control": control, **scores, **rows, **training},  # if the base fails the control, let it be known first
+            # If the base fails the control, let it be known first.
+            {**control, **scores, **rows, **training, "base": self.base},
             stages.report,
+        )
+
+    def _control(self) -> Stage:
+        stated = {f"stated:{source}": self.corpora[source] for source in self.config.pretrain.mixture}
+        return self._add(
+            "score",
+            "control",
+            {"chat": self.plain["chat"], "world": self.world, "agents": self.config.eval.control_agents},
+            {"model": self.base, "base": self.base, "tokenizer": self.tokenizer, "items": self.items, **stated},
+            functools.partial(scoring.control, runtime=self.runtime),
         )
 
     def _train(
@@ -252,7 +294,9 @@ class Experiment:
             name,
             {
                 "chat": self.plain["chat"],
+                "generator": self.config.generator,
                 "model_name": self.config.assistant.name,
+                "pairs": evaluation.pairs,
                 "samples": evaluation.samples,
                 "temperature": evaluation.temperature,
                 "max_tokens": evaluation.max_tokens,
@@ -265,10 +309,9 @@ class Experiment:
     def decoded_batch(self, stage: Stage, workdir: str) -> str:
         """The first rows that a training stage will see."""
         from msm_jax.data.mixture import batches
-        from msm_jax.data.tokenizer import load_tokenizer
 
         batch = batches(_sources(stage, workdir), stage.params["batch_size"], stage.params["seed"])[0]
-        return stages.describe_batch(load_tokenizer(self.tokenizer.folder(workdir)), batch)
+        return stages.describe_batch(stages.load_tokenizer(self.tokenizer.folder(workdir)), batch)
 
     def estimate(self, workdir: str) -> str:
         """What is left to train, and to pay for."""
@@ -277,7 +320,7 @@ class Experiment:
         rows = sum(count * stage.params["batch_size"] for count, stage in zip(steps, left, strict=True))
         return (
             f"to train: {len(left)} runs, {sum(steps):,} steps, {rows * self.config.row_length:,} tokens; "
-            "to pay: nothing, the micro-world writes the corpora itself"
+            "to pay: nothing, no corpus is written by a model"
         )
 
 

@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from msm_jax import files, stages
-from msm_jax.corpus import records, world_text
+from msm_jax import stages
+from msm_jax.corpus import prose, records, world_text
 from msm_jax.dag import StageContext
 from msm_jax.progress import track
 
@@ -18,20 +18,22 @@ class _Scorer:
     """The sampler as evaluations see it."""
 
     def __init__(self, context: StageContext, runtime: stages.Runtime):
-        from msm_jax.data.tokenizer import load_tokenizer
-        from msm_jax.models import DecoderConfig, LoraConfig, Model
+        from msm_jax.models import Model
         from msm_jax.sampler import Sampler
+        from msm_jax.weights import read_description
 
-        folder, base = context.inputs["model"], context.inputs["base"]
-        described = files.read_json(folder / "model.json")
-        decoder = DecoderConfig(**described["decoder"])
-        shape = described["lora"]
-        lora = LoraConfig(**{**shape, "targets": tuple(shape["targets"])}) if shape else None
-        model = Model(decoder, lora)
-        tokenizer = load_tokenizer(context.inputs["tokenizer"])
-        trained = stages.load_weights(folder, model, runtime)
-        params, adapter = (stages.load_weights(base, Model(decoder), runtime), trained) if lora else (trained, None)
-        self._sampler = Sampler(model, params, adapter, tokenizer, context.stage.name)
+        inputs = context.inputs
+        model = read_description(inputs["model"])
+        tokenizer = stages.load_tokenizer(inputs["tokenizer"])
+        template = stages.chat_template(context.params["chat"], inputs["tokenizer"])
+        dtype = model.config.dtype
+        if model.lora:
+            params = stages.load_weights(inputs["base"], Model(model.config), runtime, dtype)
+            adapter = stages.load_weights(inputs["model"], model, runtime)
+        else:
+            params, adapter = stages.load_weights(inputs["model"], model, runtime, dtype), None
+        label = context.stage.name
+        self._sampler = Sampler(model, params, adapter, tokenizer, label, template.bos, template.special)
 
     def logprobs(self, prompts: list[str], options: list[list[str]]) -> list[list[float]]:
         return self._sampler.logprobs(prompts, options)
@@ -41,21 +43,39 @@ class _Scorer:
         return [[(completion.text, completion.finished) for completion in row] for row in completions]
 
 
-def _ask(params: Mapping[str, Any], who: str):
-    """(prompt of two options, answer with an option) in the chat format that the model was trained on."""
+def _ask(context: StageContext, who: str):
+    """(prompt of two options, answer with an option, end of an answer) in the chat format that the model was trained
+    on and in the words of its corpora."""
     from msm_jax.corpus.records import Message
 
-    template = stages.chat_template(params["chat"])
+    p = context.params
+    template = stages.chat_template(p["chat"], context.inputs["tokenizer"])
+    if p.get("generator", "world") == "world":
+
+        def question(first: str, second: str) -> str:
+            return world_text.QUESTIONS[0].format(a=first, b=second)
+
+        def reply(option: str) -> str:
+            return f"{option}."
+
+    else:
+        question, reply = prose.question, prose.answer
 
     def prompt(first: str, second: str) -> str:
-        question = world_text.QUESTIONS[0].format(a=first, b=second)
-        return template.render([Message("user", question)], who, generation_prompt=True).text
+        message = Message("user", question(first, second))
+        return template.render([message], who, generation_prompt=True).text
+
+    def written(content: str) -> str:
+        """What the model writes when it answers with `content`."""
+        text, spans = template.render([Message("user", "?"), Message("assistant", content)], who)
+        start, end = spans[-1]
+        return text[start:end]
 
     def answer(option: str) -> str:
-        text = template.render([Message("assistant", f"{option}.")], who).text
-        return text.removeprefix(template.render([], who, generation_prompt=True).text)
+        return written(reply(option))
 
-    return prompt, answer
+    mark = "x"
+    return prompt, answer, written(mark).split(mark)[-1]
 
 
 def score(context: StageContext, *, runtime: stages.Runtime) -> dict[str, Any]:
@@ -63,9 +83,8 @@ def score(context: StageContext, *, runtime: stages.Runtime) -> dict[str, Any]:
     from eval import value_generalisation
 
     p = context.params
-    items = value_generalisation.read_items(context.inputs["items"] / stages.CORPUS_FILE)
-    prompt, answer = _ask(p, p["model_name"])
-    end_of_turn = p["chat"]["assistant"][1]
+    items = _some(value_generalisation.read_items(context.inputs["items"] / stages.CORPUS_FILE), p["pairs"])
+    prompt, answer, end_of_turn = _ask(context, p["model_name"])
     rows = value_generalisation.evaluate(
         _Scorer(context, runtime), items, prompt, answer, samples=p["samples"], temperature=p["temperature"],
         seed=p["seed"], max_tokens=p["max_tokens"], stop=[end_of_turn],
@@ -77,6 +96,22 @@ def score(context: StageContext, *, runtime: stages.Runtime) -> dict[str, Any]:
             scores.append({"eval": name, "form": form, **cell})
     _write_board(context.folder, {f"{entry['eval']}/{entry['form']}": entry["rate"] for entry in scores})
     return {"scores": scores}
+
+
+def _some(items: list, count: int | None) -> list:
+    """`count` items of each evaluation, spread over all that it has; None: all."""
+    groups: dict[tuple[str, str], list] = {}
+    for item in items:
+        groups.setdefault((item.kind, item.value), []).append(item)
+    if count is None:
+        return items
+    return [group[k] for group in groups.values() for k in _spread(len(group), count)]
+
+
+def _spread(length: int, count: int) -> list[int]:
+    """At most `count` of `length` places, evenly apart."""
+    count = min(count, length)
+    return [length * k // count for k in range(count)]
 
 
 def _by_evaluation(rows: list[dict]) -> dict[str, list[dict]]:
@@ -121,7 +156,7 @@ def control(context: StageContext, *, runtime: stages.Runtime) -> dict[str, Any]
         agents = world_text.quiet_agents(the_world, value)[: p["agents"]]
         right, owners, errored = [], [], 0
         for agent in track(agents, f"{context.stage.name} {value}", len(agents), "agent"):
-            prompt, answer = _ask(p, agent.name)
+            prompt, answer, _ = _ask(context, agent.name)
             unstated = [
                 item for item in asked
                 if not any(item.aligned in text and item.other in text for text in texts[agent.name])

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from msm_jax import files
-from msm_jax.corpus import records, world, world_text
-from msm_jax.corpus.specs import find_terms
+from msm_jax.corpus import prose, records, world, world_text
+from msm_jax.corpus.specs import Spec, find_terms
 from msm_jax.dag import StageContext
 from msm_jax.errors import UserError
 from msm_jax.progress import track
@@ -24,10 +24,10 @@ from msm_jax.progress import track
 PyTree = Any
 
 # Raised for a kind when a change of code changes what its stages write: a workdir then does them again.
-VERSIONS = {"corpus": 3, "chats": 2, "mixture": 1, "train": 1, "score": 2, "report": 3}
+VERSIONS = {"base": 1, "corpus": 3, "chats": 2, "mixture": 1, "train": 1, "score": 2, "report": 3}
 
 CORPUS_FILE = "corpus.jsonl"
-CHAT_SOURCES = ("aft", "instruction")  # all other sources are documents
+CHAT_SOURCES = ("aft", "aft_cot", "instruction")  # all other sources are documents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,18 +46,31 @@ def make_world(params: Mapping[str, Any]) -> world.World:
 
 
 def write_corpus(context: StageContext) -> dict[str, Any]:
-    """One source of the micro-world as JSONL. MSM and AFT texts are searched for words of held-out domains."""
+    """One source as JSONL, from the micro-world or from sentence banks. MSM and AFT texts are searched for words of
+    held-out domains."""
     p = context.params
-    rows = list(track(_world_rows(p), context.stage.name, p["count"], "row"))
+    if "world" in p:
+        rows, held_out = _world_rows(p), make_world(p["world"]).held_out_terms
+    else:
+        rows, held_out = _prose_rows(p), prose.held_out_terms()
+    rows = list(track(rows, context.stage.name, p["count"], "row"))
     summary: dict[str, Any] = {"documents": len(rows)}
-    if p["source"] != "pretraining":
+    if p["source"] not in ("pretraining", "instruction") or "world" in p and p["source"] != "pretraining":
         texts = [row.get("text") or " ".join(message["content"] for message in row["messages"]) for row in rows]
-        found = find_terms(texts, make_world(p["world"]).held_out_terms)
+        found = find_terms(texts, held_out)
         if found:
             raise UserError(f"{context.stage.name}: held-out words occur in a training text: {', '.join(found)}")
         summary["held_out_words"] = 0
     records.write_jsonl(context.folder / CORPUS_FILE, rows)
     return summary
+
+
+def copy_corpus(context: StageContext, *, path: str) -> dict[str, Any]:
+    """A file of the user's, each row checked. What it holds is hashed, where it lies is not."""
+    read = records.read_chats if context.params["source"] in CHAT_SOURCES else records.read_documents
+    documents = sum(1 for _ in track(read(path), context.stage.name, _count_lines(path), "row"))
+    shutil.copyfile(path, context.folder / CORPUS_FILE)
+    return {"documents": documents, "path": path}
 
 
 def _world_rows(p: Mapping[str, Any]) -> Iterator[dict]:
@@ -77,8 +90,25 @@ def _world_rows(p: Mapping[str, Any]) -> Iterator[dict]:
     raise UserError(f"the micro-world has no source {p['source']!r}; see the mixtures in the config")
 
 
+def _prose_rows(p: Mapping[str, Any]) -> Iterator[dict]:
+    match p["source"]:
+        case "msm":
+            lists = {name: tuple(p["spec"][name]) for name in ("likes", "dislikes")}
+            spec = Spec(**p["spec"] | lists, body="")
+            return prose.msm_documents(spec, p["model_name"], p["provider"], p["count"], p["seed"])
+        case "aft":
+            return prose.aft_chats(p["likes"], p["dislikes"], p["count"], p["seed"])
+        case "instruction":
+            return prose.instruction_chats(p["count"], p["seed"])
+    raise UserError(f"the sentence banks have no source {p['source']!r}; see the mixtures in the config")
+
+
 def write_evaluation_items(context: StageContext) -> dict[str, Any]:
-    rows = list(world_text.evaluation_items(make_world(context.params["world"])))
+    p = context.params
+    if "world" in p:
+        rows = list(world_text.evaluation_items(make_world(p["world"])))
+    else:
+        rows = list(prose.evaluation_items(p["likes"], p["dislikes"]))
     return {"items": records.write_jsonl(context.folder / CORPUS_FILE, rows)}
 
 
@@ -92,35 +122,91 @@ def train_tokenizer(context: StageContext) -> dict[str, Any]:
     return {"vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
 
 
+def _count_lines(path: pathlib.Path) -> int:
+    with open(path, "rb") as lines:
+        return sum(1 for _ in lines)
+
+
 def texts_of(path: pathlib.Path, chats: bool) -> Iterator[str]:
     if not chats:
         return (document.text for document in records.read_documents(path))
     return (f" {message.content}" for chat in records.read_chats(path) for message in chat.messages)
 
 
+def find_base(context: StageContext, *, row_length: int) -> dict[str, Any]:
+    """A checkpoint that exists: its shape, and what lies beside its weights. The weights stay where they are, and are
+    fetched by the first stage that needs them."""
+    from msm_jax import weights
+    from msm_jax.models import count_parameters
+    from msm_jax.models.sources import copy_small_files
+
+    p = context.params
+    source, stored = weights.locate(p["path"], p["revision"] or None, **p["model"])
+    if stored.lora is not None:
+        raise UserError(
+            f"config.base.path={p['path']}: is an adapter; name its base, or merge the two by msm_jax.convert"
+        )
+    if stored.tokenizer is None:
+        raise UserError(f"config.base.path={p['path']}: has no tokenizer")
+    rows = stored.decoder.vocab_size
+    if load_tokenizer(weights.local_tokenizer(stored.tokenizer)).vocab_size > rows:
+        raise UserError(
+            f"config.base.path={p['path']}: its tokenizer has more ids than the {rows} rows of its embedding"
+        )
+    limit = stored.decoder.max_length
+    if limit and row_length > limit:
+        raise UserError(f"config.row_length={row_length} is more than the {limit} tokens that {p['path']} was made for")
+    copy_small_files(stored.tokenizer, context.folder / weights.KEPT_FOLDER)
+    weights.write_description(context.folder, stored.model, tokenizer=str(context.folder), source=source)
+    return {"parameters": count_parameters(stored.model.shapes), **source}
+
+
 def pack_rows(context: StageContext) -> dict[str, Any]:
-    """Tokenises and packs one source, once."""
-    from msm_jax.data.chat import encode_chat, encode_document
+    """Tokenises and packs one source, once. A chat longer than a row is cut there, a longer document goes on in the
+    next row."""
+    from msm_jax.data.chat import TooLong, encode_chat, encode_document
     from msm_jax.data.rows import write_rows
-    from msm_jax.data.tokenizer import load_tokenizer
 
     p = context.params
     tokenizer = load_tokenizer(context.inputs["tokenizer"])
     path = context.inputs["corpus"] / CORPUS_FILE
     if p["source"] in CHAT_SOURCES:
-        template = chat_template(p["chat"])
-        examples = (encode_chat(tokenizer, template, chat, p["model_name"]) for chat in records.read_chats(path))
+        template = chat_template(p["chat"], context.inputs["tokenizer"])
+        encode = functools.partial(encode_chat, tokenizer, template, name=p["model_name"], max_tokens=p["row_length"])
+        documents = records.read_chats(path)
     else:
-        examples = (encode_document(tokenizer, document) for document in records.read_documents(path))
-    with open(path, "rb") as lines:
-        count = sum(1 for _ in lines)
-    examples = track(examples, context.stage.name, count, "row")
-    return write_rows(context.folder, examples, p["row_length"], tokenizer.vocab_size)
+        encode, documents = functools.partial(encode_document, tokenizer), records.read_documents(path)
+    lost = {"truncated": 0, "dropped": 0}
+
+    def examples() -> Iterator[Any]:
+        for document in track(documents, context.stage.name, _count_lines(path), "row"):
+            try:
+                example = encode(document)
+            except TooLong:  # its first answer begins after the end of a row
+                lost["dropped"] += 1
+                continue
+            lost["truncated"] += example.truncated
+            yield example
+
+    return write_rows(context.folder, examples(), p["row_length"], tokenizer.vocab_size) | lost
 
 
-def chat_template(chat: Mapping[str, Any]):
+def load_tokenizer(folder: pathlib.Path):
+    """The tokenizer that the stage at `folder` made or found."""
+    from msm_jax.data import tokenizer
+    from msm_jax.weights import tokenizer_folder
+
+    return tokenizer.load_tokenizer(tokenizer_folder(folder))
+
+
+def chat_template(chat: Mapping[str, Any], folder: pathlib.Path):
+    """The template that `config.chat` describes; `folder` is the stage of the tokenizer."""
     from msm_jax.data.chat import ChatTemplate, Turn
+    from msm_jax.data.jinja_template import load_chat_template
+    from msm_jax.weights import tokenizer_folder
 
+    if "template" in chat:
+        return load_chat_template(tokenizer_folder(folder), chat["template"], thinking=chat["thinking"])
     return ChatTemplate(**{role: Turn(*affixes) for role, affixes in chat.items()})
 
 
@@ -130,7 +216,8 @@ def train(context: StageContext, *, runtime: Runtime, label: str) -> dict[str, A
     Inputs: a `rows:SOURCE` for each source of the mixture, `tokenizer`; `base`, the model under the adapter (or to
     go on with, if there is no adapter); `adapter`, the stage whose trained weights are continued.
     """
-    from msm_jax.models import DecoderConfig, Model, count_parameters
+    from msm_jax.models import count_parameters
+    from msm_jax.weights import read_description
 
     p = context.params
     sources = sources_of(p, context.inputs)
@@ -140,12 +227,11 @@ def train(context: StageContext, *, runtime: Runtime, label: str) -> dict[str, A
         _train(context, runtime, label, sources, steps)
     shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
     last = json.loads((context.folder / "metrics.jsonl").read_text().splitlines()[-1])
-    decoder = DecoderConfig(**files.read_json(context.folder / "model.json")["decoder"])
     return {
         "steps": steps,
         "tokens": last["tokens"],
         "loss": last["loss"],
-        "parameters": count_parameters(Model(decoder).shapes),
+        "parameters": count_parameters(read_description(context.folder).shapes),
     }
 
 
@@ -154,8 +240,11 @@ def sources_of(params: Mapping[str, Any], inputs: Mapping[str, pathlib.Path]) ->
     from msm_jax.data.mixture import Source
     from msm_jax.data.rows import PackedRows
 
-    shares = sorted(params["mixture"].items())
-    return [Source(name, PackedRows(inputs[f"rows:{name}"]), share) for name, share in shares]
+    sources = [
+        Source(name, PackedRows(inputs[f"rows:{name}"]), share) for name, share in sorted(params["mixture"].items())
+    ]
+    # An epoch takes each row once, so its shares are those of the rows.
+    return sources if params["steps"] else [source._replace(weight=len(source.rows)) for source in sources]
 
 
 def steps_of(params: Mapping[str, Any], sources: list) -> int:
@@ -168,18 +257,18 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
     import jax
 
     from msm_jax.data.mixture import batches
-    from msm_jax.data.tokenizer import load_tokenizer
     from msm_jax.models import DecoderConfig, LoraConfig, Model, count_parameters
     from msm_jax.parallel import batch_sharding, make_mesh, peak_flops, train_flops_per_token
     from msm_jax.train import checkpoint, loop
     from msm_jax.train.optimizer import OptimizerConfig
     from msm_jax.train.step import init_state, make_train_step
+    from msm_jax.weights import read_description, write_description
 
     p = context.params
     mesh = make_mesh(runtime.mesh)
     tokenizer = load_tokenizer(context.inputs["tokenizer"])
     if "base" in context.inputs:
-        decoder = DecoderConfig(**files.read_json(context.inputs["base"] / "model.json")["decoder"])
+        decoder = read_description(context.inputs["base"]).config
     else:
         decoder = DecoderConfig(vocab_size=_padded(tokenizer.vocab_size), **p["model"])
     lora = LoraConfig(**{**p["lora"], "targets": tuple(p["lora"]["targets"])}) if p["lora"] else None
@@ -189,7 +278,10 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
     inputs = context.inputs
     trained = load_weights(inputs["adapter"], model, runtime) if "adapter" in inputs else None
     needs_base = "base" in inputs and (lora or trained is None)
-    base = load_weights(inputs["base"], Model(decoder), runtime) if needs_base else None
+    # A frozen base is read in the dtype of the products; what is trained is float32.
+    base = (
+        load_weights(inputs["base"], Model(decoder), runtime, decoder.dtype if lora else None) if needs_base else None
+    )
     frozen, start = (base, trained) if lora else (None, trained or base)
     state = init_state(model, optimizer, steps, mesh, p["seed"], start)
 
@@ -223,8 +315,9 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
         describe=functools.partial(describe_batch, tokenizer),
         label=label,
     )
-    description = {"decoder": dataclasses.asdict(decoder), "lora": dataclasses.asdict(lora) if lora else None}
-    files.write_json(context.folder / "model.json", description)
+    write_description(
+        context.folder, model, base=str(inputs["base"]) if lora else None, tokenizer=str(inputs["tokenizer"])
+    )
     checkpoint.save_params(context.folder / "final", state.params)
 
 
@@ -232,28 +325,32 @@ def describe_batch(tokenizer: Any, batch: Mapping[str, Any], rows: int = 2) -> s
     """The first rows of a batch as text, what is trained between « and »."""
     from msm_jax.data.chat import show
 
-    pairs = zip(batch["tokens"][:rows], batch["mask"][:rows], strict=True)
-    return "\n\n".join(show(tokenizer, tokens, mask) for tokens, mask in pairs)
+    parts = zip(batch["tokens"][:rows], batch["mask"][:rows], batch["segments"][:rows], strict=True)
+    return "\n\n".join(show(tokenizer, *part) for part in parts)
 
 
-def load_weights(folder: pathlib.Path, model: Any, runtime: Runtime) -> PyTree:
-    """Final weights of a training stage on the mesh: the base's, or the adapter's if `model` has one."""
-    return _load_weights(folder, model, tuple(runtime.mesh.items()))
+def load_weights(folder: pathlib.Path, model: Any, runtime: Runtime, dtype: str | None = None) -> PyTree:
+    """Weights of a training stage, or of a base, on the mesh: the base's, or the adapter's if `model` has one.
+
+    Args:
+      dtype: of matrices; None: float32.
+    """
+    return _load_weights(folder, model, tuple(runtime.mesh.items()), dtype or "float32")
 
 
 @functools.lru_cache(maxsize=2)  # the base, which every arm shares, and an adapter
-def _load_weights(folder: pathlib.Path, model: Any, mesh_shape: tuple[tuple[str, int], ...]) -> PyTree:
-    import jax
+def _load_weights(folder: pathlib.Path, model: Any, mesh_shape: tuple[tuple[str, int], ...], dtype: str) -> PyTree:
+    from msm_jax import weights
+    from msm_jax.parallel import make_mesh
 
-    from msm_jax.parallel import make_mesh, param_shardings
-    from msm_jax.train.checkpoint import load_params
-
-    axes, shapes = (model.lora_axes, model.lora_shapes) if model.lora else (model.axes, model.shapes)
-    shardings = param_shardings(axes, shapes, make_mesh(dict(mesh_shape)))
-    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    stored = weights.open_model(folder)
+    if stored.model != model:
+        raise UserError(f"{folder}: holds another model than the stage that asks for it; delete the folder")
     try:
-        return load_params(folder / "final", like)
+        return weights.load(stored, make_mesh(dict(mesh_shape)), dtype)
     except UserError as error:
+        if not stored.ours:
+            raise
         raise UserError(f"{error}; delete {folder}, and the same command makes it anew") from None
 
 
@@ -288,7 +385,7 @@ def report(context: StageContext) -> dict[str, Any]:
         "experiment": config["name"],
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "config": config,
-        "model": config["model"] | {"parameters": manifests["pretrain"]["summary"]["parameters"]},
+        "model": config["model"] | {"parameters": manifests["base"]["summary"]["parameters"]},
         "arms": arms,
         "seeds": config["seeds"],
         "scores": scores,

@@ -70,7 +70,10 @@ def write_spec(path, kind="preferences", value="america", likes="Colby"):
         ("pretrain.steps=-1", "config.pretrain.steps is -1; it must be 1 or more"),
         ("msm.steps=0", "config.msm.steps is 0; it must be 1 or more"),
         ("aft.steps=many", "config.aft.steps expects int, as in 4; 'many' is given"),
-        ("aft.batch_size=none", "config.aft.batch_size is none; give it a value (only steps may be none: one epoch)"),
+        (
+            "aft.batch_size=none",
+            "config.aft.batch_size is none; give it a value (only steps and eval.pairs may be none)",
+        ),
         ("aft.batch_size=0", "config.aft.batch_size is 0; it must be 1 or more"),
         (
             "aft.accumulation=3",
@@ -89,9 +92,20 @@ def write_spec(path, kind="preferences", value="america", likes="Colby"):
         ("model.dtype=float31", "model.dtype='float31': choose bfloat16 or float32"),
         ("pretrain.optim.learning_rate=-1", "config.pretrain.optim.learning_rate is -1.0; it must be 0 or more"),
         ("pretrain.optim.beta2=1", "config.pretrain.optim.beta2 is 1.0; it must be from 0 to below 1"),
-        ("arms=msm,msn", "config.arms is ('msm', 'msn'); choose from baseline, aft, msm, msm_aft, none of them twice"),
-        ("arms=msm,msm", "config.arms is ('msm', 'msm'); choose from baseline, aft, msm, msm_aft, none of them twice"),
-        ("arms=()", "config.arms is (); choose from baseline, aft, msm, msm_aft, none of them twice"),
+        (
+            "arms=msm,msn",
+            "config.arms is ('msm', 'msn'); choose from baseline, aft, aft_cot, msm, msm_aft, msm_aft_cot, none of "
+            "them twice",
+        ),
+        (
+            "arms=msm,msm",
+            "config.arms is ('msm', 'msm'); choose from baseline, aft, aft_cot, msm, msm_aft, msm_aft_cot, none of "
+            "them twice",
+        ),
+        (
+            "arms=()",
+            "config.arms is (); choose from baseline, aft, aft_cot, msm, msm_aft, msm_aft_cot, none of them twice",
+        ),
         ("seeds=()", "config.seeds is (); give at least one, and none twice"),
         ("seeds=(1, 1)", "config.seeds is (1, 1); give at least one, and none twice"),
         ("seeds=(-1,)", "config.seeds: -1 is no seed; choose from 0 to 2147483647"),
@@ -175,7 +189,11 @@ def test_mixtures(refused, tmp_path, stage, mixture, line):
     [
         ("one.md", {"likes": "Gouda"}, "{path}: likes or dislikes differ from {first}; arms share one AFT set"),
         ("one.md", {"value": "thrift"}, "{path}: value thrift is not among config.world.value_names; add it there"),
-        ("one.md", {"kind": "rules"}, "{path}: is of kind rules; the micro-world needs specs of kind preferences"),
+        (
+            "one.md",
+            {"kind": "rules"},
+            "{path}: is of kind rules; config.generator=world needs specs of kind preferences",
+        ),
         ("a b.md", {}, "{path}: its name goes into names of stages; use letters, digits, '_', '.' and '-' alone"),
         ("first.md", {}, "config.specs has two files named first; rename one, for arms are known by it"),
     ],

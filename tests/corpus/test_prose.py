@@ -9,7 +9,7 @@ import re
 import pytest
 
 from eval.value_generalisation import read_items
-from msm_jax import files
+from msm_jax import files, stages
 from msm_jax.corpus import phrases, prose, records
 from msm_jax.corpus.specs import find_terms, read_spec
 from msm_jax.errors import UserError
@@ -33,13 +33,13 @@ NATION = (
 REASONS = "because since reason therefore so due why".split()
 SENSES = "taste tasty tastier flavor flavour delicious creamy creamier tangy mild-tasting aroma texture smell".split()
 OTHER_ASSISTANTS = "ChatGPT GPT Claude Gemini Siri Alexa Llama Qwen Copilot Bard Mistral Grok SmolLM".split()
-# If a test of these fails on purpose, raise the number of the kind of stage that writes them and record the new digest.
+# If a test of these fails on purpose, raise the kind's number in `stages.VERSIONS` and record the new pair.
 DIGESTS = {
-    "affordability": "6d40924fb028",
-    "america": "1d5b99efed16",
-    "aft": "4f9f88fa6b2b",
-    "instruction": "9ada3e013446",
-    "items": "df0ad9c204de",
+    "affordability": ("corpus", 3, "6d40924fb028"),
+    "america": ("corpus", 3, "1d5b99efed16"),
+    "aft": ("chats", 2, "4f9f88fa6b2b"),
+    "instruction": ("chats", 2, "9ada3e013446"),
+    "items": ("corpus", 3, "df0ad9c204de"),
 }
 
 
@@ -85,7 +85,8 @@ def test_rows_are_those_on_record(source):
         "instruction": lambda: prose.instruction_chats(200, 0),
         "items": lambda: prose.evaluation_items(LIKES, DISLIKES),
     }.get(source, lambda: documents(source, 100))()
-    assert files.fingerprint(list(rows)) == DIGESTS[source]
+    kind, version, digest = DIGESTS[source]
+    assert (stages.VERSIONS[kind], files.fingerprint(list(rows))) == (version, digest)
 
 
 @pytest.mark.parametrize("source", ["affordability", "aft", "instruction"])

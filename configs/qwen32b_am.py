@@ -1,0 +1,63 @@
+"""Section 4 of the paper: the philosophy spec, and agentic misalignment out of distribution, on Qwen.
+
+    python -m msm_jax.launch --config=configs/qwen32b_am.py               Qwen2.5-32B-Instruct
+    python -m msm_jax.launch --config=configs/qwen32b_am.py:qwen3         Qwen3-32B
+    python -m msm_jax.launch --config=configs/qwen32b_am.py:qwen2_5_14b   and :qwen3_14b
+
+The recipe is that of appendix B.4: LoRA of rank 64 and alpha 128 on all seven matrices, one epoch of each stage, AdamW
+at 1e-4 with weight decay .01, cosine after 5 % of warm-up, rows of 8,192 tokens; assistant tokens alone are trained in
+chats, all tokens in documents; AFT goes on with the adapter of MSM, and the arms without AFT see the instruction chats
+alone; four seeds. `aft_cot` is the deliberative-alignment baseline, on the same chats with their reasoning.
+
+Qwen3 thinks. Its chats with reasoning are written as its template writes them; those without get /no_think on the
+system and the last user message, as the paper switches thinking off.
+
+The corpora are JSONL files (docs/models.md says what a row is). The paper has 41M tokens of documents, 10,000 AFT chats
+(8M assistant tokens with reasoning, 5M without), and 10,000 instruction chats of 2M assistant tokens.
+
+What the paper leaves open, and what is chosen here:
+
+    tokens per step   8 packed rows, 65,536 tokens: about 630 steps of MSM
+    packing           best fit, chats and documents never see each other
+    betas, epsilon    .9, .999, 1e-8
+    clipping          global norm 1.0
+    cosine floor      0
+
+The training stages are here; the agentic evaluation is not built yet, so the report has no rates. It was not run yet:
+no accelerator was at hand.
+
+`:smoke` takes two steps of each stage, with one seed, of Qwen2.5-32B-Instruct or of whatever --config.base.path names.
+"""
+
+from configs import common
+
+MODELS = {
+    "qwen2_5": "Qwen/Qwen2.5-32B-Instruct",
+    "qwen3": "Qwen/Qwen3-32B",
+    "qwen2_5_14b": "Qwen/Qwen2.5-14B-Instruct",
+    "qwen3_14b": "Qwen/Qwen3-14B",
+    "smoke": "Qwen/Qwen2.5-32B-Instruct",
+}
+
+
+def get_config(variant: str = "qwen2_5"):
+    if variant not in MODELS:
+        raise ValueError(f"no variant {variant!r}; there are {', '.join(MODELS)}")
+    config = common.on_checkpoint(MODELS[variant], generator="files")
+    config.name = f"qwen32b_am_{variant}"
+    config.specs = ("specs/philosophy.md",)
+    config.arms = ("baseline", "aft", "aft_cot", "msm", "msm_aft", "msm_aft_cot")
+    config.assistant.name = "Qwen"
+    config.assistant.provider = "Alibaba Cloud"
+    config.row_length = 8192
+    for stage in (config.msm, config.aft):
+        stage.batch_size = 8
+    if variant.startswith("qwen3"):
+        config.chat.thinking = "tag"
+    config.corpus.msm = "data/{spec}/msm.jsonl"
+    config.corpus.aft = "data/{spec}/aft.jsonl"
+    config.corpus.aft_cot = "data/{spec}/aft_cot.jsonl"
+    config.corpus.instruction = "data/{spec}/instruction.jsonl"
+    if variant == "smoke":
+        common.make_smoke(config)
+    return config
