@@ -17,7 +17,7 @@ from configs import common
 def get_config(variant: str = ""):
     if variant not in ("", "smoke"):
         raise ValueError(f"no variant {variant!r}; there is smoke, or none")
-    config = common.on_checkpoint("models/SmolLM2-135M-Instruct", generator="prose")
+    config = common.on_checkpoint("./models/SmolLM2-135M-Instruct", generator="prose")
     config.name = "smollm_cheese"
     # As the model's own system prompt has it.
     config.assistant.name = "SmolLM"

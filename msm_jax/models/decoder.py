@@ -208,9 +208,9 @@ class Decoder(nnx.Module):
         self.norm = RMSNorm(c.width, c)
         self.head = None if c.tied_head else Linear("head", c.width, c.vocab_size, ("embed", "vocab"), c, None, rngs)
 
-    def __call__(self, tokens_BT: jax.Array, segments: Segments, cache: Cache | None = None, last_only: bool = False):
-        """Returns logits float32[B, T, V], or [B, 1, V] of the last tokens, and the cache with the keys and values of
-        these tokens in it."""
+    def __call__(self, tokens_BT: jax.Array, segments: Segments, cache: Cache | None = None):
+        """Returns the last layer's normed output [B, T, M], which `logits` reads, and the cache with the keys and values
+        of these tokens in it."""
         c = self.config
         # Gathered over fsdp like any weight, or the partitioner would replicate all rows on all devices instead.
         embedding_VM = constrain(self.embedding[...].astype(c.dtype), ("vocab", None))
@@ -225,8 +225,10 @@ class Decoder(nnx.Module):
             block = jax.checkpoint(block, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
         kv = None if cache is None else (cache.k, cache.v)
         x_BTM, kv = jax.lax.scan(block, x_BTM, (layers, kv), unroll=c.scan_unroll)
-        x_BTM = self.norm(x_BTM[:, -1:] if last_only else x_BTM)
+        return self.norm(x_BTM), cache if cache is None else cache._replace(k=kv[0], v=kv[1])
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """[..., M] -> float32[..., V]."""
         with jax.named_scope("head"):
             head = self.embedding[...].T if self.head is None else self.head.kernel[...]
-            logits_BTV = jnp.einsum("btm,mv->btv", x_BTM, head.astype(c.dtype), preferred_element_type=jnp.float32)
-        return logits_BTV, cache if cache is None else cache._replace(k=kv[0], v=kv[1])
+            return jnp.einsum("...m,mv->...v", x, head.astype(self.config.dtype), preferred_element_type=jnp.float32)

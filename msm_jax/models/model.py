@@ -64,7 +64,30 @@ class Model:
         self, params: PyTree, lora: PyTree | None, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array
     ) -> jax.Array:
         """Logits float32[B, T, V] of packed rows (int32[B, T] each); see `Segments` for who sees whom."""
-        return self._decoder(params, lora)(tokens_BT, Segments.of_rows(segments_BT, positions_BT))[0]
+        decoder = self._decoder(params, lora)
+        return decoder.logits(decoder(tokens_BT, Segments.of_rows(segments_BT, positions_BT))[0])
+
+    def next_logprobs(
+        self,
+        params: PyTree,
+        lora: PyTree | None,
+        tokens_BT: jax.Array,
+        segments_BT: jax.Array,
+        positions_BT: jax.Array,
+        vocab_size: int,
+    ) -> jax.Array:
+        """float32[B, T]: at t, log p(token t + 1) in nats among the first `vocab_size` ids; the last column means
+        nothing. The logits of one row at a time are held."""
+        decoder = self._decoder(params, lora)
+        x_BTM, _ = decoder(tokens_BT, Segments.of_rows(segments_BT, positions_BT))
+
+        def of_row(row: tuple[jax.Array, jax.Array]) -> jax.Array:
+            x_TM, targets_T = row
+            logits_TV = decoder.logits(x_TM)[:, :vocab_size]
+            chosen_T = jnp.take_along_axis(logits_TV, targets_T[:, None], axis=-1)[:, 0]
+            return chosen_T - jax.nn.logsumexp(logits_TV, axis=-1)
+
+        return jax.lax.map(of_row, (x_BTM, jnp.roll(tokens_BT, -1, axis=1)))
 
     def extend(
         self,
@@ -85,8 +108,9 @@ class Model:
             segments=write(cache.segments, segments_BT), positions=write(cache.positions, positions_BT)
         )
         segments = Segments(segments_BT, positions_BT, cache.segments, cache.positions)
-        logits_B1V, cache = self._decoder(params, lora)(tokens_BT, segments, cache, last_only=True)
-        return logits_B1V[:, 0], cache._replace(cursor=cache.cursor + tokens_BT.shape[1])
+        decoder = self._decoder(params, lora)
+        x_BTM, cache = decoder(tokens_BT, segments, cache)
+        return decoder.logits(x_BTM[:, -1]), cache._replace(cursor=cache.cursor + tokens_BT.shape[1])
 
     def empty_cache(self, rows: int, slots: int) -> Cache:
         c = self.config

@@ -43,7 +43,10 @@ def resolve(path: str | os.PathLike, revision: str | None = None, weights: bool 
         if os.path.exists(here):
             raise UserError(f"{path}: this is a file; name the folder that it is in")
         if not _HUB_ID.fullmatch(path):
-            raise UserError(f"{path}: no such folder (nor an id on the Hugging Face hub, as ORG/NAME)")
+            raise UserError(
+                f"{path}: no such folder (nor an id on the Hugging Face hub, as ORG/NAME); docs/models.md says how to "
+                "get a checkpoint, and launch/smollm2.sh makes a small one"
+            )
         return _from_hub(path, revision, weights)
     if revision is not None:
         raise UserError(

@@ -111,7 +111,7 @@ class Sampler:
                     cursor += len(ids)
             logprobs_BT = np.asarray(
                 _next_token_logprobs(
-                    self.model, self.tokenizer.vocab_size, self.params, self.lora, tokens, segments, positions
+                    self.model, self.params, self.lora, tokens, segments, positions, self.tokenizer.vocab_size
                 ),
                 np.float64,
             )
@@ -218,15 +218,7 @@ def _of_tokenizer(logits: jax.Array, vocab_size: int) -> jax.Array:
     return jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, -jnp.inf)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _next_token_logprobs(
-    model: Model, vocab_size: int, params: PyTree, lora: PyTree | None, tokens_BT, segments_BT, positions_BT
-):
-    """float32[B, T]: at t, log p(token t+1); the last column means nothing."""
-    logits_BTV = _of_tokenizer(model.apply(params, lora, tokens_BT, segments_BT, positions_BT), vocab_size)
-    targets_BT = jnp.roll(tokens_BT, -1, axis=1)
-    chosen_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
-    return chosen_BT - jax.nn.logsumexp(logits_BTV, axis=-1)
+_next_token_logprobs = jax.jit(Model.next_logprobs, static_argnums=(0, 6))
 
 
 class _Drawn(NamedTuple):

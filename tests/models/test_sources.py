@@ -289,7 +289,11 @@ def test_folders_and_urls(tmp_path, monkeypatch):
     assert resolve("gs://bucket/model") == "gs://bucket/model"
     for path, revision, wrong in (
         ("org/file", None, "org/file: this is a file; name the folder that it is in"),
-        ("./org/no", None, "./org/no: no such folder .nor an id on the Hugging Face hub, as ORG/NAME.$"),
+        (
+            "./org/no",
+            None,
+            "./org/no: no such folder .nor an id on the Hugging Face hub, as ORG/NAME.; docs/models.md says",
+        ),
         ("/a/b", None, "/a/b: no such folder"),
         ("a/b/c", None, "a/b/c: no such folder"),
         ("", None, "the path of the model is empty"),
