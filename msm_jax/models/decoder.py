@@ -209,7 +209,7 @@ class Decoder(nnx.Module):
         self.head = None if c.tied_head else Linear("head", c.width, c.vocab_size, ("embed", "vocab"), c, None, rngs)
 
     def __call__(self, tokens_BT: jax.Array, segments: Segments, cache: Cache | None = None):
-        """Returns the last layer's normed output [B, T, M], which `logits` reads, and the cache with the keys and values
+        """Returns the normed output of the last layer, [B, T, M], and the cache with the keys and values
         of these tokens in it."""
         c = self.config
         # Gathered over fsdp like any weight, or the partitioner would replicate all rows on all devices instead.
