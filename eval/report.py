@@ -18,6 +18,7 @@ from eval.results import (
     evals_of,
     findings,
     forms_of,
+    has_values,
     interval,
     number,
     ordered_arms,
@@ -37,6 +38,8 @@ FIGURE2_EVALS = ("affordability", "america")
 
 def table(result: dict) -> str:
     """The closing table as plain text: rates by arm, controls, findings."""
+    if not has_values(result):
+        return f"{result['experiment']}: trained; there is no evaluation for these specs yet, so there are no rates\n"
     parts = [LEGEND.format(experiment=result["experiment"])]
     parts += [_rates_table(result, form) for form in forms_of(result)] or ["No scores."]
     if result["controls"]:
@@ -197,6 +200,7 @@ def _html(result: dict, found: Sequence[dict], reference: dict, figures: Sequenc
         tables=tables,
         findings=found,
         reference=reference,
+        has_values=has_values(result),
         figures=[figure | _embedded(figure["png"]) for figure in figures],
     )
 

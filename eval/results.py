@@ -11,8 +11,8 @@ A *result* is the plain dict that `experiment.py` hands in (JSON types only):
     controls    [{"name": str, "rate": float | None, "n": int, "errored": int, "low": float, "high": float,
                   "bar": float}]
     stages      [{"key": str, "kind": str, "seconds": float, "tokens": int | None}]
-    corpora     [{"name": str, "documents": int, "split": int, "tokens": int, "trained_tokens": int,
-                  "rows": int, "fill": float}]
+    corpora     [{"name": str, "documents": int, "split": int, "truncated": int, "dropped": int, "tokens": int,
+                  "trained_tokens": int, "rows": int, "fill": float}]
 
 An arm is known by (name, spec). The evaluation of a spec is the one named after its value; "separating" is the rate
 of choosing the American item where the values disagree; "in_domain" that of the fine-tuning domain. Arms, seeds,
@@ -159,6 +159,8 @@ def findings(result: dict) -> list[dict]:
     bar, no room or no measurement; `verdict` is "holds", "does not hold", "no room", "seen", "not seen" or
     "not measured". Differences are paired over the seeds that both arms have.
     """
+    if not has_values(result):
+        return [_control(control) for control in result["controls"]]
     # A spec's own evaluation is that of its value.
     own = {arm["spec"]: arm["value"] for arm in ordered_arms(result["arms"]) if arm["name"] == "msm_aft"}
     spec_of = {value: spec for spec, value in own.items()}
@@ -172,6 +174,11 @@ def findings(result: dict) -> list[dict]:
     if any(has_aft(arm) for arm in result["arms"]):
         found.append(_in_domain(result))
     return found + [_control(control) for control in result["controls"]]
+
+
+def has_values(result: dict) -> bool:
+    """Whether rates of value-aligned choice have a place here: they were measured, or a spec says of what value."""
+    return bool(result["scores"]) or any(arm["value"] for arm in result["arms"])
 
 
 def _finding(name: str, statement: str, verdict: str, **known: Any) -> dict:

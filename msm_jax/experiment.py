@@ -100,9 +100,9 @@ def show(config: ConfigDict, workdir: str) -> None:
     for stage, done, seconds in dag.status([experiment.report], workdir):
         print(f"  {'done' if done else 'to do':6} {stage.kind:9} {stage.key}{f'  {seconds:.1f} s' if done else ''}")
     print("\none batch of each kind of training stage; «trained» tokens are marked")
-    shown: set[str] = set()
+    shown: set[tuple[str, ...]] = set()
     for stage in experiment.stages:
-        kind = stage.name.split("-")[0]
+        kind = (stage.name.split("-")[0], *stage.params.get("mixture", ()))
         if stage.kind == "train" and kind not in shown:
             shown.add(kind)
             print(f"\n{stage.name}\n{experiment.decoded_batch(stage, workdir)}")

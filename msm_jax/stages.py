@@ -24,7 +24,7 @@ from msm_jax.progress import track
 PyTree = Any
 
 # Raised for a kind when a change of code changes what its stages write: a workdir then does them again.
-VERSIONS = {"base": 1, "corpus": 3, "chats": 2, "mixture": 1, "train": 1, "score": 2, "report": 3}
+VERSIONS = {"base": 1, "corpus": 3, "chats": 2, "mixture": 1, "train": 1, "score": 2, "report": 4}
 
 CORPUS_FILE = "corpus.jsonl"
 CHAT_SOURCES = ("aft", "aft_cot", "instruction")  # all other sources are documents
@@ -379,6 +379,7 @@ def report(context: StageContext) -> dict[str, Any]:
             scores += [about | entry for entry in summary["scores"]]
         elif role.startswith("rows:"):
             counts = {key: summary[key] for key in ("split", "tokens", "trained_tokens", "rows", "fill")}
+            counts |= {key: summary.get(key, 0) for key in ("truncated", "dropped")}  # workdirs of before lack them
             corpora.append({"name": role.removeprefix("rows:"), "documents": summary["examples"], **counts})
         controls += summary.get("controls", [])
     result = {

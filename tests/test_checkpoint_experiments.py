@@ -109,7 +109,9 @@ def test_qwen32b_am_smoke(checkpoints, corpora, tmp_path, variant, family):
     overrides += [f"--config.corpus.{name}={path}" for name, path in corpora.items()]
     overrides += ["--config.seeds=(0,)", "--config.msm.steps=1", "--config.aft.steps=1"]
     report = run(f"qwen32b_am.py:{variant}", tmp_path / "run", *overrides)
-    assert report["scores"] == []
+    assert report["scores"] == report["findings"] == []
+    page = (tmp_path / "run/report/report.html").read_text()
+    assert "No rates: there is no evaluation for these specs yet." in page and "cheese" not in page
     assert [arm["label"] for arm in report["arms"]] == [
         "Baseline", "AFT", "AFT CoT", "MSM philosophy", "MSM philosophy + AFT", "MSM philosophy + AFT CoT",
     ]  # fmt: skip

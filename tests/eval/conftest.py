@@ -61,6 +61,8 @@ def fake_result():
                 "name": "msm",
                 "documents": 900,
                 "split": 17,
+                "truncated": 3,
+                "dropped": 2,
                 "tokens": 51_000,
                 "trained_tokens": 50_100,
                 "rows": 410,
