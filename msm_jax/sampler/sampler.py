@@ -94,8 +94,7 @@ class Sampler:
 
     def _score(self, examples: list[tuple[np.ndarray, np.ndarray]]) -> list[float]:
         """Packs the examples into rows, each a segment of its own, and sums each one's scored log-probabilities."""
-        length = _round_up(max([_MIN_SCORED_LENGTH, *(len(ids) for ids, _ in examples)]), _LENGTH_GRAIN)
-        bins = pack([len(ids) for ids, _ in examples], length)
+        length, bins = _fewest_slots([len(ids) for ids, _ in examples])
         totals = np.zeros(len(examples))
         rows = _row_count(len(bins))
         for start in self._chunks(len(bins), "scoring"):
@@ -291,6 +290,15 @@ def _nucleus(logits_BV: jax.Array, top_p: jax.Array) -> jax.Array:
     kept_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV < top_p  # what lies before it is not enough yet
     lowest_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits_BV >= lowest_B1, logits_BV, -jnp.inf)
+
+
+def _fewest_slots(lengths: list[int]) -> tuple[int, list[list[int]]]:
+    """The row length, up to twice the shortest that will do, at which examples of these lengths take the fewest slots;
+    and which of them share a row."""
+    shortest = _round_up(max([_MIN_SCORED_LENGTH, *lengths]), _LENGTH_GRAIN)
+    choices = {length: pack(lengths, length) for length in range(shortest, 2 * shortest + 1, _LENGTH_GRAIN)}
+    length = min(choices, key=lambda length: length * len(choices[length]))
+    return length, choices[length]
 
 
 def _row_count(needed: int) -> int:
