@@ -16,9 +16,13 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help shows the usage")
 
 
-def status_of(command: Callable[[], None]) -> int:
+def status_of(command: Callable[[], None], again: str = "resumes") -> int:
     """Runs `command`. Returns the exit status: 0, 2 (the user can mend it), 130 (Ctrl-C), 141 (nobody reads on), 143
-    (SIGTERM)."""
+    (SIGTERM).
+
+    Args:
+        again: what the same command does after an interruption.
+    """
     try:
         command()
     except UserError as error:
@@ -26,15 +30,15 @@ def status_of(command: Callable[[], None]) -> int:
     except PermissionError as error:
         return _stop(f"error: {error}; choose another place, or change its permissions", 2)
     except BrokenPipeError:
-        return _stop("nothing reads the output any more; the same command resumes", 141)
+        return _stop(f"nothing reads the output any more; the same command {again}", 141)
     except OSError as error:
         if not files.is_disk_full(error):
             raise
-        return _stop(f"error: {error}: free some space and run the same command again; finished stages are kept", 2)
+        return _stop(f"error: {error}: free some space and run the same command again, which {again}", 2)
     except KeyboardInterrupt:
-        return _stop("interrupted; the same command resumes", 130)
+        return _stop(f"interrupted; the same command {again}", 130)
     except Interrupted as error:
-        return _stop(f"stopped: {error}; the same command resumes", 143)
+        return _stop(f"stopped: {error}; the same command {again}", 143)
     return 0
 
 

@@ -1,10 +1,12 @@
 """Hugging Face folder <-> our checkpoint: `python -m msm_jax.convert import|export|gguf --help`."""
 
 import argparse
+import contextlib
 import dataclasses
 import pathlib
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +18,7 @@ from msm_jax import cli, files, weights
 from msm_jax.errors import UserError
 from msm_jax.models.adapters import peft_config
 from msm_jax.models.families import config_of
+from msm_jax.models.folders import is_url
 from msm_jax.models.huggingface import adapter_table, base_table, merged, tensors_of
 from msm_jax.models.sources import copy_small_files, file_names
 from msm_jax.models.tensor_files import write_tensors
@@ -36,52 +39,64 @@ def import_model(path: str, out: str, base: str | None = None, mesh: Mesh | None
 
     Raises: UserError if `path` cannot be read, or `out` holds something.
     """
-    folder = _new_folder(out)
-    stored = weights.open_adapter(path, weights.open_model(base)) if base else weights.open_model(path)
-    if stored.ours:
-        raise UserError(f"{path}: is a checkpoint of ours already")
-    params = weights.load(stored, mesh or _mesh(), dtype=None)
-    if stored.lora is None:
-        copy_small_files(stored.folder, folder / weights.KEPT_FOLDER)
-    save_params(folder / "final", params)
-    # Last, for it makes the folder a checkpoint.
-    tokenizer = str(folder) if stored.lora is None and stored.tokenizer else stored.tokenizer
-    weights.write_description(folder, stored.model, base=stored.base, tokenizer=tokenizer, origin=stored.origin)
+    with _new_folder(out) as folder:
+        stored = weights.open_adapter(path, weights.open_model(base)) if base else weights.open_model(path)
+        if stored.ours:
+            raise UserError(f"{path}: is a checkpoint of ours already")
+        params = weights.load(stored, mesh or _mesh(), dtype=None)
+        if stored.lora is None:
+            copy_small_files(stored.folder, folder / weights.KEPT_FOLDER)
+        save_params(folder / "final", params)
+        tokenizer = str(folder) if stored.lora is None and stored.tokenizer else stored.tokenizer
+        # Last, for it makes the folder a checkpoint.
+        weights.write_description(
+            folder,
+            stored.model,
+            base=stored.base,
+            tokenizer=tokenizer,
+            origin=stored.origin,
+            revision=stored.revision,
+            chat=stored.chat,
+        )
     return weights.open_model(folder)
 
 
-def export_model(path: str, out: str, base: str | None = None, merge: bool = False, mesh: Mesh | None = None) -> Stored:
+def export_model(
+    path: str, out: str, base: str | None = None, merge: bool = False, mesh: Mesh | None = None
+) -> tuple[Stored, Stored]:
     """Writes a checkpoint of ours to `out` as Hugging Face has it: a base as a whole model; an adapter as `peft` has
     it, or with `merge` as a whole model with the adapter's products added to the matrices.
 
     Args: base: folder of an adapter's base, if not that which the checkpoint names.
 
+    Returns: what was exported, and what was written.
     Raises: UserError if the checkpoint cannot be read, or `out` holds something.
     """
-    folder = _new_folder(out)
-    mesh = mesh or _mesh()
-    stored = weights.open_model(path)
-    whole = stored
-    if stored.lora is not None:
-        if not (base or stored.base):
-            raise UserError(f"{path}: an adapter whose base is not told; give --base")
-        whole = weights.open_model(base or stored.base)
-        stored = weights.open_adapter(path, whole)
-    elif merge:
-        raise UserError(f"{path}: is no adapter; there is nothing to merge")
-    params = weights.load(stored, mesh, dtype=None)
-    if stored.lora is not None and not merge:
-        table = adapter_table(stored.decoder, stored.lora)
-        write_tensors(folder, tensors_of(params, table), "adapter_model")
-        files.write_json(folder / "adapter_config.json", peft_config(stored.lora, whole.origin or ""))
-        return weights.open_adapter(str(folder), whole)
-    _write_beside(whole, folder)
-    table = base_table(stored.decoder)
-    if merge:
-        write_tensors(folder, merged(weights.load(whole, mesh, dtype=None), params, stored.lora, table))
-    else:
-        write_tensors(folder, tensors_of(params, table))
-    return weights.open_model(folder)
+    with _new_folder(out) as folder:
+        mesh = mesh or _mesh()
+        stored = whole = weights.open_model(path)
+        if stored.lora is not None:
+            if not (base or stored.base):
+                raise UserError(f"{path}: an adapter whose base is not told; give --base")
+            whole = weights.open_model(base) if base else weights.open_base(stored.base, path)
+            stored = weights.open_adapter(path, whole)
+        elif merge:
+            raise UserError(f"{path}: is no adapter; there is nothing to merge")
+        params = weights.load(stored, mesh, dtype=None)
+        if stored.lora is not None and not merge:
+            table = adapter_table(stored.decoder, stored.lora)
+            write_tensors(folder, tensors_of(params, table), "adapter_model")
+            _write_template(stored, folder)
+            described = peft_config(stored.lora, whole.origin or "", whole.revision)
+            files.write_json(folder / "adapter_config.json", described)
+            return stored, weights.open_adapter(folder, whole)
+        table = base_table(stored.decoder)
+        model = weights.load(whole, mesh, dtype=None) if merge else params
+        _write_beside(whole, folder, model["embedding"].dtype.name)
+        _write_template(stored, folder)
+        tensors = merged(model, params, stored.lora, table) if merge else tensors_of(params, table)
+        write_tensors(folder, tensors)
+    return stored, weights.open_model(folder)
 
 
 def verify(ours: Stored, theirs: Stored, rows: int = 2, length: int = 64) -> tuple[float, float]:
@@ -107,44 +122,70 @@ def _our_logits(stored: Stored, tokens: np.ndarray) -> jax.Array:
 
 def _their_logits(stored: Stored, tokens: np.ndarray) -> np.ndarray:
     try:
+        import peft
         import torch
         import transformers
-    except ImportError:
+    except ImportError as error:
         raise UserError(
-            "--verify compares with transformers, which is not installed: pip install 'msm_jax[hf]'"
+            f"--verify compares with transformers and peft, and {error.name} is missing: pip install -e '.[hf]'"
         ) from None
     whole = stored if stored.lora is None else weights.open_model(stored.base)
-    if whole.origin is None:
-        raise UserError(f"{whole.folder}: --verify needs the base as Hugging Face has it; export it first")
+    if whole.origin is None or is_url(whole.origin):
+        raise UserError(f"{whole.folder}: --verify needs the base in a local folder of Hugging Face; export it first")
     transformers.utils.logging.disable_progress_bar()
-    model = transformers.AutoModelForCausalLM.from_pretrained(whole.origin, dtype=torch.float32)
-    if stored.lora is not None:
-        import peft
-
-        model = peft.PeftModel.from_pretrained(model, stored.folder)
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            whole.origin, revision=whole.revision or "main", dtype=torch.float32
+        )
+        if stored.lora is not None:
+            model = peft.PeftModel.from_pretrained(model, stored.folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"--verify: transformers cannot open {whole.origin} ({str(error).splitlines()[0]})") from None
     with torch.no_grad():
         return model.eval()(torch.tensor(tokens)).logits.float().numpy()
 
 
-def _write_beside(stored: Stored, folder: pathlib.Path) -> None:
+def _write_beside(stored: Stored, folder: pathlib.Path, dtype: str) -> None:
     """config.json, the tokenizer and what else lay beside the weights that `stored` came from."""
     kept = stored.tokenizer or (pathlib.Path(stored.folder, weights.KEPT_FOLDER) if stored.ours else stored.folder)
     if stored.tokenizer or file_names(kept):
         copy_small_files(kept, folder)
-    if not (folder / "config.json").exists():
-        dtype = {"torch_dtype": "float32"}
-        files.write_json(folder / "config.json", config_of(stored.decoder) | dtype)
+    path = folder / "config.json"
+    config = files.read_json(path) if path.exists() else config_of(stored.decoder)
+    named = {field: config[field] for field in ("torch_dtype", "dtype") if config.get(field)} or {"torch_dtype": None}
+    # As the file was, unless a fine-tuned model is in another dtype than the one that it came from.
+    if any(value != dtype for value in named.values()):
+        files.write_json(path, config | dict.fromkeys(named, dtype))
 
 
-def _new_folder(path: str) -> pathlib.Path:
-    folder = pathlib.Path(path)
-    if folder.is_dir() and any(folder.iterdir()):
+def _write_template(stored: Stored, folder: pathlib.Path) -> None:
+    """The chat template of training, in the place of the one that the base came with."""
+    template = (stored.chat or {}).get("template")
+    if template:
+        files.write_text(folder / "chat_template.jinja", template)
+
+
+@contextlib.contextmanager
+def _new_folder(path: str) -> Iterator[pathlib.Path]:
+    """An empty folder to write to, which is removed again if something goes wrong."""
+    if not path or is_url(path):
+        raise UserError(f"--out={path}: must be a local folder; copy what is written from there")
+    folder = pathlib.Path(path).expanduser()
+    there = folder.is_dir()
+    if there and any(folder.iterdir()):
         raise UserError(f"--out={path}: is not empty; choose another folder, or delete this one")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out={path}: cannot be made ({error.strerror})") from None
-    return folder
+    try:
+        yield folder
+    except BaseException:
+        for child in folder.iterdir():
+            shutil.rmtree(child) if child.is_dir() else child.unlink()
+        if not there:
+            folder.rmdir()
+        raise
 
 
 def _mesh() -> Mesh:
@@ -162,7 +203,7 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status (msm_jax/cli.py)."""
-    return cli.status_of(lambda: _convert(sys.argv[1:] if arguments is None else list(arguments)))
+    return cli.status_of(lambda: _convert(sys.argv[1:] if arguments is None else list(arguments)), "starts again")
 
 
 def _convert(arguments: list[str]) -> None:
@@ -197,18 +238,18 @@ def _convert(arguments: list[str]) -> None:
         return
     if options.command == "import":
         made = import_model(options.hf, options.out, options.base)
-        pair = (
-            made,
+        theirs = (
             weights.open_adapter(options.hf, weights.open_model(made.base))
             if made.lora
-            else weights.open_model(options.hf),
+            else weights.open_model(options.hf)
         )
+        ours = made
     else:
-        made = export_model(options.checkpoint, options.out, options.base, options.merge)
-        pair = made, made
+        ours, made = export_model(options.checkpoint, options.out, options.base, options.merge)
+        theirs = made
     print(_told(made, options.out))
     if options.verify:
-        _verify(*pair)
+        _verify(ours, theirs)
 
 
 def _told(made: Stored, out: str) -> str:

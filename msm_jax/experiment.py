@@ -24,6 +24,7 @@ from msm_jax import checks, dag, files, scoring, stages
 from msm_jax import config as config_lib
 from msm_jax.corpus.specs import Spec, read_spec
 from msm_jax.dag import Stage
+from msm_jax.data.jinja_template import read_override
 from msm_jax.errors import UserError
 
 # Fields that change how a result is computed, and nothing of it but rounding: a workdir may go on with other values.
@@ -135,6 +136,10 @@ class Experiment:
         if config.generator == "world":
             self.world = {**self.plain["world"], "likes": self.likes, "dislikes": self.dislikes}
             checks.check_world(config, stages.make_world(self.world))
+        self.chat = self.plain["chat"]
+        if self.chat.get("template"):
+            # The text, not its name: an edited file is another template.
+            self.chat = self.chat | {"template": read_override(self.chat["template"])}
         self._data()
         self._models()
 
@@ -175,7 +180,7 @@ class Experiment:
                 f"rows-{name}",
                 {
                     "source": names[name][0],
-                    "chat": plain["chat"],
+                    "chat": self.chat,
                     "model_name": c.assistant.name,
                     "row_length": c.row_length,
                 },
@@ -251,7 +256,7 @@ class Experiment:
         return self._add(
             "score",
             "control",
-            {"chat": self.plain["chat"], "world": self.world, "agents": self.config.eval.control_agents},
+            {"chat": self.chat, "world": self.world, "agents": self.config.eval.control_agents},
             {"model": self.base, "base": self.base, "tokenizer": self.tokenizer, "items": self.items, **stated},
             functools.partial(scoring.control, runtime=self.runtime),
         )
@@ -293,7 +298,7 @@ class Experiment:
             "score",
             name,
             {
-                "chat": self.plain["chat"],
+                "chat": self.chat,
                 "generator": self.config.generator,
                 "model_name": self.config.assistant.name,
                 "pairs": evaluation.pairs,

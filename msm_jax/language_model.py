@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from msm_jax import weights
-from msm_jax.corpus.records import Message
+from msm_jax.corpus.records import ROLES, Message
 from msm_jax.data.chat import Template
 from msm_jax.data.huggingface import read_chat_template
-from msm_jax.data.jinja_template import load_chat_template
+from msm_jax.data.jinja_template import make_template
 from msm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from msm_jax.errors import UserError
-from msm_jax.models import Model
+from msm_jax.models import DecoderConfig, Model
 from msm_jax.parallel import make_mesh
 from msm_jax.sampler import Completion, Sampler
 
@@ -31,7 +31,8 @@ class LanguageModel:
       model: structure, without weights.
       params, lora: weights as in `Model.apply`; `lora` is None without an adapter.
       tokenizer: None if none lies beside the weights.
-      template: the chat template; None if there is none.
+      template: the chat template: that of training, for a model that was trained here; None if there is none.
+      name: who speaks in the answers, for templates that name the speaker.
     """
 
     def __init__(
@@ -41,19 +42,25 @@ class LanguageModel:
         lora: PyTree | None,
         tokenizer: Tokenizer | None,
         template: Template | None,
+        name: str = "",
     ):
+        self.name = name
         self.model, self.params, self.lora = model, params, lora
         self.tokenizer, self.template = tokenizer, template
         self._apply = jax.jit(model.apply)
 
     def logits(self, tokens: Any) -> jax.Array:
         """Logits float32[B, T, V] of rows of one text each, int32[B, T]; at t, those of token t + 1."""
-        tokens_BT = jnp.asarray(tokens, jnp.int32)
-        if tokens_BT.ndim != 2 or not tokens_BT.size:
-            raise UserError(f"logits: tokens have shape {tokens_BT.shape}; give rows of ids, [B, T]")
-        rows, vocabulary = np.asarray(tokens), self.model.config.vocab_size
+        try:
+            rows = np.asarray(tokens)
+        except ValueError:
+            raise UserError("logits: the rows have different lengths; ask for them one after the other") from None
+        if rows.ndim != 2 or not rows.size or not np.issubdtype(rows.dtype, np.integer):
+            raise UserError(f"logits: tokens are {rows.dtype}{list(rows.shape)}; give rows of ids, int[B, T]")
+        vocabulary = self.model.config.vocab_size
         if rows.min() < 0 or rows.max() >= vocabulary:
             raise UserError(f"logits: an id lies outside of the model's vocabulary of {vocabulary}")
+        tokens_BT = jnp.asarray(rows, jnp.int32)
         positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
         return self._apply(self.params, self.lora, tokens_BT, jnp.ones_like(tokens_BT), positions_BT)
 
@@ -78,8 +85,8 @@ class LanguageModel:
         """
         if self.tokenizer is None:
             raise UserError("generate: no tokenizer lies beside these weights")
-        if isinstance(prompts, str):
-            raise UserError("generate: prompts is one text; give a list of prompts")
+        if isinstance(prompts, str) or (prompts and isinstance(prompts[0], Mapping)):
+            raise UserError("generate: prompts is one text or one chat; give a list of them")
         chats = {not isinstance(prompt, str) for prompt in prompts}
         if len(chats) > 1:
             raise UserError("generate: some prompts are texts and some are chats; ask for them one after the other")
@@ -92,9 +99,17 @@ class LanguageModel:
 
     def _rendered(self, chat: Chat) -> str:
         if self.template is None:
-            raise UserError("generate: this checkpoint has no chat template; give texts")
+            raise UserError(
+                "generate: this checkpoint has no chat template; give texts, or load it with chat_template="
+            )
+        for message in chat:
+            role, content = (message.get(field) for field in ("role", "content"))
+            if role not in ROLES or not isinstance(content, str):
+                raise UserError(
+                    f"generate: a message is {{'role': one of {', '.join(ROLES)}, 'content': text}}, not {message}"
+                )
         messages = [Message(message["role"], message["content"]) for message in chat]
-        return self.template.render(messages, generation_prompt=True).text
+        return self.template.render(messages, self.name, generation_prompt=True).text
 
 
 def load(
@@ -115,7 +130,7 @@ def load(
       revision: of the Hugging Face id `path`.
       dtype: of the matrices and their products; default bfloat16, and float32 on CPU.
       mesh: sizes of the axes data, fsdp and tensor; default: all devices, one copy of the weights between them.
-      chat_template, thinking: see `load_chat_template`.
+      chat_template, thinking: see `load_chat_template`; default: the template of training, else the checkpoint's own.
 
     Raises: UserError if a part is missing, damaged, or of another model.
     """
@@ -126,7 +141,7 @@ def load(
             raise UserError(f"{path}: an adapter whose base is not told; load the base, and this as its adapter")
         if adapter is not None:
             raise UserError(f"{path}: is an adapter itself; load its base with one adapter")
-        base, extra = weights.open_model(base.base, dtype=dtype), base
+        base, extra = weights.open_base(base.base, os.fspath(path), dtype=dtype), base
     if adapter is not None:
         extra = weights.open_adapter(adapter, base)
     return load_stored(base, extra, dtype, mesh, chat_template, thinking)
@@ -141,19 +156,32 @@ def load_stored(
     thinking: str = "default",
 ) -> LanguageModel:
     """`load` of what was opened before; `base` with numerics of `dtype`."""
-    placed = make_mesh(mesh or _one_copy(base.decoder.num_kv_heads))
-    params = weights.load(base, placed, dtype)
-    lora = weights.load(adapter, placed) if adapter else None
-    tokenizer = template = None
+    placed = make_mesh(mesh or _one_copy(base.decoder))
+    tokenizer, template, name = None, None, ""
     if base.tokenizer:
         folder = weights.local_tokenizer(base.tokenizer)
         tokenizer = load_tokenizer(folder)
-        if chat_template or read_chat_template(folder):
-            template = load_chat_template(folder, chat_template, thinking)
-    return LanguageModel(Model(base.decoder, adapter.lora if adapter else None), params, lora, tokenizer, template)
+        if tokenizer.vocab_size > base.decoder.vocab_size:
+            raise UserError(
+                f"{base.tokenizer}: the tokenizer has {tokenizer.vocab_size} ids, and the embedding only "
+                f"{base.decoder.vocab_size} rows; they are of two models"
+            )
+        chat = dict((adapter and adapter.chat) or base.chat or {})
+        name = chat.pop("name", "")
+        if chat_template:
+            chat = {"template": chat_template, "thinking": thinking}
+        elif not chat and read_chat_template(folder):
+            chat = {"template": "", "thinking": thinking}
+        template = make_template(chat, folder) if chat else None
+    params = weights.load(base, placed, dtype)
+    lora = weights.load(adapter, placed) if adapter else None
+    model = Model(base.decoder, adapter.lora if adapter else None)
+    return LanguageModel(model, params, lora, tokenizer, template, name)
 
 
-def _one_copy(num_kv_heads: int) -> dict[str, int]:
+def _one_copy(decoder: DecoderConfig) -> dict[str, int]:
+    """Sizes of a mesh over all devices: as many ways of heads as there can be, then of width, then copies."""
     devices = len(jax.devices())
-    tensor = math.gcd(num_kv_heads, devices)
-    return {"data": 1, "fsdp": devices // tensor, "tensor": tensor}
+    tensor = math.gcd(decoder.num_kv_heads, decoder.mlp_width, decoder.vocab_size, devices)
+    fsdp = math.gcd(decoder.width, devices // tensor)
+    return {"data": devices // tensor // fsdp, "fsdp": fsdp, "tensor": tensor}

@@ -74,7 +74,7 @@ def _ask(context: StageContext, who: str):
     def answer(option: str) -> str:
         return written(reply(option))
 
-    mark = "x"
+    mark = "MARK"  # is in no control token
     return prompt, answer, written(mark).split(mark)[-1]
 
 

@@ -200,14 +200,11 @@ def load_tokenizer(folder: pathlib.Path):
 
 
 def chat_template(chat: Mapping[str, Any], folder: pathlib.Path):
-    """The template that `config.chat` describes; `folder` is the stage of the tokenizer."""
-    from msm_jax.data.chat import ChatTemplate, Turn
-    from msm_jax.data.jinja_template import load_chat_template
+    """The template that `chat` describes; `folder` is the stage of the tokenizer."""
+    from msm_jax.data.jinja_template import make_template
     from msm_jax.weights import tokenizer_folder
 
-    if "template" in chat:
-        return load_chat_template(tokenizer_folder(folder), chat["template"], thinking=chat["thinking"])
-    return ChatTemplate(**{role: Turn(*affixes) for role, affixes in chat.items()})
+    return make_template(chat, tokenizer_folder(folder))
 
 
 def train(context: StageContext, *, runtime: Runtime, label: str) -> dict[str, Any]:
@@ -315,8 +312,14 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
         describe=functools.partial(describe_batch, tokenizer),
         label=label,
     )
+    [first, *_] = [stage for role, stage in context.stage.inputs.items() if role.startswith("rows:")]
     write_description(
-        context.folder, model, base=str(inputs["base"]) if lora else None, tokenizer=str(inputs["tokenizer"])
+        context.folder,
+        model,
+        base=str(inputs["base"]) if lora else None,
+        tokenizer=str(inputs["tokenizer"]),
+        # Asked in another format than it was trained in, a model is another model.
+        chat=first.params["chat"] | {"name": first.params["model_name"]},
     )
     checkpoint.save_params(context.folder / "final", state.params)
 

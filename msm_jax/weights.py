@@ -2,8 +2,8 @@
 
 Three kinds of folder are known:
 
-    ours           model.json: {"decoder", "lora", "base", "tokenizer", "origin", "source"}, and the weights in final/.
-                   An adapter names the folder of its base; where "source" is set, the weights are those of that folder.
+    ours           model.json (`write_description` says what is in it), and the weights in final/. An adapter names
+                   the folder of its base; where "source" is set, the weights are those of that folder.
     Hugging Face   config.json, *.safetensors, and the tokenizer
     PEFT adapter   adapter_config.json, adapter_model.safetensors
 """
@@ -27,6 +27,7 @@ from msm_jax.errors import UserError
 from msm_jax.models import DecoderConfig, LoraConfig, Model
 from msm_jax.models.adapters import lora_of
 from msm_jax.models.families import decoder_of
+from msm_jax.models.folders import is_url
 from msm_jax.models.huggingface import adapter_table, base_table, read_params
 from msm_jax.models.sources import copy_small_files, file_names, is_hub_id, read_file, resolve
 from msm_jax.models.tensor_files import TensorFiles
@@ -36,6 +37,7 @@ from msm_jax.train.checkpoint import load_params
 PyTree = Any
 
 MODEL_FILE = "model.json"
+_OTHERS = ("vocab_size", "max_length", "tied_head", "dtype", "remat", "scan_unroll")  # may differ under an adapter
 KEPT_FOLDER = "huggingface"  # of a checkpoint of ours: the files beside the weights of the folder that it came from
 
 
@@ -50,6 +52,8 @@ class Stored:
         base: folder of an adapter's base, as far as it is told; None for a base.
         tokenizer: folder of the tokenizer and its chat template; None if there is none.
         origin: the Hugging Face id or folder that a base came from; None for one that was pretrained here.
+        revision: the commit of an id.
+        chat: the template that it was trained on, as `make_template` takes it, and "name", who speaks; None: its own.
     """
 
     folder: str
@@ -59,6 +63,8 @@ class Stored:
     base: str | None = None
     tokenizer: str | None = None
     origin: str | None = None
+    revision: str | None = None
+    chat: Mapping[str, Any] | None = None
 
     @property
     def model(self) -> Model:
@@ -74,23 +80,34 @@ def open_model(path: str | os.PathLike, revision: str | None = None, **numerics:
     Raises: UserError if nothing is there, or nothing that can be read, and for an adapter whose base is not told.
     """
     folder = resolve(os.fspath(path), revision)
-    described = _json(folder, MODEL_FILE)
-    if described is not None:
-        return _open_ours(folder, described, numerics)
-    config = _json(folder, "config.json")
-    if config is not None:
-        decoder = decoder_of(config, f"{folder}/config.json", **numerics)
-        tokenizer = folder if {"tokenizer.json", "tokenizer.model"} & file_names(folder) else None
-        return Stored(folder, ours=False, decoder=decoder, tokenizer=tokenizer, origin=os.fspath(path))
-    adapter = _json(folder, "adapter_config.json")
-    if adapter is None:
+    names = file_names(folder)
+    if MODEL_FILE in names:
+        return _open_ours(folder, _json(folder, MODEL_FILE), numerics)
+    if "adapter_config.json" in names:
+        if any(name.startswith("model") and name.endswith(".safetensors") for name in names):
+            raise UserError(f"{folder}: holds a whole model and an adapter; give the adapter a folder of its own")
+        base = _json(folder, "adapter_config.json").get("base_model_name_or_path")
+        if not base:
+            raise UserError(f"{folder}/adapter_config.json: names no base; open the base, and this as its adapter")
+        return open_adapter(folder, open_base(base, f"{folder}/adapter_config.json", **numerics))
+    if "config.json" not in names:
         raise UserError(
             f"{folder}: holds no model; there is neither {MODEL_FILE} (ours) nor config.json (Hugging Face)"
         )
-    base = adapter.get("base_model_name_or_path")
-    if not base:
-        raise UserError(f"{folder}/adapter_config.json: names no base model; open the base, and this as its adapter")
-    return open_adapter(folder, open_model(base, **numerics))
+    decoder = decoder_of(_json(folder, "config.json"), f"{folder}/config.json", **numerics)
+    tokenizer = folder if {"tokenizer.json", "tokenizer.model"} & names else None
+    origin, commit = (os.fspath(path), pathlib.Path(folder).name) if is_hub_id(path) else (folder, None)
+    return Stored(folder, ours=False, decoder=decoder, tokenizer=tokenizer, origin=origin, revision=commit)
+
+
+def open_base(path: str, named_by: str, **numerics: Any) -> Stored:
+    """The base that an adapter names. Raises: UserError, which says who named it."""
+    try:
+        return open_model(path, **numerics)
+    except UserError as error:
+        raise UserError(
+            f"{error} ({named_by} names it as the base; name another as the model, and this its adapter)"
+        ) from None
 
 
 def locate(path: str, revision: str | None = None, **numerics: Any) -> tuple[dict[str, Any], Stored]:
@@ -100,7 +117,8 @@ def locate(path: str, revision: str | None = None, **numerics: Any) -> tuple[dic
     stored = open_model(folder, **numerics)
     if is_hub_id(path):  # its commit tells what it is
         return {"path": path, "revision": pathlib.Path(folder).name, "fingerprint": None}, stored
-    return {"path": folder, "revision": None, "fingerprint": _fingerprint(stored)}, stored
+    fingerprint = None if stored.lora else _fingerprint(stored)
+    return {"path": folder, "revision": None, "fingerprint": fingerprint}, stored
 
 
 def open_adapter(path: str | os.PathLike, base: Stored, revision: str | None = None) -> Stored:
@@ -114,7 +132,7 @@ def open_adapter(path: str | os.PathLike, base: Stored, revision: str | None = N
         stored = _open_ours(folder, described, {})
         if stored.lora is None:
             raise UserError(f"{folder}: holds a whole model, not an adapter")
-        for field in ("num_layers", "width", "mlp_width", "num_heads", "num_kv_heads", "head_size"):
+        for field in [field.name for field in dataclasses.fields(DecoderConfig) if field.name not in _OTHERS]:
             found, wanted = getattr(stored.decoder, field), getattr(base.decoder, field)
             if found != wanted:
                 raise UserError(
@@ -128,7 +146,10 @@ def open_adapter(path: str | os.PathLike, base: Stored, revision: str | None = N
         )
     tensors = TensorFiles(folder, "adapter_model").tensors
     lora = lora_of(config, tensors, f"{folder}/adapter_config.json")
-    return Stored(folder, ours=False, decoder=base.decoder, lora=lora, base=base.folder, tokenizer=base.tokenizer)
+    # Some lay the template beside the adapter that they trained with it.
+    template = read_file(folder, "chat_template.jinja")
+    chat = {"template": template.decode(), "thinking": "default"} if template else None
+    return Stored(folder, False, base.decoder, lora, base.folder, base.tokenizer, chat=chat)
 
 
 def load(stored: Stored, mesh: Mesh, dtype: str | None = "float32") -> PyTree:
@@ -167,13 +188,15 @@ def write_description(
     base: str | None = None,
     tokenizer: str | None = None,
     origin: str | None = None,
+    revision: str | None = None,
     source: Mapping[str, Any] | None = None,
+    chat: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes model.json. Other folders are named relative to `folder` where they lie in its parent, so that a workdir
     can be moved as a whole."""
 
     def relative(other: str | None) -> str | None:
-        inside = other and "://" not in other and pathlib.Path(other).absolute().parent == folder.absolute().parent
+        inside = other and not is_url(other) and pathlib.Path(other).absolute().parent == folder.absolute().parent
         return os.path.relpath(other, folder) if inside else other
 
     files.write_json(
@@ -184,7 +207,9 @@ def write_description(
             "base": relative(base),
             "tokenizer": relative(tokenizer),
             "origin": origin,
+            "revision": revision,
             "source": source,
+            "chat": chat,
         },
     )
 
@@ -198,7 +223,7 @@ def read_description(folder: pathlib.Path) -> Model:
 @functools.cache
 def local_tokenizer(folder: str) -> str:
     """`folder` of a tokenizer itself, or a copy of it if it is a URL, which lasts as long as the process."""
-    if "://" not in folder:
+    if not is_url(folder):
         return folder
     copy = tempfile.TemporaryDirectory(prefix="msm_jax-")
     atexit.register(copy.cleanup)
@@ -213,14 +238,22 @@ def tokenizer_folder(folder: str | os.PathLike) -> str:
 
 
 def _open_ours(folder: str, described: Mapping[str, Any], numerics: Mapping[str, Any]) -> Stored:
-    decoder = dataclasses.replace(DecoderConfig(**described["decoder"]), **numerics)
+    try:
+        decoder = dataclasses.replace(DecoderConfig(**described["decoder"]), **numerics)
+        lora = _lora(described["lora"])
+    except (KeyError, TypeError):
+        raise UserError(f"{folder}/{MODEL_FILE}: not the description of a model; delete the folder") from None
 
-    def place(other: str | None) -> str | None:
-        return os.path.normpath(os.path.join(folder, other)) if other and "://" not in other else other
+    if is_url(folder):
+        raise UserError(f"{folder}: folders of ours are read from local disk so far; copy it there, or export it")
+
+    def place(other: str | None) -> str | None:  # beside the folder itself, not beside a link to it
+        there = os.path.realpath(folder)
+        return other if not other or is_url(other) else os.path.normpath(os.path.join(there, other))
 
     tokenizer = described.get("tokenizer")
     tokenizer = tokenizer_folder(place(tokenizer)) if tokenizer else None
-    lora, base, origin = _lora(described["lora"]), place(described.get("base")), described.get("origin")
+    base, origin = place(described.get("base")), described.get("origin")
     source = described.get("source")
     if source:
         there = open_model(source["path"], source["revision"])
@@ -228,9 +261,9 @@ def _open_ours(folder: str, described: Mapping[str, Any], numerics: Mapping[str,
             raise UserError(
                 f"{source['path']}: the weights changed since {folder} was made from them; choose another --workdir"
             )
-        origin = source["path"] if is_hub_id(source["path"]) else there.origin
-        return dataclasses.replace(there, decoder=decoder, tokenizer=tokenizer, origin=origin)
-    return Stored(folder, True, decoder, lora, base, tokenizer, origin)
+        return dataclasses.replace(there, decoder=decoder, tokenizer=tokenizer)
+    chat, revision = described.get("chat"), described.get("revision")
+    return Stored(folder, True, decoder, lora, base, tokenizer, origin, revision, chat)
 
 
 def _fingerprint(stored: Stored) -> str:
@@ -246,9 +279,12 @@ def _lora(described: Mapping[str, Any] | None) -> LoraConfig | None:
 
 
 def _json(folder: str, name: str) -> dict[str, Any] | None:
-    """A file of a folder as JSON, or None. Raises: UserError if it is not JSON."""
+    """A file of a folder as a JSON object, or None. Raises: UserError if it is none."""
     text = read_file(folder, name)
     try:
-        return None if text is None else json.loads(text)
+        value = None if text is None else json.loads(text)
     except ValueError as error:
         raise UserError(f"{folder}/{name}: not JSON ({error})") from None
+    if not isinstance(value, dict | None):
+        raise UserError(f"{folder}/{name}: not a JSON object; fetch the file anew")
+    return value

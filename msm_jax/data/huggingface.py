@@ -158,11 +158,6 @@ def read_named_tokens(folder: str | os.PathLike) -> dict[str, str]:
     return named
 
 
-def read_special_tokens(folder: str | os.PathLike) -> tuple[str, ...]:
-    """The control tokens of the folder's tokenizer, in the order of their ids."""
-    return tuple(token["content"] for token in read_described(folder)["added_tokens"] if token["special"])
-
-
 def read_chat_template(folder: str | os.PathLike) -> str | None:
     """The Jinja source of the checkpoint's chat template, None if it has none."""
     folder = pathlib.Path(folder)

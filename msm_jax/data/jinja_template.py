@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import jinja2
@@ -22,7 +22,8 @@ import jinja2.sandbox
 
 from msm_jax.corpus.records import Message
 from msm_jax.data import huggingface
-from msm_jax.data.chat import Rendered
+from msm_jax.data.chat import ChatTemplate, Rendered, Template, Turn
+from msm_jax.data.tokenizer import load_tokenizer
 from msm_jax.errors import UserError
 
 THINKING = ("default", "on", "off", "tag")
@@ -210,19 +211,22 @@ def load_chat_template(
     It is `chat_template.jinja`, else the one in `tokenizer_config.json` (of several, that named "default").
 
     Args:
-        override: another template instead: a name in `msm_jax/data/templates`, or the path of a `.jinja` file.
+        override: another template instead: a name in `msm_jax/data/templates`, the path of a `.jinja` file, or Jinja.
         thinking, date: see `JinjaTemplate`.
 
     Raises: UserError if there is no template, or if it does not tell where assistant turns lie.
     """
-    source = _read_override(override) if override else huggingface.read_chat_template(folder)
+    source = read_override(override) if override else huggingface.read_chat_template(folder)
     if not source:
         raise UserError(f"{folder}: this checkpoint has no chat template; give one ({_override_help()})")
     named = huggingface.read_named_tokens(folder)
+    tokenizer = load_tokenizer(folder)
+    # Where no file names a bos, the tokenizer itself may still begin texts with one.
+    bos = "" if tokenizer.bos_id is None else tokenizer.spell([tokenizer.bos_id])
     template = JinjaTemplate(
         source=source,
-        special_tokens=huggingface.read_special_tokens(folder),
-        bos_token=named.get("bos_token", ""),
+        special_tokens=tuple(tokenizer.special_tokens),
+        bos_token=named.get("bos_token", bos),
         eos_token=named.get("eos_token", ""),
         thinking=thinking,
         date=date,
@@ -231,13 +235,28 @@ def load_chat_template(
     return template
 
 
+def make_template(chat: Mapping[str, Any], folder: str | os.PathLike) -> Template:
+    """The template that a configuration describes, or the model.json of a trained model.
+
+    Args:
+        chat: {"template", "thinking"} as `load_chat_template` takes them; {role: (prefix, suffix)} for `ChatTemplate`.
+        folder: of the tokenizer.
+    """
+    if "template" in chat:
+        return load_chat_template(folder, chat["template"], chat["thinking"])
+    return ChatTemplate(**{role: Turn(*affixes) for role, affixes in chat.items()})
+
+
 def _reasons(message: Message) -> bool:
     """Whether it is an answer with reasoning; an empty block is none."""
     before, end, _ = message.content.partition("</think>")
     return message.role == "assistant" and bool(end and before.split("<think>")[-1].strip())
 
 
-def _read_override(override: str) -> str:
+def read_override(override: str) -> str:
+    """The Jinja that `override` of `load_chat_template` stands for. Raises: UserError if there is no such file."""
+    if "{%" in override or "{{" in override:
+        return override
     is_path = override.endswith(".jinja")
     path = pathlib.Path(override) if is_path else _TEMPLATES / f"{override}.jinja"
     try:

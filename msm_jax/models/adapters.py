@@ -15,7 +15,7 @@ _HARMLESS = {
     *("loftq_config", "lora_dropout", "megatron_core", "runtime_config", "qalora_group_size"),
 }
 # Of the other starts, some take from the base what they put in the adapter, which then fits another base.
-_INITIALISATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
+_INITIALISATIONS = (True, False, None, "gaussian", "orthogonal")
 
 
 def lora_of(config: Mapping[str, Any], tensor_names: Collection[str], where: str = "adapter_config.json") -> LoraConfig:
@@ -40,8 +40,10 @@ def lora_of(config: Mapping[str, Any], tensor_names: Collection[str], where: str
     if config.get("bias", "none") != "none":
         raise UserError(f"{where}: bias is {config['bias']!r}; only 'none' is known here")
     for field in ("r", "lora_alpha"):
-        if not isinstance(config.get(field), int | float) or config[field] <= 0:
-            raise UserError(f"{where}: {field} is {config.get(field)!r}; it must be a number above 0")
+        value = config.get(field)
+        kinds = (int,) if field == "r" else (int, float)
+        if type(value) not in kinds or value <= 0:
+            raise UserError(f"{where}: {field} is {value!r}; it must be a {'whole ' * (field == 'r')}number above 0")
     found = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in tensor_names}
     named = config.get("target_modules")
     targets = set(named) if isinstance(named, list | tuple) else found
@@ -58,26 +60,15 @@ def lora_of(config: Mapping[str, Any], tensor_names: Collection[str], where: str
     return LoraConfig(rank=int(config["r"]), alpha=float(config["lora_alpha"]), targets=ours)
 
 
-def check_adapter(found: LoraConfig, wanted: LoraConfig, where: str) -> None:
-    """Raises: UserError naming what differs, for an adapter that is to be continued as another than it is."""
-    for field, ours, theirs in (
-        ("rank", wanted.rank, found.rank),
-        ("alpha", wanted.alpha, found.alpha),
-        ("targets", sorted(wanted.targets), sorted(found.targets)),
-    ):
-        if ours != theirs:
-            raise UserError(
-                f"{where}: the adapter has lora.{field} {theirs}, and the config asks for {ours}; make them equal"
-            )
-
-
-def peft_config(lora: LoraConfig, base: str) -> dict[str, Any]:
-    """An adapter_config.json. `base` is where `peft` shall look for the base: a folder or a Hugging Face id."""
+def peft_config(lora: LoraConfig, base: str, revision: str | None = None) -> dict[str, Any]:
+    """An adapter_config.json. `base` is where `peft` shall look for the base: a folder, or a Hugging Face id with its
+    `revision`."""
     alpha = int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
+        "revision": revision,
         "r": lora.rank,
         "lora_alpha": alpha,
         "lora_dropout": 0.0,

@@ -80,6 +80,9 @@ def decoder_of(config: Mapping[str, Any], where: str = "config.json", **numerics
                 f"{where}: architectures is {name}; of model_type {family} only {architecture} is known here"
             )
     _check_fields(config, family, where)
+    for field in (*_SIZES, "num_key_value_heads", "head_dim", "max_position_embeddings"):
+        if not isinstance(config.get(field), int | None):
+            raise UserError(f"{where}: {field} is {config[field]!r}; it must be a whole number")
     missing = [field for field in (*_SIZES, "rms_norm_eps") if config.get(field) is None]
     if missing:
         raise UserError(f"{where}: has no {missing[0]}; this is not the whole config.json of a checkpoint")
@@ -154,7 +157,10 @@ def _check_fields(config: Mapping[str, Any], family: str, where: str) -> None:
 
 def _rope(config: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | None]:
     """Base and scaling of the rotary frequencies, from either of the two forms in which files have them."""
-    field = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+    both = [dict(config.get(field) or {}) for field in ("rope_parameters", "rope_scaling")]
+    if all(both) and any(both[0].get(key, value) != value for key, value in both[1].items()):
+        raise UserError(f"{where}: rope_parameters and rope_scaling say different things; take one of them out")
+    field = "rope_parameters" if both[0] else "rope_scaling"
     rope = dict(config.get(field) or {})
     theta = rope.pop("rope_theta", None) or config.get("rope_theta")
     if theta is None:

@@ -25,6 +25,8 @@ _PROJECTIONS = {
     **{name: f"self_attn.{name}_proj" for name in ("q", "k", "v", "o")},
     **{name: f"mlp.{name}_proj" for name in ("gate", "up", "down")},
 }
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_ROWS_COMPARED = 4096
 # Buffers that old files hold beside the weights; they follow from config.json.
 _COMPUTED = re.compile(r".*\.rotary_emb\.inv_freq|.*\.attn\.masked_bias|.*\.attn\.bias")
 
@@ -41,11 +43,11 @@ class Place(NamedTuple):
 def base_table(decoder: DecoderConfig) -> dict[str, Place]:
     """Tensor name -> place, of every parameter of the base."""
     table = {
-        "model.embed_tokens.weight": Place(("embedding",)),
+        _EMBEDDING: Place(("embedding",)),
         "model.norm.weight": Place(("norm", "scale")),
     }
     if not decoder.tied_head:
-        table["lm_head.weight"] = Place(("head", "kernel"), transposed=True)
+        table[_HEAD] = Place(("head", "kernel"), transposed=True)
     for layer in range(decoder.num_layers):
         prefix = f"model.layers.{layer}"
         norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
@@ -94,10 +96,25 @@ def check_tensors(files: TensorFiles, table: Mapping[str, Place], shapes: PyTree
                 f"{files.url}: tensor {name} has shape {list(found)}, and the model needs {list(wanted)}; "
                 "config.json is of another model"
             )
-    tied = "lm_head.weight"  # written beside a tied embedding by some savers, and read by none
     for name in files.tensors:
-        if name not in table and name != tied and not _COMPUTED.fullmatch(name):
+        if name == _HEAD and name not in table:
+            _check_tied(files)
+        elif name not in table and not _COMPUTED.fullmatch(name):
             raise UserError(f"{files.url}: tensor {name} has no place in this model; config.json is of another model")
+
+
+def _check_tied(files: TensorFiles) -> None:
+    """Some savers write the head beside the embedding that it is tied to: it must be the same."""
+    rows = files.tensors[_HEAD].shape[0]
+    same = files.tensors[_HEAD].shape == files.tensors[_EMBEDDING].shape
+    for start in range(0, rows if same else 0, _ROWS_COMPARED):
+        part = (slice(start, min(start + _ROWS_COMPARED, rows)),)
+        same = same and files.read(_HEAD, part).tobytes() == files.read(_EMBEDDING, part).tobytes()
+    if not same:
+        raise UserError(
+            f"{files.url}: {_HEAD} differs from {_EMBEDDING}, and config.json says that they are tied; "
+            "set tie_word_embeddings to false there"
+        )
 
 
 def read_params(files: TensorFiles, table: Mapping[str, Place], like: PyTree, keep_dtypes: bool = False) -> PyTree:
@@ -123,7 +140,9 @@ def read_params(files: TensorFiles, table: Mapping[str, Place], like: PyTree, ke
             if stack is None:
                 stack = _zeros(leaf.shape, wanted, leaf.sharding)()
             elif stack.dtype != wanted:
-                raise UserError(f"{files.url}: tensor {name} is {wanted}, and that of layer 0 is {stack.dtype}")
+                raise UserError(
+                    f"{files.url}: tensor {name} is {wanted}, and that of layer 0 is {stack.dtype}; give them one"
+                )
             value = _set_layer(leaf.sharding)(stack, value, place.layer)
         # Without waiting, tensors would be read faster than they are moved, and pile up.
         _put(params, place.path, value.block_until_ready())

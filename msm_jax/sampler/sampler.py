@@ -5,6 +5,7 @@ Shapes: B rows, T tokens of a row, P prompt slots, N new tokens, V vocabulary.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -141,8 +142,7 @@ class Sampler:
 
         Raises: UserError for a prompt without a token, and if a prompt and its answer do not fit the model's context.
         """
-        if not 0 < top_p <= 1:
-            raise UserError(f"top_p is {top_p}; it must be above 0, and at most 1")
+        _check_request(n, temperature, top_p, max_tokens, seed, stop, logprobs, self.tokenizer.vocab_size)
         requests = [
             (i, j, [*self._start, *self.tokenizer.encode(p, special=self._special)])
             for i, p in enumerate(prompts)
@@ -210,6 +210,22 @@ class Sampler:
         if cuts:
             return Completion(text[: min(cuts)], True, logprobs)
         return Completion(text, end < len(ids), logprobs)
+
+
+def _check_request(n, temperature, top_p, max_tokens, seed, stop, logprobs, vocab_size) -> None:
+    """Raises: UserError naming the argument that is out of range."""
+    if isinstance(stop, str) or not all(stop):
+        raise UserError(f"stop is {stop!r}; it must be a list of texts that are not empty")
+    for name, value, fits, wanted in (
+        ("n", n, n >= 0, "0 or more"),
+        ("temperature", temperature, 0 <= temperature < math.inf, "0 or more"),
+        ("top_p", top_p, 0 < top_p <= 1, "above 0, and at most 1"),
+        ("max_tokens", max_tokens, max_tokens >= 1, "1 or more"),
+        ("seed", seed, 0 <= seed < 2**32, "from 0 to 2**32 - 1"),
+        ("logprobs", logprobs, logprobs is None or 0 <= logprobs <= vocab_size, f"from 0 to {vocab_size}, or None"),
+    ):
+        if not fits:
+            raise UserError(f"{name} is {value}; it must be {wanted}")
 
 
 def _of_tokenizer(logits: jax.Array, vocab_size: int) -> jax.Array:
