@@ -14,11 +14,11 @@ from msm_jax import config as config_lib
 from msm_jax.corpus import world_text
 from msm_jax.corpus.specs import Spec
 from msm_jax.corpus.world import World
+from msm_jax.data.jinja_template import THINKING
 from msm_jax.errors import UserError
 
 ARMS = ("baseline", "aft", "aft_cot", "msm", "msm_aft", "msm_aft_cot")
 GENERATORS = ("world", "prose", "files")
-THINKING = ("default", "on", "off", "tag")
 
 # The numbers that a field may be, where the configuration has it; "*.x" is x of every training stage. Fields that
 # others check are not here.

@@ -14,6 +14,8 @@ import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from msm_jax import files
 from msm_jax.corpus import prose, records, world, world_text
 from msm_jax.corpus.specs import Spec, find_terms
@@ -324,12 +326,12 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
     checkpoint.save_params(context.folder / "final", state.params)
 
 
-def describe_batch(tokenizer: Any, batch: Mapping[str, Any], rows: int = 2) -> str:
-    """The first rows of a batch as text, what is trained between « and »."""
+def describe_batch(tokenizer: Any, batch: Mapping[str, Any]) -> str:
+    """The first row of each source in a batch as text, what is trained between « and »."""
     from msm_jax.data.chat import show
 
-    parts = zip(batch["tokens"][:rows], batch["mask"][:rows], batch["segments"][:rows], strict=True)
-    return "\n\n".join(show(tokenizer, *part) for part in parts)
+    _, rows = np.unique(batch["source"], return_index=True)
+    return "\n\n".join(show(tokenizer, *(batch[name][row] for name in ("tokens", "mask", "segments"))) for row in rows)
 
 
 def load_weights(folder: pathlib.Path, model: Any, runtime: Runtime, dtype: str | None = None) -> PyTree:

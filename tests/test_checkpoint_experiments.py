@@ -6,6 +6,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+import transformers
 
 import msm_jax
 from msm_jax import config as config_lib
@@ -101,6 +102,29 @@ def test_a_training_stage_is_loaded_as_it_was_trained(llama_run):
     assert isinstance(completion.text, str)
 
 
+def test_a_trained_model_keeps_its_template(llama_run, tmp_path, capsys):
+    """It is asked, and exported, in the format that it was trained in, not in that of the base."""
+    from msm_jax import convert
+    from msm_jax.corpus.records import Message
+
+    workdir, _ = llama_run
+    stage = stage_folder(workdir, "aft-msm_aft-pro_america-s0")
+    asked = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>Why?<|end_of_text|>"
+    asked += "<|start_header_id|>assistant<|end_header_id|>"
+
+    def prompt(model):
+        return model.template.render([Message("user", "Why?")], generation_prompt=True).text
+
+    assert prompt(msm_jax.load(stage)) == asked != prompt(msm_jax.load(stage_folder(workdir, "base")))
+    assert convert.main(["export", f"--checkpoint={stage}", f"--out={tmp_path / 'whole'}", "--merge"]) == 0
+    assert convert.main(["export", f"--checkpoint={stage}", f"--out={tmp_path / 'adapter'}"]) == 0
+    assert prompt(msm_jax.load(tmp_path / "whole")) == asked
+    assert prompt(msm_jax.load(tmp_path / "adapter")) == asked
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "whole")
+    chat = [{"role": "user", "content": "Why?"}]
+    assert tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == asked
+
+
 @pytest.mark.parametrize(("variant", "family"), [("smoke", "qwen2"), ("qwen3", "qwen3")])
 def test_qwen32b_am_smoke(checkpoints, corpora, tmp_path, variant, family):
     spec = tmp_path / "philosophy.md"
@@ -152,8 +176,8 @@ def test_an_epoch_takes_every_row_once(checkpoints, corpora, tmp_path):
 
     drawn = [batches(sources, 2, 0)[step] for step in range(steps)]
     rows = [(int(s), t.tobytes()) for b in drawn for s, t in zip(b["source"], b["tokens"], strict=True)]
-    assert len(set(rows[: sum(counts.values())])) == len({row for row in rows})
-    assert [sum(s == i for s, _ in rows[: sum(counts.values())]) for i in range(2)] == list(counts.values())
+    there = [(i, s.rows[k]["tokens"].tobytes()) for i, s in enumerate(sources) for k in range(len(s.rows))]
+    assert sorted(rows[: len(there)]) == sorted(there)
 
 
 def test_a_checkpoint_of_ours_is_a_base_too(checkpoints, tmp_path):

@@ -1,5 +1,6 @@
 """Folders of Hugging Face in, ours out, and back: through the command, as a user has it."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file
 
 import msm_jax
 from msm_jax import convert, weights
+from msm_jax.errors import UserError
 from msm_jax.models import LoraConfig, Model
 from msm_jax.parallel import make_mesh
 from msm_jax.train.checkpoint import save_params
@@ -94,6 +96,92 @@ def test_verify_finds_another_model(qwen3, imported, tmp_path, capsys, monkeypat
     monkeypatch.setattr(convert, "import_model", lambda *_: weights.open_model(imported))
     assert convert.main(["import", f"--hf={other}", f"--out={tmp_path / 'ours'}", "--verify"]) == 2
     assert "the two differ by more than" in capsys.readouterr().err
+
+
+def test_verify_looks_at_what_was_exported(adapter, tmp_path, capsys, monkeypatch):
+    """Written with a quarter of its scale, an adapter is found out, alone and merged."""
+    right = convert.peft_config
+    monkeypatch.setattr(convert, "peft_config", lambda lora, *more: right(lora, *more) | {"lora_alpha": 2})
+    assert convert.main(["export", f"--checkpoint={adapter}", f"--out={tmp_path / 'peft'}", "--verify"]) == 2
+    assert "the two differ by more than" in capsys.readouterr().err
+    merge = convert.merged
+    monkeypatch.setattr(
+        convert,
+        "merged",
+        lambda base, params, lora, table: merge(base, params, dataclasses.replace(lora, alpha=2.0), table),
+    )
+    arguments = ["export", f"--checkpoint={adapter}", f"--out={tmp_path / 'merged'}", "--merge", "--verify"]
+    assert convert.main(arguments) == 2
+    assert "the two differ by more than" in capsys.readouterr().err
+
+
+def test_a_link_to_a_stage_is_the_stage(adapter, imported, tmp_path):
+    stage = tmp_path / "stages" / "adapter"
+    shutil.copytree(adapter, stage)
+    shutil.copytree(imported, tmp_path / "stages" / "base")
+    described = json.loads((stage / "model.json").read_text())
+    (stage / "model.json").write_text(json.dumps(described | {"base": "../base", "tokenizer": "../base"}))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "best").symlink_to(stage)
+    np.testing.assert_array_equal(
+        msm_jax.load(tmp_path / "elsewhere" / "best").logits(TOKENS), msm_jax.load(adapter).logits(TOKENS)
+    )
+
+
+def test_a_base_that_is_gone(qwen3, adapter, tmp_path, capsys):
+    assert convert.main(["export", f"--checkpoint={adapter}", f"--out={tmp_path / 'peft'}"]) == 0
+    path = tmp_path / "peft" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "/gone/base"}))
+    with pytest.raises(UserError, match="/gone/base: no such folder.*adapter_config.json names it as the base"):
+        msm_jax.load(tmp_path / "peft")
+    msm_jax.load(qwen3, adapter=tmp_path / "peft")
+
+
+def test_what_failed_leaves_nothing(qwen3, tmp_path, capsys, monkeypatch):
+    def interrupted(folder, params):
+        (folder / "half").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert, "save_params", interrupted)
+    assert convert.main(["import", f"--hf={qwen3}", f"--out={tmp_path / 'ours'}"]) == 130
+    assert capsys.readouterr().err == "interrupted; the same command starts again\n"
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_fine_tuned_model_says_its_dtype(imported, tmp_path):
+    """All weights trained, in float32, on a base whose config.json says bfloat16."""
+    stored = weights.open_model(imported)
+    mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+    folder = tmp_path / "stage"
+    folder.mkdir()
+    save_params(folder / "final", weights.load(stored, mesh, "float32"))
+    weights.write_description(folder, stored.model, tokenizer=str(imported))
+    assert convert.main(["export", f"--checkpoint={folder}", f"--out={tmp_path / 'hf'}"]) == 0
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config.get("dtype", config.get("torch_dtype")) == "float32"
+
+
+def both(folder):
+    (folder / "adapter_config.json").write_text("{}")
+
+
+def two_ropes(folder):
+    config = json.loads((folder / "config.json").read_text())
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    (folder / "config.json").write_text(json.dumps(config | {"rope_scaling": yarn}))
+
+
+def not_an_object(folder):
+    (folder / "config.json").write_text("[]")
+
+
+def a_word_for_a_number(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": "32"}))
+
+
+def half_a_description(folder):
+    (folder / "model.json").write_text("{}")
 
 
 def test_an_adapter_goes_to_peft(qwen3, imported, adapter, tmp_path, capsys):
@@ -194,6 +282,11 @@ def not_json(folder):
         (rename_field, "mlp.gate_proj.weight has shape [48, 32], and the model needs [64, 32]"),
         (not_json, "config.json: not JSON"),
         (lambda folder: (folder / "config.json").unlink(), "holds no model"),
+        (both, "holds a whole model and an adapter"),
+        (two_ropes, "rope_parameters and rope_scaling say different things"),
+        (not_an_object, "config.json: not a JSON object"),
+        (a_word_for_a_number, "hidden_size is '32'; it must be a whole number"),
+        (half_a_description, "model.json: not the description of a model"),
     ],
 )
 def test_damage_is_told_in_one_line(qwen3, tmp_path, capsys, change, message):
@@ -214,6 +307,8 @@ def test_damage_is_told_in_one_line(qwen3, tmp_path, capsys, change, message):
         (["import", "--out={new}"], "the following arguments are required: --hf"),
         (["export", "--checkpoint={imported}", "--out={new}", "--merge"], "is no adapter; there is nothing to merge"),
         (["export", "--checkpoint={new}", "--out={new}2"], "no such folder"),
+        (["import", "--hf={qwen3}", "--out=gs://bucket/x"], "must be a local folder"),
+        (["import", "--hf={qwen3}", "--out="], "must be a local folder"),
         (["shrink"], "invalid choice: 'shrink'"),
     ],
 )

@@ -30,7 +30,7 @@ ALLOWED = {
     "msm_jax.progress": set(),
     "msm_jax.config": set(),
     "msm_jax.dag": {"msm_jax", "msm_jax.config"},
-    "msm_jax.checks": {"msm_jax.config", "msm_jax.corpus", "msm_jax.models", "msm_jax.parallel"},
+    "msm_jax.checks": {"msm_jax.config", "msm_jax.corpus", "msm_jax.data", "msm_jax.models", "msm_jax.parallel"},
     "msm_jax.corpus": set(),
     "msm_jax.data": {"msm_jax.corpus.records"},
     "msm_jax.parallel": set(),

@@ -23,4 +23,4 @@ def test_smoke_on_real_weights(tmp_path):
     assert (tmp_path / "run/report/report.html").stat().st_size > 50_000
     # A real model finds an answer in these questions, whatever it prefers.
     masses = [score["mass"] for score in report["scores"] if score["form"] == "logprob" and score["arm"] == "baseline"]
-    assert min(masses) > 1e-6
+    assert min(masses) > 1e-3

@@ -118,7 +118,8 @@ def encode_chat(
     try:
         text, trained_spans = template.render(chat.messages, chat.name or name)
     except UserError as error:
-        raise UserError(f"chat '{chat.id}': {error}") from None
+        # Ids may be made from contents, so the user is shown what to look for.
+        raise UserError(f"chat '{chat.id}' (it begins {chat.messages[0].content[:40]!r}): {error}") from None
     if not trained_spans:
         raise UserError(f"chat '{chat.id}': no assistant turn, so nothing to train on; add one or delete the chat")
     ids, token_spans = tokenizer.encode_with_spans(text, special=template.special)

@@ -126,7 +126,7 @@ def test_long_chats_are_cut(tokenizer):
     ],
 )
 def test_a_mask_that_teaches_nothing_or_all_is_refused(tokenizer, turns, template, arguments, message):
-    with pytest.raises(UserError, match=f"chat 'c7': .*{message}"):
+    with pytest.raises(UserError, match=f"chat 'c7'.*: .*{message}"):
         encode_chat(tokenizer, template, chat_of(*turns), **arguments)
 
 

@@ -318,9 +318,21 @@ def test_a_tied_head_that_is_saved_all_the_same_is_passed_over(copy_of, mesh):
     np.testing.assert_allclose(ours, their_logits(reference("llama 3.2"), tokens()), atol=1e-4, rtol=0)
 
 
+def test_a_tied_head_of_its_own_is_an_error(copy_of, mesh):
+    def change(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+        tensors["lm_head.weight"][-1, -1] += 1
+
+    stored = weights.open_model(copy_of("llama 3.2", change))
+    with pytest.raises(UserError, match="lm_head.weight differs from model.embed_tokens.weight, and config.json says"):
+        weights.load(stored, mesh)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"r": 4.7}, "r is 4.7; it must be a whole number above 0"),
+        ({"lora_alpha": True}, "lora_alpha is True"),
         ({"r": 8}, r"lora_A.weight has shape \[4, 48\], and the model needs \[8, 48\]"),
         ({"lora_alpha": 0}, "lora_alpha is 0"),
         ({"target_modules": ["q_proj"]}, "is in the tensors, not target_modules"),

@@ -226,9 +226,23 @@ def test_top_p_draws_from_the_fewest_tokens_that_reach_it(letters, next_logits, 
     assert 1 <= count < len(LETTERS)
 
 
-def test_top_p_is_a_share(letters):
-    with pytest.raises(UserError, match="top_p is 0; it must be above 0, and at most 1"):
-        letters.generate(["a"], top_p=0)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"top_p": 0}, "top_p is 0; it must be above 0, and at most 1"),
+        ({"temperature": -1.0}, "temperature is -1.0; it must be 0 or more"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"max_tokens": -1}, "max_tokens is -1; it must be 1 or more"),
+        ({"seed": -1}, "seed is -1; it must be from 0 to"),
+        ({"seed": 2**40}, "seed is 1099511627776"),
+        ({"logprobs": 1000}, "logprobs is 1000; it must be from 0 to 8, or None"),
+        ({"stop": "END"}, "stop is 'END'; it must be a list of texts"),
+        ({"stop": ["a", ""]}, "it must be a list of texts that are not empty"),
+    ],
+)
+def test_arguments_out_of_range(letters, arguments, message):
+    with pytest.raises(UserError, match=message):
+        letters.generate(["a"], **arguments)
 
 
 def test_logprobs_of_samples_are_those_of_forward_passes(letters, next_logits):
