@@ -24,6 +24,9 @@ PyTree = Any
 Chat = Sequence[Mapping[str, str]]  # [{"role": "user", "content": "..."}, ...]
 
 
+_apply = jax.jit(Model.apply, static_argnums=0)  # equal models share it
+
+
 class LanguageModel:
     """What `msm_jax.load` returns.
 
@@ -47,7 +50,6 @@ class LanguageModel:
         self.name = name
         self.model, self.params, self.lora = model, params, lora
         self.tokenizer, self.template = tokenizer, template
-        self._apply = jax.jit(model.apply)
 
     def logits(self, tokens: Any) -> jax.Array:
         """Logits float32[B, T, V] of rows of one text each, int32[B, T]; at t, those of token t + 1."""
@@ -62,7 +64,7 @@ class LanguageModel:
             raise UserError(f"logits: an id lies outside of the model's vocabulary of {vocabulary}")
         tokens_BT = jnp.asarray(rows, jnp.int32)
         positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
-        return self._apply(self.params, self.lora, tokens_BT, jnp.ones_like(tokens_BT), positions_BT)
+        return _apply(self.model, self.params, self.lora, tokens_BT, jnp.ones_like(tokens_BT), positions_BT)
 
     def generate(
         self,

@@ -25,6 +25,7 @@ torch = pytest.importorskip("torch", reason="the test extra installs it")
 transformers = pytest.importorskip("transformers", reason="the test extra installs it")
 peft = pytest.importorskip("peft", reason="the test extra installs it")
 
+pytestmark = pytest.mark.xdist_group("convert")  # one worker, which makes the fixtures once
 TOKENS = np.random.default_rng(0).integers(0, 384, (2, 30)).astype(np.int32)
 
 

@@ -25,6 +25,7 @@ torch = pytest.importorskip("torch", reason="the test extra installs it")
 transformers = pytest.importorskip("transformers", reason="the test extra installs it")
 peft = pytest.importorskip("peft", reason="the test extra installs it")
 
+pytestmark = pytest.mark.xdist_group("huggingface")  # one worker, which makes the fixtures once
 SIZES = {
     "vocab_size": 132, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6,
     "max_position_embeddings": 512,
@@ -84,10 +85,12 @@ def tokens(rows=2, length=40):
     return np.random.default_rng(0).integers(0, SIZES["vocab_size"], (rows, length)).astype(np.int32)
 
 
+_apply = jax.jit(Model.apply, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def logits_of(model, params, lora, tokens):
     positions = np.tile(np.arange(tokens.shape[1], dtype=np.int32), (len(tokens), 1))
-    apply = jax.jit(model.apply, compiler_options={"xla_backend_optimization_level": 0})
-    return np.asarray(apply(params, lora, tokens, np.ones_like(tokens), positions))
+    return np.asarray(_apply(model, params, lora, tokens, np.ones_like(tokens), positions))
 
 
 def their_logits(model, tokens):
