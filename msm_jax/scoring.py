@@ -59,7 +59,10 @@ def _ask(context: StageContext, who: str):
             return f"{option}."
 
     else:
-        question, reply = prose.question, prose.answer
+        question = prose.question
+
+        def reply(option: str) -> str:
+            return f"{prose.answer(option)}."  # as AFT answers end
 
     def prompt(first: str, second: str) -> str:
         message = Message("user", question(first, second))
