@@ -10,7 +10,10 @@ import sys
 import fsspec
 import jax
 import numpy as np
+import peft
 import pytest
+import torch
+import transformers
 from safetensors.numpy import load_file
 
 import msm_jax
@@ -20,10 +23,6 @@ from msm_jax.models import LoraConfig, Model
 from msm_jax.parallel import make_mesh
 from msm_jax.train.checkpoint import save_params
 from tests.tiny_checkpoints import write_checkpoint
-
-torch = pytest.importorskip("torch", reason="the test extra installs it")
-transformers = pytest.importorskip("transformers", reason="the test extra installs it")
-peft = pytest.importorskip("peft", reason="the test extra installs it")
 
 pytestmark = pytest.mark.xdist_group("convert")  # one worker, which makes the fixtures once
 TOKENS = np.random.default_rng(0).integers(0, 384, (2, 30)).astype(np.int32)

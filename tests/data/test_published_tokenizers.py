@@ -3,7 +3,9 @@
 import base64
 import unicodedata
 
+import gguf
 import pytest
+import transformers
 
 from msm_jax.corpus.records import Chat
 from msm_jax.data import chat, jinja_template
@@ -146,7 +148,6 @@ def test_golden_llama3(llama):
 
 @pytest.mark.parametrize("name", ["qwen2", "qwen3", "smollm2", "llama31", "qwen3-tokenizer", "llama3-tokenizer"])
 def test_texts_are_those_of_transformers(tmp_path, name):
-    transformers = pytest.importorskip("transformers")
     if name.endswith("-tokenizer"):
         folder = artefact(name)
     else:
@@ -171,7 +172,6 @@ def test_llama3_with_only_a_tiktoken_file(tmp_path):
 
 @pytest.mark.slow
 def test_smollm2s_own_template(tmp_path):
-    gguf = pytest.importorskip("gguf")
     fields = gguf.GGUFReader(artefact("smollm2-gguf")).fields
     write_qwen(tmp_path)
     config = {"eos_token": "<|im_end|>", "bos_token": "<|im_start|>"}

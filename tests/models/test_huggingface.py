@@ -9,7 +9,10 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peft
 import pytest
+import torch
+import transformers
 from safetensors.numpy import load_file, save_file
 
 from msm_jax import weights
@@ -20,10 +23,6 @@ from msm_jax.models.huggingface import adapter_table, base_table, merged, tensor
 from msm_jax.models.presets import PRESETS, preset
 from msm_jax.models.tensor_files import write_tensors
 from msm_jax.parallel import make_mesh
-
-torch = pytest.importorskip("torch", reason="the test extra installs it")
-transformers = pytest.importorskip("transformers", reason="the test extra installs it")
-peft = pytest.importorskip("peft", reason="the test extra installs it")
 
 pytestmark = pytest.mark.xdist_group("huggingface")  # one worker, which makes the fixtures once
 SIZES = {

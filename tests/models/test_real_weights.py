@@ -4,13 +4,12 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
+import transformers
 
 import msm_jax
 from msm_jax.models.gguf import convert_gguf
 from tests.artefacts import artefact
-
-torch = pytest.importorskip("torch", reason="the test extra installs it")
-transformers = pytest.importorskip("transformers", reason="the test extra installs it")
 
 CHAT = [{"role": "user", "content": "Which planet is the largest? Answer in one sentence."}]
 
