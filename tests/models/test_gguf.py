@@ -275,15 +275,6 @@ def test_the_command(tmp_path):
     assert (done.returncode, done.stderr) == (2, f"error: {tmp_path}/tiny.ggufx: no such file\n")
 
 
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory):
-    """The folder that launch/smollm2.sh makes."""
-    folder = tmp_path_factory.mktemp("smollm2")
-    convert_gguf(artefact("smollm2-gguf"), folder)
-    yield folder
-    (folder / "model.safetensors").unlink()
-
-
 @pytest.mark.slow
 def test_smollm2_has_the_weights_of_its_gguf(smollm2):
     path = artefact("smollm2-gguf")

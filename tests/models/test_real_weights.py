@@ -8,19 +8,8 @@ import torch
 import transformers
 
 import msm_jax
-from msm_jax.models.gguf import convert_gguf
-from tests.artefacts import artefact
 
 CHAT = [{"role": "user", "content": "Which planet is the largest? Answer in one sentence."}]
-
-
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory):
-    """The folder that launch/smollm2.sh makes."""
-    folder = tmp_path_factory.mktemp("smollm2")
-    convert_gguf(artefact("smollm2-gguf"), folder)
-    yield folder
-    (folder / "model.safetensors").unlink()
 
 
 @pytest.fixture(scope="module")
