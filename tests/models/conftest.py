@@ -1,3 +1,4 @@
+import fsspec
 import jax
 import numpy as np
 import pytest
@@ -38,3 +39,12 @@ def smollm2(tmp_path_factory):
     convert_gguf(artefact("smollm2-gguf"), folder)
     yield folder
     (folder / "model.safetensors").unlink()
+
+
+@pytest.fixture
+def memory():
+    """A URL that holds nothing yet."""
+    url = "memory://bucket/model"
+    yield url
+    fsspec.filesystem("memory").store.clear()
+    fsspec.filesystem("memory").pseudo_dirs.clear()

@@ -9,7 +9,6 @@ import sys
 import fsspec
 import hypothesis
 import hypothesis.strategies as st
-import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -19,35 +18,9 @@ import torch
 from msm_jax.errors import UserError
 from msm_jax.models import folders, tensor_files
 from msm_jax.models.tensor_files import TensorFiles, write_tensors
+from tests.models.some_tensors import BF16, FLOATS, given, same, some_arrays
 
-BF16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = list(tensor_files._NAMES)
-FLOATS = [BF16, np.dtype(np.float16), np.dtype(np.float32)]
-
-
-@pytest.fixture
-def memory():
-    """A URL that holds nothing yet."""
-    url = "memory://bucket/model"
-    yield url
-    fsspec.filesystem("memory").store.clear()
-    fsspec.filesystem("memory").pseudo_dirs.clear()
-
-
-def given(arrays):
-    """What `write_tensors` takes."""
-    return [(name, array.shape, array.dtype, lambda array=array: array) for name, array in arrays.items()]
-
-
-def some_arrays(dtypes=FLOATS):
-    draw = np.random.default_rng(0)
-    return {
-        f"model.layers.{i}.weight": draw.standard_normal((i + 2, 7, 3)).astype(dtype) for i, dtype in enumerate(dtypes)
-    }
-
-
-def same(got, wanted):
-    return got.dtype == wanted.dtype and got.shape == wanted.shape and got.tobytes() == wanted.tobytes()
 
 
 @st.composite
@@ -300,157 +273,6 @@ def test_threads_read_at_once(tmp_path, memory, where):
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         for name, got in zip(arrays, pool.map(opened.read, arrays), strict=True):
             assert same(got, arrays[name])
-
-
-@pytest.mark.parametrize("index", [(slice(0, 1, 2),), (slice(0, 1), slice(0, 1)), (slice(None, None, -1),)])
-def test_strange_cuts_are_refused(tmp_path, index):
-    write_tensors(tmp_path, given({"a": np.zeros(3)}))
-    with pytest.raises(ValueError, match="not to be cut"):
-        TensorFiles(tmp_path).read("a", index)
-
-
-def raw_file(header, data=b"", length=None):
-    header = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return (len(header) if length is None else length).to_bytes(8, "little") + header + data
-
-
-def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
-    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
-
-
-EIGHT = bytes(8)
-BAD_FILES = {
-    "empty": (b"", "not a safetensors file .its header would have 0 bytes.; copy or download it again"),
-    "a web page": (b"<!DOCTYPE html>" * 9, "not a safetensors file .its header would have [0-9,]+ bytes"),
-    "header cut off": (raw_file(b"{}", length=99), "cut off within its header .10 of 107 bytes"),
-    "not JSON": (raw_file(b"{nonsense"), "its header is not a JSON object"),
-    "not text": (raw_file(b"\xff\xfe\xfd"), "its header is not a JSON object"),
-    "a list": (raw_file([1]), "its header is not a JSON object"),
-    "deep": (raw_file(b"[" * 100_000), "its header is not a JSON object"),
-    "cut off": (raw_file({"a": entry()}, EIGHT[:7]), "cut off .*bytes, not .*; copy or download it again"),
-    "too long": (raw_file({"a": entry()}, bytes(9)), "longer than its header says"),
-    "overlap": (raw_file({"a": entry(), "b": entry(offsets=(4, 12))}, bytes(12)), "tensor b overlaps the one before"),
-    "twice": (raw_file({"a": entry(), "b": entry()}, EIGHT), "tensor b overlaps the one before"),
-    "gap": (raw_file({"a": entry(), "b": entry(offsets=(12, 20))}, bytes(20)), "tensor b comes after a gap"),
-    "begins late": (raw_file({"a": entry(offsets=(4, 12))}, bytes(12)), "tensor a comes after a gap"),
-    "too few bytes": (raw_file({"a": entry(shape=(3,))}, EIGHT), "tensor a has 8 bytes, but F32 .3. takes 12"),
-    "backwards": (raw_file({"a": entry(offsets=(8, 0))}, EIGHT), "tensor a has -8 bytes"),
-    "float8": (
-        raw_file({"a": entry("F8_E4M3", (8,))}, EIGHT),
-        "tensor a is stored as F8_E4M3; convert .* to one of .*BF16",
-    ),
-    "negative": (raw_file({"a": entry(shape=(-1, -2))}, EIGHT), "tensor a lacks a sound dtype, shape or place"),
-    "fraction": (raw_file({"a": entry(shape=(2.0,))}, EIGHT), "tensor a lacks a sound"),
-    "no place": (raw_file({"a": {"dtype": "F32", "shape": [2]}}, EIGHT), "tensor a lacks a sound"),
-    "dtype": (raw_file({"a": entry(dtype=["F32"])}, EIGHT), "tensor a lacks a sound"),
-    "no entry": (raw_file({"a": 5}, EIGHT), "tensor a lacks a sound"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_FILES)
-@pytest.mark.parametrize("where", ["folder", "memory"])
-def test_damaged_files(tmp_path, memory, where, case):
-    content, wrong = BAD_FILES[case]
-    url = memory if where == "memory" else str(tmp_path)
-    folders.Folder(url).write("model.safetensors", content)
-    with pytest.raises(UserError, match=wrong) as error:
-        TensorFiles(url)
-    assert str(error.value).startswith(f"{url}/model.safetensors: ")
-    assert "\n" not in str(error.value)
-
-
-@hypothesis.given(st.data())
-def test_no_damage_goes_unseen_or_unsaid(tmp_path_factory, data):
-    """Whatever happens to a file, it is read as the library reads it or refused in one line."""
-    folder = tmp_path_factory.mktemp("model")
-    write_tensors(folder, given({"a": np.arange(4, dtype=np.int16), "b": np.ones((2, 1), BF16)}), metadata={})
-    path = folder / "model.safetensors"
-    content = bytearray(path.read_bytes())
-    if data.draw(st.booleans()):
-        content = content[: data.draw(st.integers(0, len(content) - 1))]
-    else:
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    path.write_bytes(content)
-    try:
-        theirs = safetensors.torch.load(bytes(content))
-    except Exception:
-        theirs = None
-    try:
-        opened = TensorFiles(folder)
-        ours = {name: opened.read(name).tobytes() for name in opened.tensors}
-    except UserError as error:
-        assert "\n" not in str(error)
-        return
-    if theirs is not None:
-        wanted = {k: v.reshape(-1).view(torch.uint8).numpy().tobytes() if v.numel() else b"" for k, v in theirs.items()}
-        assert ours == wanted
-
-
-def test_missing_and_unknown(tmp_path, memory):
-    def message(url, **kwargs):
-        with pytest.raises(UserError) as error:
-            TensorFiles(url, **kwargs)
-        return str(error.value)
-
-    assert message(tmp_path / "no") == f"{tmp_path}/no: no such folder"
-    assert message("memory://no/such") == "memory://no/such: no such folder"
-    assert message("nosuch://a/b") == "nosuch://a/b: Protocol not known: nosuch"
-    assert message(tmp_path) == f"{tmp_path}: no safetensors here (model.safetensors is wanted)"
-    (tmp_path / "file").write_text("")
-    assert message(tmp_path / "file") == f"{tmp_path}/file: Not a directory"
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    assert "only pickled weights (pytorch_model.bin), never read, since they can run code; " in message(tmp_path)
-    (tmp_path / "pytorch_model.bin").unlink()
-    write_tensors(tmp_path, given(some_arrays()), max_shard_bytes=200)
-    assert "neither adapter_model.safetensors nor an index" in message(tmp_path, stem="adapter_model")
-    with pytest.raises(UserError, match="no tensor lm_head; there are model.layers.0.weight, "):
-        TensorFiles(tmp_path).read("lm_head")
-    index = tmp_path / "model.safetensors.index.json"
-    whole = json.loads(index.read_text())
-    whole["weight_map"]["lm_head"] = "model-00003-of-00003.safetensors"
-    index.write_text(json.dumps(whole))
-    assert "model-00003-of-00003.safetensors: no tensor lm_head, but model.safetensors.index.json" in message(tmp_path)
-    (tmp_path / "model-00002-of-00003.safetensors").unlink()
-    assert "/model-00002-of-00003.safetensors: no such file, but model.safetensors.index.json" in message(tmp_path)
-    for bad in ("{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 5}}', '{"weight_map": {"a": "x.bin"}}'):
-        index.write_text(bad)
-        assert message(tmp_path).startswith(f"{index}: ")
-    index.write_text('{"weight_map": {"a": "../secret.safetensors"}}')
-    assert "of this folder" in message(tmp_path)
-
-
-def test_a_bucket_without_its_package(monkeypatch):
-    monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(UserError) as error:
-        TensorFiles("gs://bucket/model")
-    assert str(error.value) == "gs://bucket/model: gs:// needs pip install 'msm_jax[gcs]'"
-
-
-def test_a_file_that_shrinks_is_told(tmp_path):
-    write_tensors(tmp_path, given({"a": np.arange(1000)}))
-    opened = TensorFiles(tmp_path)
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match="has become shorter"):
-        opened.read("a")
-
-
-def test_a_full_disk_is_one_line(monkeypatch, tmp_path):
-    monkeypatch.setattr(folders.Part, "write", full_disk(folders.Part.write))
-    with pytest.raises(UserError, match="model.safetensors: No space left on device"):
-        write_tensors(tmp_path, given({"a": np.arange(1000)}))
-    assert list(tmp_path.iterdir()) == []
-
-
-def full_disk(write):
-    """A write that meets /dev/full, the device that is always full."""
-
-    def to_full(part, content):
-        part._file.close()
-        part._file = open("/dev/full", "wb", buffering=0)
-        write(part, content)
-
-    return to_full
 
 
 def test_links_are_files(tmp_path):
