@@ -1,6 +1,6 @@
 """Attention over packed rows.
 
-Shapes: B rows, T queries, S keys, H query heads, K key heads (H = K * G), D head size.
+Shapes: B rows, T queries, S keys, H query heads, K key heads (H = K * G), D head size, Q = T * G.
 """
 
 import dataclasses
@@ -34,15 +34,18 @@ def attention(q_BTHD: jax.Array, k_BSKD: jax.Array, v_BSKD: jax.Array, segments:
     Softmax in float32. Queries of padding return a finite value of no meaning. Returns [B, T, H, D] in q's dtype.
     """
     B, T, H, D = q_BTHD.shape
-    K = k_BSKD.shape[2]
-    q_BTKGD = q_BTHD.reshape(B, T, K, H // K, D)
-    logits_BKGTS = jnp.einsum("btkgd,bskd->bkgts", q_BTKGD, k_BSKD, preferred_element_type=jnp.float32) * D**-0.5
+    S, K = k_BSKD.shape[1:3]
+    # The queries of a group are rows of one matrix: neither keys are repeated, nor logits transposed.
+    q_BKQD = q_BTHD.reshape(B, T, K, H // K, D).swapaxes(1, 2).reshape(B, K, T * (H // K), D)
+    k_BKSD, v_BKSD = k_BSKD.swapaxes(1, 2), v_BSKD.swapaxes(1, 2)
+    logits_BKQS = jnp.einsum("bkqd,bksd->bkqs", q_BKQD, k_BKSD, preferred_element_type=jnp.float32) * D**-0.5
     visible_BTS = (segments.q_ids[:, :, None] == segments.kv_ids[:, None, :]) & (segments.kv_ids[:, None, :] > 0)
     visible_BTS &= segments.q_positions[:, :, None] >= segments.kv_positions[:, None, :]
-    logits_BKGTS = jnp.where(visible_BTS[:, None, None], logits_BKGTS, jnp.finfo(jnp.float32).min)
-    weights_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(v_BSKD.dtype)
-    out_BTKGD = jnp.einsum("bkgts,bskd->btkgd", weights_BKGTS, v_BSKD)
-    return out_BTKGD.reshape(B, T, H, D).astype(q_BTHD.dtype)
+    logits_BKTGS = logits_BKQS.reshape(B, K, T, H // K, S)
+    logits_BKTGS = jnp.where(visible_BTS[:, None, :, None], logits_BKTGS, jnp.finfo(jnp.float32).min)
+    weights_BKTGS = jax.nn.softmax(logits_BKTGS, axis=-1).astype(v_BSKD.dtype)
+    out_BKQD = jnp.einsum("bkqs,bksd->bkqd", weights_BKTGS.reshape(logits_BKQS.shape), v_BKSD)
+    return out_BKQD.reshape(B, K, T, H // K, D).swapaxes(1, 2).reshape(B, T, H, D).astype(q_BTHD.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
