@@ -100,6 +100,8 @@ class LanguageModel:
         return sampler.generate(prompts, n, temperature, max_tokens, seed, stop, top_p, logprobs)
 
     def _rendered(self, chat: Chat) -> str:
+        if not all(isinstance(message, Mapping) for message in chat):
+            raise UserError(f"generate: a chat is a list of {{'role', 'content'}}, not {chat!r}")
         if self.template is None:
             raise UserError(
                 "generate: this checkpoint has no chat template; give texts, or load it with chat_template="
@@ -122,7 +124,7 @@ def load(
     dtype: str | None = None,
     mesh: Mapping[str, int] | None = None,
     chat_template: str = "",
-    thinking: str = "default",
+    thinking: str | None = None,
 ) -> LanguageModel:
     """Loads a Hugging Face folder or id, or a folder of ours (a training stage, or what `msm_jax.convert import` made).
 
@@ -132,7 +134,7 @@ def load(
       revision: of the Hugging Face id `path`.
       dtype: of the matrices and their products; default bfloat16, and float32 on CPU.
       mesh: sizes of the axes data, fsdp and tensor; default: all devices, one copy of the weights between them.
-      chat_template, thinking: see `load_chat_template`; default: the template of training, else the checkpoint's own.
+      chat_template, thinking: see `load_chat_template`; default: as in training, else as the checkpoint has it.
 
     Raises: UserError if a part is missing, damaged, or of another model.
     """
@@ -143,7 +145,7 @@ def load(
             raise UserError(f"{path}: an adapter whose base is not told; load the base, and this as its adapter")
         if adapter is not None:
             raise UserError(f"{path}: is an adapter itself; load its base with one adapter")
-        base, extra = weights.open_base(base.base, os.fspath(path), dtype=dtype), base
+        base, extra = weights.open_base(base.base, os.fspath(path), base.revision, dtype=dtype), base
     if adapter is not None:
         extra = weights.open_adapter(adapter, base)
     return load_stored(base, extra, dtype, mesh, chat_template, thinking)
@@ -155,7 +157,7 @@ def load_stored(
     dtype: str,
     mesh: Mapping[str, int] | None = None,
     chat_template: str = "",
-    thinking: str = "default",
+    thinking: str | None = None,
 ) -> LanguageModel:
     """`load` of what was opened before; `base` with numerics of `dtype`."""
     placed = make_mesh(mesh or _one_copy(base.decoder))
@@ -170,10 +172,12 @@ def load_stored(
             )
         chat = dict((adapter and adapter.chat) or base.chat or {})
         name = chat.pop("name", "")
-        if chat_template:
-            chat = {"template": chat_template, "thinking": thinking}
-        elif not chat and read_chat_template(folder):
-            chat = {"template": "", "thinking": thinking}
+        if chat_template or (not chat and read_chat_template(folder)):
+            chat = {"template": chat_template, "thinking": chat.get("thinking", "default")}
+        if thinking is not None:
+            if "template" not in chat:
+                raise UserError(f"thinking={thinking!r}: the chat template of this checkpoint knows no thinking")
+            chat["thinking"] = thinking
         template = make_template(chat, folder) if chat else None
     params = weights.load(base, placed, dtype)
     lora = weights.load(adapter, placed) if adapter else None

@@ -12,6 +12,7 @@ import atexit
 import dataclasses
 import functools
 import json
+import logging
 import os
 import pathlib
 import tempfile
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from msm_jax import files
+from msm_jax.data.huggingface import read_chat_template
 from msm_jax.errors import UserError
 from msm_jax.models import DecoderConfig, LoraConfig, Model
 from msm_jax.models.adapters import lora_of
@@ -35,6 +37,7 @@ from msm_jax.parallel import param_shardings
 from msm_jax.train.checkpoint import load_params
 
 PyTree = Any
+_log = logging.getLogger(__name__)
 
 MODEL_FILE = "model.json"
 _OTHERS = ("vocab_size", "max_length", "tied_head", "dtype", "remat", "scan_unroll")  # may differ under an adapter
@@ -51,8 +54,8 @@ class Stored:
         lora: the shape of the adapter that the folder holds; None if it holds a base.
         base: folder of an adapter's base, as far as it is told; None for a base.
         tokenizer: folder of the tokenizer and its chat template; None if there is none.
-        origin: the Hugging Face id or folder that a base came from; None for one that was pretrained here.
-        revision: the commit of an id.
+        origin: the Hugging Face id or folder that the base came from; None for one that was pretrained here.
+        revision: the commit of an id: of the base, or of what an adapter names as its base.
         chat: the template that it was trained on, as `make_template` takes it, and "name", who speaks; None: its own.
     """
 
@@ -86,10 +89,12 @@ def open_model(path: str | os.PathLike, revision: str | None = None, **numerics:
     if "adapter_config.json" in names:
         if any(name.startswith("model") and name.endswith(".safetensors") for name in names):
             raise UserError(f"{folder}: holds a whole model and an adapter; give the adapter a folder of its own")
-        base = _json(folder, "adapter_config.json").get("base_model_name_or_path")
+        described = _json(folder, "adapter_config.json")
+        base = described.get("base_model_name_or_path")
         if not base:
             raise UserError(f"{folder}/adapter_config.json: names no base; open the base, and this as its adapter")
-        return open_adapter(folder, open_base(base, f"{folder}/adapter_config.json", **numerics))
+        revision = described.get("revision") or None
+        return open_adapter(folder, open_base(base, f"{folder}/adapter_config.json", revision, **numerics))
     if "config.json" not in names:
         raise UserError(
             f"{folder}: holds no model; there is neither {MODEL_FILE} (ours) nor config.json (Hugging Face)"
@@ -100,10 +105,10 @@ def open_model(path: str | os.PathLike, revision: str | None = None, **numerics:
     return Stored(folder, ours=False, decoder=decoder, tokenizer=tokenizer, origin=origin, revision=commit)
 
 
-def open_base(path: str, named_by: str, **numerics: Any) -> Stored:
+def open_base(path: str, named_by: str, revision: str | None = None, **numerics: Any) -> Stored:
     """The base that an adapter names. Raises: UserError, which says who named it."""
     try:
-        return open_model(path, **numerics)
+        return open_model(path, revision if is_hub_id(path) else None, **numerics)
     except UserError as error:
         raise UserError(
             f"{error} ({named_by} names it as the base; name another as the model, and this its adapter)"
@@ -138,7 +143,14 @@ def open_adapter(path: str | os.PathLike, base: Stored, revision: str | None = N
                 raise UserError(
                     f"{folder}: an adapter for another model: its {field} is {found}, the base's is {wanted}"
                 )
-        return dataclasses.replace(stored, decoder=base.decoder, base=base.folder, tokenizer=base.tokenizer)
+        return dataclasses.replace(
+            stored,
+            decoder=base.decoder,
+            base=base.folder,
+            tokenizer=base.tokenizer,
+            origin=base.origin,
+            revision=base.revision,
+        )
     config = _json(folder, "adapter_config.json")
     if config is None:
         raise UserError(
@@ -147,9 +159,17 @@ def open_adapter(path: str | os.PathLike, base: Stored, revision: str | None = N
     tensors = TensorFiles(folder, "adapter_model").tensors
     lora = lora_of(config, tensors, f"{folder}/adapter_config.json")
     # Some lay the template beside the adapter that they trained with it.
-    template = read_file(folder, "chat_template.jinja")
-    chat = {"template": template.decode(), "thinking": "default"} if template else None
-    return Stored(folder, False, base.decoder, lora, base.folder, base.tokenizer, chat=chat)
+    template = read_chat_template(local_tokenizer(folder))
+    chat = {"template": template, "thinking": "default"} if template else None
+    _note_base(folder, config.get("base_model_name_or_path"), base)
+    return Stored(folder, False, base.decoder, lora, base.folder, base.tokenizer, base.origin, base.revision, chat)
+
+
+def _note_base(folder: str, named: str | None, base: Stored) -> None:
+    """Shapes cannot tell two models of one architecture apart; their names may."""
+    names = {pathlib.PurePath(path).name for path in (base.folder, base.origin) if path}
+    if named and pathlib.PurePath(named).name not in names:
+        _log.warning("%s: was trained on %s, and is opened over %s", folder, named, base.origin or base.folder)
 
 
 def load(stored: Stored, mesh: Mesh, dtype: str | None = "float32") -> PyTree:
@@ -196,7 +216,12 @@ def write_description(
     can be moved as a whole."""
 
     def relative(other: str | None) -> str | None:
-        inside = other and not is_url(other) and pathlib.Path(other).absolute().parent == folder.absolute().parent
+        inside = (
+            other
+            and not is_url(other)
+            and not is_hub_id(other)
+            and pathlib.Path(other).absolute().parent == folder.absolute().parent
+        )
         return os.path.relpath(other, folder) if inside else other
 
     files.write_json(
@@ -249,7 +274,8 @@ def _open_ours(folder: str, described: Mapping[str, Any], numerics: Mapping[str,
 
     def place(other: str | None) -> str | None:  # beside the folder itself, not beside a link to it
         there = os.path.realpath(folder)
-        return other if not other or is_url(other) else os.path.normpath(os.path.join(there, other))
+        elsewhere = not other or is_url(other) or is_hub_id(other)
+        return other if elsewhere else os.path.normpath(os.path.join(there, other))
 
     tokenizer = described.get("tokenizer")
     tokenizer = tokenizer_folder(place(tokenizer)) if tokenizer else None

@@ -123,7 +123,14 @@ def encode_chat(
     if not trained_spans:
         raise UserError(f"chat '{chat.id}': no assistant turn, so nothing to train on; add one or delete the chat")
     ids, token_spans = tokenizer.encode_with_spans(text, special=template.special)
-    mask = _lie_within(np.asarray(token_spans), np.asarray(trained_spans))
+    token_spans, trained_spans = np.asarray(token_spans), np.asarray(trained_spans)
+    mask = _lie_within(token_spans, trained_spans)
+    if template.special and _cross(token_spans, trained_spans[:, 0]).any():
+        # The prompt of that answer, tokenised alone, would be another one than that in the chat.
+        raise UserError(
+            f"chat '{chat.id}': an answer begins with white space that the tokenizer joins to what stands before it; "
+            "take the space out"
+        )
     if mask.all():
         raise UserError(f"chat '{chat.id}': every token would be trained; give the chat template non-empty prefixes")
 
@@ -163,6 +170,12 @@ def show(
         text = tokenizer.spell([token for token, _ in run])
         shown += f"«{text}»" if trained else text
     return shown
+
+
+def _cross(spans: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """bool [n]: which of `places` [n] lie inside of one of `spans` [m, 2] (in order), not between two."""
+    nearest = np.maximum(np.searchsorted(spans[:, 0], places, side="left") - 1, 0)
+    return (spans[nearest, 0] < places) & (places < spans[nearest, 1])
 
 
 def _lie_within(inner: np.ndarray, outer: np.ndarray) -> np.ndarray:

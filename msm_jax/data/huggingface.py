@@ -56,7 +56,7 @@ class HuggingFaceTokenizer:
             raise UserError(f"{folder}: no token ends a document; name an eos_token in {_CONFIG_FILE}")
         self.eos_id = vocabulary[end]
         self.pad_id = vocabulary.get(named.get("pad_token"), self.eos_id)
-        self.stop_ids = _stop_ids(folder, self.eos_id, vocabulary.get(named.get("eos_token")))
+        self.stop_ids = read_stop_ids(folder, self.eos_id, vocabulary.get(named.get("eos_token")))
         self.fingerprint = files.fingerprint([hashlib.sha256(text.encode()).hexdigest(), self.bos_id, self.eos_id])
 
     def encode(self, text: str, special: bool = False) -> list[int]:
@@ -130,8 +130,8 @@ def read_described(folder: str | os.PathLike) -> dict[str, Any]:
     described |= {"truncation": None, "padding": None}
     added = {token["content"]: token for token in described.get("added_tokens") or []}
     config = _read_object(path.with_name(_CONFIG_FILE)) or {}
-    for token, entry in config.get("added_tokens_decoder", {}).items():
-        added.setdefault(entry["content"], _added_token(int(token), **entry))
+    for token in _added_tokens(config, path):
+        added.setdefault(token["content"], token)
     for name, content in read_named_tokens(folder).items():
         if content in vocabulary:
             added.setdefault(content, _added_token(vocabulary[content], content))
@@ -158,6 +158,21 @@ def read_named_tokens(folder: str | os.PathLike) -> dict[str, str]:
     return named
 
 
+def read_added_tokens(folder: str | os.PathLike) -> tuple[bool | None, list[str]]:
+    """What tokenizer_config.json says of a SentencePiece model: "legacy", and the tokens that were added to it."""
+    path = pathlib.Path(folder) / _CONFIG_FILE
+    config = _read_object(path) or {}
+    return config.get("legacy"), [token["content"] for token in _added_tokens(config, path)]
+
+
+def _added_tokens(config: dict[str, Any], path: pathlib.Path) -> list[dict[str, Any]]:
+    tokens = config.get("added_tokens_decoder") or {}
+    for token, entry in tokens.items():
+        if not token.isdecimal() or not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
+            raise UserError(f"{path.with_name(_CONFIG_FILE)}: added_tokens_decoder.{token} is no token; fetch it anew")
+    return [_added_token(int(token), **entry) for token, entry in tokens.items()]
+
+
 def read_chat_template(folder: str | os.PathLike) -> str | None:
     """The Jinja source of the checkpoint's chat template, None if it has none."""
     folder = pathlib.Path(folder)
@@ -165,9 +180,13 @@ def read_chat_template(folder: str | os.PathLike) -> str | None:
         return (folder / "chat_template.jinja").read_text("utf-8")
     except FileNotFoundError:
         pass
-    template = (_read_object(folder / _CONFIG_FILE) or {}).get("chat_template")
+    path = folder / _CONFIG_FILE
+    template = (_read_object(path) or {}).get("chat_template")
     if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        template = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = template.get("default")
+    if not isinstance(template, str | None):
+        raise UserError(f"{path}: chat_template is no text; fetch the file anew")
     return template
 
 
@@ -206,7 +225,11 @@ def _prepended(tokenizer: Any, path: pathlib.Path) -> int | None:
     raise UserError(f"{path}: begins a text with several tokens, as no decoder here expects; use another checkpoint")
 
 
-def _stop_ids(folder: pathlib.Path, *ids: int | None) -> tuple[int, ...]:
-    stops = (_read_object(folder / _GENERATION_FILE) or {}).get("eos_token_id")
+def read_stop_ids(folder: str | os.PathLike, *ids: int | None) -> tuple[int, ...]:
+    """`ids`, and those that generation_config.json names, in order."""
+    path = pathlib.Path(folder) / _GENERATION_FILE
+    stops = (_read_object(path) or {}).get("eos_token_id")
     stops = stops if isinstance(stops, list) else [stops]
+    if not all(isinstance(i, int | None) for i in stops):
+        raise UserError(f"{path}: eos_token_id is {stops}; it must be an id, or a list of ids")
     return tuple(sorted({i for i in (*stops, *ids) if i is not None}))

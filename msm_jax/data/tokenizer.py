@@ -12,6 +12,13 @@ from typing import Protocol
 import numpy as np
 import sentencepiece
 
+from msm_jax.data.huggingface import (
+    TOKENIZER_FILE,
+    HuggingFaceTokenizer,
+    read_added_tokens,
+    read_named_tokens,
+    read_stop_ids,
+)
 from msm_jax.errors import UserError
 
 _MODEL_FILE = "tokenizer.model"
@@ -60,9 +67,10 @@ class SentencePieceTokenizer:
     """The SentencePiece model `folder/tokenizer.model`; implements `Tokenizer`, and can be pickled.
 
     `lossless` says whether the model keeps text as it is. Those of `train_sentencepiece` do; a checkpoint's may
-    normalise text or add a leading space (Llama 2, Mistral).
+    normalise text or add a leading space (Llama 2, Mistral), also after a control token.
 
-    Raises: UserError if there is no such file, if it is no SentencePiece model, or if it has no eos piece.
+    Raises: UserError if there is no such file, if it is no SentencePiece model, if it has no eos piece, or if the files
+        beside it change what it does: transformers writes that into a tokenizer.json, which is read instead.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -80,7 +88,8 @@ class SentencePieceTokenizer:
         if self._model.eos_id() < 0:
             raise UserError(f"{path}: this model has no eos piece, which ends a document; use one that has it")
         self.eos_id = self._model.eos_id()
-        self.stop_ids = (self.eos_id,)
+        named = read_named_tokens(folder).get("eos_token")
+        self.stop_ids = read_stop_ids(folder, self.eos_id, self._model.piece_to_id(named) if named else None)
         self.pad_id = self._model.pad_id() if self._model.pad_id() >= 0 else self.eos_id
         controls = filter(self._model.is_control, range(self.vocab_size))
         self.special_tokens = {self._model.id_to_piece(i): i for i in controls}
@@ -90,6 +99,7 @@ class SentencePieceTokenizer:
         probe = f"a  b\n\n c\u00a0\u0133\u2603{_SPACE} "
         self.lossless = True  # else the probe itself would be encoded the other way
         self.lossless = self.decode(self.encode(probe)) == probe
+        self._check_folder(path)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         ids = []
@@ -118,12 +128,22 @@ class SentencePieceTokenizer:
         return self._model.decode([int(i) for i in ids if i < self.vocab_size])
 
     def spell(self, ids: Sequence[int]) -> str:
-        specials = {self.pad_id: "", self.bos_id: "<bos>", self.eos_id: "<eos>"}
+        specials = {i: piece for piece, i in self.special_tokens.items()}
+        specials |= {self.pad_id: "", self.bos_id: "<bos>", self.eos_id: "<eos>"}
         text = ""
         for special, group in itertools.groupby(ids, specials.get):
             run = list(group)
             text += self.decode(run) if special is None else special * len(run)
         return text
+
+    def _check_folder(self, path: pathlib.Path) -> None:
+        """Raises: UserError if tokenizer_config.json asks for what a SentencePiece model alone does not do."""
+        legacy, added = read_added_tokens(path.parent)
+        missing = [token for token in added if self._model.id_to_piece(self._model.piece_to_id(token)) != token]
+        if missing:
+            raise UserError(f"{path}: lacks token {missing[0]} of tokenizer_config.json; put a tokenizer.json there")
+        if legacy is False and not self.lossless:
+            raise UserError(f"{path}: tokenizer_config.json has legacy: false; put a tokenizer.json there")
 
     def _parts(self, text: str, special: bool) -> Iterator[tuple[int, str, list[int] | None]]:
         """(start, part, ids) of the parts of `text`; the ids are None where SentencePiece is to find them."""
@@ -220,9 +240,7 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     Raises: UserError if there is neither, or if the file cannot be used.
     """
     folder = pathlib.Path(folder)
-    if (folder / "tokenizer.json").exists():
-        from msm_jax.data.huggingface import HuggingFaceTokenizer
-
+    if (folder / TOKENIZER_FILE).exists():
         return HuggingFaceTokenizer(folder)
     if (folder / _MODEL_FILE).exists():
         return SentencePieceTokenizer(folder)

@@ -1,5 +1,6 @@
 """adapter_config.json of the library `peft` <-> `LoraConfig`."""
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -42,7 +43,7 @@ def lora_of(config: Mapping[str, Any], tensor_names: Collection[str], where: str
     for field in ("r", "lora_alpha"):
         value = config.get(field)
         kinds = (int,) if field == "r" else (int, float)
-        if type(value) not in kinds or value <= 0:
+        if type(value) not in kinds or not 0 < value < math.inf:
             raise UserError(f"{where}: {field} is {value!r}; it must be a {'whole ' * (field == 'r')}number above 0")
     found = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in tensor_names}
     named = config.get("target_modules")

@@ -36,6 +36,7 @@ _ONLY = {
     "attention_bias": (False, None),  # of llama and qwen3, where it would also add one to the output projection
     "mlp_bias": (False, None),
     "use_sliding_window": (False, None),
+    "use_mrope": (False, None),
     "attention_dropout": (0, None),
     "embd_pdrop": (0, None),
     "resid_pdrop": (0, None),
@@ -71,18 +72,16 @@ def decoder_of(config: Mapping[str, Any], where: str = "config.json", **numerics
     Raises: UserError for another architecture, for a field that this decoder does not have, or for one that is missing.
     """
     family = config.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise UserError(f"{where}: model_type is {family!r}; the models known here are {', '.join(FAMILIES)}")
     architecture, features = FAMILIES[family]
+    _check_kinds(config, where)
     for name in config.get("architectures") or ():
         if name != architecture:
             raise UserError(
                 f"{where}: architectures is {name}; of model_type {family} only {architecture} is known here"
             )
     _check_fields(config, family, where)
-    for field in (*_SIZES, "num_key_value_heads", "head_dim", "max_position_embeddings"):
-        if not isinstance(config.get(field), int | None):
-            raise UserError(f"{where}: {field} is {config[field]!r}; it must be a whole number")
     missing = [field for field in (*_SIZES, "rms_norm_eps") if config.get(field) is None]
     if missing:
         raise UserError(f"{where}: has no {missing[0]}; this is not the whole config.json of a checkpoint")
@@ -138,6 +137,22 @@ def config_of(decoder: DecoderConfig) -> dict[str, Any]:
     }
 
 
+def _check_kinds(config: Mapping[str, Any], where: str) -> None:
+    """Holds the fields that are read against the kinds of value that they have, None aside."""
+    whole = (*_SIZES, "num_key_value_heads", "head_dim", "max_position_embeddings")
+    for kind, what, fields in (
+        (int, "a whole number above 0", whole),
+        (int | float, "a number above 0", ("rms_norm_eps", "rope_theta")),
+        (list, "a list", ("architectures", "layer_types")),
+        (dict, "an object", ("rope_scaling", "rope_parameters")),
+    ):
+        for field in fields:
+            value = config.get(field)
+            right = isinstance(value, kind) and not isinstance(value, bool) and (kind in (list, dict) or value > 0)
+            if value is not None and not right:
+                raise UserError(f"{where}: {field} is {value!r}; it must be {what}")
+
+
 def _check_fields(config: Mapping[str, Any], family: str, where: str) -> None:
     for field, value in config.items():
         if field in _READ or field in _HARMLESS:
@@ -148,7 +163,7 @@ def _check_fields(config: Mapping[str, Any], family: str, where: str) -> None:
                 raise UserError(f"{where}: sliding_window is {value}; sliding windows of attention are not built")
         elif field not in _ONLY:
             raise UserError(f"{where}: unknown field {field}; if it changes nothing of the computation, take it out")
-        elif value not in _ONLY[field]:
+        elif not any(value == known for known in _ONLY[field]):
             raise UserError(f"{where}: {field} is {value!r}; only {_ONLY[field][0]!r} is known here")
     for kind in config.get("layer_types") or ():
         if kind != "full_attention":
@@ -167,11 +182,16 @@ def _rope(config: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | N
         if config["model_type"] != "llama":
             raise UserError(f"{where}: has no rope_theta; this is not the whole config.json of a checkpoint")
         theta = 10_000.0  # files of the first Llamas leave it out
-    if rope.get("partial_rotary_factor") == 1:
-        del rope["partial_rotary_factor"]
+    if not isinstance(theta, int | float) or not theta > 0:
+        raise UserError(f"{where}: {field}.rope_theta is {theta!r}; it must be a number above 0")
+    part = rope.pop("partial_rotary_factor", 1)
+    if part != 1:
+        raise UserError(f"{where}: {field}.partial_rotary_factor is {part!r}; only 1 is known here")
     kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
     rope.pop("type", None)
-    if kind == "default" and not rope:
+    if kind == "default":
+        if rope:
+            raise UserError(f"{where}: {field}.{min(rope)} is unknown; rope_type 'default' has none but rope_theta")
         return float(theta), None
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     if kind != "llama3":
@@ -181,4 +201,7 @@ def _rope(config: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | N
         raise UserError(
             f"{where}: {field}.{odd} is {'unknown' if odd in rope else 'missing'}; llama3 has {', '.join(names)}"
         )
+    for name in names:
+        if not isinstance(rope[name], int | float) or not rope[name] > 0:
+            raise UserError(f"{where}: {field}.{name} is {rope[name]!r}; it must be a number above 0")
     return float(theta), RopeScaling(*(rope[name] for name in names))

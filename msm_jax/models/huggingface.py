@@ -27,6 +27,7 @@ _PROJECTIONS = {
 }
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _ROWS_COMPARED = 4096
+_WEIGHT_DTYPES = [jnp.dtype(name) for name in ("bfloat16", "float16", "float32")]
 # Buffers that old files hold beside the weights; they follow from config.json.
 _COMPUTED = re.compile(r".*\.rotary_emb\.inv_freq|.*\.attn\.masked_bias|.*\.attn\.bias")
 
@@ -90,6 +91,9 @@ def check_tensors(files: TensorFiles, table: Mapping[str, Place], shapes: PyTree
     for name, place in table.items():
         if name not in files.tensors:
             raise UserError(f"{files.url}: tensor {name} is missing; config.json is of another model, or a file is")
+        dtype = files.tensors[name].dtype
+        if dtype not in _WEIGHT_DTYPES:
+            raise UserError(f"{files.url}: tensor {name} is {dtype}; weights are bfloat16, float16 or float32 here")
         wanted, found = _file_shape(_leaf(shapes, place.path), place), tuple(files.tensors[name].shape)
         if found != wanted:
             raise UserError(

@@ -304,8 +304,7 @@ def _read_entry(path: str, file: str, data_start: int, key: str, entry: Any) -> 
     if not sound:
         raise UserError(f"{path}: damaged header, tensor {key} lacks a sound dtype, shape or place; {_AGAIN}")
     if dtype_name not in _DTYPES:
-        known = ", ".join(_DTYPES)
-        raise UserError(f"{path}: tensor {key} is stored as {dtype_name}; convert the weights to one of {known}")
+        raise UserError(f"{path}: tensor {key} is stored as {dtype_name}; convert the weights to BF16, F16 or F32")
     info = TensorInfo(_DTYPES[dtype_name], tuple(shape), file, data_start + begin)
     if info.size_bytes != end - begin:
         raise UserError(

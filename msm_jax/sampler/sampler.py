@@ -214,8 +214,11 @@ class Sampler:
 
 def _check_request(n, temperature, top_p, max_tokens, seed, stop, logprobs, vocab_size) -> None:
     """Raises: UserError naming the argument that is out of range."""
-    if isinstance(stop, str) or not all(stop):
+    if not isinstance(stop, Sequence) or isinstance(stop, str) or not all(isinstance(s, str) and s for s in stop):
         raise UserError(f"stop is {stop!r}; it must be a list of texts that are not empty")
+    for name, value in {"n": n, "max_tokens": max_tokens, "seed": seed, "logprobs": logprobs}.items():
+        if not isinstance(value, int | np.integer) and (name, value) != ("logprobs", None):
+            raise UserError(f"{name} is {value!r}; it must be a whole number")
     for name, value, fits, wanted in (
         ("n", n, n >= 0, "0 or more"),
         ("temperature", temperature, 0 <= temperature < math.inf, "0 or more"),

@@ -151,6 +151,33 @@ def test_places_in_text_that_is_normalised(foreign, text):
     assert not len(ids) or (spans[0, 0] >= 0 and spans[-1, 1] <= len(text))
 
 
+def test_a_model_of_chats_stops_where_the_checkpoint_says_and_shows_its_turns(corpus, tmp_path):
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus), model_prefix=str(tmp_path / "tokenizer"), vocab_size=400, byte_fallback=True,
+        hard_vocab_limit=False, minloglevel=2, control_symbols=["<|im_start|>", "<|im_end|>"],
+    )  # fmt: skip
+    start, end = 3, 4
+    config, generation = tmp_path / "tokenizer_config.json", tmp_path / "generation_config.json"
+    assert load_tokenizer(tmp_path).stop_ids == (2,)
+    config.write_text('{"eos_token": "<|im_end|>", "added_tokens_decoder": {"3": {"content": "<|im_start|>"}}}')
+    generation.write_text('{"eos_token_id": [2, 7]}')
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.special_tokens["<|im_start|>"] == start and tokenizer.stop_ids == (2, end, 7)
+    assert tokenizer.spell([start, *tokenizer.encode("user"), end]) == "<|im_start|>user<|im_end|>"
+    for text, message in (
+        ('{"legacy": false}', "has legacy: false; put a tokenizer.json there"),
+        ('{"added_tokens_decoder": {"400": {"content": "<tool>"}}}', "lacks token <tool> of tokenizer_config.json"),
+        ('{"added_tokens_decoder": {"x": {}}}', "added_tokens_decoder.x is no token"),
+    ):
+        config.write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_tokenizer(tmp_path)
+    config.unlink()
+    generation.write_text('{"eos_token_id": "x"}')
+    with pytest.raises(UserError, match="must be an id, or a list of ids"):
+        load_tokenizer(tmp_path)
+
+
 def test_loading_errors(tmp_path):
     with pytest.raises(UserError, match="neither tokenizer.json nor tokenizer.model"):
         load_tokenizer(tmp_path)
