@@ -34,6 +34,7 @@ from msm_jax.errors import UserError
 from msm_jax.files import fingerprint
 
 _log = logging.getLogger(__name__)
+_MOST_BLOCKS = 64  # that a checksum is summed in
 
 
 @functools.cache
@@ -238,29 +239,47 @@ def _names(tree: Any) -> list[str]:
 
 def _describe(tree: Any) -> dict[str, dict[str, Any]]:
     """For each array: shape, dtype and checksum, by its path in the tree."""
-    leaves, checksums = jax.tree.leaves(tree), jax.device_get(_checksums(tree))
+    leaves = jax.tree.leaves(tree)
+    checksums = jax.device_get([_checksum(leaf, *_blocks(leaf)) for leaf in leaves])
     return {
         name: {"shape": list(leaf.shape), "dtype": leaf.dtype.name, "checksum": int(checksum)}
         for name, leaf, checksum in zip(_names(tree), leaves, checksums, strict=True)
     }
 
 
-@jax.jit
-def _checksums(tree: Any) -> list[jax.Array]:
-    """uint32[] per leaf: sum over elements of bits * (2 * position + 1), modulo 2**32.
+def _blocks(leaf: jax.Array) -> tuple[int, int]:
+    """An axis that is not split over devices, and how many blocks to cut it into; one if all axes are split."""
+    for axis, (size, of_shard) in enumerate(zip(leaf.shape, leaf.sharding.shard_shape(leaf.shape), strict=True)):
+        if size == of_shard > 1:
+            return axis, max(count for count in range(1, _MOST_BLOCKS + 1) if size % count == 0)
+    return 0, 1
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _checksum(leaf: jax.Array, axis: int, count: int) -> jax.Array:
+    """uint32[]: sum over elements of bits * (2 * position + 1), modulo 2**32.
 
     Integer addition gives the same sum in any order, so the sum depends neither on sharding nor on device count; an odd
     factor is invertible modulo 2**32, so one changed element always changes it.
+
+    Summed in `count` blocks along `axis`: on a CPU, XLA writes all terms of a sum to memory before it adds the first.
     """
+    leaf = leaf.reshape(leaf.shape or 1)
+    step = leaf.shape[axis] // count
 
-    def checksum(leaf: jax.Array) -> jax.Array:
-        bits = leaf.view(f"uint{8 * leaf.dtype.itemsize}").astype(jnp.uint32)
+    def add(block: jax.Array, total: jax.Array) -> jax.Array:
+        # The barrier: what does not depend on the block, a copy as integers, is made before the loop otherwise.
+        whole, block = jax.lax.optimization_barrier((leaf, block))
+        bits = whole.view(f"uint{8 * leaf.dtype.itemsize}")
+        bits = jax.lax.dynamic_slice_in_dim(bits, block * step, step, axis).astype(jnp.uint32)
         position = jnp.uint32(0)
-        for axis, size in enumerate(leaf.shape):
-            position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-        return jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
+        for i, size in enumerate(leaf.shape):
+            index = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, i)
+            index += jnp.uint32(block * step if i == axis else 0)
+            position = position * jnp.uint32(size) + index
+        return total + jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
 
-    return [checksum(leaf) for leaf in jax.tree.leaves(tree)]
+    return jax.lax.fori_loop(0, count, add, jnp.uint32(0))
 
 
 def _check_arrays(tree: Any, saved: dict[str, dict[str, Any]]) -> None:
