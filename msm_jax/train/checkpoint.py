@@ -161,9 +161,15 @@ class Checkpoints:
 
 
 def save_params(folder: pathlib.Path, params: Any) -> None:
-    """Writes `params` (pytree of arrays), replacing what is in `folder`; returns when all is on disk."""
+    """Writes `params` (pytree of arrays), replacing what is in `folder`; returns when all is on disk.
+
+    On the way the host holds the shards of its devices once, and no more.
+    """
     meta = _sealed({"arrays": _describe(params)})
-    arguments = ocp.args.Composite(params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(meta))
+    # One chunk per shard, however large, which is not compressed: then it is written from where it lies. A file that is
+    # cut at some size cuts chunks too, and these are copied, all at once.
+    arrays = ocp.args.PyTreeSave(params, ocdbt_target_data_file_size=0)
+    arguments = ocp.args.Composite(params=arrays, meta=ocp.args.JsonSave(meta))
     with _params_checkpointer() as checkpointer:
         checkpointer.save(pathlib.Path(folder).absolute(), args=arguments, force=True)
 
@@ -188,7 +194,9 @@ def load_params(folder: pathlib.Path, like: Any, keep_dtypes: bool = False) -> A
             _check_fit(folder, meta["arrays"], like)
             with _damage_on_any_host():
                 saved = [meta["arrays"][name]["dtype"] for name in _names(like)]
-                target = ocp.args.StandardRestore(_abstract(like, saved))
+                target = _abstract(like, saved)
+                arguments = ocp.checkpoint_utils.construct_restore_args(target)
+                target = ocp.args.PyTreeRestore(target, restore_args=arguments)
                 params = checkpointer.restore(folder, args=ocp.args.Composite(params=target)).params
                 _check_arrays(params, meta["arrays"])
     except _Damaged as damage:
@@ -219,9 +227,8 @@ def _damage_on_any_host() -> Iterator[None]:
 
 def _params_checkpointer() -> ocp.Checkpointer:
     _quiet_aborted_transfers()
-    return ocp.Checkpointer(
-        ocp.CompositeCheckpointHandler(params=ocp.StandardCheckpointHandler(), meta=ocp.JsonCheckpointHandler())
-    )
+    arrays = ocp.PyTreeCheckpointHandler(use_compression=False)
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(params=arrays, meta=ocp.JsonCheckpointHandler()))
 
 
 def _abstract(like: Any, dtypes: Sequence[str] | None = None) -> Any:
