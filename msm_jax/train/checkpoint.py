@@ -21,7 +21,7 @@ import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -183,25 +183,37 @@ def load_params(folder: pathlib.Path, like: Any, keep_dtypes: bool = False) -> A
     Raises:
         UserError: no weights there, weights of another model, or damaged files.
     """
+    saved, read = open_params(folder, like)
+    params = read(saved)
+    return params if keep_dtypes else jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), params, like)
+
+
+def open_params(folder: pathlib.Path, like: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """`like` with the dtypes of the arrays that `save_params` wrote, and what reads any part of that tree.
+
+    Read in parts, the weights need never be in memory as a whole. While an array is read, it is there twice.
+
+    Raises:
+        UserError: no weights there, weights of another model, or damaged files, these also while a part is read.
+    """
     folder = pathlib.Path(folder).absolute()
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of weights")
-    try:
-        with _params_checkpointer() as checkpointer:
-            with _damage_on_any_host():
-                meta = checkpointer.restore(folder, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
-                _check_seal(meta)
-            _check_fit(folder, meta["arrays"], like)
-            with _damage_on_any_host():
-                saved = [meta["arrays"][name]["dtype"] for name in _names(like)]
-                target = _abstract(like, saved)
-                arguments = ocp.checkpoint_utils.construct_restore_args(target)
-                target = ocp.args.PyTreeRestore(target, restore_args=arguments)
-                params = checkpointer.restore(folder, args=ocp.args.Composite(params=target)).params
-                _check_arrays(params, meta["arrays"])
-    except _Damaged as damage:
-        raise UserError(f"{folder}: the weights are damaged ({damage})") from None
-    return params if keep_dtypes else jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), params, like)
+    with _damage_is_told(folder), _params_checkpointer() as checkpointer, _damage_on_any_host():
+        meta = checkpointer.restore(folder, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        _check_seal(meta)
+    saved = meta["arrays"]
+    _check_fit(folder, saved, like)
+
+    def read(part: Any) -> Any:
+        arguments = ocp.checkpoint_utils.construct_restore_args(part)
+        target = ocp.args.PyTreeRestore(part, restore_args=arguments, partial_restore=True)
+        with _damage_is_told(folder), _params_checkpointer() as checkpointer, _damage_on_any_host():
+            params = checkpointer.restore(folder, args=ocp.args.Composite(params=target)).params
+            _check_arrays(params, saved)
+        return params
+
+    return _abstract(like, [saved[name]["dtype"] for name in _names(like)]), read
 
 
 class _Damaged(Exception):
@@ -223,6 +235,14 @@ def _damage_on_any_host() -> Iterator[None]:
             gc.collect()
     if multihost_utils.process_allgather(np.array(bool(problem))).any():
         raise _Damaged(problem or "found by another host")
+
+
+@contextlib.contextmanager
+def _damage_is_told(folder: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except _Damaged as damage:
+        raise UserError(f"{folder}: the weights are damaged ({damage})") from None
 
 
 def _params_checkpointer() -> ocp.Checkpointer:
