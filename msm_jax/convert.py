@@ -35,7 +35,9 @@ KL_BAR = 1e-4
 def import_model(path: str, out: str, base: str | None = None, mesh: Mesh | None = None) -> Stored:
     """Reads a Hugging Face folder or id, or a PEFT adapter, and writes it as a checkpoint of ours to `out`.
 
-    Every array keeps its dtype. Args: base: of an adapter, if not that which its adapter_config.json names.
+    Every array keeps its dtype. At any time the host holds the shards of its devices and, twice, one tensor.
+
+    Args: base: of an adapter, if not that which its adapter_config.json names.
 
     Raises: UserError if `path` cannot be read, or `out` holds something.
     """
@@ -67,6 +69,10 @@ def export_model(
     """Writes a checkpoint of ours to `out` as Hugging Face has it: a base as a whole model; an adapter as `peft` has
     it, or with `merge` as a whole model with the adapter's products added to the matrices.
 
+    A checkpoint of ours is read and written array by array: the host holds one stack of layers, twice while it is read.
+    An adapter that is merged is held as a whole, and so is its base if that is a folder of Hugging Face. In all, a host
+    holds no more than the shards of its devices and, twice, the largest tensor.
+
     Args: base: folder of an adapter's base, if not that which the checkpoint names.
 
     Returns: what was exported, and what was written.
@@ -82,19 +88,22 @@ def export_model(
             stored = weights.open_adapter(path, whole)
         elif merge:
             raise UserError(f"{path}: is no adapter; there is nothing to merge")
-        params = weights.load(stored, mesh, dtype=None)
         if stored.lora is not None and not merge:
             table = adapter_table(stored.decoder, stored.lora)
-            write_tensors(folder, tensors_of(params, table), "adapter_model")
+            params, read = weights.load_lazily(stored, mesh)
+            write_tensors(folder, tensors_of(params, table, read), "adapter_model")
             _write_template(stored, folder)
             described = peft_config(stored.lora, whole.origin or "", whole.revision)
             files.write_json(folder / "adapter_config.json", described)
             return stored, weights.open_adapter(folder, whole)
         table = base_table(stored.decoder)
-        model = weights.load(whole, mesh, dtype=None) if merge else params
-        _write_beside(whole, folder, model["embedding"].dtype.name)
+        params, read = weights.load_lazily(whole, mesh)
+        _write_beside(whole, folder, params["embedding"].dtype.name)
         _write_template(stored, folder)
-        tensors = merged(model, params, stored.lora, table) if merge else tensors_of(params, table)
+        if merge:
+            tensors = merged(params, weights.load(stored, mesh, dtype=None), stored.lora, table, read)
+        else:
+            tensors = tensors_of(params, table, read)
         write_tensors(folder, tensors)
     return stored, weights.open_model(folder)
 

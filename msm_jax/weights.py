@@ -16,7 +16,7 @@ import logging
 import os
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -34,7 +34,7 @@ from msm_jax.models.huggingface import adapter_table, base_table, read_params
 from msm_jax.models.sources import copy_small_files, file_names, is_hub_id, read_file, resolve
 from msm_jax.models.tensor_files import TensorFiles
 from msm_jax.parallel import param_shardings
-from msm_jax.train.checkpoint import load_params
+from msm_jax.train.checkpoint import load_params, open_params
 
 PyTree = Any
 _log = logging.getLogger(__name__)
@@ -188,6 +188,28 @@ def load(stored: Stored, mesh: Mesh, dtype: str | None = "float32") -> PyTree:
     else:
         source, table = TensorFiles(stored.folder, "adapter_model"), adapter_table(stored.decoder, stored.lora)
     return read_params(source, table, like, keep_dtypes=dtype is None)
+
+
+def load_lazily(stored: Stored, mesh: Mesh) -> tuple[PyTree, Callable[[tuple[str, ...]], jax.Array] | None]:
+    """The weights of `stored` as they are stored, for who needs one array after the other.
+
+    Returns: of a folder of ours, a tree of shapes and dtypes, and what reads the array at a path; of others the arrays,
+      and None.
+    Raises: UserError as `load` does, and so does the reading.
+    """
+    if not stored.ours:
+        return load(stored, mesh, dtype=None), None
+    like = abstract_params(stored.model, mesh, "float32")
+    shapes, read_part = open_params(pathlib.Path(stored.folder, "final"), like)
+
+    def read(path: tuple[str, ...]) -> jax.Array:
+        part = functools.reduce(lambda tree, key: tree[key], path, shapes)
+        for key in reversed(path):
+            part = {key: part}
+        [array] = jax.tree.leaves(read_part(part))
+        return array
+
+    return shapes, read
 
 
 def abstract_params(model: Model, mesh: Mesh, dtype: str) -> PyTree:

@@ -108,7 +108,7 @@ def test_verify_looks_at_what_was_exported(adapter, tmp_path, capsys, monkeypatc
     monkeypatch.setattr(
         convert,
         "merged",
-        lambda base, params, lora, table: merge(base, params, dataclasses.replace(lora, alpha=2.0), table),
+        lambda base, params, lora, *more: merge(base, params, dataclasses.replace(lora, alpha=2.0), *more),
     )
     arguments = ["export", f"--checkpoint={adapter}", f"--out={tmp_path / 'merged'}", "--merge", "--verify"]
     assert convert.main(arguments) == 2

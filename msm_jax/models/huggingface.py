@@ -154,16 +154,29 @@ def read_params(files: TensorFiles, table: Mapping[str, Place], like: PyTree, ke
 
 
 def tensors_of(
-    params: PyTree, table: Mapping[str, Place], transform: Callable[[str, jax.Array], jax.Array] | None = None
+    params: PyTree,
+    table: Mapping[str, Place],
+    read: Callable[[tuple[str, ...]], jax.Array] | None = None,
+    transform: Callable[[str, jax.Array], jax.Array] | None = None,
 ) -> Iterator[tuple[str, tuple[int, ...], np.dtype, Callable[[], np.ndarray]]]:
     """(name, shape, dtype, function that fetches the array) of every tensor of `table`, for `write_tensors`.
 
+    A stack's layers follow each other: each array is asked for once, and let go before the next.
+
     Args:
+      read: path -> array, if `params` has shapes and dtypes alone.
       transform: (name, matrix as in `params`) -> what is written in its place, of the same shape and dtype.
     """
+    held: dict[tuple[str, ...], jax.Array] = {}
+
+    def array(path: tuple[str, ...]) -> jax.Array:
+        if path not in held:
+            held.clear()
+            held[path] = read(path) if read else _leaf(params, path)
+        return held[path]
 
     def fetch(name: str, place: Place) -> np.ndarray:
-        value = _leaf(params, place.path)
+        value = array(place.path)
         value = value if place.layer is None else value[place.layer]
         value = transform(name, value) if transform else value
         value = value.T if place.transposed else value
@@ -171,12 +184,18 @@ def tensors_of(
             value = multihost_utils.process_allgather(value, tiled=True)
         return np.asarray(value)
 
-    for name, place in table.items():
+    for name, place in sorted(table.items(), key=lambda entry: entry[1].path):
         leaf = _leaf(params, place.path)
         yield name, _file_shape(leaf, place), np.dtype(leaf.dtype), functools.partial(fetch, name, place)
 
 
-def merged(params: PyTree, adapter: PyTree, lora: LoraConfig, table: Mapping[str, Place]) -> Iterator:
+def merged(
+    params: PyTree,
+    adapter: PyTree,
+    lora: LoraConfig,
+    table: Mapping[str, Place],
+    read: Callable[[tuple[str, ...]], jax.Array] | None = None,
+) -> Iterator:
     """`tensors_of` the base with the adapter's products added, in float32 and rounded once to the base's dtype."""
 
     def add(name: str, matrix: jax.Array) -> jax.Array:
@@ -189,7 +208,7 @@ def merged(params: PyTree, adapter: PyTree, lora: LoraConfig, table: Mapping[str
         product = jnp.matmul(a, b, precision="highest")
         return (matrix.astype(jnp.float32) + lora.alpha / lora.rank * product).astype(matrix.dtype)
 
-    return tensors_of(params, table, add)
+    return tensors_of(params, table, read, add)
 
 
 def _leaf(tree: PyTree, path: tuple[str, ...]) -> Any:

@@ -21,7 +21,7 @@ import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,6 +34,7 @@ from msm_jax.errors import UserError
 from msm_jax.files import fingerprint
 
 _log = logging.getLogger(__name__)
+_MOST_BLOCKS = 64  # that a checksum is summed in
 
 
 @functools.cache
@@ -160,9 +161,15 @@ class Checkpoints:
 
 
 def save_params(folder: pathlib.Path, params: Any) -> None:
-    """Writes `params` (pytree of arrays), replacing what is in `folder`; returns when all is on disk."""
+    """Writes `params` (pytree of arrays), replacing what is in `folder`; returns when all is on disk.
+
+    On the way the host holds the shards of its devices once, and no more.
+    """
     meta = _sealed({"arrays": _describe(params)})
-    arguments = ocp.args.Composite(params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(meta))
+    # One chunk per shard, however large, which is not compressed: then it is written from where it lies. A file that is
+    # cut at some size cuts chunks too, and these are copied, all at once.
+    arrays = ocp.args.PyTreeSave(params, ocdbt_target_data_file_size=0)
+    arguments = ocp.args.Composite(params=arrays, meta=ocp.args.JsonSave(meta))
     with _params_checkpointer() as checkpointer:
         checkpointer.save(pathlib.Path(folder).absolute(), args=arguments, force=True)
 
@@ -176,23 +183,37 @@ def load_params(folder: pathlib.Path, like: Any, keep_dtypes: bool = False) -> A
     Raises:
         UserError: no weights there, weights of another model, or damaged files.
     """
+    saved, read = open_params(folder, like)
+    params = read(saved)
+    return params if keep_dtypes else jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), params, like)
+
+
+def open_params(folder: pathlib.Path, like: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """`like` with the dtypes of the arrays that `save_params` wrote, and what reads any part of that tree.
+
+    Read in parts, the weights need never be in memory as a whole. While an array is read, it is there twice.
+
+    Raises:
+        UserError: no weights there, weights of another model, or damaged files, these also while a part is read.
+    """
     folder = pathlib.Path(folder).absolute()
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of weights")
-    try:
-        with _params_checkpointer() as checkpointer:
-            with _damage_on_any_host():
-                meta = checkpointer.restore(folder, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
-                _check_seal(meta)
-            _check_fit(folder, meta["arrays"], like)
-            with _damage_on_any_host():
-                saved = [meta["arrays"][name]["dtype"] for name in _names(like)]
-                target = ocp.args.StandardRestore(_abstract(like, saved))
-                params = checkpointer.restore(folder, args=ocp.args.Composite(params=target)).params
-                _check_arrays(params, meta["arrays"])
-    except _Damaged as damage:
-        raise UserError(f"{folder}: the weights are damaged ({damage})") from None
-    return params if keep_dtypes else jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), params, like)
+    with _damage_is_told(folder), _params_checkpointer() as checkpointer, _damage_on_any_host():
+        meta = checkpointer.restore(folder, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        _check_seal(meta)
+    saved = meta["arrays"]
+    _check_fit(folder, saved, like)
+
+    def read(part: Any) -> Any:
+        arguments = ocp.checkpoint_utils.construct_restore_args(part)
+        target = ocp.args.PyTreeRestore(part, restore_args=arguments, partial_restore=True)
+        with _damage_is_told(folder), _params_checkpointer() as checkpointer, _damage_on_any_host():
+            params = checkpointer.restore(folder, args=ocp.args.Composite(params=target)).params
+            _check_arrays(params, saved)
+        return params
+
+    return _abstract(like, [saved[name]["dtype"] for name in _names(like)]), read
 
 
 class _Damaged(Exception):
@@ -216,11 +237,18 @@ def _damage_on_any_host() -> Iterator[None]:
         raise _Damaged(problem or "found by another host")
 
 
+@contextlib.contextmanager
+def _damage_is_told(folder: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except _Damaged as damage:
+        raise UserError(f"{folder}: the weights are damaged ({damage})") from None
+
+
 def _params_checkpointer() -> ocp.Checkpointer:
     _quiet_aborted_transfers()
-    return ocp.Checkpointer(
-        ocp.CompositeCheckpointHandler(params=ocp.StandardCheckpointHandler(), meta=ocp.JsonCheckpointHandler())
-    )
+    arrays = ocp.PyTreeCheckpointHandler(use_compression=False)
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(params=arrays, meta=ocp.JsonCheckpointHandler()))
 
 
 def _abstract(like: Any, dtypes: Sequence[str] | None = None) -> Any:
@@ -238,29 +266,47 @@ def _names(tree: Any) -> list[str]:
 
 def _describe(tree: Any) -> dict[str, dict[str, Any]]:
     """For each array: shape, dtype and checksum, by its path in the tree."""
-    leaves, checksums = jax.tree.leaves(tree), jax.device_get(_checksums(tree))
+    leaves = jax.tree.leaves(tree)
+    checksums = jax.device_get([_checksum(leaf, *_blocks(leaf)) for leaf in leaves])
     return {
         name: {"shape": list(leaf.shape), "dtype": leaf.dtype.name, "checksum": int(checksum)}
         for name, leaf, checksum in zip(_names(tree), leaves, checksums, strict=True)
     }
 
 
-@jax.jit
-def _checksums(tree: Any) -> list[jax.Array]:
-    """uint32[] per leaf: sum over elements of bits * (2 * position + 1), modulo 2**32.
+def _blocks(leaf: jax.Array) -> tuple[int, int]:
+    """An axis that is not split over devices, and how many blocks to cut it into; one if all axes are split."""
+    for axis, (size, of_shard) in enumerate(zip(leaf.shape, leaf.sharding.shard_shape(leaf.shape), strict=True)):
+        if size == of_shard > 1:
+            return axis, max(count for count in range(1, _MOST_BLOCKS + 1) if size % count == 0)
+    return 0, 1
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _checksum(leaf: jax.Array, axis: int, count: int) -> jax.Array:
+    """uint32[]: sum over elements of bits * (2 * position + 1), modulo 2**32.
 
     Integer addition gives the same sum in any order, so the sum depends neither on sharding nor on device count; an odd
     factor is invertible modulo 2**32, so one changed element always changes it.
+
+    Summed in `count` blocks along `axis`: on a CPU, XLA writes all terms of a sum to memory before it adds the first.
     """
+    leaf = leaf.reshape(leaf.shape or 1)
+    step = leaf.shape[axis] // count
 
-    def checksum(leaf: jax.Array) -> jax.Array:
-        bits = leaf.view(f"uint{8 * leaf.dtype.itemsize}").astype(jnp.uint32)
+    def add(block: jax.Array, total: jax.Array) -> jax.Array:
+        # The barrier: what does not depend on the block, a copy as integers, is made before the loop otherwise.
+        whole, block = jax.lax.optimization_barrier((leaf, block))
+        bits = whole.view(f"uint{8 * leaf.dtype.itemsize}")
+        bits = jax.lax.dynamic_slice_in_dim(bits, block * step, step, axis).astype(jnp.uint32)
         position = jnp.uint32(0)
-        for axis, size in enumerate(leaf.shape):
-            position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-        return jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
+        for i, size in enumerate(leaf.shape):
+            index = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, i)
+            index += jnp.uint32(block * step if i == axis else 0)
+            position = position * jnp.uint32(size) + index
+        return total + jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
 
-    return [checksum(leaf) for leaf in jax.tree.leaves(tree)]
+    return jax.lax.fori_loop(0, count, add, jnp.uint32(0))
 
 
 def _check_arrays(tree: Any, saved: dict[str, dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -409,52 +410,30 @@ for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
 
 
 MEMORY = """
-import json, pathlib, sys
-import jax, numpy as np
+import pathlib, sys
 from msm_jax import weights
-from msm_jax.models import DecoderConfig, Model, count_parameters
-from msm_jax.models.families import config_of
-from msm_jax.models.huggingface import base_table
-from msm_jax.models.tensor_files import write_tensors
+from msm_jax.models import DecoderConfig, count_parameters
 from msm_jax.parallel import make_mesh
+from tests.memory import peak_of, write_model
 
-def save(folder, decoder):
-    shapes, tensors = Model(decoder).shapes, []
-    for name, place in base_table(decoder).items():
-        leaf = shapes
-        for key in place.path:
-            leaf = leaf[key]
-        shape = leaf.shape if place.layer is None else leaf.shape[1:]
-        shape = shape[::-1] if place.transposed else shape
-        tensors.append((name, shape, np.float32, lambda shape=shape: np.ones(shape, np.float32)))
-    write_tensors(folder, tensors)
-    (pathlib.Path(folder) / "config.json").write_text(json.dumps(config_of(decoder)))
-
-def memory(field):
-    line = next(line for line in open("/proc/self/status") if line.startswith(field))
-    return int(line.split()[1]) * 1024
-
+folder = pathlib.Path(sys.argv[1])
 sizes = dict(num_heads=4, num_kv_heads=4, head_size=128, tied_head=True)
-save(sys.argv[1] + "/small", DecoderConfig(vocab_size=64, num_layers=1, width=64, mlp_width=64, **sizes))
-save(sys.argv[1] + "/big", DecoderConfig(vocab_size=32768, num_layers=20, width=512, mlp_width=4096, **sizes))
+write_model(folder / "small", DecoderConfig(vocab_size=64, num_layers=1, width=64, mlp_width=64, **sizes))
+write_model(folder / "big", DecoderConfig(vocab_size=32768, num_layers=20, width=512, mlp_width=4096, **sizes))
 mesh = make_mesh({"data": 1, "fsdp": 2, "tensor": 2})
-weights.load(weights.open_model(sys.argv[1] + "/small"), mesh)  # so that the runtime has what it needs
-stored = weights.open_model(sys.argv[1] + "/big")
-before = memory("VmRSS")
-open("/proc/self/clear_refs", "w").write("5")  # the peak counts from here
-params = weights.load(stored, mesh, dtype=None)
-print(memory("VmHWM") - before, 4 * count_parameters(params), 4 * 32768 * 512)
+weights.load(weights.open_model(folder / "small"), mesh)  # so that the runtime has what it needs
+stored = weights.open_model(folder / "big")
+peak = peak_of(lambda: weights.load(stored, mesh, dtype=None))
+print(peak, 4 * count_parameters(stored.model.shapes), 4 * 32768 * 512)
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_host_memory_is_that_of_the_shards_and_two_tensors(tmp_path):
     """A stack of layers is 160 MiB here, so one that is built on the host first would be seen."""
-    for name in ("small", "big"):
-        (tmp_path / name).mkdir()
     environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4", "PATH": "/usr/bin:/bin"}
-    command = [sys.executable, "-c", MEMORY, str(tmp_path)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    command, root = [sys.executable, "-c", MEMORY, str(tmp_path)], pathlib.Path(__file__).parents[2]
+    result = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     peak, shards, largest = map(int, result.stdout.split())
     assert shards <= peak <= shards + 2 * largest
