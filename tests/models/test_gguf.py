@@ -5,7 +5,6 @@ import functools
 import json
 import pathlib
 import re
-import subprocess
 import sys
 
 import gguf
@@ -16,6 +15,7 @@ import tokenizers
 import torch
 import transformers
 
+from msm_jax import convert
 from msm_jax.errors import UserError
 from msm_jax.models.gguf import convert_gguf
 from msm_jax.models.tensor_files import TensorFiles
@@ -264,15 +264,17 @@ def test_without_the_package(tmp_path, monkeypatch):
         convert_gguf("tiny.gguf", tmp_path)
 
 
-def test_the_command(tmp_path):
+def test_the_command(tmp_path, capsys):
     Tiny().write(tmp_path / "tiny.gguf")
-    command = [sys.executable, "-m", "msm_jax.models.gguf", str(tmp_path / "tiny.gguf"), str(tmp_path / "hf")]
-    done = subprocess.run([*command, "--dtype=float32"], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert TensorFiles(tmp_path / "hf").tensors["model.norm.weight"].dtype == np.float32
-    command[3] += "x"
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, f"error: {tmp_path}/tiny.ggufx: no such file\n")
+    arguments = ["gguf", f"--gguf={tmp_path / 'tiny.gguf'}", f"--out={tmp_path / 'hf'}"]
+    assert convert.main(arguments) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/hf: written, with weights in bfloat16\n"
+    assert TensorFiles(tmp_path / "hf").tensors["model.norm.weight"].dtype == ml_dtypes.bfloat16
+    assert convert.main(arguments) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert convert.main([arguments[0], arguments[1] + "x", f"--out={tmp_path / 'other'}"]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/tiny.ggufx: no such file\n"
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.slow
