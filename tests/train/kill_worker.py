@@ -50,8 +50,8 @@ def main(folder: pathlib.Path, steps: int) -> int:
     try:
         state = train(
             config=LoopConfig(steps=steps, batch_size=BATCH, log_every=5, checkpoint_every=3),
-            step_fn=make_train_step(model, optimizer, STEPS, len(sources), mesh),
-            state=init_state(model, optimizer, STEPS, mesh, seed=0),
+            step_fn=make_train_step(model, optimizer, STEPS, mesh),
+            state=init_state(model, mesh, seed=0),
             frozen=jax.jit(Model(decoder).init)(jax.random.key(1)),
             dataset=batches(sources, BATCH, seed=0),
             source_names=[source.name for source in sources],
