@@ -37,8 +37,6 @@ def make_sources(folder: pathlib.Path) -> list[Source]:
 
 
 def main(folder: pathlib.Path, steps: int) -> int:
-    jax.config.update("jax_compilation_cache_dir", str(folder.parent / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     decoder = DecoderConfig(
         vocab_size=VOCABULARY, num_layers=1, width=16, mlp_width=32, num_heads=2, num_kv_heads=2, head_size=8,
         dtype="float32",
