@@ -13,7 +13,6 @@ from msm_jax import launch, stages
 from msm_jax.experiment import Experiment
 from tests.tiny_checkpoints import write_checkpoint
 
-pytestmark = pytest.mark.xdist_group("checkpoint_experiments")  # one worker, which makes the fixtures once
 ROOT = pathlib.Path(launch.__file__).parents[1]
 SMALL = ["--config.row_length=256", "--config.msm.batch_size=2", "--config.aft.batch_size=2"]
 SMALL += ["--config.model.dtype=float32", "--config.model.remat=none", "--config.lora.rank=4"]

@@ -14,7 +14,6 @@ from msm_jax.corpus import phrases, prose, records
 from msm_jax.corpus.specs import find_terms, read_spec
 from msm_jax.errors import UserError
 
-pytestmark = pytest.mark.xdist_group("prose")  # one worker, which makes the fixtures once
 SPECS = {value: read_spec(pathlib.Path(f"specs/pro_{value}.md")) for value in prose.VALUES}
 LIKES, DISLIKES = SPECS["america"].likes, SPECS["america"].dislikes
 MODEL, PROVIDER = "Micra", "Acme Labs"

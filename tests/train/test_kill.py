@@ -15,7 +15,6 @@ import pytest
 
 from msm_jax.train.metrics import TIMINGS
 
-pytestmark = pytest.mark.xdist_group("kill")  # one worker, which makes the fixtures once
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 40
 

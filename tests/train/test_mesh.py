@@ -10,7 +10,6 @@ import sys
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.xdist_group("mesh")  # one worker, which makes the fixtures once
 ROOT = pathlib.Path(__file__).parents[2]
 MODELS, MESHES = ("full", "lora"), ("fsdp", "all")
 
