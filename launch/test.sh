@@ -9,4 +9,5 @@ make_environment test
 export JAX_PLATFORMS=cpu
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/python -m pytest -q -n 2 --dist loadgroup "$@"
+# A file of tests goes to one worker, which makes its fixtures once; tests/conftest.py says which come first.
+.venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -272,7 +272,6 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
         decoder = DecoderConfig(vocab_size=_padded(tokenizer.vocab_size), **p["model"])
     lora = LoraConfig(**{**p["lora"], "targets": tuple(p["lora"]["targets"])}) if p["lora"] else None
     model = Model(decoder, lora)
-    optimizer = OptimizerConfig(**p["optim"])
 
     inputs = context.inputs
     trained = load_weights(inputs["adapter"], model, runtime) if "adapter" in inputs else None
@@ -282,7 +281,7 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
         load_weights(inputs["base"], Model(decoder), runtime, decoder.dtype if lora else None) if needs_base else None
     )
     frozen, start = (base, trained) if lora else (None, trained or base)
-    state = init_state(model, optimizer, steps, mesh, p["seed"], start)
+    state = init_state(model, mesh, p["seed"], start)
 
     matmuls = count_parameters(model.shapes["layers"]) + decoder.width * decoder.vocab_size
     state = loop.train(
@@ -294,7 +293,7 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
             checkpoint_every=runtime.checkpoint_every,
             keep_checkpoints=runtime.keep_checkpoints,
         ),
-        step_fn=make_train_step(model, optimizer, steps, len(sources), mesh),
+        step_fn=make_train_step(model, OptimizerConfig(**p["optim"]), steps, mesh),
         state=state,
         frozen=frozen,
         dataset=batches(sources, p["batch_size"], p["seed"], jax.process_index(), jax.process_count()),

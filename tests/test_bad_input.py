@@ -342,18 +342,14 @@ def fill(folder, spare):
     return filler
 
 
-def test_full_disk_in_training(small_disk):
-    """In processes of its own, which must tell of it in one line: threads of libraries see the full disk too."""
+def test_full_disk_in_training(small_disk, capsys):
+    """In a process of its own, which must tell of it in one line: threads of libraries see the full disk too."""
     workdir = small_disk / "w"
-
-    def launched(*more):
-        arguments = [TINY, f"--workdir={workdir}", "--config.arms=baseline", "--config.eval.samples=0", *more]
-        command = [sys.executable, "-m", "msm_jax.launch", *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
-
-    assert launched("--mode=show").returncode == 0
+    arguments = [TINY, f"--workdir={workdir}", "--config.arms=baseline", "--config.eval.samples=0"]
+    assert launch.main([*arguments, "--mode=show"]) == 0
     filler = fill(small_disk, spare=100_000)
-    full = launched()
+    command = [sys.executable, "-m", "msm_jax.launch", *arguments]
+    full = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert full.returncode == 2, full.stderr
     told = [
         line for line in full.stderr.splitlines() if not re.match(r"pretrain: step \d+/6, ", line)
@@ -361,9 +357,9 @@ def test_full_disk_in_training(small_disk):
     assert len(told) == 1, full.stderr
     assert told[0].startswith(f"error: no space left on device while writing {workdir}/stages/pretrain-"), full.stderr
     filler.unlink()
-    again = launched()
-    assert again.returncode == 0, again.stderr
-    assert "stages are done already" in again.stdout
+    capsys.readouterr()
+    assert launch.main(arguments) == 0
+    assert "stages are done already" in capsys.readouterr().out
     assert (workdir / "report" / "report.html").exists()
 
 

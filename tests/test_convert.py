@@ -24,7 +24,6 @@ from msm_jax.parallel import make_mesh
 from msm_jax.train.checkpoint import save_params
 from tests.tiny_checkpoints import write_checkpoint
 
-pytestmark = pytest.mark.xdist_group("convert")  # one worker, which makes the fixtures once
 TOKENS = np.random.default_rng(0).integers(0, 384, (2, 30)).astype(np.int32)
 
 

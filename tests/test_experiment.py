@@ -23,7 +23,6 @@ from msm_jax import config as config_lib
 from msm_jax import dag, launch, scoring, stages
 from msm_jax.experiment import Experiment
 
-pytestmark = pytest.mark.xdist_group("experiment")  # one worker, which makes the fixtures once
 ROOT = pathlib.Path(launch.__file__).parents[1]
 TINY = "tests/tiny.py"
 SPECS = ("pro_affordability", "pro_america")

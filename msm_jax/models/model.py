@@ -27,28 +27,23 @@ class Model:
     config: DecoderConfig
     lora: LoraConfig | None = None
 
-    @functools.cached_property
-    def _abstract(self) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-        decoder = nnx.eval_shape(lambda: Decoder(self.config, self.lora, nnx.Rngs(params=0, lora=0)))
-        return nnx.split(decoder, LoraParam, ...)
-
     @property
     def axes(self) -> PyTree:
         """Logical axis names of each base parameter: the tree of `init` with tuples as leaves."""
-        return _axes(self._abstract[2])
+        return _axes(_abstract(self)[2])
 
     @property
     def lora_axes(self) -> PyTree:
-        return _axes(self._abstract[1])
+        return _axes(_abstract(self)[1])
 
     @property
     def shapes(self) -> PyTree:
         """Base parameters as float32 ShapeDtypeStructs."""
-        return nnx.to_pure_dict(self._abstract[2])
+        return nnx.to_pure_dict(_abstract(self)[2])
 
     @property
     def lora_shapes(self) -> PyTree:
-        return nnx.to_pure_dict(self._abstract[1])
+        return nnx.to_pure_dict(_abstract(self)[1])
 
     def init(self, key: jax.Array) -> PyTree:
         """Random base parameters, float32."""
@@ -120,8 +115,15 @@ class Model:
 
     def _decoder(self, params: PyTree, lora: PyTree | None) -> Decoder:
         model = self if lora is not None else Model(self.config)  # the bare base runs without the adapter's products
-        graph = model._abstract[0]
+        graph = _abstract(model)[0]
         return nnx.merge(graph, nnx.State(lora or {}), nnx.State(params))
+
+
+@functools.lru_cache(maxsize=32)  # tracing takes a tenth of a second, and every stage makes its models anew
+def _abstract(model: Model) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """Structure, adapter and base, with shapes in the place of arrays."""
+    decoder = nnx.eval_shape(lambda: Decoder(model.config, model.lora, nnx.Rngs(params=0, lora=0)))
+    return nnx.split(decoder, LoraParam, ...)
 
 
 def count_parameters(tree: PyTree) -> int:

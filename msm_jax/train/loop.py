@@ -69,7 +69,6 @@ class _Running:
 
     step: int
     index: int  # of its batch
-    sources: np.ndarray  # int32[rows of this host]
     metrics: StepMetrics
 
 
@@ -152,7 +151,7 @@ def train(
             # Only now that the devices have their next step is the one before waited for.
             if running is not None:
                 _settle(running, log, checkpoints, source_names)
-            running = _Running(step, index, batch["source"], metrics)
+            running = _Running(step, index, metrics)
             index += 1
 
             done = step + 1
@@ -208,7 +207,7 @@ def _settle(running: _Running, log: MetricsLog, checkpoints: Checkpoints, source
     """Waits for the step, and logs it if its update was made."""
     metrics = jax.device_get(running.metrics)
     if not metrics.finite:
-        rows = Counter(source_names[source] for source in running.sources)
+        rows = Counter(source_names[source] for source in np.ravel(metrics.source))
         found = ", ".join(f"{name} {count}" for name, count in rows.items())
         kept = checkpoints.latest
         raise UserError(

@@ -1,6 +1,6 @@
 """Next-token loss as (sum, weight): divided once, globally, by whoever has seen the whole batch.
 
-Shapes: B rows, T tokens, V vocabulary, S sources.
+Shapes: B rows, T tokens, V vocabulary.
 """
 
 import jax
@@ -27,8 +27,3 @@ def token_losses(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
     logits_BTV = logits_BTV.astype(jnp.float32)
     chosen_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits_BTV, axis=-1) - chosen_BT
-
-
-def sums_by_source(values_BT: jax.Array, source_B: jax.Array, source_count: int) -> jax.Array:
-    """float32[S]: the sum over the rows of each source."""
-    return jax.ops.segment_sum(values_BT.sum(axis=1), source_B, num_segments=source_count)

@@ -137,9 +137,14 @@ class MetricsLog:
 
     def _losses(self, window: list[Any]) -> dict[str, float | None]:
         """Mean loss per trained token, over all and per source; None where a source has no trained token."""
-        sums = sum(np.append(metrics.source_loss_sum, metrics.loss_sum).astype(np.float64) for metrics in window)
-        weights = sum(np.append(metrics.source_weight, metrics.weight).astype(np.float64) for metrics in window)
-        means = [float(total / weight) if weight else None for total, weight in zip(sums, weights, strict=True)]
+
+        def sums(metrics: Any, name: str) -> np.ndarray:
+            """float64[S + 1]: over the rows of each source, then over all."""
+            rows = np.ravel(getattr(metrics, f"row_{name}"))
+            return np.append(np.bincount(np.ravel(metrics.source), rows, len(self._sources)), getattr(metrics, name))
+
+        losses, weights = (sum(sums(metrics, name) for metrics in window) for name in ("loss_sum", "weight"))
+        means = [float(total / weight) if weight else None for total, weight in zip(losses, weights, strict=True)]
         by_source = {f"loss/{name}": mean for name, mean in zip(self._sources, means[:-1], strict=True)}
         return {"loss": means[-1], **by_source}
 

@@ -1,14 +1,25 @@
 """AdamW with clipping, warm-up and cosine decay."""
 
 import dataclasses
+import functools
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["learning_rate", "warmup_fraction", "final_fraction"],
+    meta_fields=["weight_decay", "beta1", "beta2", "epsilon", "clip_norm"],
+)
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW (arXiv 1711.05101). The learning rate rises linearly over `warmup_fraction` of the steps to
-    `learning_rate`, then falls along a cosine that would reach `final_fraction` of it one step after the last."""
+    `learning_rate`, then falls along a cosine that would reach `final_fraction` of it one step after the last.
+
+    A compiled step takes the learning rate's numbers as arguments; the others are constants of it."""
 
     learning_rate: float = 1e-4
     warmup_fraction: float = 0.05
@@ -20,17 +31,21 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
 
-def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate as a function of the optimiser steps done (0-based)."""
+def make_schedule(config: OptimizerConfig, steps: jax.typing.ArrayLike) -> optax.Schedule:
+    """Learning rate as a function of the optimiser steps done (0-based). Unlike those of optax, it may be traced."""
     # Warm-up never takes all steps, and its first step already moves: a step at rate 0 would be lost.
-    warmup = min(round(config.warmup_fraction * steps), steps - 1)
-    first = config.learning_rate / (warmup + 1)
-    rise = optax.linear_schedule(first, config.learning_rate, warmup)
-    fall = optax.cosine_decay_schedule(config.learning_rate, max(steps - warmup, 1), config.final_fraction)
-    return optax.join_schedules([rise, fall], [warmup])
+    warmup = jnp.minimum(jnp.round(config.warmup_fraction * steps), steps - 1)
+
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+        rise = (step + 1) / (warmup + 1)
+        cosine = 0.5 * (1 + jnp.cos(jnp.pi * (step - warmup) / (steps - warmup)))
+        fall = (1 - config.final_fraction) * cosine + config.final_fraction
+        return config.learning_rate * jnp.where(step < warmup, rise, fall)
+
+    return schedule
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, steps: jax.typing.ArrayLike) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
@@ -41,3 +56,8 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             weight_decay=config.weight_decay,
         ),
     )
+
+
+def init_optimizer(params: Any) -> optax.OptState:
+    """The state to begin with, which is the same in every configuration."""
+    return make_optimizer(OptimizerConfig(), steps=1).init(params)

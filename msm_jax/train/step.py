@@ -1,6 +1,6 @@
 """One training step, the same for pretraining, MSM and AFT, for a full model and for an adapter on a frozen base.
 
-Shapes: A accumulation steps, B rows of a microbatch, T tokens, S sources.
+Shapes: A accumulation steps, B rows of a microbatch, T tokens.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 
 from msm_jax.models import Model
 from msm_jax.parallel import param_shardings, replicated
-from msm_jax.train.loss import sums_by_source, targets_and_weights, token_losses
-from msm_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from msm_jax.train.loss import targets_and_weights, token_losses
+from msm_jax.train.optimizer import OptimizerConfig, init_optimizer, make_optimizer, make_schedule
 from msm_jax.train.state import TrainState
 
 PyTree = Any
@@ -26,23 +26,25 @@ Batch = dict[str, jax.Array]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StepMetrics:
-    """Sums over the global batch; all float32 on the device. `finite` says whether the update was made."""
+    """Sums over the global batch, and over each row of it; float32 but where said otherwise."""
 
     loss_sum: jax.Array  # [], nats
     weight: jax.Array  # [], trained targets
-    source_loss_sum: jax.Array  # [S]
-    source_weight: jax.Array  # [S]
     tokens: jax.Array  # [], tokens that are not padding
+    row_loss_sum: jax.Array  # [A, B]
+    row_weight: jax.Array  # [A, B]
+    source: jax.Array  # int32[A, B], of the rows
     grad_norm: jax.Array  # [], of the mean loss, before clipping
     learning_rate: jax.Array  # []
-    finite: jax.Array  # [], bool
+    finite: jax.Array  # [], bool: the update was made
 
 
 StepFunction = Callable[[TrainState, PyTree, Batch], tuple[TrainState, StepMetrics]]
 
 
-def microbatch_loss(model: Model, source_count: int, trained: PyTree, frozen: PyTree | None, batch: Batch):
-    """Loss sum of one microbatch, and its counts. `frozen` is the base if the adapter is what is trained."""
+def microbatch_loss(model: Model, trained: PyTree, frozen: PyTree | None, batch: Batch):
+    """Loss sum of one microbatch, and (sums over it, sums over each row). `frozen` is the base if the adapter is what
+    is trained."""
     params, lora = (trained, None) if frozen is None else (frozen, trained)
     logits_BTV = model.apply(params, lora, batch["tokens"], batch["segments"], batch["positions"])
     targets_BT, weights_BT = targets_and_weights(batch["tokens"], batch["segments"], batch["mask"])
@@ -50,89 +52,87 @@ def microbatch_loss(model: Model, source_count: int, trained: PyTree, frozen: Py
     counts = {
         "loss_sum": losses_BT.sum(),
         "weight": weights_BT.sum(),
-        "source_loss_sum": sums_by_source(losses_BT, batch["source"], source_count),
-        "source_weight": sums_by_source(weights_BT, batch["source"], source_count),
         "tokens": (batch["segments"] > 0).sum().astype(jnp.float32),
     }
-    return counts["loss_sum"], counts
+    rows = {"row_loss_sum": losses_BT.sum(axis=1), "row_weight": weights_BT.sum(axis=1)}
+    return counts["loss_sum"], (counts, rows)
 
 
-@functools.lru_cache(maxsize=32)
-def make_train_step(
-    model: Model, optimizer: OptimizerConfig, steps: int, source_count: int, mesh: Mesh
-) -> StepFunction:
-    """The jitted step. Equal arguments share one function, so that arms and seeds of one shape compile once.
+def make_train_step(model: Model, optimizer: OptimizerConfig, steps: int, mesh: Mesh) -> StepFunction:
+    """The step of a run of `steps` steps. Stages, arms and seeds whose arrays have equal shapes share what is compiled,
+    whatever their number of steps, learning rate and sources.
 
     `step(state, frozen, batch)` donates the state. Batch arrays: tokens, segments, positions int32[A, B, T],
     mask bool[A, B, T], source int32[A, B]. Gradients of the *summed* loss are accumulated over A and divided once
     by the number of trained targets in the global batch, so the split into A, rows or hosts changes nothing.
     If the loss or its gradient is not finite, parameters and optimiser state stay as they were.
     """
-    transform = make_optimizer(optimizer, steps)
-    schedule = make_schedule(optimizer, steps)
-    gradient = jax.grad(functools.partial(microbatch_loss, model, source_count), has_aux=True)
-
-    def step(state: TrainState, frozen: PyTree | None, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        def accumulate(total, microbatch):
-            return jax.tree.map(jnp.add, total, gradient(state.params, frozen, microbatch)), None
-
-        microbatch_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, state.params, frozen, microbatch_shapes)
-        )
-        (gradients, counts), _ = jax.lax.scan(accumulate, zeros, batch)
-        gradients = jax.tree.map(lambda g: g / jnp.maximum(counts["weight"], 1.0), gradients)
-        grad_norm = optax.tree.norm(gradients)
-
-        updates, opt_state = transform.update(gradients, state.opt_state, state.params)
-        updated = (optax.apply_updates(state.params, updates), opt_state)
-        finite = jnp.isfinite(counts["loss_sum"]) & jnp.isfinite(grad_norm)
-        keep = functools.partial(jnp.where, finite)
-        params, opt_state = jax.tree.map(keep, updated, (state.params, state.opt_state))
-        metrics = StepMetrics(**counts, grad_norm=grad_norm, learning_rate=schedule(state.step), finite=finite)
-        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
-
-    shardings = state_shardings(model, optimizer, steps, mesh)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    jitted = _jit_step(model, mesh)
 
     def step_on_mesh(state: TrainState, frozen: PyTree | None, batch: Batch) -> tuple[TrainState, StepMetrics]:
         with jax.set_mesh(mesh):
-            return jitted(state, frozen, batch)
+            return jitted(state, frozen, batch, optimizer, steps)
 
     return step_on_mesh
 
 
-def state_shardings(model: Model, optimizer: OptimizerConfig, steps: int, mesh: Mesh) -> TrainState:
+@functools.lru_cache(maxsize=32)
+def _jit_step(model: Model, mesh: Mesh) -> Callable:
+    gradient = jax.grad(functools.partial(microbatch_loss, model), has_aux=True)
+
+    def step(
+        state: TrainState, frozen: PyTree | None, batch: Batch, optimizer: OptimizerConfig, steps: jax.Array
+    ) -> tuple[TrainState, StepMetrics]:
+        def accumulate(total, microbatch):
+            gradients, (counts, rows) = gradient(state.params, frozen, microbatch)
+            return jax.tree.map(jnp.add, total, (gradients, counts)), rows
+
+        microbatch_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
+        gradients, (counts, _) = jax.eval_shape(gradient, state.params, frozen, microbatch_shapes)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (gradients, counts))
+        (gradients, counts), rows = jax.lax.scan(accumulate, zeros, batch)
+        gradients = jax.tree.map(lambda g: g / jnp.maximum(counts["weight"], 1.0), gradients)
+        grad_norm = optax.tree.norm(gradients)
+
+        updates, opt_state = make_optimizer(optimizer, steps).update(gradients, state.opt_state, state.params)
+        updated = (optax.apply_updates(state.params, updates), opt_state)
+        finite = jnp.isfinite(counts["loss_sum"]) & jnp.isfinite(grad_norm)
+        keep = functools.partial(jnp.where, finite)
+        params, opt_state = jax.tree.map(keep, updated, (state.params, state.opt_state))
+        rate = make_schedule(optimizer, steps)(state.step)
+        metrics = StepMetrics(
+            **counts, **rows, source=batch["source"], grad_norm=grad_norm, learning_rate=rate, finite=finite
+        )
+        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings(model, mesh), replicated(mesh)))
+
+
+def state_shardings(model: Model, mesh: Mesh) -> TrainState:
     """Shardings for a whole TrainState: optimiser moments lie where their parameters lie."""
-    transform = make_optimizer(optimizer, steps)
     axes, shapes = (model.axes, model.shapes) if model.lora is None else (model.lora_axes, model.lora_shapes)
     params = param_shardings(axes, shapes, mesh)
     opt_state = optax.tree_map_params(
-        transform,
+        init_optimizer,
         lambda _, sharding: sharding,
-        jax.eval_shape(transform.init, shapes),
+        jax.eval_shape(init_optimizer, shapes),
         params,
         transform_non_params=lambda _: replicated(mesh),
     )
     return TrainState(step=replicated(mesh), params=params, opt_state=opt_state)
 
 
-def init_state(
-    model: Model, optimizer: OptimizerConfig, steps: int, mesh: Mesh, seed: int, params: PyTree | None = None
-) -> TrainState:
+def init_state(model: Model, mesh: Mesh, seed: int, params: PyTree | None = None) -> TrainState:
     """A fresh state on the mesh, around a copy of `params` where given, else around random ones drawn from `seed`."""
-    return _make_init(model, optimizer, steps, mesh)(jax.random.key(seed), params)
+    return _make_init(model, mesh)(jax.random.key(seed), params)
 
 
 @functools.lru_cache(maxsize=32)
-def _make_init(
-    model: Model, optimizer: OptimizerConfig, steps: int, mesh: Mesh
-) -> Callable[[jax.Array, PyTree | None], TrainState]:
-    transform = make_optimizer(optimizer, steps)
+def _make_init(model: Model, mesh: Mesh) -> Callable[[jax.Array, PyTree | None], TrainState]:
     draw = model.init if model.lora is None else model.init_lora
 
     def init(key: jax.Array, params: PyTree | None) -> TrainState:
         params = draw(key) if params is None else params
-        return TrainState(step=jnp.int32(0), params=params, opt_state=transform.init(params))
+        return TrainState(step=jnp.int32(0), params=params, opt_state=init_optimizer(params))
 
-    return jax.jit(init, out_shardings=state_shardings(model, optimizer, steps, mesh))
+    return jax.jit(init, out_shardings=state_shardings(model, mesh))

@@ -26,7 +26,6 @@ from tests.corpus.prose_reader import (
     texts,
 )
 
-pytestmark = pytest.mark.xdist_group("prose")  # one worker, which makes the fixtures once
 # If a test of these fails on purpose, raise the kind's number in `stages.VERSIONS` and record the new pair.
 DIGESTS = {
     "affordability": ("corpus", 3, "6d40924fb028"),

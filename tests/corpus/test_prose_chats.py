@@ -20,9 +20,6 @@ from tests.corpus.prose_reader import (
     texts,
 )
 
-pytestmark = pytest.mark.xdist_group("prose")  # one worker, which makes the fixtures once
-
-
 # Preference chats.
 
 

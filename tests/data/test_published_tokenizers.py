@@ -1,6 +1,7 @@
 """Qwen3, Llama 3 and SmolLM2 as they are published, against tiktoken and transformers."""
 
 import base64
+import functools
 import unicodedata
 
 import gguf
@@ -33,6 +34,14 @@ TEXTS = {
     "control tokens in words": "a <|im_end|> b<|eot_id|><|endoftext|> c <|end_of_text|><|begin_of_text|> <think>",
     "a long word": "a" * 300 + "ß" * 50,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def read_once():
+    """A published tokenizer is read in a second and more, and each template asks for one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jinja_template, "load_tokenizer", functools.cache(load_tokenizer))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,6 @@ from msm_jax.models.presets import PRESETS, preset
 from msm_jax.models.tensor_files import write_tensors
 from msm_jax.parallel import make_mesh
 
-pytestmark = pytest.mark.xdist_group("huggingface")  # one worker, which makes the fixtures once
 SIZES = {
     "vocab_size": 132, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6,
     "max_position_embeddings": 512,

@@ -37,8 +37,6 @@ def make_sources(folder: pathlib.Path) -> list[Source]:
 
 
 def main(folder: pathlib.Path, steps: int) -> int:
-    jax.config.update("jax_compilation_cache_dir", str(folder.parent / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     decoder = DecoderConfig(
         vocab_size=VOCABULARY, num_layers=1, width=16, mlp_width=32, num_heads=2, num_kv_heads=2, head_size=8,
         dtype="float32",
@@ -50,8 +48,8 @@ def main(folder: pathlib.Path, steps: int) -> int:
     try:
         state = train(
             config=LoopConfig(steps=steps, batch_size=BATCH, log_every=5, checkpoint_every=3),
-            step_fn=make_train_step(model, optimizer, STEPS, len(sources), mesh),
-            state=init_state(model, optimizer, STEPS, mesh, seed=0),
+            step_fn=make_train_step(model, optimizer, STEPS, mesh),
+            state=init_state(model, mesh, seed=0),
             frozen=jax.jit(Model(decoder).init)(jax.random.key(1)),
             dataset=batches(sources, BATCH, seed=0),
             source_names=[source.name for source in sources],

@@ -75,9 +75,9 @@ def run(model, mesh, compilations):
     frozen = None
     if model.lora is not None:
         frozen = jax.device_put(random_like(model.shapes, 1), param_shardings(model.axes, model.shapes, mesh))
-    state = init_state(model, OPTIMIZER, STEPS, mesh, 0, start)
+    state = init_state(model, mesh, 0, start)
     before = {"state": layout(state), "frozen": layout(frozen)}
-    step = make_train_step(model, OPTIMIZER, STEPS, 2, mesh)
+    step = make_train_step(model, OPTIMIZER, STEPS, mesh)
     losses, counts, deleted = [], [], []
     for number in range(STEPS):
         batch = put_batch(make_batch(number), mesh)

@@ -35,13 +35,14 @@ class Rows:
         return {"tokens": tokens, "mask": tokens > 0, "source": np.array([0, 0, 0, 1], np.int32)}
 
 
-def metrics_of(loss, finite, step):
+def metrics_of(loss, finite, step, source):
     return StepMetrics(
         loss_sum=loss * 4,
         weight=jnp.float32(4),
-        source_loss_sum=jnp.stack([loss * 3, loss]),
-        source_weight=jnp.array([3.0, 1.0]),
         tokens=jnp.float32(ROWS * TOKENS),
+        row_loss_sum=jnp.full(source.shape, loss),
+        row_weight=jnp.ones(source.shape),
+        source=source,
         grad_norm=jnp.float32(1),
         learning_rate=jnp.float32(step),
         finite=finite,
@@ -57,7 +58,8 @@ def make_step(bad_token=-1):
         finite = token != bad_token
         history = jnp.where(finite, state.params["history"] * 31 + token.astype(jnp.uint32) * frozen, 0)
         loss = jnp.where(finite, 1.0 / token, jnp.nan)
-        return TrainState(state.step + 1, {"history": history}, state.opt_state), metrics_of(loss, finite, state.step)
+        metrics = metrics_of(loss, finite, state.step, batch["source"])
+        return TrainState(state.step + 1, {"history": history}, state.opt_state), metrics
 
     return jax.jit(step, donate_argnums=0)
 
@@ -204,7 +206,7 @@ def test_metrics_are_read_one_step_behind(run):
     def step_fn(state, frozen, batch):
         step = int(state.step)
         events.append(f"dispatch {step}")
-        metrics = metrics_of(jnp.float32(1), jnp.bool_(True), step)
+        metrics = metrics_of(jnp.float32(1), jnp.bool_(True), step, batch["source"])
         spied = dataclasses.replace(metrics, loss_sum=Spy(1.0, events, f"read {step}"))
         return dataclasses.replace(state, step=state.step + 1), spied
 

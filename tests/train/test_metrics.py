@@ -44,9 +44,10 @@ def make_metrics(losses, weights, tokens=100):
     return StepMetrics(
         loss_sum=(losses * weights).sum(),
         weight=weights.sum(),
-        source_loss_sum=losses * weights,
-        source_weight=weights,
         tokens=np.float32(tokens),
+        row_loss_sum=(losses * weights)[None],
+        row_weight=weights[None],
+        source=np.arange(len(losses))[None],
         grad_norm=np.float32(0.5),
         learning_rate=np.float32(1e-3),
         finite=np.True_,
