@@ -1,6 +1,7 @@
 """Settings of all tests; pytest reads this before it imports any of them, and so before JAX looks for devices."""
 
 import atexit
+import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -8,12 +9,13 @@ import tempfile
 import hypothesis
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# The compiler is what most tests wait for, here and in the processes that they start, so it is told not to polish. Its
-# older emitters make loops that run slower and are compiled in a third of the time.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false",
-)
+# The compiler is what most tests wait for, here and in the processes that they start, so it is told not to polish.
+_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    # Its older emitters make loops that run slower and are compiled in a third of the time. Later versions stop at a
+    # flag that they do not know.
+    _FLAGS += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", _FLAGS)
 # What one test worker has compiled, the other and the processes that they start read.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="msm_jax-compiled-")

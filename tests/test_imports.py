@@ -40,7 +40,7 @@ ALLOWED = {
     "msm_jax.stages": EXPERIMENT,
     "msm_jax.scoring": EXPERIMENT,
     "msm_jax.experiment": EXPERIMENT,
-    "msm_jax.weights": {"msm_jax.models", "msm_jax.parallel", "msm_jax.train"},
+    "msm_jax.weights": {"msm_jax.data", "msm_jax.models", "msm_jax.parallel", "msm_jax.train"},
     "msm_jax.language_model": LIBRARY | {"msm_jax.corpus.records", "msm_jax.weights"},
     "msm_jax.launch": {"msm_jax.cli", "msm_jax.config", "msm_jax.experiment"},
     "msm_jax.convert": LIBRARY | {"msm_jax.cli", "msm_jax.language_model", "msm_jax.weights"},
