@@ -79,6 +79,13 @@ def test_llama8b_cheese_smoke(llama_run):
     assert "base" in kinds and "train" in kinds
 
 
+def test_smollm_cheese_smoke(checkpoints, tmp_path):
+    """tests/test_smollm_cheese.py runs it on the real weights."""
+    report = run("smollm_cheese.py:smoke", tmp_path, f"--config.base.path={checkpoints['llama']}")
+    assert len(report["scores"]) == 6 * 4 * 2  # arms, evaluations, forms
+    assert (tmp_path / "report/report.html").stat().st_size > 50_000
+
+
 def test_the_paper_s_template_is_what_is_trained(llama_run, capsys):
     workdir, _ = llama_run
     base = json.loads((stage_folder(workdir, "base") / "model.json").read_text())["source"]["path"]

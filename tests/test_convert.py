@@ -213,6 +213,55 @@ def test_merged(qwen3, adapter, tmp_path):
     assert transformers.AutoTokenizer.from_pretrained(out).chat_template
 
 
+def test_a_base_is_read_at_the_commit_that_an_adapter_names(qwen3, imported, adapter, tmp_path, monkeypatch, caplog):
+    commits = {None: tmp_path / "newest", "v1": tmp_path / "c0ffee", "c0ffee": tmp_path / "c0ffee"}
+    shutil.copytree(qwen3, commits["v1"])
+    write_checkpoint(commits[None], "qwen3", seed=1)
+    resolve = weights.resolve
+    monkeypatch.setattr(
+        weights,
+        "resolve",
+        lambda path, revision=None, **more: (
+            str(commits[revision]) if path == "org/base" else resolve(path, revision, **more)
+        ),
+    )
+    peft_folder, ours, again = tmp_path / "peft", tmp_path / "ours", tmp_path / "again"
+    assert convert.main(["export", f"--checkpoint={adapter}", f"--out={peft_folder}"]) == 0
+    described = json.loads((peft_folder / "adapter_config.json").read_text())
+    described |= {"base_model_name_or_path": "org/base", "revision": "v1"}
+    (peft_folder / "adapter_config.json").write_text(json.dumps(described))
+    wanted = msm_jax.load(adapter).logits(TOKENS)
+    np.testing.assert_array_equal(msm_jax.load(peft_folder).logits(TOKENS), wanted)
+    assert not caplog.messages
+    # On the way through a folder of ours it stays an id, and the commit that the revision stood for.
+    assert convert.main(["import", f"--hf={peft_folder}", f"--out={ours}"]) == 0
+    np.testing.assert_array_equal(msm_jax.load(ours).logits(TOKENS), wanted)
+    assert convert.main(["export", f"--checkpoint={ours}", f"--out={again}"]) == 0
+    described = json.loads((again / "adapter_config.json").read_text())
+    assert (described["base_model_name_or_path"], described["revision"]) == ("org/base", "c0ffee")
+    msm_jax.load(imported, adapter=peft_folder)
+    assert caplog.messages == [f"{peft_folder}: was trained on org/base, and is opened over {qwen3}"]
+
+
+def test_thinking_is_as_in_training_unless_asked_for(imported, tmp_path):
+    stage = write_adapter(tmp_path / "stage", imported)
+    described = json.loads((stage / "model.json").read_text())
+    (stage / "model.json").write_text(
+        json.dumps(described | {"chat": {"template": "", "thinking": "tag", "name": "Q"}})
+    )
+    for asked, wanted in ((None, "tag"), ("default", "default"), ("on", "on")):
+        model = msm_jax.load(stage, thinking=asked)
+        assert (model.template.thinking, model.name) == (wanted, "Q")
+    assert msm_jax.load(imported, thinking="off").template.thinking == "off"
+    with pytest.raises(UserError, match="thinking is 'maybe'; use one of default"):
+        msm_jax.load(stage, thinking="maybe")
+    # A template that lies beside an adapter, in either of the two places, is the one that it was trained with.
+    assert convert.main(["export", f"--checkpoint={stage}", f"--out={tmp_path / 'peft'}"]) == 0
+    template = msm_jax.load(imported).template.source.replace("<|im_start|>", "<|im_start|>the ")
+    (tmp_path / "peft" / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    assert msm_jax.load(tmp_path / "peft").template.source == template
+
+
 def test_rounding_is_allowed_for_when_a_merged_model_is_verified(imported, tmp_path, capsys):
     stage = write_adapter(tmp_path / "stage", imported, scale=0.6)
     assert convert.main(["export", f"--checkpoint={stage}", f"--out={tmp_path / 'hf'}", "--merge", "--verify"]) == 0

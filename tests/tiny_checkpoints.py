@@ -15,7 +15,7 @@ LLAMA31_ROPE = {
 }  # fmt: skip
 
 
-def write_checkpoint(folder, family, dtype="bfloat16"):
+def write_checkpoint(folder, family, dtype="bfloat16", seed=0):
     """`family`: llama, qwen2 or qwen3. Returns `folder`."""
     write, name, features = {
         "llama": (lambda: write_llama(folder), "Llama", {"rope_parameters": LLAMA31_ROPE}),
@@ -23,7 +23,7 @@ def write_checkpoint(folder, family, dtype="bfloat16"):
         "qwen3": (lambda: write_qwen(folder, "qwen3"), "Qwen3", {"head_dim": 16}),
     }[family]
     write()
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = getattr(transformers, f"{name}Config")(**SIZES | features)
     model = getattr(transformers, f"{name}ForCausalLM")(config)
     with torch.no_grad():  # wide enough that logits are far from flat

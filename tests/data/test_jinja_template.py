@@ -11,7 +11,7 @@ from msm_jax.data.chat import encode_chat, show
 from msm_jax.data.jinja_template import JinjaTemplate, load_chat_template
 from msm_jax.data.tokenizer import load_tokenizer
 from msm_jax.errors import UserError
-from tests.data.checkpoints import QWEN_TOKENS, template_source, write_llama, write_qwen
+from tests.data.checkpoints import QWEN_TOKENS, template_source, write_llama, write_qwen, write_tokenizer
 
 PLAIN_TURNS = [("user", "Which?"), ("assistant", "This.")]
 SYSTEM_TURNS = [("system", "Be kind."), *PLAIN_TURNS, ("user", " Why?\n"), ("assistant", "Because.\n\nIt is.")]
@@ -296,6 +296,17 @@ def test_where_a_template_comes_from(folders, tmp_path):
     # Another family's template: its control tokens are plain text here.
     with pytest.raises(UserError, match="no control token begins an assistant turn"):
         load_chat_template(tmp_path, override="llama3_paper")
+
+
+def test_an_answer_that_the_tokenizer_joins_to_its_header_is_refused(tmp_path):
+    """Asked, the model would see another prompt than it was trained on."""
+    write_qwen(tmp_path, "qwen2")
+    write_tokenizer(tmp_path, QWEN_TOKENS, ("\n\n",))
+    tokenizer, template = load_tokenizer(tmp_path), load_chat_template(tmp_path)
+    chat = Chat("c1", tuple(messages_of([("user", "Which?"), ("assistant", "\nThis.")])))
+    with pytest.raises(UserError, match="chat 'c1': an answer begins with white space that the tokenizer joins"):
+        encode_chat(tokenizer, template, chat)
+    encode_chat(tokenizer, template, Chat("c2", tuple(messages_of([("user", "\nWhich?\n"), ("assistant", "This.\n")]))))
 
 
 def test_options_that_a_template_does_not_know(folders):

@@ -26,6 +26,11 @@ def test_minus_one_is_what_is_left():
     assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
 
 
+def test_a_mesh_has_all_axes():
+    with pytest.raises(UserError, match="mesh data, model: the axes are data, fsdp, tensor, and each needs a size"):
+        make_mesh({"data": 1, "model": 1}, jax.devices()[:1])
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
