@@ -134,7 +134,10 @@ class Linear(nnx.Module):
         if self.bias is not None:
             y += self.bias[...].astype(self.dtype)
         if self.scale is not None:
-            y += (x @ self.lora_a[...].astype(self.dtype)) @ (self.scale * self.lora_b[...]).astype(self.dtype)
+            # As one matrix: gradients that are summed over two axes make XLA transpose x and y on a CPU.
+            rows = x.reshape(-1, x.shape[-1])
+            low = rows @ self.lora_a[...].astype(self.dtype)
+            y += (low @ (self.scale * self.lora_b[...]).astype(self.dtype)).reshape(y.shape)
         return y
 
 
