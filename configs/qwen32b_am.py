@@ -22,6 +22,7 @@ What the paper leaves open, and what is chosen here:
     betas, epsilon    .9, .999, 1e-8
     clipping          global norm 1.0
     cosine floor      0
+    /no_think         no system message is added to chats that have none; the released splits without reasoning add one
 
 The training stages are here; the agentic evaluation is not built yet, so the report has no rates. It was not run yet:
 no accelerator was at hand.
