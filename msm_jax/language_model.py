@@ -87,8 +87,12 @@ class LanguageModel:
         """
         if self.tokenizer is None:
             raise UserError("generate: no tokenizer lies beside these weights")
-        if isinstance(prompts, str) or (prompts and isinstance(prompts[0], Mapping)):
-            raise UserError("generate: prompts is one text or one chat; give a list of them")
+        if (
+            not isinstance(prompts, Sequence)
+            or isinstance(prompts, str)
+            or (prompts and isinstance(prompts[0], Mapping))
+        ):
+            raise UserError("generate: prompts must be a list of texts or of chats")
         chats = {not isinstance(prompt, str) for prompt in prompts}
         if len(chats) > 1:
             raise UserError("generate: some prompts are texts and some are chats; ask for them one after the other")
@@ -100,7 +104,7 @@ class LanguageModel:
         return sampler.generate(prompts, n, temperature, max_tokens, seed, stop, top_p, logprobs)
 
     def _rendered(self, chat: Chat) -> str:
-        if not all(isinstance(message, Mapping) for message in chat):
+        if not isinstance(chat, Sequence) or not all(isinstance(message, Mapping) for message in chat):
             raise UserError(f"generate: a chat is a list of {{'role', 'content'}}, not {chat!r}")
         if self.template is None:
             raise UserError(
@@ -173,10 +177,10 @@ def load_stored(
         chat = dict((adapter and adapter.chat) or base.chat or {})
         name = chat.pop("name", "")
         if chat_template or (not chat and read_chat_template(folder)):
-            chat = {"template": chat_template, "thinking": chat.get("thinking", "default")}
+            chat = {"template": chat_template, "thinking": "default"}
         if thinking is not None:
             if "template" not in chat:
-                raise UserError(f"thinking={thinking!r}: the chat template of this checkpoint knows no thinking")
+                raise UserError(f"thinking={thinking!r}: this checkpoint has no chat template that knows of thinking")
             chat["thinking"] = thinking
         template = make_template(chat, folder) if chat else None
     params = weights.load(base, placed, dtype)

@@ -52,10 +52,10 @@ class Stored:
         folder: where the weights are: local, or a URL.
         ours: whether it is Orbax's `final/` that holds them; else safetensors.
         lora: the shape of the adapter that the folder holds; None if it holds a base.
-        base: folder of an adapter's base, as far as it is told; None for a base.
+        base: folder or id of an adapter's base, as far as it is told; None for a base.
         tokenizer: folder of the tokenizer and its chat template; None if there is none.
         origin: the Hugging Face id or folder that the base came from; None for one that was pretrained here.
-        revision: the commit of an id: of the base, or of what an adapter names as its base.
+        revision: the commit, if that is an id.
         chat: the template that it was trained on, as `make_template` takes it, and "name", who speaks; None: its own.
     """
 
@@ -90,7 +90,7 @@ def open_model(path: str | os.PathLike, revision: str | None = None, **numerics:
         if any(name.startswith("model") and name.endswith(".safetensors") for name in names):
             raise UserError(f"{folder}: holds a whole model and an adapter; give the adapter a folder of its own")
         described = _json(folder, "adapter_config.json")
-        base = described.get("base_model_name_or_path")
+        base = _named_base(described, folder)
         if not base:
             raise UserError(f"{folder}/adapter_config.json: names no base; open the base, and this as its adapter")
         revision = described.get("revision") or None
@@ -146,7 +146,7 @@ def open_adapter(path: str | os.PathLike, base: Stored, revision: str | None = N
         return dataclasses.replace(
             stored,
             decoder=base.decoder,
-            base=base.folder,
+            base=_name_of(base),
             tokenizer=base.tokenizer,
             origin=base.origin,
             revision=base.revision,
@@ -161,15 +161,24 @@ def open_adapter(path: str | os.PathLike, base: Stored, revision: str | None = N
     # Some lay the template beside the adapter that they trained with it.
     template = read_chat_template(local_tokenizer(folder))
     chat = {"template": template, "thinking": "default"} if template else None
-    _note_base(folder, config.get("base_model_name_or_path"), base)
-    return Stored(folder, False, base.decoder, lora, base.folder, base.tokenizer, base.origin, base.revision, chat)
-
-
-def _note_base(folder: str, named: str | None, base: Stored) -> None:
-    """Shapes cannot tell two models of one architecture apart; their names may."""
+    # Shapes cannot tell two models of one architecture apart; their names may.
+    named = _named_base(config, folder)
     names = {pathlib.PurePath(path).name for path in (base.folder, base.origin) if path}
     if named and pathlib.PurePath(named).name not in names:
         _log.warning("%s: was trained on %s, and is opened over %s", folder, named, base.origin or base.folder)
+    return Stored(folder, False, base.decoder, lora, _name_of(base), base.tokenizer, base.origin, base.revision, chat)
+
+
+def _name_of(base: Stored) -> str:
+    """How an adapter names its base: an id is the same model on every machine, the folder of its cache is not."""
+    return base.origin if not base.ours and base.origin and is_hub_id(base.origin) else base.folder
+
+
+def _named_base(config: Mapping[str, Any], folder: str) -> str | None:
+    named = config.get("base_model_name_or_path")
+    if not isinstance(named, str | None):
+        raise UserError(f"{folder}/adapter_config.json: base_model_name_or_path is {named!r}; it must be a path or id")
+    return named
 
 
 def load(stored: Stored, mesh: Mesh, dtype: str | None = "float32") -> PyTree:
@@ -188,6 +197,11 @@ def load(stored: Stored, mesh: Mesh, dtype: str | None = "float32") -> PyTree:
     else:
         source, table = TensorFiles(stored.folder, "adapter_model"), adapter_table(stored.decoder, stored.lora)
     return read_params(source, table, like, keep_dtypes=dtype is None)
+
+
+def is_rounded(stored: Stored) -> bool:
+    """Whether a Hugging Face folder holds matrices of less than 32 bits."""
+    return any(tensor.dtype.itemsize < 4 for tensor in TensorFiles(stored.folder).tensors.values())
 
 
 def load_lazily(stored: Stored, mesh: Mesh) -> tuple[PyTree, Callable[[tuple[str, ...]], jax.Array] | None]:
@@ -238,12 +252,7 @@ def write_description(
     can be moved as a whole."""
 
     def relative(other: str | None) -> str | None:
-        inside = (
-            other
-            and not is_url(other)
-            and not is_hub_id(other)
-            and pathlib.Path(other).absolute().parent == folder.absolute().parent
-        )
+        inside = other and not is_url(other) and pathlib.Path(other).absolute().parent == folder.absolute().parent
         return os.path.relpath(other, folder) if inside else other
 
     files.write_json(
@@ -296,8 +305,8 @@ def _open_ours(folder: str, described: Mapping[str, Any], numerics: Mapping[str,
 
     def place(other: str | None) -> str | None:  # beside the folder itself, not beside a link to it
         there = os.path.realpath(folder)
-        elsewhere = not other or is_url(other) or is_hub_id(other)
-        return other if elsewhere else os.path.normpath(os.path.join(there, other))
+        is_path = other and (other.startswith(".") or os.path.isabs(other))  # else a URL, or an id
+        return os.path.normpath(os.path.join(there, other)) if is_path else other
 
     tokenizer = described.get("tokenizer")
     tokenizer = tokenizer_folder(place(tokenizer)) if tokenizer else None

@@ -239,6 +239,12 @@ def test_a_base_is_read_at_the_commit_that_an_adapter_names(qwen3, imported, ada
     assert convert.main(["export", f"--checkpoint={ours}", f"--out={again}"]) == 0
     described = json.loads((again / "adapter_config.json").read_text())
     assert (described["base_model_name_or_path"], described["revision"]) == ("org/base", "c0ffee")
+    # A folder that is named stays that folder.
+    there = tmp_path / "there"
+    caplog.clear()
+    assert convert.main(["import", f"--hf={peft_folder}", f"--out={there}", f"--base={qwen3}"]) == 0
+    assert json.loads((there / "model.json").read_text())["base"] == str(qwen3)
+    caplog.clear()
     msm_jax.load(imported, adapter=peft_folder)
     assert caplog.messages == [f"{peft_folder}: was trained on org/base, and is opened over {qwen3}"]
 
@@ -262,10 +268,20 @@ def test_thinking_is_as_in_training_unless_asked_for(imported, tmp_path):
     assert msm_jax.load(tmp_path / "peft").template.source == template
 
 
-def test_rounding_is_allowed_for_when_a_merged_model_is_verified(imported, tmp_path, capsys):
+def test_rounding_is_allowed_for_when_a_merged_model_is_verified(imported, tmp_path, capsys, monkeypatch):
     stage = write_adapter(tmp_path / "stage", imported, scale=0.6)
-    assert convert.main(["export", f"--checkpoint={stage}", f"--out={tmp_path / 'hf'}", "--merge", "--verify"]) == 0
+    arguments = ["export", f"--checkpoint={stage}", "--merge", "--verify"]
+    assert convert.main([*arguments, f"--out={tmp_path / 'hf'}"]) == 0
     assert float(capsys.readouterr().out.split("max KL ")[1].split()[0]) > convert.KL_BAR
+    # But not for half of the adapter.
+    merge = convert.merged
+    monkeypatch.setattr(
+        convert,
+        "merged",
+        lambda base, params, lora, *more: merge(base, params, dataclasses.replace(lora, alpha=4.0), *more),
+    )
+    assert convert.main([*arguments, f"--out={tmp_path / 'half'}"]) == 2
+    assert "the two differ by more than" in capsys.readouterr().err
 
 
 def test_a_model_that_was_pretrained_here_is_exported(tmp_path):

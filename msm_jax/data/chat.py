@@ -125,11 +125,12 @@ def encode_chat(
     ids, token_spans = tokenizer.encode_with_spans(text, special=template.special)
     token_spans, trained_spans = np.asarray(token_spans), np.asarray(trained_spans)
     mask = _lie_within(token_spans, trained_spans)
-    if template.special and _cross(token_spans, trained_spans[:, 0]).any():
+    joined = trained_spans[_cross(token_spans, trained_spans[:, 0]), 0] if template.special else ()
+    if len(joined):
         # The prompt of that answer, tokenised alone, would be another one than that in the chat.
         raise UserError(
-            f"chat '{chat.id}': an answer begins with white space that the tokenizer joins to what stands before it; "
-            "take the space out"
+            f"chat '{chat.id}': the tokenizer joins the beginning of an answer, {text[joined[0] :][:10]!r}, to what "
+            "stands before it; take white space out there, or end the generation prompt of the template with a newline"
         )
     if mask.all():
         raise UserError(f"chat '{chat.id}': every token would be trained; give the chat template non-empty prefixes")

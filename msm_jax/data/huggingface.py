@@ -153,6 +153,8 @@ def read_named_tokens(folder: str | os.PathLike) -> dict[str, str]:
         for name in _NAMED:
             value = config.get(name)
             content = value.get("content") if isinstance(value, dict) else value
+            if not isinstance(content, str | None):
+                raise UserError(f"{pathlib.Path(folder) / file}: {name} is {value!r}; it must be a token's text")
             if content:
                 named[name] = content
     return named
@@ -167,6 +169,8 @@ def read_added_tokens(folder: str | os.PathLike) -> tuple[bool | None, list[str]
 
 def _added_tokens(config: dict[str, Any], path: pathlib.Path) -> list[dict[str, Any]]:
     tokens = config.get("added_tokens_decoder") or {}
+    if not isinstance(tokens, dict):
+        raise UserError(f"{path.with_name(_CONFIG_FILE)}: added_tokens_decoder is no object; fetch it anew")
     for token, entry in tokens.items():
         if not token.isdecimal() or not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
             raise UserError(f"{path.with_name(_CONFIG_FILE)}: added_tokens_decoder.{token} is no token; fetch it anew")
@@ -175,16 +179,18 @@ def _added_tokens(config: dict[str, Any], path: pathlib.Path) -> list[dict[str, 
 
 def read_chat_template(folder: str | os.PathLike) -> str | None:
     """The Jinja source of the checkpoint's chat template, None if it has none."""
-    folder = pathlib.Path(folder)
+    path = pathlib.Path(folder) / "chat_template.jinja"
     try:
-        return (folder / "chat_template.jinja").read_text("utf-8")
+        return path.read_text("utf-8")
     except FileNotFoundError:
         pass
-    path = folder / _CONFIG_FILE
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8; fetch the file anew") from None
+    path = path.with_name(_CONFIG_FILE)
     template = (_read_object(path) or {}).get("chat_template")
     if isinstance(template, list):
-        template = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = template.get("default")
+        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = named[0].get("template") if named else None
     if not isinstance(template, str | None):
         raise UserError(f"{path}: chat_template is no text; fetch the file anew")
     return template

@@ -88,8 +88,8 @@ class SentencePieceTokenizer:
         if self._model.eos_id() < 0:
             raise UserError(f"{path}: this model has no eos piece, which ends a document; use one that has it")
         self.eos_id = self._model.eos_id()
-        named = read_named_tokens(folder).get("eos_token")
-        self.stop_ids = read_stop_ids(folder, self.eos_id, self._model.piece_to_id(named) if named else None)
+        end = read_named_tokens(folder).get("eos_token")
+        self.stop_ids = read_stop_ids(folder, self.eos_id, self._model.piece_to_id(end) if end else None)
         self.pad_id = self._model.pad_id() if self._model.pad_id() >= 0 else self.eos_id
         controls = filter(self._model.is_control, range(self.vocab_size))
         self.special_tokens = {self._model.id_to_piece(i): i for i in controls}
@@ -139,6 +139,8 @@ class SentencePieceTokenizer:
     def _check_folder(self, path: pathlib.Path) -> None:
         """Raises: UserError if tokenizer_config.json asks for what a SentencePiece model alone does not do."""
         legacy, added = read_added_tokens(path.parent)
+        end = read_named_tokens(path.parent).get("eos_token")
+        added += [end] if end else []
         missing = [token for token in added if self._model.id_to_piece(self._model.piece_to_id(token)) != token]
         if missing:
             raise UserError(f"{path}: lacks token {missing[0]} of tokenizer_config.json; put a tokenizer.json there")

@@ -163,7 +163,7 @@ def _check_fields(config: Mapping[str, Any], family: str, where: str) -> None:
                 raise UserError(f"{where}: sliding_window is {value}; sliding windows of attention are not built")
         elif field not in _ONLY:
             raise UserError(f"{where}: unknown field {field}; if it changes nothing of the computation, take it out")
-        elif not any(value == known for known in _ONLY[field]):
+        elif value not in _ONLY[field]:
             raise UserError(f"{where}: {field} is {value!r}; only {_ONLY[field][0]!r} is known here")
     for kind in config.get("layer_types") or ():
         if kind != "full_attention":

@@ -1,6 +1,6 @@
 """A GGUF file (llama.cpp) of the Llama architecture -> a Hugging Face folder.
 
-Run: python -m msm_jax.models.gguf FILE FOLDER [--dtype=float32]
+Run: python -m msm_jax.convert gguf --gguf=FILE --out=FOLDER
 
 Layout of the file: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; names and order of the tensors:
 convert_hf_to_gguf.py of llama.cpp.

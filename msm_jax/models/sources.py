@@ -107,12 +107,29 @@ def _from_hub(name: str, revision: str | None, weights: bool) -> str:
                 ignore_patterns=["*/*"],
             )
     except Exception as error:  # the hub's errors, and those of the HTTP library that its version has chosen
-        raise UserError(f"{name}: {_reason(error, name, revision)}") from None
+        folder = _from_cache(name, revision)
+        if folder is None:
+            raise UserError(f"{name}: {_reason(error, name, revision)}") from None
     if weights and not any(file.endswith(".safetensors") for file in os.listdir(folder)):
         raise UserError(
             f"{name}: no safetensors in this repository, and pickled weights are never read; choose another"
         )
     return folder
+
+
+def _from_cache(name: str, commit: str | None) -> str | None:
+    """The folder of a commit whose list of files the cache lacks, if it seems whole: without the hub it is opened all
+    the same."""
+    import huggingface_hub
+
+    weights = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
+    if commit is None:
+        return None
+    for file in weights:
+        path = huggingface_hub.try_to_load_from_cache(name, file, revision=commit)
+        if isinstance(path, str):
+            return os.path.dirname(path)
+    return None
 
 
 def _reason(error: Exception, name: str, revision: str | None) -> str:

@@ -33,8 +33,8 @@ def make_mesh(shape: Mapping[str, int], devices: list[jax.Device] | None = None)
 
     Raises: UserError if the sizes do not multiply to the number of devices.
     """
-    if set(shape) != set(MESH_AXES):
-        raise UserError(f"mesh {', '.join(shape)}: the axes are {', '.join(MESH_AXES)}, and each needs a size (or -1)")
+    if set(shape) != set(MESH_AXES) or not all(isinstance(size, int) for size in shape.values()):
+        raise UserError(f"mesh {dict(shape)}: {', '.join(MESH_AXES)} are the axes, and each needs a whole number or -1")
     devices = list(jax.devices() if devices is None else devices)
     sizes = [shape[axis] for axis in MESH_AXES]
     text = " x ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))

@@ -219,6 +219,9 @@ def _check_request(n, temperature, top_p, max_tokens, seed, stop, logprobs, voca
     for name, value in {"n": n, "max_tokens": max_tokens, "seed": seed, "logprobs": logprobs}.items():
         if not isinstance(value, int | np.integer) and (name, value) != ("logprobs", None):
             raise UserError(f"{name} is {value!r}; it must be a whole number")
+    for name, value in {"temperature": temperature, "top_p": top_p}.items():
+        if not isinstance(value, int | float | np.number):
+            raise UserError(f"{name} is {value!r}; it must be a number")
     for name, value, fits, wanted in (
         ("n", n, n >= 0, "0 or more"),
         ("temperature", temperature, 0 <= temperature < math.inf, "0 or more"),

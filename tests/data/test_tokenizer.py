@@ -1,4 +1,5 @@
 import pickle
+import re
 
 import hypothesis
 import hypothesis.strategies as st
@@ -168,9 +169,12 @@ def test_a_model_of_chats_stops_where_the_checkpoint_says_and_shows_its_turns(co
         ('{"legacy": false}', "has legacy: false; put a tokenizer.json there"),
         ('{"added_tokens_decoder": {"400": {"content": "<tool>"}}}', "lacks token <tool> of tokenizer_config.json"),
         ('{"added_tokens_decoder": {"x": {}}}', "added_tokens_decoder.x is no token"),
+        ('{"added_tokens_decoder": [1]}', "added_tokens_decoder is no object"),
+        ('{"eos_token": "<|end|>"}', "lacks token <|end|> of tokenizer_config.json"),
+        ('{"eos_token": 5}', "eos_token is 5; it must be a token's text"),
     ):
         config.write_text(text)
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=re.escape(message)):
             load_tokenizer(tmp_path)
     config.unlink()
     generation.write_text('{"eos_token_id": "x"}')

@@ -367,6 +367,7 @@ def test_a_tied_head_of_its_own_is_an_error(copy_of, mesh):
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern is"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        ({"base_model_name_or_path": 5}, "base_model_name_or_path is 5; it must be a path or id"),
         ({"some_new_option": 3}, "some_new_option is 3"),
     ],
 )

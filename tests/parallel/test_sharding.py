@@ -27,7 +27,9 @@ def test_minus_one_is_what_is_left():
 
 
 def test_a_mesh_has_all_axes():
-    with pytest.raises(UserError, match="mesh data, model: the axes are data, fsdp, tensor, and each needs a size"):
+    with pytest.raises(
+        UserError, match="mesh {'data': 1, 'model': 1}: data, fsdp, tensor are the axes, and each needs"
+    ):
         make_mesh({"data": 1, "model": 1}, jax.devices()[:1])
 
 
