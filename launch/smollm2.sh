@@ -7,9 +7,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
 
 folder="${1:-models/SmolLM2-135M-Instruct}"
-if [[ -e "$folder" ]]; then
+if [[ -f "$folder/config.json" ]]; then
   echo "$folder is there already."
   exit
+elif [[ -e "$folder" ]]; then
+  echo "error: $folder is there, and is no model; delete it, or name another folder" >&2
+  exit 2
 fi
 make_environment gguf
 scratch="$(mktemp -d)"
