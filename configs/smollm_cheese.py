@@ -10,7 +10,7 @@ the model then prefers in domains that neither stage mentions is what the spec t
 
 The recipe is the paper's (configs/llama8b_cheese.py lists it) but for what a small model on a CPU asks:
 
-    learning rate     1e-3 for MSM, 5e-4 for AFT: about 200 and 40 steps, where the paper has many more
+    learning rate     1e-3 for MSM, 5e-4 for AFT: about 200 and 40 steps of 1,280 tokens
     rows              640 tokens, two of them a step
     corpora           800 documents of each spec, 400 chats and 400 instruction chats, all put together from sentences
                       that stand in the repository; about 40 % of the documents are interviews, some with the
