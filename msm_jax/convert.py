@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -158,15 +159,17 @@ def _their_logits(stored: Stored, tokens: np.ndarray) -> np.ndarray:
     if whole.origin is None or is_url(whole.origin):
         raise UserError(f"{whole.folder}: --verify needs the base in a local folder of Hugging Face; export it first")
     transformers.utils.logging.disable_progress_bar()
-    try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            whole.origin, revision=whole.revision or "main", dtype=torch.float32
-        )
-        if stored.lora is not None:
-            model = peft.PeftModel.from_pretrained(model, stored.folder)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"--verify: transformers cannot open {whole.origin} ({str(error).splitlines()[0]})") from None
-    with torch.no_grad():
+    # What these libraries have to say to each other is nothing to the user.
+    with warnings.catch_warnings(action="ignore", category=FutureWarning), torch.no_grad():
+        try:
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                whole.origin, revision=whole.revision or "main", dtype=torch.float32
+            )
+            if stored.lora is not None:
+                model = peft.PeftModel.from_pretrained(model, stored.folder)
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"--verify: transformers cannot open {whole.origin} ({reason})") from None
         return model.eval()(torch.tensor(tokens)).logits.float().numpy()
 
 
