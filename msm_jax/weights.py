@@ -126,12 +126,12 @@ def locate(path: str, revision: str | None = None, **numerics: Any) -> tuple[dic
     return {"path": folder, "revision": None, "fingerprint": fingerprint}, stored
 
 
-def open_adapter(path: str | os.PathLike, base: Stored, revision: str | None = None) -> Stored:
+def open_adapter(path: str | os.PathLike, base: Stored) -> Stored:
     """The adapter at `path`, of ours or of `peft`, over `base`.
 
     Raises: UserError if it is no adapter, or of another shape than `base`.
     """
-    folder = resolve(os.fspath(path), revision)
+    folder = resolve(os.fspath(path))
     described = _json(folder, MODEL_FILE)
     if described is not None:
         stored = _open_ours(folder, described, {})

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from msm_jax.errors import UserError
 from msm_jax.models.folders import Folder, is_url
+from msm_jax.models.tensor_files import TensorFiles
 
 # What is beside the weights and belongs to a model: configuration, tokenizer, chat template, licence.
 _SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -118,17 +119,16 @@ def _from_hub(name: str, revision: str | None, weights: bool) -> str:
 
 
 def _from_cache(name: str, commit: str | None) -> str | None:
-    """The folder of a commit whose list of files the cache lacks, if it seems whole: without the hub it is opened all
-    the same."""
+    """The folder of a commit of which the cache lacks the list of files, and no weights."""
     import huggingface_hub
 
-    weights = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
-    if commit is None:
-        return None
-    for file in weights:
-        path = huggingface_hub.try_to_load_from_cache(name, file, revision=commit)
+    for config, stem in (("config.json", "model"), ("adapter_config.json", "adapter_model")):
+        path = commit and huggingface_hub.try_to_load_from_cache(name, config, revision=commit)
         if isinstance(path, str):
-            return os.path.dirname(path)
+            folder = os.path.dirname(path)
+            with contextlib.suppress(UserError):  # a file of weights is missing
+                TensorFiles(folder, stem)
+                return folder
     return None
 
 

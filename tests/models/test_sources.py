@@ -193,6 +193,14 @@ def test_a_model_of_the_hub(hub, ask):
     assert ask("http://127.0.0.1:9", "org/model") == ["ok", folder]
     assert hub.requests == []
 
+    # Caches of older libraries lack the list of a commit's files; one that holds all weights will do.
+    for path in pathlib.Path(folder).parents[1].glob("trees/*"):
+        path.unlink()
+    assert ask(hub.url, ("org/model", COMMIT), HF_HUB_OFFLINE="1") == ["ok", folder]
+    pathlib.Path(folder, "model.safetensors").unlink()
+    result, message = ask(hub.url, ("org/model", COMMIT), HF_HUB_OFFLINE="1")
+    assert result == "error" and "HF_HUB_OFFLINE is set" in message
+
 
 def test_what_cannot_be_had_from_the_hub(hub, ask, tmp_path):
     (tmp_path / "models").mkdir()
