@@ -44,7 +44,7 @@ setuptools.setup(
         "scipy",
         # Checkpoints as Hugging Face has them: tokenizers, the hub, and folders that lie elsewhere (gs://).
         "tokenizers>=0.21",
-        "huggingface_hub",
+        "huggingface_hub>=1.20",
         "fsspec",
         "ml_dtypes",
     ],

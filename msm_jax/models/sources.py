@@ -111,10 +111,16 @@ def _from_hub(name: str, revision: str | None, weights: bool) -> str:
         folder = _from_cache(name, revision)
         if folder is None:
             raise UserError(f"{name}: {_reason(error, name, revision)}") from None
-    if weights and not any(file.endswith(".safetensors") for file in os.listdir(folder)):
-        raise UserError(
-            f"{name}: no safetensors in this repository, and pickled weights are never read; choose another"
-        )
+    if weights and not _opens(folder):
+        # Some versions of the library give whatever the cache holds where the hub cannot be asked.
+        try:
+            huggingface_hub.HfApi().model_info(name, revision=revision)
+        except Exception as error:
+            raise UserError(f"{name}: {_reason(error, name, revision)}") from None
+        if not any(file.endswith(".safetensors") for file in os.listdir(folder)):
+            raise UserError(
+                f"{name}: no safetensors in this repository, and pickled weights are never read; choose another"
+            )
     return folder
 
 
@@ -122,14 +128,20 @@ def _from_cache(name: str, commit: str | None) -> str | None:
     """The folder of a commit of which the cache lacks the list of files, and no weights."""
     import huggingface_hub
 
-    for config, stem in (("config.json", "model"), ("adapter_config.json", "adapter_model")):
+    for config in ("config.json", "adapter_config.json"):
         path = commit and huggingface_hub.try_to_load_from_cache(name, config, revision=commit)
-        if isinstance(path, str):
-            folder = os.path.dirname(path)
-            with contextlib.suppress(UserError):  # a file of weights is missing
-                TensorFiles(folder, stem)
-                return folder
+        if isinstance(path, str) and _opens(os.path.dirname(path)):
+            return os.path.dirname(path)
     return None
+
+
+def _opens(folder: str) -> bool:
+    """Whether the weights of a model or of an adapter are there, all that their index names."""
+    for stem in ("model", "adapter_model"):
+        with contextlib.suppress(UserError):
+            TensorFiles(folder, stem)
+            return True
+    return False
 
 
 def _reason(error: Exception, name: str, revision: str | None) -> str:

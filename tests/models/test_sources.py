@@ -48,7 +48,7 @@ LEFT_OUT = {
 def weights(seed=0):
     """model.safetensors of 24 MB: the library keeps what it has of a file in steps of 10 MB."""
     array = np.random.default_rng(seed).standard_normal((1000, 6000), np.float32)
-    write_tensors("memory://for_hub", [("weight", array.shape, array.dtype, lambda: array)])
+    write_tensors("memory://for_hub", [(f"weight{seed or ''}", array.shape, array.dtype, lambda: array)])
     return fsspec.filesystem("memory").cat_file("/for_hub/model.safetensors")
 
 
@@ -73,8 +73,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if name not in hub.repositories:
             return self.reply(404, headers={"X-Error-Code": "RepoNotFound"})
         files = hub.repositories[name]
-        if parts[0] == "api" and parts[4] == "revision":
-            if parts[5] not in ("main", COMMIT):
+        if parts[0] == "api" and parts[4:5] in ([], ["revision"]):
+            if parts[5:] and parts[5] not in ("main", COMMIT):
                 return self.reply(404, headers={"X-Error-Code": "RevisionNotFound"})
             return self.reply(200, json.dumps({"id": name, "sha": COMMIT, "siblings": []}).encode())
         if parts[0] == "api" and parts[4] == "tree":
@@ -262,6 +262,8 @@ def test_a_download_that_failed_keeps_whole_files(hub, ask):
     repository |= {"model-2.safetensors": second}
     del repository["model.safetensors"]
     repository |= {"model-1.safetensors": weights()}
+    owners = {"weight": "model-1.safetensors", "weight1": "model-2.safetensors"}
+    repository |= {"model.safetensors.index.json": json.dumps({"metadata": {}, "weight_map": owners}).encode()}
     hub.drops = Broken("model-2.safetensors")
     result, message = ask(hub.url, "org/model")
     assert result == "error"
