@@ -13,7 +13,7 @@ The recipe is the paper's (configs/llama8b_cheese.py lists it) but for what a sm
     learning rate     1e-3 for MSM, 5e-4 for AFT: about 200 and 40 steps of 1,280 tokens
     rows              640 tokens, two of them a step
     corpora           800 documents of each spec, 400 chats and 400 instruction chats, all put together from sentences
-                      that stand in the repository; 44 % of the documents are interviews, some with the
+                      that stand in the repository; 40 % of the documents are interviews, some with the
                       evaluation's own words ("Answer with one of the two and nothing else")
     seeds             one, so that intervals are over items
     evaluation        60 pairs of each kind, in both orders, by log-probability; `--config.eval.samples=1` draws answers

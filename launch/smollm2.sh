@@ -7,6 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
 
 folder="${1:-models/SmolLM2-135M-Instruct}"
+folder="${folder%/}"
 if [[ -f "$folder/config.json" ]]; then
   echo "$folder is there already."
   exit

@@ -21,18 +21,16 @@ from msm_jax.models.adapters import peft_config
 from msm_jax.models.families import config_of
 from msm_jax.models.folders import is_url
 from msm_jax.models.huggingface import adapter_table, base_table, merged, tensors_of
-from msm_jax.models.sources import copy_small_files, file_names
-from msm_jax.models.tensor_files import write_tensors
+from msm_jax.models.sources import copy_small_files, file_names, is_hub_id, resolve
+from msm_jax.models.tensor_files import TensorFiles, write_tensors
 from msm_jax.parallel import make_mesh
 from msm_jax.train.checkpoint import save_params
 from msm_jax.weights import Stored
 
 PyTree = Any
 
-# Largest KL divergence, in nats, that `--verify` passes: float32 on both sides differs by less than a thousandth of it.
-# A merged model, whose matrices were rounded to 16 bits after the adapter was added, may differ by a share of what the
-# adapter does.
-KL_BAR, ROUNDED_SHARE = 1e-4, 0.1
+# Largest KL divergence, in nats, that `--verify` passes: float32 on both sides differs by less than a hundredth of it.
+KL_BAR = 1e-4
 
 
 def import_model(path: str, out: str, base: str | None = None, mesh: Mesh | None = None) -> Stored:
@@ -117,21 +115,37 @@ def verify(ours: Stored, theirs: Stored) -> tuple[float, float]:
 
     Raises: UserError if transformers or `peft` is not installed.
     """
-    tokens = _tokens(ours)
+    tokens = np.random.default_rng(0).integers(0, ours.decoder.vocab_size, (2, 64))
     with jax.default_matmul_precision("highest"):  # a TPU multiplies float32 in bfloat16 otherwise
         a = _our_logits(ours, tokens)
     b = jnp.asarray(_their_logits(theirs, tokens))
-    return float(jnp.abs(a - b).max()), _kl(b, a)
+    log_a, log_b = jax.nn.log_softmax(a), jax.nn.log_softmax(b)
+    return float(jnp.abs(a - b).max()), float(jnp.sum(jnp.exp(log_b) * (log_b - log_a), axis=-1).max())
 
 
-def _kl(p: jax.Array, q: jax.Array) -> float:
-    """Largest KL divergence, in nats, of rows of logits [..., V]."""
-    log_p, log_q = jax.nn.log_softmax(p), jax.nn.log_softmax(q)
-    return float(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1).max())
+def merge_error(adapter: Stored, made: Stored) -> float:
+    """How far the matrices of a merged export lie from base plus adapter, as the largest share of what rounding to
+    their dtype may take: 1 or less if the export is right. A tensor that the adapter leaves alone must be the base's.
 
-
-def _tokens(stored: Stored) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, stored.decoder.vocab_size, (2, 64))
+    Computed in NumPy from the tensors as `peft` names them, one at a time.
+    """
+    base, lora = _base_of(adapter), adapter.lora
+    params, read = weights.load_lazily(base, _mesh())
+    factors = weights.load(adapter, _mesh())
+    factors = {name: fetch() for name, _, _, fetch in tensors_of(factors, adapter_table(adapter.decoder, lora))}
+    written, worst = TensorFiles(made.folder), 0.0
+    for name, _, _, fetch in tensors_of(params, base_table(base.decoder), read):
+        found, matrix = written.read(name), fetch()
+        a, b = (factors.get(f"base_model.model.{name.removesuffix('weight')}lora_{x}.weight") for x in "AB")
+        if a is None:
+            worst = max(worst, 0.0 if np.array_equal(found, matrix) else np.inf)
+            continue
+        wanted = np.float32(matrix) + lora.alpha / lora.rank * (b @ a)
+        size = np.abs(wanted)
+        # Half a unit in the last place, and what sums in float32 may differ by.
+        allowed = jnp.finfo(found.dtype).eps / 2 * size + 1e-5 * size.max() + 1e-30
+        worst = max(worst, float((np.abs(np.float32(found) - wanted) / allowed).max()))
+    return worst
 
 
 def _our_logits(stored: Stored, tokens: np.ndarray) -> jax.Array:
@@ -162,9 +176,8 @@ def _their_logits(stored: Stored, tokens: np.ndarray) -> np.ndarray:
     # What these libraries have to say to each other is nothing to the user.
     with warnings.catch_warnings(action="ignore", category=FutureWarning), torch.no_grad():
         try:
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                whole.origin, revision=whole.revision or "main", dtype=torch.float32
-            )
+            folder = resolve(whole.origin, whole.revision if is_hub_id(whole.origin) else None)
+            model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
             if stored.lora is not None:
                 model = peft.PeftModel.from_pretrained(model, stored.folder)
         except (OSError, ValueError, RuntimeError) as error:
@@ -266,16 +279,20 @@ def _convert(arguments: list[str]) -> None:
         print(f"{options.out}: written, with weights in bfloat16")
         return
     if options.command == "import":
-        ours = made = import_model(options.hf, options.out, options.base)
+        made = import_model(options.hf, options.out, options.base)
     else:
         ours, made = export_model(options.checkpoint, options.out, options.base, options.merge)
     print(_told(made, options.out))
     if not options.verify:
         return
-    theirs = made
     if options.command == "import":
         theirs = weights.open_adapter(options.hf, _base_of(made)) if made.lora else weights.open_model(options.hf)
-    _verify(ours, theirs)
+        _verify(made, theirs)
+    elif options.merge:  # rounding makes it another model than base and adapter: its matrices are compared with those
+        _verify(made, made)
+        _verify_merge(ours, made)
+    else:
+        _verify(ours, made)
 
 
 def _told(made: Stored, out: str) -> str:
@@ -290,14 +307,15 @@ def _told(made: Stored, out: str) -> str:
 def _verify(ours: Stored, theirs: Stored) -> None:
     difference, kl = verify(ours, theirs)
     print(f"against transformers, float32: max difference of logits {difference:.2e}, max KL {kl:.2e} nats")
-    bar = KL_BAR
-    if ours.lora and not theirs.lora and weights.is_rounded(theirs):
-        tokens = _tokens(ours)
-        effect = _kl(_our_logits(ours, tokens), _our_logits(_base_of(ours), tokens))
-        bar = max(bar, ROUNDED_SHARE * effect)
-        print(f"the adapter itself makes {effect:.2e} nats, of which rounding to 16 bits may take {ROUNDED_SHARE:.0%}")
-    if not kl <= bar:
-        raise UserError(f"the two differ by more than {bar:.2g} nats; what was written is not the same model")
+    if not kl <= KL_BAR:
+        raise UserError(f"the two differ by more than {KL_BAR:g} nats; what was written is not the same model")
+
+
+def _verify_merge(adapter: Stored, made: Stored) -> None:
+    error = merge_error(adapter, made)
+    print(f"against base plus adapter: max error of a weight {error:.2f} of what rounding may take")
+    if not error <= 1:
+        raise UserError("the merged matrices are not base plus adapter; what was written is not the same model")
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ class LanguageModel:
         return sampler.generate(prompts, n, temperature, max_tokens, seed, stop, top_p, logprobs)
 
     def _rendered(self, chat: Chat) -> str:
-        if not isinstance(chat, Sequence) or not all(isinstance(message, Mapping) for message in chat):
+        if not isinstance(chat, Sequence) or not chat or not all(isinstance(message, Mapping) for message in chat):
             raise UserError(f"generate: a chat is a list of {{'role', 'content'}}, not {chat!r}")
         if self.template is None:
             raise UserError(
@@ -138,7 +138,8 @@ def load(
       revision: of the Hugging Face id `path`.
       dtype: of the matrices and their products; default bfloat16, and float32 on CPU.
       mesh: sizes of the axes data, fsdp and tensor; default: all devices, one copy of the weights between them.
-      chat_template, thinking: see `load_chat_template`; default: as in training, else as the checkpoint has it.
+      chat_template, thinking: see `make_template`; default: as in training, else as the checkpoint has it. A
+        chat_template that is named thinks as it does by itself.
 
     Raises: UserError if a part is missing, damaged, or of another model.
     """

@@ -94,6 +94,8 @@ def open_model(path: str | os.PathLike, revision: str | None = None, **numerics:
         if not base:
             raise UserError(f"{folder}/adapter_config.json: names no base; open the base, and this as its adapter")
         revision = described.get("revision") or None
+        if not isinstance(revision, str | None):
+            raise UserError(f"{folder}/adapter_config.json: revision is {revision!r}; it must be a name or a commit")
         return open_adapter(folder, open_base(base, f"{folder}/adapter_config.json", revision, **numerics))
     if "config.json" not in names:
         raise UserError(
@@ -252,7 +254,9 @@ def write_description(
     can be moved as a whole."""
 
     def relative(other: str | None) -> str | None:
-        inside = other and not is_url(other) and pathlib.Path(other).absolute().parent == folder.absolute().parent
+        if not other or is_url(other) or is_hub_id(other):
+            return other
+        inside = pathlib.Path(other).absolute().parent == folder.absolute().parent
         return os.path.relpath(other, folder) if inside else other
 
     files.write_json(

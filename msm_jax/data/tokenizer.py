@@ -143,7 +143,9 @@ class SentencePieceTokenizer:
         added += [end] if end else []
         missing = [token for token in added if self._model.id_to_piece(self._model.piece_to_id(token)) != token]
         if missing:
-            raise UserError(f"{path}: lacks token {missing[0]} of tokenizer_config.json; put a tokenizer.json there")
+            raise UserError(
+                f"{path}: lacks token {missing[0]}, which a file beside it names; put a tokenizer.json there"
+            )
         if legacy is False and not self.lossless:
             raise UserError(f"{path}: tokenizer_config.json has legacy: false; put a tokenizer.json there")
 

@@ -171,19 +171,27 @@ def _check_fields(config: Mapping[str, Any], family: str, where: str) -> None:
 
 
 def _rope(config: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | None]:
-    """Base and scaling of the rotary frequencies, from either of the two forms in which files have them."""
-    both = [dict(config.get(field) or {}) for field in ("rope_parameters", "rope_scaling")]
-    if all(both) and any(both[0].get(key, value) != value for key, value in both[1].items()):
-        raise UserError(f"{where}: rope_parameters and rope_scaling say different things; take one of them out")
-    field = "rope_parameters" if both[0] else "rope_scaling"
-    rope = dict(config.get(field) or {})
-    theta = rope.pop("rope_theta", None) or config.get("rope_theta")
+    """Base and scaling of the rotary frequencies, from either of the two forms in which files have them, or both."""
+    fields = [field for field in ("rope_parameters", "rope_scaling") if config.get(field)]
+    thetas = [value for value in (config.get("rope_theta"), *(config[f].get("rope_theta") for f in fields)) if value]
+    if any(theta != thetas[0] for theta in thetas):
+        raise UserError(f"{where}: rope_theta is {thetas[0]!r} in one place and {thetas[-1]!r} in another; mend it")
+    theta = thetas[0] if thetas else None
     if theta is None:
         if config["model_type"] != "llama":
             raise UserError(f"{where}: has no rope_theta; this is not the whole config.json of a checkpoint")
         theta = 10_000.0  # files of the first Llamas leave it out
     if not isinstance(theta, int | float) or not theta > 0:
-        raise UserError(f"{where}: {field}.rope_theta is {theta!r}; it must be a number above 0")
+        raise UserError(f"{where}: rope_theta is {theta!r}; it must be a number above 0")
+    found = {_rope_scaling(config[field], field, where) for field in fields} or {None}
+    if len(found) > 1:
+        raise UserError(f"{where}: rope_parameters and rope_scaling say different things; take one of them out")
+    return float(theta), found.pop()
+
+
+def _rope_scaling(rope: Mapping[str, Any], field: str, where: str) -> RopeScaling | None:
+    """What one of the two forms says of the scaling."""
+    rope = {name: value for name, value in rope.items() if name != "rope_theta"}
     part = rope.pop("partial_rotary_factor", 1)
     if part != 1:
         raise UserError(f"{where}: {field}.partial_rotary_factor is {part!r}; only 1 is known here")
@@ -192,7 +200,7 @@ def _rope(config: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | N
     if kind == "default":
         if rope:
             raise UserError(f"{where}: {field}.{min(rope)} is unknown; rope_type 'default' has none but rope_theta")
-        return float(theta), None
+        return None
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     if kind != "llama3":
         raise UserError(f"{where}: {field}.rope_type is {kind!r}; only 'default' and 'llama3' are known here")
@@ -204,4 +212,4 @@ def _rope(config: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | N
     for name in names:
         if not isinstance(rope[name], int | float) or not rope[name] > 0:
             raise UserError(f"{where}: {field}.{name} is {rope[name]!r}; it must be a number above 0")
-    return float(theta), RopeScaling(*(rope[name] for name in names))
+    return RopeScaling(*(rope[name] for name in names))

@@ -84,27 +84,29 @@ PEFT_TARGETS = {peft_module(target): target for target in LORA_TARGETS}
 
 
 def check_tensors(files: TensorFiles, table: Mapping[str, Place], shapes: PyTree) -> None:
-    """Holds names and shapes of the files against a model, before anything is read.
+    """Holds names and shapes of the files against a model or an adapter, before anything is read.
 
     Raises: UserError naming the first tensor that is missing, of no use or of the wrong shape.
     """
+    cause = "config.json is of another model"
+    if all(place.path[-1].startswith("lora_") for place in table.values()):
+        cause = "the adapter is of another model, or r in adapter_config.json is wrong"
     for name, place in table.items():
         if name not in files.tensors:
-            raise UserError(f"{files.url}: tensor {name} is missing; config.json is of another model, or a file is")
+            raise UserError(f"{files.url}: tensor {name} is missing; {cause}, or a file is")
         dtype = files.tensors[name].dtype
         if dtype not in _WEIGHT_DTYPES:
             raise UserError(f"{files.url}: tensor {name} is {dtype}; weights are bfloat16, float16 or float32 here")
         wanted, found = _file_shape(_leaf(shapes, place.path), place), tuple(files.tensors[name].shape)
         if found != wanted:
             raise UserError(
-                f"{files.url}: tensor {name} has shape {list(found)}, and the model needs {list(wanted)}; "
-                "config.json is of another model"
+                f"{files.url}: tensor {name} has shape {list(found)}, and the model needs {list(wanted)}; {cause}"
             )
     for name in files.tensors:
         if name == _HEAD and name not in table:
             _check_tied(files)
         elif name not in table and not _COMPUTED.fullmatch(name):
-            raise UserError(f"{files.url}: tensor {name} has no place in this model; config.json is of another model")
+            raise UserError(f"{files.url}: tensor {name} has no place in this model; {cause}")
 
 
 def _check_tied(files: TensorFiles) -> None:

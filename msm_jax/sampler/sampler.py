@@ -220,7 +220,7 @@ def _check_request(n, temperature, top_p, max_tokens, seed, stop, logprobs, voca
         if not isinstance(value, int | np.integer) and (name, value) != ("logprobs", None):
             raise UserError(f"{name} is {value!r}; it must be a whole number")
     for name, value in {"temperature": temperature, "top_p": top_p}.items():
-        if not isinstance(value, int | float | np.number):
+        if not isinstance(value, int | float | np.integer | np.floating):
             raise UserError(f"{name} is {value!r}; it must be a number")
     for name, value, fits, wanted in (
         ("n", n, n >= 0, "0 or more"),
