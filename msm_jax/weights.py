@@ -201,11 +201,6 @@ def load(stored: Stored, mesh: Mesh, dtype: str | None = "float32") -> PyTree:
     return read_params(source, table, like, keep_dtypes=dtype is None)
 
 
-def is_rounded(stored: Stored) -> bool:
-    """Whether a Hugging Face folder holds matrices of less than 32 bits."""
-    return any(tensor.dtype.itemsize < 4 for tensor in TensorFiles(stored.folder).tensors.values())
-
-
 def load_lazily(stored: Stored, mesh: Mesh) -> tuple[PyTree, Callable[[tuple[str, ...]], jax.Array] | None]:
     """The weights of `stored` as they are stored, for who needs one array after the other.
 
