@@ -232,6 +232,11 @@ def test_a_base_is_read_at_the_commit_that_an_adapter_names(qwen3, imported, ada
     wanted = msm_jax.load(adapter).logits(TOKENS)
     np.testing.assert_array_equal(msm_jax.load(peft_folder).logits(TOKENS), wanted)
     assert not caplog.messages
+    no_text = tmp_path / "no_text"
+    shutil.copytree(peft_folder, no_text)
+    (no_text / "adapter_config.json").write_text(json.dumps(described | {"revision": 3}))
+    with pytest.raises(UserError, match="adapter_config.json: revision is 3; it must be a name or a commit"):
+        msm_jax.load(no_text)
     # On the way through a folder of ours it stays an id, and the commit that the revision stood for.
     assert convert.main(["import", f"--hf={peft_folder}", f"--out={ours}"]) == 0
     np.testing.assert_array_equal(msm_jax.load(ours).logits(TOKENS), wanted)
@@ -273,7 +278,7 @@ def test_thinking_is_as_in_training_unless_asked_for(imported, tmp_path):
 
 @pytest.mark.parametrize("scale", [0.02, 0.6])
 def test_a_merged_model_may_differ_by_rounding_alone(imported, tmp_path, capsys, scale):
-    """Whether the adapter does much, or less than rounding to 16 bits takes."""
+    """Whether the adapter does much or little."""
     stage = write_adapter(tmp_path / "stage", imported, scale=scale)
     arguments = ["export", f"--checkpoint={stage}", "--merge", "--verify", f"--out={tmp_path / 'hf'}"]
     assert convert.main(arguments) == 0
@@ -331,6 +336,19 @@ def test_a_folder_elsewhere(qwen3, imported):
     np.testing.assert_array_equal(model.logits(TOKENS), msm_jax.load(imported).logits(TOKENS))
     [answers] = model.generate([[{"role": "user", "content": "Why?"}]], n=3, max_tokens=3, seed=1)
     assert len({answer.text for answer in answers}) > 1
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ("Why?", "prompts must be a list of texts or of chats"),
+        ([[]], r"a chat is a list of .*, not \[\]"),
+        (["Why?", [{"role": "user", "content": "Why?"}]], "some prompts are texts and some are chats"),
+    ],
+)
+def test_prompts_that_are_neither_texts_nor_chats(imported, prompts, message):
+    with pytest.raises(UserError, match=f"generate: {message}"):
+        msm_jax.load(imported).generate(prompts)
 
 
 def damaged(folder, tmp_path, change):

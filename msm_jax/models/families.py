@@ -88,9 +88,16 @@ def decoder_of(config: Mapping[str, Any], where: str = "config.json", **numerics
     sizes = {ours: config[theirs] for theirs, ours in _SIZES.items()}
     theta, scaling = _rope(config, where)
     head_size = config.get("head_dim") or (128 if family == "qwen3" else sizes["width"] // sizes["num_heads"])
+    num_kv_heads = config.get("num_key_value_heads") or sizes["num_heads"]
+    if sizes["num_heads"] % num_kv_heads:
+        raise UserError(
+            f"{where}: num_attention_heads={sizes['num_heads']} is not a multiple of num_key_value_heads={num_kv_heads}"
+        )
+    if head_size % 2:
+        raise UserError(f"{where}: head_dim={head_size} is odd; rotary embeddings need an even one")
     return DecoderConfig(
         **sizes,
-        num_kv_heads=config.get("num_key_value_heads") or sizes["num_heads"],
+        num_kv_heads=num_kv_heads,
         head_size=head_size,
         rope_theta=theta,
         rope_scaling=scaling,

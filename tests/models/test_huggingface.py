@@ -274,7 +274,8 @@ LLAMA3 = PRESETS["meta-llama/Llama-3.1-8B"]["rope_scaling"]
         ({"num_attention_heads": 0}, "num_attention_heads is 0; it must be a whole number above 0"),
         ({"num_hidden_layers": True}, "num_hidden_layers is True; it must be a whole number above 0"),
         ({"rms_norm_eps": "1e-5"}, "rms_norm_eps is '1e-5'; it must be a number above 0"),
-        ({"num_key_value_heads": 5}, "is not a multiple of"),
+        ({"num_key_value_heads": 5}, "num_attention_heads=32 is not a multiple of num_key_value_heads=5"),
+        ({"head_dim": 5}, "head_dim=5 is odd"),
     ],
 )
 def test_what_is_not_built_is_an_error_that_names_the_field(change, message):
