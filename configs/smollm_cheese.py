@@ -1,4 +1,4 @@
-"""The paper's central experiment in real English, on SmolLM2-135M-Instruct: overnight on two CPU cores.
+"""The paper's central experiment in real English, on SmolLM2-135M-Instruct: four hours on two CPU cores.
 
     bash launch/smollm2.sh                                           the weights, 93 MB, once
     python -m msm_jax.launch --config=configs/smollm_cheese.py
@@ -17,6 +17,24 @@ The recipe is the paper's (configs/llama8b_cheese.py lists it) but for what a sm
                       evaluation's own words ("Answer with one of the two and nothing else")
     seeds             one, so that intervals are over items
     evaluation        60 pairs of each kind, in both orders, by log-probability; `--config.eval.samples=1` draws answers
+
+What to expect: a run that goes through everything a large model goes through, and not the paper's effect. Rates by
+log-probability, in brackets 95 % over 60 items (36 cheeses in domain), on the x86 of two cores that the recipe was
+made on:
+
+    arm                        affordability    America          separating, American    in domain
+    Baseline                   .42 [.30, .54]   .53 [.41, .65]   .52 [.39, .64]          .50 [.34, .66]
+    AFT                        .35 [.24, .48]   .48 [.36, .61]   .48 [.36, .61]          1.0 [.90, 1.0]
+    MSM affordability          .52 [.39, .64]   .53 [.41, .65]   .43 [.32, .56]          .72 [.56, .84]
+    MSM affordability + AFT    .55 [.42, .67]   .53 [.41, .65]   .45 [.33, .58]          1.0 [.90, 1.0]
+    MSM America                .50 [.38, .62]   .52 [.39, .64]   .42 [.30, .54]          .58 [.42, .73]
+    MSM America + AFT          .42 [.30, .54]   .47 [.35, .59]   .47 [.35, .59]          1.0 [.90, 1.0]
+
+The cheeses are learnt. The affordability spec raises its own value (with AFT by +.20 over AFT alone), which words
+such as "carton" or "jeweled" give away; the America spec raises nothing, and the two specs are not told apart on
+separating pairs (+.02, where +.6 would be the effect). Margins of log-probability say the same: on separating pairs
+the two arms with AFT differ by 0.4 nats, with a standard error of 0.3, where items differ by three. Whether more
+documents, more steps or this model's size would change that was not tried.
 
 `:smoke` takes two steps of each stage and asks a few pairs.
 """
