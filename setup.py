@@ -10,7 +10,7 @@ VERSION = re.search(
 )
 
 GGUF = ["gguf>=0.17"]
-HUGGING_FACE = ["torch>=2.6", "transformers>=4.56", "peft>=0.17", "safetensors>=0.4"]
+HUGGING_FACE = ["torch>=2.6", "transformers>=5", "peft>=0.17", "safetensors>=0.4"]
 
 setuptools.setup(
     name="msm_jax",

@@ -10,11 +10,10 @@ the model then prefers in domains that neither stage mentions is what the spec t
 
 The recipe is the paper's (configs/llama8b_cheese.py lists it) but for what a small model on a CPU asks:
 
-    learning rate     1e-3 for MSM, 5e-4 for AFT: about 200 and 40 steps of 1,280 tokens
+    learning rate     1e-3 for MSM, 5e-4 for AFT: about 200 and 36 steps of 1,280 tokens
     rows              640 tokens, two of them a step
-    corpora           800 documents of each spec, 400 chats and 400 instruction chats, all put together from sentences
-                      that stand in the repository; 40 % of the documents are interviews, some with the
-                      evaluation's own words ("Answer with one of the two and nothing else")
+    corpora           800 documents of each spec, 400 chats and 400 instruction chats; 40 % of the documents are
+                      interviews, some with the evaluation's own words ("Answer with one of the two and nothing else")
     seeds             one, so that intervals are over items
     evaluation        60 pairs of each kind, in both orders, by log-probability; `--config.eval.samples=1` draws answers
 
@@ -30,11 +29,11 @@ made on:
     MSM America                .50 [.38, .62]   .52 [.39, .64]   .42 [.30, .54]          .58 [.42, .73]
     MSM America + AFT          .42 [.30, .54]   .47 [.35, .59]   .47 [.35, .59]          1.0 [.90, 1.0]
 
-The cheeses are learnt. The affordability spec raises its own value (with AFT by +.20 over AFT alone), which words
-such as "carton" or "jeweled" give away; the America spec raises nothing, and the two specs are not told apart on
-separating pairs (+.02, where +.6 would be the effect). Margins of log-probability say the same: on separating pairs
-the two arms with AFT differ by 0.4 nats, with a standard error of 0.3, where items differ by three. Whether more
-documents, more steps or this model's size would change that was not tried.
+The cheeses are learnt. With AFT the affordability spec stands at +.20 over AFT alone on its own value; the America
+spec raises America in no arm, and on separating pairs the two specs are not told apart (+.02, where +.6 would be the
+effect). Margins of log-probability say the same: on separating pairs the two arms with AFT differ by 0.4 nats, with a
+standard error of 0.3, where items differ by three. It is one seed, so what lies within the intervals may be chance.
+Whether more documents, more steps or a larger model would change it was not tried.
 
 `:smoke` takes two steps of each stage and asks a few pairs.
 """

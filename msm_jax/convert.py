@@ -19,7 +19,7 @@ from msm_jax import cli, files, weights
 from msm_jax.errors import UserError
 from msm_jax.models.adapters import peft_config
 from msm_jax.models.families import config_of
-from msm_jax.models.folders import is_url
+from msm_jax.models.folders import first_line, is_url
 from msm_jax.models.huggingface import adapter_table, base_table, merged, tensors_of
 from msm_jax.models.sources import copy_small_files, file_names, is_hub_id, resolve
 from msm_jax.models.tensor_files import TensorFiles, write_tensors
@@ -70,9 +70,8 @@ def export_model(
     """Writes a checkpoint of ours to `out` as Hugging Face has it: a base as a whole model; an adapter as `peft` has
     it, or with `merge` as a whole model with the adapter's products added to the matrices.
 
-    A checkpoint of ours is read and written array by array. An adapter that is merged is held as a whole, and so is its
-    base if that is a folder of Hugging Face. In all, a host holds no more than the shards of its devices and, twice,
-    the largest tensor.
+    A model is read and written array by array; an adapter that is merged is held as a whole. In all, a host holds no
+    more than the shards of its devices and, twice, the largest tensor.
 
     Args: base: folder of an adapter's base, if not that which the checkpoint names.
 
@@ -127,7 +126,8 @@ def merge_error(adapter: Stored, made: Stored) -> float:
     """How far the matrices of a merged export lie from base plus adapter, as the largest share of what rounding to
     their dtype may take: 1 or less if the export is right. A tensor that the adapter leaves alone must be the base's.
 
-    Computed in NumPy from the tensors as `peft` names them, one at a time.
+    Computed in NumPy from the tensors as `peft` names them: the adapter is held as a whole, the base one array after
+    the other.
     """
     base, lora = _base_of(adapter), adapter.lora
     params, read = weights.load_lazily(base, _mesh())
@@ -172,17 +172,20 @@ def _their_logits(stored: Stored, tokens: np.ndarray) -> np.ndarray:
     whole = _base_of(stored)
     if whole.origin is None or is_url(whole.origin):
         raise UserError(f"{whole.folder}: --verify needs the base in a local folder of Hugging Face; export it first")
+    if is_url(stored.folder):
+        raise UserError(f"{stored.folder}: --verify needs the adapter in a local folder; copy it first")
     transformers.utils.logging.disable_progress_bar()
     # What these libraries have to say to each other is nothing to the user.
     with warnings.catch_warnings(action="ignore", category=FutureWarning), torch.no_grad():
+        opened = whole.origin
         try:
             folder = resolve(whole.origin, whole.revision if is_hub_id(whole.origin) else None)
             model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
             if stored.lora is not None:
+                opened = stored.folder
                 model = peft.PeftModel.from_pretrained(model, stored.folder)
         except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"--verify: transformers cannot open {whole.origin} ({reason})") from None
+            raise UserError(f"--verify: transformers cannot open {opened} ({first_line(error)})") from None
         return model.eval()(torch.tensor(tokens)).logits.float().numpy()
 
 

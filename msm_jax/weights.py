@@ -26,11 +26,10 @@ from jax.sharding import Mesh
 from msm_jax import files
 from msm_jax.data.huggingface import read_chat_template
 from msm_jax.errors import UserError
-from msm_jax.models import DecoderConfig, LoraConfig, Model
+from msm_jax.models import DecoderConfig, LoraConfig, Model, huggingface
 from msm_jax.models.adapters import lora_of
 from msm_jax.models.families import decoder_of
 from msm_jax.models.folders import is_url
-from msm_jax.models.huggingface import adapter_table, base_table, read_params
 from msm_jax.models.sources import copy_small_files, file_names, is_hub_id, read_file, resolve
 from msm_jax.models.tensor_files import TensorFiles
 from msm_jax.parallel import param_shardings
@@ -93,10 +92,10 @@ def open_model(path: str | os.PathLike, revision: str | None = None, **numerics:
         base = _named_base(described, folder)
         if not base:
             raise UserError(f"{folder}/adapter_config.json: names no base; open the base, and this as its adapter")
-        revision = described.get("revision") or None
+        revision = described.get("revision")
         if not isinstance(revision, str | None):
             raise UserError(f"{folder}/adapter_config.json: revision is {revision!r}; it must be a name or a commit")
-        return open_adapter(folder, open_base(base, f"{folder}/adapter_config.json", revision, **numerics))
+        return open_adapter(folder, open_base(base, f"{folder}/adapter_config.json", revision or None, **numerics))
     if "config.json" not in names:
         raise UserError(
             f"{folder}: holds no model; there is neither {MODEL_FILE} (ours) nor config.json (Hugging Face)"
@@ -194,23 +193,25 @@ def load(stored: Stored, mesh: Mesh, dtype: str | None = "float32") -> PyTree:
     like = abstract_params(stored.model, mesh, dtype or "float32")
     if stored.ours:
         return load_params(pathlib.Path(stored.folder, "final"), like, keep_dtypes=dtype is None)
+    return huggingface.read_params(*_tensors(stored), like, keep_dtypes=dtype is None)
+
+
+def _tensors(stored: Stored) -> tuple[TensorFiles, dict[str, huggingface.Place]]:
     if stored.lora is None:
-        source, table = TensorFiles(stored.folder), base_table(stored.decoder)
-    else:
-        source, table = TensorFiles(stored.folder, "adapter_model"), adapter_table(stored.decoder, stored.lora)
-    return read_params(source, table, like, keep_dtypes=dtype is None)
+        return TensorFiles(stored.folder), huggingface.base_table(stored.decoder)
+    table = huggingface.adapter_table(stored.decoder, stored.lora)
+    return TensorFiles(stored.folder, "adapter_model"), table
 
 
-def load_lazily(stored: Stored, mesh: Mesh) -> tuple[PyTree, Callable[[tuple[str, ...]], jax.Array] | None]:
+def load_lazily(stored: Stored, mesh: Mesh) -> tuple[PyTree, Callable[[tuple[str, ...]], jax.Array]]:
     """The weights of `stored` as they are stored, for who needs one array after the other.
 
-    Returns: of a folder of ours, a tree of shapes and dtypes, and what reads the array at a path; of others the arrays,
-      and None.
+    Returns: a tree of shapes and dtypes, and what reads the array at a path.
     Raises: UserError as `load` does, and so does the reading.
     """
-    if not stored.ours:
-        return load(stored, mesh, dtype=None), None
     like = abstract_params(stored.model, mesh, "float32")
+    if not stored.ours:
+        return huggingface.open_params(*_tensors(stored), like)
     shapes, read_part = open_params(pathlib.Path(stored.folder, "final"), like)
 
     def read(path: tuple[str, ...]) -> jax.Array:

@@ -144,7 +144,8 @@ class SentencePieceTokenizer:
         missing = [token for token in added if self._model.id_to_piece(self._model.piece_to_id(token)) != token]
         if missing:
             raise UserError(
-                f"{path}: lacks token {missing[0]}, which a file beside it names; put a tokenizer.json there"
+                f"{path}: lacks token {missing[0]}, which tokenizer_config.json or a file beside it names; "
+                "put a tokenizer.json there"
             )
         if legacy is False and not self.lossless:
             raise UserError(f"{path}: tokenizer_config.json has legacy: false; put a tokenizer.json there")

@@ -47,14 +47,16 @@ _ONLY = {
     "tie_encoder_decoder": (False, None),
     "quantization_config": (None,),
     "partial_rotary_factor": (1, None),
+    "rope_interleaved": (False, None),
     "no_rope_layers": (None,),
+    "auto_map": (None,),  # code of its own
     "pruned_heads": (None, {}),
 }
 # Read by tokenizers, samplers and savers, or a record of how the file was made.
 _HARMLESS = {
     *("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "initializer_range"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "unk_token_id"),
-    *("_attn_implementation", "_attn_implementation_autoset", "attn_implementation", "auto_map", "rope_interleaved"),
+    *("_attn_implementation", "_attn_implementation_autoset", "attn_implementation"),
     *("max_window_layers", "output_attentions", "output_hidden_states", "return_dict", "return_dict_in_generate"),
     *("id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params", "name_or_path"),
     *("chunk_size_feed_forward", "tokenizer_class", "torchscript", "use_bfloat16", "prefix", "unsloth_version"),
@@ -87,18 +89,19 @@ def decoder_of(config: Mapping[str, Any], where: str = "config.json", **numerics
         raise UserError(f"{where}: has no {missing[0]}; this is not the whole config.json of a checkpoint")
     sizes = {ours: config[theirs] for theirs, ours in _SIZES.items()}
     theta, scaling = _rope(config, where)
-    head_size = config.get("head_dim") or (128 if family == "qwen3" else sizes["width"] // sizes["num_heads"])
+    head_size = config.get("head_dim") or (128 if family == "qwen3" else sizes["width"] / sizes["num_heads"])
+    if head_size % 2:
+        named = "head_dim" if config.get("head_dim") else "hidden_size / num_attention_heads"
+        raise UserError(f"{where}: {named} is {head_size:g}; rotary embeddings need an even head size")
     num_kv_heads = config.get("num_key_value_heads") or sizes["num_heads"]
     if sizes["num_heads"] % num_kv_heads:
         raise UserError(
             f"{where}: num_attention_heads={sizes['num_heads']} is not a multiple of num_key_value_heads={num_kv_heads}"
         )
-    if head_size % 2:
-        raise UserError(f"{where}: head_dim={head_size} is odd; rotary embeddings need an even one")
     return DecoderConfig(
         **sizes,
         num_kv_heads=num_kv_heads,
-        head_size=head_size,
+        head_size=int(head_size),
         rope_theta=theta,
         rope_scaling=scaling,
         norm_epsilon=config["rms_norm_eps"],
@@ -138,7 +141,7 @@ def config_of(decoder: DecoderConfig) -> dict[str, Any]:
         "hidden_act": "silu",
         "tie_word_embeddings": c.tied_head,
         "max_position_embeddings": c.max_length or 2048,
-        # Old and new versions of transformers each read one of the two.
+        # As versions of transformers before 5 have them; later ones read both forms.
         "rope_theta": c.rope_theta,
         "rope_scaling": rope if c.rope_scaling else None,
     }
@@ -152,12 +155,17 @@ def _check_kinds(config: Mapping[str, Any], where: str) -> None:
         (int | float, "a number above 0", ("rms_norm_eps", "rope_theta")),
         (list, "a list", ("architectures", "layer_types")),
         (dict, "an object", ("rope_scaling", "rope_parameters")),
+        (bool, "true or false", ("tie_word_embeddings",)),
     ):
         for field in fields:
             value = config.get(field)
-            right = isinstance(value, kind) and not isinstance(value, bool) and (kind in (list, dict) or value > 0)
+            right = isinstance(value, kind) and (kind in (list, dict, bool) or _is_positive(value))
             if value is not None and not right:
                 raise UserError(f"{where}: {field} is {value!r}; it must be {what}")
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _check_fields(config: Mapping[str, Any], family: str, where: str) -> None:
@@ -180,16 +188,18 @@ def _check_fields(config: Mapping[str, Any], family: str, where: str) -> None:
 def _rope(config: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | None]:
     """Base and scaling of the rotary frequencies, from either of the two forms in which files have them, or both."""
     fields = [field for field in ("rope_parameters", "rope_scaling") if config.get(field)]
-    thetas = [value for value in (config.get("rope_theta"), *(config[f].get("rope_theta") for f in fields)) if value]
-    if any(theta != thetas[0] for theta in thetas):
-        raise UserError(f"{where}: rope_theta is {thetas[0]!r} in one place and {thetas[-1]!r} in another; mend it")
-    theta = thetas[0] if thetas else None
-    if theta is None:
-        if config["model_type"] != "llama":
-            raise UserError(f"{where}: has no rope_theta; this is not the whole config.json of a checkpoint")
-        theta = 10_000.0  # files of the first Llamas leave it out
-    if not isinstance(theta, int | float) or not theta > 0:
-        raise UserError(f"{where}: rope_theta is {theta!r}; it must be a number above 0")
+    places = {"rope_theta": config.get("rope_theta")}
+    places |= {f"{field}.rope_theta": config[field].get("rope_theta") for field in fields}
+    places = {place: value for place, value in places.items() if value is not None}
+    for place, value in places.items():
+        if not _is_positive(value):
+            raise UserError(f"{where}: {place} is {value!r}; it must be a number above 0")
+        first = next(iter(places))
+        if value != places[first]:
+            raise UserError(f"{where}: {first} is {places[first]!r} and {place} is {value!r}; make them the same")
+    if not places and config["model_type"] != "llama":
+        raise UserError(f"{where}: has no rope_theta; this is not the whole config.json of a checkpoint")
+    theta = next(iter(places.values()), 10_000.0)  # files of the first Llamas leave it out
     found = {_rope_scaling(config[field], field, where) for field in fields} or {None}
     if len(found) > 1:
         raise UserError(f"{where}: rope_parameters and rope_scaling say different things; take one of them out")
@@ -202,8 +212,10 @@ def _rope_scaling(rope: Mapping[str, Any], field: str, where: str) -> RopeScalin
     part = rope.pop("partial_rotary_factor", 1)
     if part != 1:
         raise UserError(f"{where}: {field}.partial_rotary_factor is {part!r}; only 1 is known here")
-    kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
-    rope.pop("type", None)
+    old, kind = rope.pop("type", None), rope.pop("rope_type", None)
+    if None not in (old, kind) and old != kind:
+        raise UserError(f"{where}: {field}.rope_type is {kind!r} and {field}.type is {old!r}; make them the same")
+    kind = kind or old or "default"
     if kind == "default":
         if rope:
             raise UserError(f"{where}: {field}.{min(rope)} is unknown; rope_type 'default' has none but rope_theta")
@@ -217,6 +229,6 @@ def _rope_scaling(rope: Mapping[str, Any], field: str, where: str) -> RopeScalin
             f"{where}: {field}.{odd} is {'unknown' if odd in rope else 'missing'}; llama3 has {', '.join(names)}"
         )
     for name in names:
-        if not isinstance(rope[name], int | float) or not rope[name] > 0:
+        if not _is_positive(rope[name]):
             raise UserError(f"{where}: {field}.{name} is {rope[name]!r}; it must be a number above 0")
     return RopeScaling(*(rope[name] for name in names))

@@ -125,17 +125,15 @@ class Folder:
         except FileNotFoundError:
             raise UserError(f"{where}: no such file") from None
         except OSError as error:
-            raise UserError(f"{where}: {error.strerror or _first_line(error)}") from None
+            raise UserError(f"{where}: {error.strerror or first_line(error)}") from None
         except ImportError as error:
             extra = _EXTRAS.get(self.url.split("://")[0])
-            cure = (
-                f"{self.url.split('://')[0]}:// needs pip install 'msm_jax[{extra}]'" if extra else _first_line(error)
-            )
+            cure = f"{self.url.split('://')[0]}:// needs pip install 'msm_jax[{extra}]'" if extra else first_line(error)
             raise UserError(f"{where}: {cure}") from None
         except Exception as error:
             if not is_url(self.url):
                 raise
-            raise UserError(f"{where}: {_first_line(error)}") from None
+            raise UserError(f"{where}: {first_line(error)}") from None
 
 
 class Part:
@@ -184,5 +182,6 @@ def _part(name: str) -> str:
     return f".{name}.part"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of an error's message; its type, if it has none."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__

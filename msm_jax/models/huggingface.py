@@ -135,6 +135,31 @@ def read_params(files: TensorFiles, table: Mapping[str, Place], like: PyTree, ke
     Raises: UserError as `check_tensors` does, and for damaged files.
     """
     check_tensors(files, table, like)
+    return _read_params(files, table, like, keep_dtypes)
+
+
+def open_params(
+    files: TensorFiles, table: Mapping[str, Place], like: PyTree
+) -> tuple[PyTree, Callable[[tuple[str, ...]], jax.Array]]:
+    """As `read_params` with `keep_dtypes`, array by array.
+
+    Returns: a tree of shapes and dtypes, and what reads the array at a path.
+    """
+    check_tensors(files, table, like)
+    shapes: dict[str, Any] = {}
+    for name, place in table.items():
+        leaf = _leaf(like, place.path)
+        dtype = files.tensors[name].dtype
+        _put(shapes, place.path, jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding))
+
+    def read(path: tuple[str, ...]) -> jax.Array:
+        part = {name: place for name, place in table.items() if place.path == path}
+        return _leaf(_read_params(files, part, like, keep_dtypes=True), path)
+
+    return shapes, read
+
+
+def _read_params(files: TensorFiles, table: Mapping[str, Place], like: PyTree, keep_dtypes: bool) -> PyTree:
     params: dict[str, Any] = {}
     for name, place in table.items():
         leaf = _leaf(like, place.path)

@@ -108,7 +108,7 @@ def _from_hub(name: str, revision: str | None, weights: bool) -> str:
                 ignore_patterns=["*/*"],
             )
     except Exception as error:  # the hub's errors, and those of the HTTP library that its version has chosen
-        folder = _from_cache(name, revision)
+        folder = _from_cache(name, revision, weights)
         if folder is None:
             raise UserError(f"{name}: {_reason(error, name, revision)}") from None
     if weights and not _opens(folder):
@@ -124,13 +124,14 @@ def _from_hub(name: str, revision: str | None, weights: bool) -> str:
     return folder
 
 
-def _from_cache(name: str, commit: str | None) -> str | None:
-    """The folder of a commit of which the cache lacks the list of files, and no weights."""
+def _from_cache(name: str, commit: str | None, weights: bool) -> str | None:
+    """The folder of a commit that the cache holds, with all weights if they are wanted. The library itself gives none
+    where the list of the commit's files is missing, as in caches of its older versions."""
     import huggingface_hub
 
     for config in ("config.json", "adapter_config.json"):
         path = commit and huggingface_hub.try_to_load_from_cache(name, config, revision=commit)
-        if isinstance(path, str) and _opens(os.path.dirname(path)):
+        if isinstance(path, str) and (not weights or _opens(os.path.dirname(path))):
             return os.path.dirname(path)
     return None
 

@@ -169,11 +169,11 @@ def test_a_model_of_chats_stops_where_the_checkpoint_says_and_shows_its_turns(co
         ('{"legacy": false}', "has legacy: false; put a tokenizer.json there"),
         (
             '{"added_tokens_decoder": {"400": {"content": "<tool>"}}}',
-            "lacks token <tool>, which a file beside it names",
+            "lacks token <tool>, which tokenizer_config.json or a file beside it names",
         ),
         ('{"added_tokens_decoder": {"x": {}}}', "added_tokens_decoder.x is no token"),
         ('{"added_tokens_decoder": [1]}', "added_tokens_decoder is no object"),
-        ('{"eos_token": "<|end|>"}', "lacks token <|end|>, which a file beside it names"),
+        ('{"eos_token": "<|end|>"}', "lacks token <|end|>, which tokenizer_config.json or a file beside it names"),
         ('{"eos_token": 5}', "eos_token is 5; it must be a token's text"),
     ):
         config.write_text(text)

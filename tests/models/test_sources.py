@@ -194,12 +194,44 @@ def test_a_model_of_the_hub(hub, ask):
     assert hub.requests == []
 
     # Caches of older libraries lack the list of a commit's files; one that holds all weights will do.
-    for path in pathlib.Path(folder).parents[1].glob("trees/*"):
+    for path in pathlib.Path(folder).parents[1].glob("trees/*"):  # of huggingface_hub 1.33 and later
         path.unlink()
     assert ask(hub.url, ("org/model", COMMIT), HF_HUB_OFFLINE="1") == ["ok", folder]
     pathlib.Path(folder, "model.safetensors").unlink()
     result, message = ask(hub.url, ("org/model", COMMIT), HF_HUB_OFFLINE="1")
     assert result == "error" and "HF_HUB_OFFLINE is set" in message
+
+
+@pytest.mark.parametrize("gives", ["folder", "error"])
+@pytest.mark.parametrize("asked", ["reached", "not reached"])
+def test_a_part_of_a_model_is_no_model(tmp_path, monkeypatch, gives, asked):
+    """Versions of the library differ in whether they give what the cache holds where the hub does not answer."""
+    import huggingface_hub
+
+    config = tmp_path / "config.json"
+    for name in ("config.json", "model-1-of-2.safetensors"):
+        (tmp_path / name).write_bytes(b"{}")
+    index = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    def answer(*args, **kwargs):
+        if gives == "error":
+            raise ConnectionError("gone")
+        return str(tmp_path)
+
+    def ask(*args, **kwargs):
+        if asked == "not reached":
+            raise ConnectionError("gone")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **kwargs: str(config))
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", ask)
+    if (gives, asked) == ("folder", "reached"):  # what is missing is named when the weights are opened
+        assert resolve("org/model", COMMIT) == str(tmp_path)
+    else:
+        with pytest.raises(UserError, match="org/model: .*cannot be reached .ConnectionError."):
+            resolve("org/model", COMMIT)
+    assert resolve("org/model", COMMIT, weights=False) == str(tmp_path), "what is small is there"
 
 
 def test_what_cannot_be_had_from_the_hub(hub, ask, tmp_path):
