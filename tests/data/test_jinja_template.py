@@ -105,6 +105,12 @@ GOLDEN = {
         "<|im_start|>assistant\n«This.<|im_end|>»\n<|im_start|>user\nWhy?<|im_end|>\n"
         "<|im_start|>assistant\n«<think>\nSo.\n</think>\n\nBecause.<|im_end|>»\n",
     ),
+    "smollm2: system turn, two answers": (
+        "smollm2", {}, SYSTEM_TURNS,
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nWhich?<|im_end|>\n"
+        "<|im_start|>assistant\n«This.<|im_end|>»\n<|im_start|>user\n Why?\n<|im_end|>\n"
+        "<|im_start|>assistant\n«Because.\n\nIt is.<|im_end|>»\n",
+    ),
 }  # fmt: skip
 OPTIONS = list(dict.fromkeys((name, tuple(options.items())) for name, options, _, _ in GOLDEN.values()))
 CONTENTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).map(lambda text: f"a{text}b")
@@ -185,6 +191,18 @@ def test_a_generation_prompt_ends_where_training_starts(folders, tokenizers_by_f
             "<|begin_of_text|><|start_header_id|>system<|end_header_id|>Be kind.<|end_of_text|>"
             "<|start_header_id|>user<|end_header_id|>Which?<|end_of_text|>"
             "<|start_header_id|>assistant<|end_header_id|>«This.»",
+        ),
+        (
+            "llama31: date without a system turn", "<|eot_id|>»",
+            "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nToday Date: 26 Jul 2024\n\n<|eot_id|>"
+            "<|start_header_id|>user<|end_header_id|>\n\nWhich?<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n«This.»",
+        ),
+        (
+            "smollm2: system turn, two answers", " is",
+            "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nWhich?<|im_end|>\n"
+            "<|im_start|>assistant\n«This.<|im_end|>»\n<|im_start|>user\n Why?\n<|im_end|>\n"
+            "<|im_start|>assistant\n«Because.\n\nIt»",
         ),
     ],
 )  # fmt: skip
