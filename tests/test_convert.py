@@ -398,7 +398,7 @@ def not_json(folder):
         (not_json, "config.json: not JSON"),
         (lambda folder: (folder / "config.json").unlink(), "holds no model"),
         (both, "holds a whole model and an adapter"),
-        (two_ropes, "rope_theta is 10000.0 in one place and 500000.0 in another"),
+        (two_ropes, "rope_theta is 10000.0 and rope_scaling.rope_theta is 500000.0; make them the same"),
         (not_an_object, "config.json: not a JSON object"),
         (a_word_for_a_number, "hidden_size is '32'; it must be a whole number"),
         (half_a_description, "model.json: not the description of a model"),
