@@ -53,6 +53,7 @@ class DecoderConfig:
     max_length: int | None = None  # tokens that the model was made for; None: any
     dtype: str = "bfloat16"
     remat: str = "none"
+    loss_chunk: int | None = 512  # tokens of each row whose logits are held at once; None: all
     scan_unroll: int = 1  # layers unrolled per scan step; on CPU a full unroll is faster (no copies into stacks)
 
     def __post_init__(self):
@@ -230,8 +231,12 @@ class Decoder(nnx.Module):
         x_BTM, kv = jax.lax.scan(block, x_BTM, (layers, kv), unroll=c.scan_unroll)
         return self.norm(x_BTM), cache if cache is None else cache._replace(k=kv[0], v=kv[1])
 
+    def head_matrix(self) -> jax.Array:
+        """[M, V], in the type of the matrix products."""
+        head = self.embedding[...].T if self.head is None else self.head.kernel[...]
+        return head.astype(self.config.dtype)
+
     def logits(self, x: jax.Array) -> jax.Array:
         """[..., M] -> float32[..., V]."""
         with jax.named_scope("head"):
-            head = self.embedding[...].T if self.head is None else self.head.kernel[...]
-            return jnp.einsum("...m,mv->...v", x, head.astype(self.config.dtype), preferred_element_type=jnp.float32)
+            return jnp.einsum("...m,mv->...v", x, self.head_matrix(), preferred_element_type=jnp.float32)

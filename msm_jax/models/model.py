@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from msm_jax.models.attention import Segments
+from msm_jax.models.cross_entropy import cross_entropy
 from msm_jax.models.decoder import Cache, Decoder, DecoderConfig, LoraConfig, LoraParam
 
 PyTree = Any
@@ -62,6 +63,25 @@ class Model:
         decoder = self._decoder(params, lora)
         return decoder.logits(decoder(tokens_BT, Segments.of_rows(segments_BT, positions_BT))[0])
 
+    def loss(
+        self,
+        params: PyTree,
+        lora: PyTree | None,
+        tokens_BT: jax.Array,
+        segments_BT: jax.Array,
+        positions_BT: jax.Array,
+        targets_BT: jax.Array,
+        weights_BT: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Cross-entropy of the targets, times the weights, in nats: its sum float32[], and its terms float32[B, T],
+        which carry no gradient. With `lora` the gradient by `params` is not complete: the base is frozen."""
+        decoder = self._decoder(params, lora)
+        x_BTM, _ = decoder(tokens_BT, Segments.of_rows(segments_BT, positions_BT))
+        with jax.named_scope("loss"):
+            return cross_entropy(
+                x_BTM, decoder.head_matrix(), targets_BT, weights_BT, self.config.loss_chunk, lora is None
+            )
+
     def next_logprobs(
         self,
         params: PyTree,
@@ -72,17 +92,12 @@ class Model:
         vocab_size: int,
     ) -> jax.Array:
         """float32[B, T]: at t, log p(token t + 1) in nats among the first `vocab_size` ids; the last column means
-        nothing. The logits of one row at a time are held."""
+        nothing."""
         decoder = self._decoder(params, lora)
         x_BTM, _ = decoder(tokens_BT, Segments.of_rows(segments_BT, positions_BT))
-
-        def of_row(row: tuple[jax.Array, jax.Array]) -> jax.Array:
-            x_TM, targets_T = row
-            logits_TV = decoder.logits(x_TM)[:, :vocab_size]
-            chosen_T = jnp.take_along_axis(logits_TV, targets_T[:, None], axis=-1)[:, 0]
-            return chosen_T - jax.nn.logsumexp(logits_TV, axis=-1)
-
-        return jax.lax.map(of_row, (x_BTM, jnp.roll(tokens_BT, -1, axis=1)))
+        targets_BT, weights_BT = jnp.roll(tokens_BT, -1, axis=1), jnp.ones(tokens_BT.shape, jnp.float32)
+        head_MV = decoder.head_matrix()[:, :vocab_size]
+        return -cross_entropy(x_BTM, head_MV, targets_BT, weights_BT, self.config.loss_chunk)[1]
 
     def extend(
         self,

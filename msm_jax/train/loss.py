@@ -1,6 +1,6 @@
-"""Next-token loss as (sum, weight): divided once, globally, by whoever has seen the whole batch.
+"""Which tokens are targets. Loss is (sum, weight): divided once, globally, by whoever has seen the whole batch.
 
-Shapes: B rows, T tokens, V vocabulary.
+Shapes: B rows, T tokens.
 """
 
 import jax
@@ -20,10 +20,3 @@ def targets_and_weights(
 
     weights_BT = shift(mask_BT) & (shift(segments_BT) == segments_BT) & (segments_BT > 0)
     return shift(tokens_BT), weights_BT.astype(jnp.float32)
-
-
-def token_losses(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
-    """Cross-entropy in nats for every position, float32[B, T]."""
-    logits_BTV = logits_BTV.astype(jnp.float32)
-    chosen_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits_BTV, axis=-1) - chosen_BT

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from msm_jax.models import Model
 from msm_jax.parallel import param_shardings, replicated
-from msm_jax.train.loss import targets_and_weights, token_losses
+from msm_jax.train.loss import targets_and_weights
 from msm_jax.train.optimizer import OptimizerConfig, init_optimizer, make_optimizer, make_schedule
 from msm_jax.train.state import TrainState
 
@@ -46,16 +46,16 @@ def microbatch_loss(model: Model, trained: PyTree, frozen: PyTree | None, batch:
     """Loss sum of one microbatch, and (sums over it, sums over each row). `frozen` is the base if the adapter is what
     is trained."""
     params, lora = (trained, None) if frozen is None else (frozen, trained)
-    logits_BTV = model.apply(params, lora, batch["tokens"], batch["segments"], batch["positions"])
     targets_BT, weights_BT = targets_and_weights(batch["tokens"], batch["segments"], batch["mask"])
-    losses_BT = token_losses(logits_BTV, targets_BT) * weights_BT
+    rows = batch["tokens"], batch["segments"], batch["positions"]
+    loss_sum, losses_BT = model.loss(params, lora, *rows, targets_BT, weights_BT)
     counts = {
-        "loss_sum": losses_BT.sum(),
+        "loss_sum": loss_sum,
         "weight": weights_BT.sum(),
         "tokens": (batch["segments"] > 0).sum().astype(jnp.float32),
     }
-    rows = {"row_loss_sum": losses_BT.sum(axis=1), "row_weight": weights_BT.sum(axis=1)}
-    return counts["loss_sum"], (counts, rows)
+    by_row = {"row_loss_sum": losses_BT.sum(axis=1), "row_weight": weights_BT.sum(axis=1)}
+    return loss_sum, (counts, by_row)
 
 
 def make_train_step(model: Model, optimizer: OptimizerConfig, steps: int, mesh: Mesh) -> StepFunction:

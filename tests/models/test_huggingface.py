@@ -154,7 +154,7 @@ def test_an_adapter_of_peft_gives_the_same_logits_here(saved, mesh, tmp_path, va
 
 @pytest.mark.parametrize("variant", ["llama 3.1", "qwen2 tied", "qwen3"])
 def test_gradients_of_a_lora_step_equal_those_of_peft(saved, mesh, tmp_path, variant):
-    from msm_jax.train.loss import targets_and_weights, token_losses
+    from msm_jax.train.loss import targets_and_weights
 
     stored = weights.open_model(saved(variant), dtype="float32")
     model = Model(stored.decoder, LoraConfig(4, 8.0, LORA_TARGETS))
@@ -163,9 +163,8 @@ def test_gradients_of_a_lora_step_equal_those_of_peft(saved, mesh, tmp_path, var
 
     def loss(adapter):
         positions = np.tile(np.arange(ids.shape[1], dtype=np.int32), (len(ids), 1))
-        logits = model.apply(params, adapter, ids, np.ones_like(ids), positions)
         targets, weight = targets_and_weights(ids, np.ones_like(ids), mask)
-        return (token_losses(logits, targets) * weight).sum() / weight.sum()
+        return model.loss(params, adapter, ids, np.ones_like(ids), positions, targets, weight)[0] / weight.sum()
 
     value, gradients = jax.jit(jax.value_and_grad(loss))(adapter)
     save_adapter(tmp_path, model, adapter)

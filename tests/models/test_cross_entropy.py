@@ -1,0 +1,83 @@
+"""The loss in chunks against optax's, which holds all logits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from msm_jax.models.cross_entropy import cross_entropy
+
+ROWS, WIDTH, VOCABULARY = 4, 6, 13
+
+
+def example(tokens, seed=0, spread=1.0, dtype=jnp.float32):
+    rng = np.random.default_rng(seed)
+    x = jnp.asarray(rng.standard_normal((ROWS, tokens, WIDTH)) * spread, dtype)
+    head = jnp.asarray(rng.standard_normal((WIDTH, VOCABULARY)), dtype)
+    targets = jnp.asarray(rng.integers(0, VOCABULARY, (ROWS, tokens)), jnp.int32)
+    weights = jnp.asarray(rng.random((ROWS, tokens)) < 0.6, jnp.float32)
+    return x, head, targets, weights
+
+
+def reference(x, head, targets, weights):
+    logits = jnp.einsum("btm,mv->btv", x, head, preferred_element_type=jnp.float32)
+    terms = optax.softmax_cross_entropy_with_integer_labels(logits, targets) * weights
+    return terms.sum(), terms
+
+
+def gradients(loss, x, head, *rest):
+    """((sum, terms), gradients of three times the sum), so that the cotangent is not one."""
+    scaled = jax.value_and_grad(lambda *args: (3.0 * loss(*args)[0], loss(*args)), argnums=(0, 1), has_aux=True)
+    (_, told), by = jax.jit(scaled)(x, head, *rest)
+    return told, by
+
+
+def assert_close(ours, theirs):
+    """Within a hundred-thousandth of the largest number: sums of large terms are rounded where they are large."""
+    scale = max(1.0, float(jnp.abs(theirs).max()))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * scale)
+
+
+@settings(max_examples=20)
+@given(st.sampled_from([1, 5, 8]), st.integers(1, 9), st.integers(0, 2**31), st.sampled_from([0.1, 1.0, 100.0]))
+def test_loss_and_gradients_are_those_of_all_logits(tokens, chunk, seed, spread):
+    arrays = example(tokens, seed, spread)
+    expected, expected_gradients = gradients(reference, *arrays)
+    told, by = gradients(lambda *args: cross_entropy(*args, chunk), *arrays)
+    for ours, theirs in ((told, expected), (by, expected_gradients), (cross_entropy(*arrays, chunk), expected)):
+        jax.tree.map(assert_close, ours, theirs)
+
+
+def test_a_frozen_head_gets_no_gradient_and_the_output_its_own():
+    arrays = example(9)
+    told, (by_x, by_head) = gradients(lambda *args: cross_entropy(*args, 4, False), *arrays)
+    _, (expected_x, _) = gradients(reference, *arrays)
+    np.testing.assert_allclose(by_x, expected_x, rtol=1e-4, atol=1e-5)
+    assert not by_head.any()
+
+
+def test_half_precision_is_summed_in_full():
+    """Logits near 1,000, which bfloat16 knows to four units, differ by less."""
+    x, head, targets, weights = example(8, spread=300.0, dtype=jnp.bfloat16)
+    (total, terms), (by_x, by_head) = gradients(lambda *args: cross_entropy(*args, 3), x, head, targets, weights)
+    (expected, expected_terms), expected_gradients = gradients(reference, x, head, targets, weights)
+    assert total.dtype == terms.dtype == jnp.float32 and by_x.dtype == by_head.dtype == jnp.bfloat16
+    np.testing.assert_allclose(terms, expected_terms, rtol=1e-5, atol=1e-4)
+    for ours, theirs in zip((by_x, by_head), expected_gradients, strict=True):
+        ours, theirs = np.float32(ours), np.float32(theirs)
+        assert np.linalg.norm(ours - theirs) <= 0.01 * np.linalg.norm(theirs)
+
+
+@pytest.mark.parametrize("train_head", [True, False])
+def test_the_logits_of_one_chunk_are_held(train_head):
+    tokens, chunk, vocabulary = 1024, 64, 4096
+    shapes = [((2, tokens, 8), jnp.float32), ((8, vocabulary), jnp.float32), ((2, tokens), jnp.int32)]
+    arrays = [jax.ShapeDtypeStruct(*shape) for shape in [*shapes, ((2, tokens), jnp.float32)]]
+    gradient = jax.grad(lambda *args: cross_entropy(*args, chunk, train_head)[0], argnums=(0, 1))
+    held = jax.jit(gradient).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+    assert held < 4 * (2 * chunk * vocabulary * 4), "the logits of a chunk, their gradient and little else"
+    whole = jax.jit(jax.grad(lambda *args: reference(*args)[0])).lower(*arrays).compile().memory_analysis()
+    assert held < whole.temp_size_in_bytes / 4
