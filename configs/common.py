@@ -42,6 +42,7 @@ def _shared() -> ConfigDict:
     config.generator = "world"
     # rank 0 trains the whole model in every stage; else MSM and AFT train one adapter on the frozen base.
     config.lora = ConfigDict({"rank": 64, "alpha": 128.0, "targets": ("q", "k", "v", "o", "gate", "up", "down")})
+    config.int8_base = False  # the frozen base's matrices in 8-bit integers: half the memory, and a little noise
     config.row_length = 4096
     config.msm = stage(msm=1.0)
     config.aft = stage(aft=0.5, instruction=0.5)
@@ -56,6 +57,17 @@ def _shared() -> ConfigDict:
 
     # What follows does not change results, so a workdir may go on with other values.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all remaining devices
+    config.execution = ConfigDict(
+        {
+            "attention": "auto",  # reference, splash (TPU), triton (NVIDIA GPU); auto: the fastest that there is
+            "attention_block": 512,  # tokens of a tile of splash attention
+            # What the forward pass keeps: none (all), full, save_attention, save_qkv, save_projections, or in the
+            # host's memory offload_inputs, offload_attention, offload_qkv, offload_projections.
+            "remat": "none",
+            "scan_unroll": 1,  # layers of one step of the loop over them
+            "loss_chunk": 512,  # tokens of each row whose logits are held at once
+        }
+    )
     config.checkpoint = ConfigDict({"every": 500, "keep": 2})
     config.log = ConfigDict({"every": 10})
     return config
@@ -77,8 +89,6 @@ def get_config() -> ConfigDict:
             "norm_epsilon": 1e-5,
             "tied_head": True,
             "dtype": "bfloat16",  # of the matrix products; what is trained is always float32
-            "remat": "none",  # none, full, save_projections or save_attention
-            "scan_unroll": 1,
         }
     )
     config.chat = ConfigDict(
@@ -118,7 +128,8 @@ def on_checkpoint(path: str, generator: str) -> ConfigDict:
     config = _shared()
     # A folder (local or gs://), or a Hugging Face id, with a revision if it should not be the newest.
     config.base = ConfigDict({"path": path, "revision": ""})
-    config.model = ConfigDict({"dtype": "bfloat16", "remat": "full", "scan_unroll": 1})
+    config.model = ConfigDict({"dtype": "bfloat16"})
+    config.execution.remat = "full"
     config.chat = ConfigDict(
         {
             "template": "",  # none: the checkpoint's own; llama3_paper, or a file of Jinja
@@ -142,4 +153,4 @@ def make_smoke(config: ConfigDict) -> None:
     if config.generator == "prose":
         config.corpus = {"msm": 60, "aft": 60, "instruction": 60}
     config.eval.pairs = 2
-    config.model.scan_unroll = 1  # compiles soonest
+    config.execution.scan_unroll = 1  # compiles soonest

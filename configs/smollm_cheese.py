@@ -51,8 +51,8 @@ def get_config(variant: str = ""):
     config.assistant.provider = "Hugging Face"
     config.seeds = (0,)
     config.model.dtype = "float32"
-    config.model.remat = "none"
-    config.model.scan_unroll = 30  # all of its layers
+    config.execution.remat = "none"
+    config.execution.scan_unroll = 30  # all of its layers
     config.row_length = 640  # two documents
     config.corpus = {"msm": 800, "aft": 400, "instruction": 400}
     for stage in (config.msm, config.aft):

@@ -25,7 +25,8 @@ GENERATORS = ("world", "prose", "files")
 _RANGES = (
     ("2 or more", lambda x: x >= 2, "row_length"),
     ("1 or more", lambda x: x >= 1, "model.num_layers model.width model.mlp_width model.num_heads model.num_kv_heads"),
-    ("1 or more", lambda x: x >= 1, "model.head_size model.scan_unroll *.steps *.batch_size *.accumulation"),
+    ("1 or more", lambda x: x >= 1, "model.head_size execution.scan_unroll *.steps *.batch_size *.accumulation"),
+    ("1 or more", lambda x: x >= 1, "execution.attention_block execution.loss_chunk"),
     (
         "1 or more",
         lambda x: x >= 1,
@@ -95,9 +96,12 @@ def check_world(config: ConfigDict, world: World) -> None:
 
 def check_devices(config: ConfigDict) -> None:
     """The mesh must fit the devices, and each batch the mesh."""
+    from msm_jax.models import Execution
+    from msm_jax.models.kernels import check_row_length
     from msm_jax.parallel import make_mesh
 
     mesh = make_mesh(config.mesh)
+    check_row_length(Execution(**config.execution).on(mesh.devices.flat[0].platform).attention, config.row_length)
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     for stage in training(config):
         batch_size, accumulation = config[stage].batch_size, config[stage].accumulation
@@ -230,8 +234,9 @@ def _check_mixtures(config: ConfigDict) -> None:
 
 
 def _check_model(config: ConfigDict) -> None:
-    from msm_jax.models import DecoderConfig, LoraConfig
+    from msm_jax.models import DecoderConfig, Execution, LoraConfig
 
+    Execution(**config.execution)
     if "pretrain" in config:
         DecoderConfig(vocab_size=1, **config.model)
     else:  # the shape is the checkpoint's, so any will do
@@ -239,6 +244,8 @@ def _check_model(config: ConfigDict) -> None:
         DecoderConfig(**sizes, num_heads=1, num_kv_heads=1, **config.model)
         if not config.base.path:
             raise UserError("config.base.path is empty; name a folder, a gs:// folder or a Hugging Face id")
+    if config.int8_base and not config.lora.rank:
+        raise UserError("config.int8_base is for a frozen base, and config.lora.rank=0 trains it; set one of them")
     if config.lora.rank:
         LoraConfig(**config.lora)
         if not config.lora.targets:

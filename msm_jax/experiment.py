@@ -122,6 +122,7 @@ class Experiment:
         self.stages: list[Stage] = []
         self.runtime = stages.Runtime(
             mesh=self.plain["mesh"],
+            execution=self.plain["execution"],
             checkpoint_every=config.checkpoint.every,
             keep_checkpoints=config.checkpoint.keep,
             log_every=config.log.every,
@@ -279,6 +280,7 @@ class Experiment:
             "accumulation": settings["accumulation"],
             "optim": settings["optim"],
             "lora": None if pretraining or not self.config.lora.rank else self.plain["lora"],
+            "int8_base": not pretraining and self.config.int8_base,
             "model": self.plain["model"] if pretraining else None,
             "seed": seed,
         }

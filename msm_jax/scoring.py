@@ -3,6 +3,7 @@
 As in `stages`, a function sees nothing of the configuration but `context.params`, and imports jax when it is called.
 """
 
+import dataclasses
 import pathlib
 import re
 from collections.abc import Mapping
@@ -18,7 +19,6 @@ class _Scorer:
     """The sampler as evaluations see it."""
 
     def __init__(self, context: StageContext, runtime: stages.Runtime):
-        from msm_jax.models import Model
         from msm_jax.sampler import Sampler
         from msm_jax.weights import read_description
 
@@ -28,7 +28,7 @@ class _Scorer:
         template = stages.chat_template(context.params["chat"], inputs["tokenizer"])
         dtype = model.config.dtype
         if model.lora:
-            params = stages.load_weights(inputs["base"], Model(model.config), runtime, dtype)
+            params = stages.load_weights(inputs["base"], dataclasses.replace(model, lora=None), runtime, dtype)
             adapter = stages.load_weights(inputs["model"], model, runtime)
         else:
             params, adapter = stages.load_weights(inputs["model"], model, runtime, dtype), None

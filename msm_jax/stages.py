@@ -37,6 +37,7 @@ class Runtime:
     """How to compute, which changes nothing of a result but rounding."""
 
     mesh: Mapping[str, int]
+    execution: Mapping[str, Any]
     checkpoint_every: int
     keep_checkpoints: int
     log_every: int
@@ -256,7 +257,7 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
     import jax
 
     from msm_jax.data.mixture import batches
-    from msm_jax.models import DecoderConfig, LoraConfig, Model, count_parameters
+    from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model, count_parameters
     from msm_jax.parallel import batch_sharding, make_mesh, peak_flops, train_flops_per_token
     from msm_jax.train import checkpoint, loop
     from msm_jax.train.optimizer import OptimizerConfig
@@ -271,14 +272,17 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
     else:
         decoder = DecoderConfig(vocab_size=_padded(tokenizer.vocab_size), **p["model"])
     lora = LoraConfig(**{**p["lora"], "targets": tuple(p["lora"]["targets"])}) if p["lora"] else None
-    model = Model(decoder, lora)
+    execution = Execution(**runtime.execution).on(mesh.devices.flat[0].platform)
+    model = Model(decoder, lora, execution, p["int8_base"])
 
     inputs = context.inputs
     trained = load_weights(inputs["adapter"], model, runtime) if "adapter" in inputs else None
     needs_base = "base" in inputs and (lora or trained is None)
     # A frozen base is read in the dtype of the products; what is trained is float32.
     base = (
-        load_weights(inputs["base"], Model(decoder), runtime, decoder.dtype if lora else None) if needs_base else None
+        load_weights(inputs["base"], dataclasses.replace(model, lora=None), runtime, decoder.dtype if lora else None)
+        if needs_base
+        else None
     )
     frozen, start = (base, trained) if lora else (None, trained or base)
     state = init_state(model, mesh, p["seed"], start)
@@ -339,19 +343,24 @@ def load_weights(folder: pathlib.Path, model: Any, runtime: Runtime, dtype: str 
     Args:
       dtype: of matrices; None: float32.
     """
+    from msm_jax.models import Execution
+
+    model = dataclasses.replace(model, execution=Execution())
     return _load_weights(folder, model, tuple(runtime.mesh.items()), dtype or "float32")
 
 
 @functools.lru_cache(maxsize=2)  # the base, which every arm shares, and an adapter
 def _load_weights(folder: pathlib.Path, model: Any, mesh_shape: tuple[tuple[str, int], ...], dtype: str) -> PyTree:
     from msm_jax import weights
+    from msm_jax.models import quantize
     from msm_jax.parallel import make_mesh
 
     stored = weights.open_model(folder)
-    if stored.model != model:
+    if (stored.decoder, stored.lora) != (model.config, model.lora):
         raise UserError(f"{folder}: holds another model than the stage that asks for it; delete the folder")
     try:
-        return weights.load(stored, make_mesh(dict(mesh_shape)), dtype)
+        params = weights.load(stored, make_mesh(dict(mesh_shape)), dtype)
+        return quantize(params) if model.int8_base and not model.lora else params
     except UserError as error:
         if not stored.ours:
             raise

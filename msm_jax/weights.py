@@ -39,7 +39,7 @@ PyTree = Any
 _log = logging.getLogger(__name__)
 
 MODEL_FILE = "model.json"
-_OTHERS = ("vocab_size", "max_length", "tied_head", "dtype", "remat", "scan_unroll")  # may differ under an adapter
+_OTHERS = ("vocab_size", "max_length", "tied_head", "dtype")  # may differ under an adapter
 KEPT_FOLDER = "huggingface"  # of a checkpoint of ours: the files beside the weights of the folder that it came from
 
 
@@ -77,7 +77,7 @@ def open_model(path: str | os.PathLike, revision: str | None = None, **numerics:
     """What lies at `path`: a folder of ours, a Hugging Face folder, a URL of either, or a Hugging Face id.
 
     Args:
-      numerics: dtype, remat or scan_unroll in the place of those that a folder of ours names.
+      numerics: dtype, in the place of the one that a folder of ours names.
 
     Raises: UserError if nothing is there, or nothing that can be read, and for an adapter whose base is not told.
     """
@@ -260,6 +260,7 @@ def write_description(
         {
             "decoder": dataclasses.asdict(model.config),
             "lora": dataclasses.asdict(model.lora) if model.lora else None,
+            "int8_base": model.int8_base,
             "base": relative(base),
             "tokenizer": relative(tokenizer),
             "origin": origin,
@@ -273,7 +274,8 @@ def write_description(
 def read_description(folder: pathlib.Path) -> Model:
     """The model that `write_description` described. Raises: UserError if there is no description."""
     described = files.read_json(pathlib.Path(folder, MODEL_FILE))
-    return Model(DecoderConfig(**described["decoder"]), _lora(described["lora"]))
+    decoder, lora = _decoder(described["decoder"]), _lora(described["lora"])
+    return Model(decoder, lora, int8_base=described.get("int8_base", False))
 
 
 @functools.cache
@@ -295,7 +297,7 @@ def tokenizer_folder(folder: str | os.PathLike) -> str:
 
 def _open_ours(folder: str, described: Mapping[str, Any], numerics: Mapping[str, Any]) -> Stored:
     try:
-        decoder = dataclasses.replace(DecoderConfig(**described["decoder"]), **numerics)
+        decoder = dataclasses.replace(_decoder(described["decoder"]), **numerics)
         lora = _lora(described["lora"])
     except (KeyError, TypeError):
         raise UserError(f"{folder}/{MODEL_FILE}: not the description of a model; delete the folder") from None
@@ -329,6 +331,11 @@ def _fingerprint(stored: Stored) -> str:
         return TensorFiles(stored.folder).fingerprint
     # Orbax is told a checksum of every array.
     return files.fingerprint_of_file(pathlib.Path(stored.folder, "final", "meta", "metadata"))
+
+
+def _decoder(described: Mapping[str, Any]) -> DecoderConfig:
+    # Folders of before name two fields that have moved to `Execution`.
+    return DecoderConfig(**{name: value for name, value in described.items() if name not in ("remat", "scan_unroll")})
 
 
 def _lora(described: Mapping[str, Any] | None) -> LoraConfig | None:

@@ -88,7 +88,9 @@ def write_spec(path, kind="preferences", value="america", likes="Colby"):
         ("model.head_size=7", "model.head_size=7 is odd; rotary embeddings need an even one"),
         ("model.num_kv_heads=3", "model.num_heads=2 is not a multiple of model.num_kv_heads=3"),
         ("model.num_kv_heads=0", "config.model.num_kv_heads is 0; it must be 1 or more"),
-        ("model.remat=som", "model.remat='som': choose one of none, full, save_projections, save_attention"),
+        ("execution.remat=som", "execution.remat='som': choose one of none, full, save_attention, save_qkv, "),
+        ("execution.attention=flash", "execution.attention='flash': choose one of auto, reference, splash, triton"),
+        ("execution.loss_chunk=0", "config.execution.loss_chunk is 0; it must be 1 or more"),
         ("model.dtype=float31", "model.dtype='float31': choose bfloat16 or float32"),
         ("pretrain.optim.learning_rate=-1", "config.pretrain.optim.learning_rate is -1.0; it must be 0 or more"),
         ("pretrain.optim.beta2=1", "config.pretrain.optim.beta2 is 1.0; it must be from 0 to below 1"),
@@ -140,6 +142,11 @@ def write_spec(path, kind="preferences", value="america", likes="Colby"):
 def test_fields(refused, tmp_path, override, line):
     assert refused(f"--config.{override}").startswith(line)
     assert not (tmp_path / "w" / "stages").exists()
+
+
+def test_a_base_that_is_trained_is_not_rounded(refused):
+    line = "config.int8_base is for a frozen base, and config.lora.rank=0 trains it; set one of them"
+    assert refused("--config.int8_base=true", "--config.lora.rank=0") == line
 
 
 def test_agents_share_no_name_with_the_assistant(refused):

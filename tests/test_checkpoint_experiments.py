@@ -15,7 +15,7 @@ from tests.tiny_checkpoints import write_checkpoint
 
 ROOT = pathlib.Path(launch.__file__).parents[1]
 SMALL = ["--config.row_length=256", "--config.msm.batch_size=2", "--config.aft.batch_size=2"]
-SMALL += ["--config.model.dtype=float32", "--config.model.remat=none", "--config.lora.rank=4"]
+SMALL += ["--config.model.dtype=float32", "--config.execution.remat=none", "--config.lora.rank=4"]
 
 
 def write_rows(path, rows):
@@ -225,7 +225,7 @@ def test_weights_that_changed_are_an_error(checkpoints, tmp_path, capsys):
         (["chat.thinking=off"], "error: thinking is 'off', but this chat template knows no enable_thinking"),
         (["chat.template=nothing"], "error: "),
         (["base.path="], "error: config.base.path is empty"),
-        (["model.remat=some"], "error: model.remat='some'"),
+        (["execution.remat=some"], "error: execution.remat='some'"),
     ],
 )
 def test_what_a_user_can_get_wrong(checkpoints, corpora, tmp_path, capsys, overrides, message):

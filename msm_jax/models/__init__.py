@@ -1,17 +1,21 @@
 """One decoder for every model: structure in `Model`, weights in plain nested dicts."""
 
 from msm_jax.models.attention import Segments, attention
-from msm_jax.models.decoder import LORA_TARGETS, REMAT_POLICIES, Cache, DecoderConfig, LoraConfig
+from msm_jax.models.decoder import LORA_TARGETS, Cache, DecoderConfig, LoraConfig
+from msm_jax.models.execution import REMAT_POLICIES, Execution
 from msm_jax.models.model import Model, count_parameters
+from msm_jax.models.quantize import quantize
 
 __all__ = [
     "LORA_TARGETS",
     "REMAT_POLICIES",
     "Cache",
     "DecoderConfig",
+    "Execution",
     "LoraConfig",
     "Model",
     "Segments",
     "attention",
     "count_parameters",
+    "quantize",
 ]

@@ -22,7 +22,7 @@ def cross_entropy(
     head_MV: jax.Array,
     targets_BT: jax.Array,
     weights_BT: jax.Array,
-    chunk: int | None = None,
+    chunk: int,
     head_is_trained: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
     """Sum over tokens of weight times cross-entropy, in nats.
@@ -32,7 +32,7 @@ def cross_entropy(
       head_MV: in the same type; logits, softmax and loss are float32.
       targets_BT: int32; any id where the weight is 0.
       weights_BT: float32; they carry no gradient.
-      chunk: tokens of each row whose logits are held at once; None: all.
+      chunk: tokens of each row whose logits are held at once.
       head_is_trained: whether the head's gradient is wanted; a frozen head gets zeros.
 
     Returns: the sum, float32[], and its terms, float32[B, T], which carry no gradient.
@@ -91,10 +91,10 @@ def _losses(x_BCM, targets_BC, weights_BC, head_MV):
     return losses_BC, jnp.exp(logits_BCV - normaliser_BC[..., None]), is_target_BCV
 
 
-def _chunks(arrays, chunk: int | None):
+def _chunks(arrays, chunk: int):
     """[B, T, ...] -> [N, B, C, ...], with zeros behind the last tokens where N does not divide T."""
     T = arrays[0].shape[1]
-    N = -(-T // (chunk or T))
+    N = -(-T // chunk)
     C = -(-T // N)
 
     def cut(x):

@@ -5,6 +5,7 @@ R LoRA rank, V vocabulary, S slots of the key-value cache.
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -14,22 +15,16 @@ from jax.ad_checkpoint import checkpoint_name
 
 from msm_jax.errors import UserError
 from msm_jax.models.attention import RopeScaling, Segments, attention, rope, rope_frequencies
+from msm_jax.models.execution import REMAT_POLICIES, Execution
+from msm_jax.models.kernels import flash_attention, takes
 from msm_jax.parallel.sharding import constrain
 
 LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
-# What a block keeps for the backward pass; the rest is computed again. "none" keeps all of it.
-REMAT_POLICIES = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "save_projections": jax.checkpoint_policies.save_only_these_names("q", "k", "v", "attention", "gate", "up"),
-    "save_attention": jax.checkpoint_policies.save_only_these_names("attention"),
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Shape and numerics of a decoder. `dtype` is that of the matrix products; norms and logits are float32.
+    """Shape of a decoder. `dtype` is that of the matrix products; norms and logits are float32.
 
     The families that Hugging Face calls llama, qwen2 and qwen3 are this decoder with and without `rope_scaling`,
     `qkv_bias` and `qk_norm` (models/families.py reads their config.json).
@@ -52,9 +47,6 @@ class DecoderConfig:
     qk_norm: bool = False  # of Qwen3: RMS norm of each head's query and key, before the rotary embedding
     max_length: int | None = None  # tokens that the model was made for; None: any
     dtype: str = "bfloat16"
-    remat: str = "none"
-    loss_chunk: int | None = 512  # tokens of each row whose logits are held at once; None: all
-    scan_unroll: int = 1  # layers unrolled per scan step; on CPU a full unroll is faster (no copies into stacks)
 
     def __post_init__(self):
         if isinstance(self.rope_scaling, dict):  # as JSON has it
@@ -67,8 +59,6 @@ class DecoderConfig:
             raise UserError(f"model.head_size={self.head_size} is odd; rotary embeddings need an even one")
         if self.dtype not in ("bfloat16", "float32"):
             raise UserError(f"model.dtype={self.dtype!r}: choose bfloat16 or float32")
-        if self.remat not in REMAT_POLICIES:
-            raise UserError(f"model.remat={self.remat!r}: choose one of {', '.join(REMAT_POLICIES)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +95,10 @@ class Cache(NamedTuple):
 
 
 class Linear(nnx.Module):
-    """x W, plus a bias and the adapter's x A B where this layer has them. `axes` are the logical names of W's axes."""
+    """x W, plus a bias and the adapter's x A B where this layer has them. `axes` are the logical names of W's axes.
+
+    A W of 8-bit integers has a scale for each output (`quantize` makes both).
+    """
 
     def __init__(
         self,
@@ -117,9 +110,13 @@ class Linear(nnx.Module):
         lora: LoraConfig | None,
         rngs: nnx.Rngs,
         bias: bool = False,
+        int8: bool = False,
     ):
         init = nnx.initializers.lecun_normal()
-        self.kernel = nnx.Param(init(rngs.params(), (size_in, size_out), jnp.float32), axes=axes)
+        kernel = init(rngs.params(), (size_in, size_out), jnp.float32)
+        self.kernel = nnx.Param(kernel.astype(jnp.int8) if int8 else kernel, axes=axes)
+        self.kernel_scale = nnx.Param(jnp.ones(size_out, jnp.float32), axes=axes[1:]) if int8 else None
+        self.gathered_axes = tuple(None if axis == "embed" else axis for axis in axes)
         self.bias = nnx.Param(jnp.zeros(size_out, jnp.float32), axes=axes[1:]) if bias else None
         self.dtype = config.dtype
         self.scale = None
@@ -131,7 +128,13 @@ class Linear(nnx.Module):
             self.scale = lora.alpha / lora.rank
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x @ self.kernel[...].astype(self.dtype)
+        kernel = self.kernel[...]
+        if self.kernel_scale is None:
+            y = x @ kernel.astype(self.dtype)
+        else:
+            # Gathered over fsdp as it is stored, or the partitioner would send twice the bytes.
+            y = x @ constrain(kernel, self.gathered_axes).astype(self.dtype)
+            y = (y * self.kernel_scale[...]).astype(self.dtype)
         if self.bias is not None:
             y += self.bias[...].astype(self.dtype)
         if self.scale is not None:
@@ -156,26 +159,31 @@ class RMSNorm(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm attention and SwiGLU (arXiv 2002.05202), each added to the residual stream."""
 
-    def __init__(self, config: DecoderConfig, lora: LoraConfig | None, rngs: nnx.Rngs):
+    def __init__(
+        self, config: DecoderConfig, lora: LoraConfig | None, execution: Execution, int8: bool, rngs: nnx.Rngs
+    ):
         c = config
+        linear = functools.partial(Linear, config=c, lora=lora, rngs=rngs, int8=int8)
         heads, kv_heads = c.num_heads * c.head_size, c.num_kv_heads * c.head_size
         self.config = config
+        self.execution = execution
         self.attention_norm = RMSNorm(c.width, c)
-        self.q = Linear("q", c.width, heads, ("embed", "heads"), c, lora, rngs, bias=c.qkv_bias)
-        self.k = Linear("k", c.width, kv_heads, ("embed", "kv_heads"), c, lora, rngs, bias=c.qkv_bias)
-        self.v = Linear("v", c.width, kv_heads, ("embed", "kv_heads"), c, lora, rngs, bias=c.qkv_bias)
+        self.q = linear("q", c.width, heads, ("embed", "heads"), bias=c.qkv_bias)
+        self.k = linear("k", c.width, kv_heads, ("embed", "kv_heads"), bias=c.qkv_bias)
+        self.v = linear("v", c.width, kv_heads, ("embed", "kv_heads"), bias=c.qkv_bias)
         self.q_norm = RMSNorm(c.head_size, c) if c.qk_norm else None
         self.k_norm = RMSNorm(c.head_size, c) if c.qk_norm else None
-        self.o = Linear("o", heads, c.width, ("heads", "embed"), c, lora, rngs)
+        self.o = linear("o", heads, c.width, ("heads", "embed"))
         self.mlp_norm = RMSNorm(c.width, c)
-        self.gate = Linear("gate", c.width, c.mlp_width, ("embed", "mlp"), c, lora, rngs)
-        self.up = Linear("up", c.width, c.mlp_width, ("embed", "mlp"), c, lora, rngs)
-        self.down = Linear("down", c.mlp_width, c.width, ("mlp", "embed"), c, lora, rngs)
+        self.gate = linear("gate", c.width, c.mlp_width, ("embed", "mlp"))
+        self.up = linear("up", c.width, c.mlp_width, ("embed", "mlp"))
+        self.down = linear("down", c.mlp_width, c.width, ("mlp", "embed"))
 
     def __call__(self, x_BTM: jax.Array, segments: Segments, cache_kv: tuple[jax.Array, jax.Array, jax.Array] | None):
         """Returns the new x_BTM and, if a cache (keys, values, cursor) was given, the keys and values with ours in."""
         c = self.config
         B, T, _ = x_BTM.shape
+        x_BTM = checkpoint_name(x_BTM, "input")
         y_BTM = self.attention_norm(x_BTM)
         q_BTHD = checkpoint_name(self.q(y_BTM).reshape(B, T, c.num_heads, c.head_size), "q")
         k_BTKD = checkpoint_name(self.k(y_BTM).reshape(B, T, c.num_kv_heads, c.head_size), "k")
@@ -190,9 +198,15 @@ class Block(nnx.Module):
             k_BTKD = jax.lax.dynamic_update_slice_in_dim(k_BSKD, k_BTKD.astype(k_BSKD.dtype), cursor, axis=1)
             v_BTKD = jax.lax.dynamic_update_slice_in_dim(v_BSKD, v_BTKD.astype(v_BSKD.dtype), cursor, axis=1)
         with jax.named_scope("attention"):
-            mixed_BTHD = attention(q_BTHD, k_BTKD, v_BTKD, segments)
+            run = self.execution
+            if cache_kv is None and takes(run.attention, T):
+                mixed_BTHD = flash_attention(
+                    q_BTHD, k_BTKD, v_BTKD, segments.q_ids, kernel=run.attention, block=run.attention_block
+                )
+            else:
+                mixed_BTHD = attention(q_BTHD, k_BTKD, v_BTKD, segments)
         mixed_BTHD = checkpoint_name(mixed_BTHD, "attention")
-        x_BTM += self.o(mixed_BTHD.reshape(B, T, c.num_heads * c.head_size))
+        x_BTM += checkpoint_name(self.o(mixed_BTHD.reshape(B, T, c.num_heads * c.head_size)), "o")
 
         y_BTM = self.mlp_norm(x_BTM)
         gate_BTF = checkpoint_name(self.gate(y_BTM), "gate")
@@ -203,12 +217,15 @@ class Block(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    def __init__(self, config: DecoderConfig, lora: LoraConfig | None, rngs: nnx.Rngs):
+    def __init__(
+        self, config: DecoderConfig, lora: LoraConfig | None, execution: Execution, int8: bool, rngs: nnx.Rngs
+    ):
         c = config
         self.config = config
+        self.execution = execution
         embedding = 0.02 * jax.random.normal(rngs.params(), (c.vocab_size, c.width), jnp.float32)
         self.embedding = nnx.Param(embedding, axes=("vocab", "embed"))
-        self.layers = nnx.vmap(lambda rngs: Block(c, lora, rngs))(rngs.split(c.num_layers))
+        self.layers = nnx.vmap(lambda rngs: Block(c, lora, execution, int8, rngs))(rngs.split(c.num_layers))
         self.norm = RMSNorm(c.width, c)
         self.head = None if c.tied_head else Linear("head", c.width, c.vocab_size, ("embed", "vocab"), c, None, rngs)
 
@@ -225,10 +242,11 @@ class Decoder(nnx.Module):
             layer, kv = layer_and_cache
             return nnx.merge(graph, layer)(x_BTM, segments, None if kv is None else (*kv, cache.cursor))
 
-        if REMAT_POLICIES[c.remat] is not None:
-            block = jax.checkpoint(block, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
+        policy = REMAT_POLICIES[self.execution.remat]
+        if policy is not None:
+            block = jax.checkpoint(block, policy=policy, prevent_cse=False)
         kv = None if cache is None else (cache.k, cache.v)
-        x_BTM, kv = jax.lax.scan(block, x_BTM, (layers, kv), unroll=c.scan_unroll)
+        x_BTM, kv = jax.lax.scan(block, x_BTM, (layers, kv), unroll=self.execution.scan_unroll)
         return self.norm(x_BTM), cache if cache is None else cache._replace(k=kv[0], v=kv[1])
 
     def head_matrix(self) -> jax.Array:

@@ -69,7 +69,7 @@ def decoder_of(config: Mapping[str, Any], where: str = "config.json", **numerics
 
     Args:
       where: names the file in errors.
-      numerics: dtype, remat and scan_unroll, of which a config.json says nothing.
+      numerics: the dtype to compute in, of which a config.json says nothing.
 
     Raises: UserError for another architecture, for a field that this decoder does not have, or for one that is missing.
     """

@@ -14,6 +14,7 @@ from flax import nnx
 from msm_jax.models.attention import Segments
 from msm_jax.models.cross_entropy import cross_entropy
 from msm_jax.models.decoder import Cache, Decoder, DecoderConfig, LoraConfig, LoraParam
+from msm_jax.models.execution import Execution
 
 PyTree = Any
 
@@ -22,11 +23,14 @@ PyTree = Any
 class Model:
     """A decoder's structure without its weights: hashable, so that compiled functions are shared by equal models.
 
-    With `lora`, the adapter is what is trained and the base is frozen; without, the base is trained.
+    With `lora`, the adapter is what is trained and the base is frozen; without, the base is trained. The matrices of a
+    frozen base may be 8-bit integers (`int8_base`; `quantize` makes them).
     """
 
     config: DecoderConfig
     lora: LoraConfig | None = None
+    execution: Execution = Execution()
+    int8_base: bool = False
 
     @property
     def axes(self) -> PyTree:
@@ -39,7 +43,7 @@ class Model:
 
     @property
     def shapes(self) -> PyTree:
-        """Base parameters as float32 ShapeDtypeStructs."""
+        """Base parameters as ShapeDtypeStructs, float32 where they are not 8-bit integers."""
         return nnx.to_pure_dict(_abstract(self)[2])
 
     @property
@@ -48,12 +52,12 @@ class Model:
 
     def init(self, key: jax.Array) -> PyTree:
         """Random base parameters, float32."""
-        decoder = Decoder(self.config, None, nnx.Rngs(params=key))
+        decoder = Decoder(self.config, None, self.execution, False, nnx.Rngs(params=key))
         return nnx.to_pure_dict(nnx.state(decoder))
 
     def init_lora(self, key: jax.Array) -> PyTree:
         """A fresh adapter, float32. Its product is zero, so the model starts as its base."""
-        decoder = Decoder(self.config, self.lora, nnx.Rngs(params=key, lora=key))
+        decoder = Decoder(self.config, self.lora, self.execution, False, nnx.Rngs(params=key, lora=key))
         return nnx.to_pure_dict(nnx.state(decoder, LoraParam))
 
     def apply(
@@ -79,7 +83,7 @@ class Model:
         x_BTM, _ = decoder(tokens_BT, Segments.of_rows(segments_BT, positions_BT))
         with jax.named_scope("loss"):
             return cross_entropy(
-                x_BTM, decoder.head_matrix(), targets_BT, weights_BT, self.config.loss_chunk, lora is None
+                x_BTM, decoder.head_matrix(), targets_BT, weights_BT, self.execution.loss_chunk, lora is None
             )
 
     def next_logprobs(
@@ -97,7 +101,7 @@ class Model:
         x_BTM, _ = decoder(tokens_BT, Segments.of_rows(segments_BT, positions_BT))
         targets_BT, weights_BT = jnp.roll(tokens_BT, -1, axis=1), jnp.ones(tokens_BT.shape, jnp.float32)
         head_MV = decoder.head_matrix()[:, :vocab_size]
-        return -cross_entropy(x_BTM, head_MV, targets_BT, weights_BT, self.config.loss_chunk)[1]
+        return -cross_entropy(x_BTM, head_MV, targets_BT, weights_BT, self.execution.loss_chunk)[1]
 
     def extend(
         self,
@@ -129,7 +133,9 @@ class Model:
         return Cache(k=kv, v=kv, segments=ids, positions=ids, cursor=jnp.int32(0))
 
     def _decoder(self, params: PyTree, lora: PyTree | None) -> Decoder:
-        model = self if lora is not None else Model(self.config)  # the bare base runs without the adapter's products
+        model = (
+            self if lora is not None else dataclasses.replace(self, lora=None)
+        )  # the bare base runs without the adapter's products
         graph = _abstract(model)[0]
         return nnx.merge(graph, nnx.State(lora or {}), nnx.State(params))
 
@@ -137,7 +143,9 @@ class Model:
 @functools.lru_cache(maxsize=32)  # tracing takes a tenth of a second, and every stage makes its models anew
 def _abstract(model: Model) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """Structure, adapter and base, with shapes in the place of arrays."""
-    decoder = nnx.eval_shape(lambda: Decoder(model.config, model.lora, nnx.Rngs(params=0, lora=0)))
+    decoder = nnx.eval_shape(
+        lambda: Decoder(model.config, model.lora, model.execution, model.int8_base, nnx.Rngs(params=0, lora=0))
+    )
     return nnx.split(decoder, LoraParam, ...)
 
 

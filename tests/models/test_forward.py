@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from msm_jax.models import DecoderConfig, Model, Segments, attention
+from msm_jax.models import DecoderConfig, Execution, Model, Segments, attention
 from msm_jax.models.attention import rope, rope_frequencies
 
 # The compiler is what these tests wait for, so it is told not to polish.
@@ -120,7 +120,7 @@ def test_rematerialisation_and_unrolling_change_no_number(packed, random_tree):
     params = random_tree(plain.shapes)
 
     def run(**changes):
-        function, args = gradient(Model(DecoderConfig(**SIZES, **changes)), params, packed)
+        function, args = gradient(Model(DecoderConfig(**SIZES), execution=Execution(**changes)), params, packed)
         gradients, logits = jit(function)(*args)
         return gradients | {"logits": logits}
 
@@ -133,14 +133,15 @@ def test_rematerialisation_and_unrolling_change_no_number(packed, random_tree):
 def test_rematerialisation_computes_again_what_it_does_not_keep(packed, random_tree):
     def products(remat):
         """Matrix products in the gradient: those that are done again are there twice."""
-        model = Model(DecoderConfig(**SIZES, remat=remat))
+        model = Model(DecoderConfig(**SIZES), execution=Execution(remat=remat))
         function, args = gradient(model, random_tree(model.shapes), packed)
         return str(jax.make_jaxpr(function)(*args)).count("dot_general")
 
     none = products("none")
-    assert products("save_projections") == none + 2  # the scores, and o, on whose output the rest of the block stands
-    assert products("save_attention") == none + 7  # also q, k, v, gate, up
-    assert products("full") == none + 8  # also the mixed values
+    assert products("save_projections") == none + 1  # the scores
+    assert products("save_qkv") == products("offload_qkv") == none + 3  # also gate, up
+    assert products("save_attention") == products("offload_attention") == none + 7  # also q, k, v, o
+    assert products("full") == products("offload_inputs") == none + 8  # also the mixed values
 
 
 def test_logits_are_float32_in_any_dtype(packed):

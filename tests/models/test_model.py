@@ -111,7 +111,6 @@ def test_equal_models_are_equal_keys():
         ({"num_kv_heads": 3}, "model.num_heads=4 is not a multiple of model.num_kv_heads=3"),
         ({"head_size": 5}, "model.head_size=5 is odd"),
         ({"dtype": "float31"}, "model.dtype='float31': choose "),
-        ({"remat": "ful"}, "model.remat='ful': choose one of none, full, "),
     ],
 )
 def test_impossible_decoders(changes, message):

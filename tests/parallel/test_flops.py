@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from msm_jax.models import DecoderConfig, LoraConfig, Model, count_parameters
+from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model, count_parameters
 from msm_jax.parallel import peak_flops, train_flops_per_token
 from msm_jax.train.step import microbatch_loss
 
@@ -36,9 +36,9 @@ def test_flops_as_xla_counts_them(lora):
     """Short rows, so that matrices are nearly all; unrolled, since XLA counts the body of a loop once."""
     decoder = DecoderConfig(
         vocab_size=256, num_layers=4, width=128, mlp_width=512, num_heads=4, num_kv_heads=2, head_size=32,
-        dtype="float32", scan_unroll=4,
+        dtype="float32",
     )  # fmt: skip
-    model, rows, tokens = Model(decoder, lora), 4, 16
+    model, rows, tokens = Model(decoder, lora, Execution(scan_unroll=4)), 4, 16
     batch = {name: jax.ShapeDtypeStruct((rows, tokens), jnp.int32) for name in ("tokens", "segments", "positions")}
     batch |= {"mask": jax.ShapeDtypeStruct((rows, tokens), bool), "source": jax.ShapeDtypeStruct((rows,), jnp.int32)}
     trained, frozen = (model.shapes, None) if lora is None else (model.lora_shapes, model.shapes)

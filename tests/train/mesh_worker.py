@@ -3,6 +3,7 @@
 Writes for each model and mesh what happened: losses, weights, where every array lies, compilations.
 """
 
+import dataclasses
 import json
 import sys
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from msm_jax.models import DecoderConfig, LoraConfig, Model
+from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model, quantize
 from msm_jax.parallel import batch_sharding, make_mesh, param_shardings
 from msm_jax.train.optimizer import OptimizerConfig
 from msm_jax.train.step import init_state, make_train_step
@@ -19,7 +20,14 @@ STEPS, ACCUMULATION, ROWS, TOKENS = 20, 2, 8, 8
 DECODER = DecoderConfig(
     vocab_size=16, num_layers=2, width=16, mlp_width=24, num_heads=4, num_kv_heads=2, head_size=4, dtype="float32"
 )
-MODELS = {"full": Model(DECODER), "lora": Model(DECODER, LoraConfig(rank=2, alpha=2.0, targets=("q", "down")))}
+LORA = LoraConfig(rank=2, alpha=2.0, targets=("q", "down"))
+# Half a row's logits at once, so that the loss is computed in two chunks.
+EXECUTION = Execution(loss_chunk=TOKENS // 2)
+MODELS = {
+    "full": Model(DECODER, None, EXECUTION),
+    "lora": Model(DECODER, LORA, EXECUTION),
+    "int8": Model(DECODER, LORA, EXECUTION, int8_base=True),
+}
 MESHES = {
     "one": {"data": 1, "fsdp": 1, "tensor": 1},
     "fsdp": {"data": 1, "fsdp": -1, "tensor": 2},
@@ -74,7 +82,9 @@ def run(model, mesh, compilations):
     start = random_like(model.shapes if model.lora is None else model.lora_shapes, 0)
     frozen = None
     if model.lora is not None:
-        frozen = jax.device_put(random_like(model.shapes, 1), param_shardings(model.axes, model.shapes, mesh))
+        base = dataclasses.replace(model, int8_base=False)
+        frozen = jax.device_put(random_like(base.shapes, 1), param_shardings(base.axes, base.shapes, mesh))
+        frozen = quantize(frozen) if model.int8_base else frozen
     state = init_state(model, mesh, 0, start)
     before = {"state": layout(state), "frozen": layout(frozen)}
     step = make_train_step(model, OPTIMIZER, STEPS, mesh)

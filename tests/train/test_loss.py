@@ -68,7 +68,9 @@ def evaluate():
     def evaluate(batch):
         logits = model.apply(params, None, batch["tokens"], batch["segments"], batch["positions"])
         targets, weights = targets_and_weights(batch["tokens"], batch["segments"], batch["mask"])
-        return *gradient(params, None, batch), optax.softmax_cross_entropy_with_integer_labels(logits, targets) * weights
+        return *gradient(params, None, batch), optax.softmax_cross_entropy_with_integer_labels(
+            logits, targets
+        ) * weights
 
     return evaluate
 

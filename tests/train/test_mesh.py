@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-MODELS, MESHES = ("full", "lora"), ("fsdp", "all")
+MODELS, MESHES = ("full", "lora", "int8"), ("fsdp", "all")
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +50,15 @@ def test_weights_and_moments_are_split(facts, model):
     """Every array but counters and norms; of each device's part the size says over how many devices."""
     layouts = facts[f"{model}/all"]["after"]
     arrays = {**layouts["state"], **{f"frozen/{path}": array for path, array in layouts["frozen"].items()}}
-    assert any(path.startswith("frozen/") for path in arrays) == (model == "lora")
+    assert any(path.startswith("frozen/") for path in arrays) == (model != "full")
     for path, array in arrays.items():
         ways = {math.prod(array["whole"]) // math.prod(part) for part in array["parts"]}
         if path.endswith(("/scale", "step", "/count")):
             expected = 1
         elif path.endswith(("/lora_a", "/lora_b")):
             expected = 2  # the rank is whole
+        elif path.endswith("/kernel_scale"):
+            expected = 2  # over fsdp or tensor, as its outputs are
         else:
             expected = 4  # fsdp x tensor; data holds copies
         assert ways == {expected}, path

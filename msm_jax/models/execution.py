@@ -1,0 +1,69 @@
+"""How a model is computed: what this changes is memory and speed, and no result beyond rounding."""
+
+import dataclasses
+
+import jax
+
+from msm_jax.errors import UserError
+from msm_jax.models.kernels import KERNELS, kernel_of
+
+_policies = jax.checkpoint_policies
+_PROJECTIONS = ("q", "k", "v", "attention", "o", "gate", "up")
+
+
+def _offload(*names: str):
+    return _policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=list(names),
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
+
+
+# What a block keeps for the backward pass; the rest is computed again. Beside it every block's input is kept. Ordered
+# by memory: per token and layer, of a model of width M, feed-forward width F and key width K,
+# M, 2 M, 4 M + 2 K and 4 M + 2 K + 2 F numbers.
+REMAT_POLICIES = {
+    "none": None,  # keeps all that the backward pass reads
+    "full": _policies.nothing_saveable,
+    "save_attention": _policies.save_only_these_names("attention"),
+    "save_qkv": _policies.save_only_these_names("q", "k", "v", "attention", "o"),
+    "save_projections": _policies.save_only_these_names(*_PROJECTIONS),
+    # In the memory of the host, from where they come back while other blocks are computed.
+    "offload_inputs": _offload("input"),
+    "offload_attention": _offload("input", "attention"),
+    "offload_qkv": _offload("input", "q", "k", "v", "attention", "o"),
+    "offload_projections": _offload("input", *_PROJECTIONS),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """Hashable, as a part of `Model`.
+
+    Attributes:
+      attention: kernel over whole rows: "reference", "splash" (TPU), "triton" (NVIDIA GPU), or "auto", which is
+        settled by `on`. Steps of the sampler use the reference.
+      attention_block: tokens of a tile of splash attention.
+      remat: what the forward pass keeps, a name in `REMAT_POLICIES`.
+      scan_unroll: layers of one step of the scan. On a CPU a full unroll is faster: nothing is copied into stacks.
+      loss_chunk: tokens of each row whose logits are held at once.
+
+    Raises: UserError for a name that is not known.
+    """
+
+    attention: str = "reference"
+    attention_block: int = 512
+    remat: str = "none"
+    scan_unroll: int = 1
+    loss_chunk: int = 512
+
+    def __post_init__(self):
+        if self.remat not in REMAT_POLICIES:
+            raise UserError(f"execution.remat={self.remat!r}: choose one of {', '.join(REMAT_POLICIES)}")
+        if self.attention not in ("auto", *KERNELS):
+            raise UserError(f"execution.attention={self.attention!r}: choose one of auto, {', '.join(KERNELS)}")
+
+    def on(self, platform: str) -> "Execution":
+        """Settled for the devices of `platform`, as JAX names it."""
+        return dataclasses.replace(self, attention=kernel_of(platform)) if self.attention == "auto" else self

@@ -1,0 +1,128 @@
+"""Attention kernels that hold no logits: splash attention on TPUs, and JAX's Triton kernel on NVIDIA GPUs.
+
+Both come with JAX. Rows attend to themselves here (training, scoring, prefill); the order of a row is that of its
+positions, so a query sees the keys of its own segment that stand before it or at its place.
+
+Shapes: B rows, T tokens, H query heads, K key heads (H = K * G), D head size.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from msm_jax.errors import UserError
+from msm_jax.parallel.sharding import partition_spec
+
+KERNELS = ("reference", "splash", "triton")
+# A block of the softmax's statistics is a whole row of a TPU's vector registers.
+_TPU_LANES = 128
+
+
+def kernel_of(platform: str) -> str:
+    """The fastest kernel that there is for a platform, as JAX names it ("tpu", "gpu", "cuda", "cpu")."""
+    return {"tpu": "splash", "gpu": "triton", "cuda": "triton"}.get(platform, "reference")
+
+
+def check_row_length(kernel: str, row_length: int) -> None:
+    """Raises: UserError if rows of this many tokens cannot be cut into the kernel's blocks."""
+    if kernel != "reference" and row_length % _TPU_LANES:
+        below = max(row_length // _TPU_LANES, 1) * _TPU_LANES
+        raise UserError(
+            f"config.row_length={row_length} is not a multiple of {_TPU_LANES}, which the {kernel} attention kernel "
+            f"needs; set row_length={below}, or execution.attention=reference (slow, and holds the logits)"
+        )
+
+
+def takes(kernel: str, row_length: int) -> bool:
+    """Whether `kernel` reads rows of this length: those of an evaluation are as long as their longest text."""
+    return kernel != "reference" and row_length % _TPU_LANES == 0
+
+
+def flash_attention(
+    q_BTHD: jax.Array,
+    k_BTKD: jax.Array,
+    v_BTKD: jax.Array,
+    ids_BT: jax.Array,
+    *,
+    kernel: str,
+    block: int = 512,
+    interpret: bool = False,
+) -> jax.Array:
+    """Causal grouped-query attention within the segments of packed rows, as `attention.attention`.
+
+    Each device computes its own rows and heads, in `jax.shard_map` under the mesh that is set; sequences are whole.
+
+    Args:
+      ids_BT: int32, segments; 0 is padding, whose queries return a finite value of no meaning.
+      kernel: "splash" or "triton".
+      block: tokens of a tile of splash attention, cut to what divides T; Triton's are those that JAX measured.
+      interpret: runs the kernel's operations one by one on any device, for tests.
+
+    Returns: [B, T, H, D] in q's type.
+    """
+    call = functools.partial({"splash": _splash, "triton": _triton}[kernel], block=block, interpret=interpret)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return call(q_BTHD, k_BTKD, v_BTKD, ids_BT)
+    rows, heads = partition_spec(("batch", "heads"))
+    of_heads = PartitionSpec(rows, None, heads, None)
+    return jax.shard_map(
+        call,
+        in_specs=(of_heads, of_heads, of_heads, PartitionSpec(rows, None)),
+        out_specs=of_heads,
+        check_vma=False,  # what a Pallas kernel does is not known to the check
+    )(q_BTHD, k_BTKD, v_BTKD, ids_BT)
+
+
+def _splash(q_BTHD, k_BTKD, v_BTKD, ids_BT, *, block: int, interpret: bool):
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+
+    _, T, H, D = q_BTHD.shape
+    kernel = _splash_kernel(T, H, _divisor(T, block), interpret)
+    q_BHTD = (q_BTHD * D**-0.5).astype(q_BTHD.dtype).swapaxes(1, 2)  # the kernel does not scale
+    k_BKTD, v_BKTD = k_BTKD.swapaxes(1, 2), v_BTKD.swapaxes(1, 2)
+    out_BHTD = jax.vmap(kernel)(q_BHTD, k_BKTD, v_BKTD, splash.SegmentIds(ids_BT, ids_BT))
+    return out_BHTD.swapaxes(1, 2)
+
+
+def _splash_kernel(T: int, H: int, block: int, interpret: bool):
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    blocks = splash.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        use_fused_bwd_kernel=True,  # one pass over the tiles for all three gradients
+    )
+    mask = masks.MultiHeadMask([masks.CausalMask((T, T))] * H)
+    return splash.make_splash_mha(
+        mask,
+        block_sizes=blocks,
+        head_shards=1,  # of what shard_map has cut already
+        q_seq_shards=1,
+        # A policy that saves "attention" saves the kernel's own residuals, and its forward pass is not run twice.
+        residual_checkpoint_name="attention",
+        interpret=interpret,
+    )
+
+
+def _triton(q_BTHD, k_BTKD, v_BTKD, ids_BT, *, block: int, interpret: bool):
+    from jax.experimental.pallas.ops.gpu import attention as triton
+
+    del block
+    groups = q_BTHD.shape[2] // k_BTKD.shape[2]
+    # This kernel knows no groups. Repeated keys are small beside what a layer keeps: one part in four of its MLP.
+    k_BTHD, v_BTHD = (jnp.repeat(x, groups, axis=2) for x in (k_BTKD, v_BTKD))
+    scale = float(np.float32(q_BTHD.shape[-1]) ** -0.5)
+    return triton.mha(q_BTHD, k_BTHD, v_BTHD, ids_BT, sm_scale=scale, causal=True, interpret=interpret)
+
+
+def _divisor(T: int, block: int) -> int:
+    """The largest multiple of a TPU's lanes that divides T and is at most `block`."""
+    sizes = range(_TPU_LANES, max(block, _TPU_LANES) + 1, _TPU_LANES)
+    return max(size for size in sizes if T % size == 0)

@@ -1,0 +1,108 @@
+"""Attention kernels, interpreted on a CPU, against the reference; and that they compile for what they are made for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from msm_jax.errors import UserError
+from msm_jax.models import DecoderConfig, Execution, Model, Segments, attention, kernels
+from msm_jax.models.kernels import check_row_length, flash_attention, kernel_of, takes
+
+ROWS, TOKENS, HEADS, KEY_HEADS, SIZE = 2, 256, 4, 2, 32
+
+
+@pytest.fixture(scope="module")
+def packed():
+    """Segments that begin and end inside of tiles of 128, padding, and a row of one segment."""
+    lengths = [[100, 130, 26], [256]]
+    ids = np.zeros((ROWS, TOKENS), np.int32)
+    positions = np.zeros((ROWS, TOKENS), np.int32)
+    for row, parts in enumerate(lengths):
+        start = 0
+        for segment, length in enumerate(parts, 1):
+            # The last segment of three is padding.
+            ids[row, start : start + length] = 0 if segment == 3 else segment
+            positions[row, start : start + length] = np.arange(length)
+            start += length
+    return jnp.asarray(ids), jnp.asarray(positions)
+
+
+@pytest.mark.parametrize("kernel", ["splash", "triton"])
+def test_kernels_equal_the_reference(packed, kernel):
+    """Values and all three gradients, where there is no padding."""
+    ids, positions = packed
+    rng = np.random.default_rng(0)
+    q, cotangent = (jnp.asarray(rng.standard_normal((ROWS, TOKENS, HEADS, SIZE)), jnp.float32) for _ in range(2))
+    k, v = (jnp.asarray(rng.standard_normal((ROWS, TOKENS, KEY_HEADS, SIZE)), jnp.float32) for _ in range(2))
+    cotangent *= (ids > 0)[..., None, None]
+
+    def results(function):
+        def scalar(q, k, v):
+            out = function(q, k, v)
+            return (out * cotangent).sum(), out * (ids > 0)[..., None, None]
+
+        return jax.grad(scalar, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+
+    expected = results(lambda q, k, v: attention(q, k, v, Segments.of_rows(ids, positions)))
+    found = results(lambda q, k, v: flash_attention(q, k, v, ids, kernel=kernel, block=128, interpret=True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
+
+
+def test_the_decoder_takes_the_kernel_that_it_is_told(packed, monkeypatch):
+    """And rows that no kernel reads, as an evaluation has them, go to the reference."""
+    called = []
+
+    def noted(*args, **kwargs):
+        called.append(kwargs["kernel"])
+        return flash_attention(*args, **kwargs, interpret=True)
+
+    monkeypatch.setattr("msm_jax.models.decoder.flash_attention", noted)
+    config = DecoderConfig(
+        vocab_size=16, num_layers=1, width=8, mlp_width=8, num_heads=2, num_kv_heads=1, head_size=32, dtype="float32"
+    )
+    model = Model(config, execution=Execution(attention="splash", attention_block=128))
+    params = model.init(jax.random.key(0))
+    ids, positions = packed
+    tokens = jax.random.randint(jax.random.key(1), ids.shape, 0, 16)
+    found = model.apply(params, None, tokens, ids, positions)
+    assert called == ["splash"]
+    expected = Model(config).apply(params, None, tokens, ids, positions)
+    np.testing.assert_allclose(found[ids > 0], expected[ids > 0], atol=1e-5)
+    model.apply(params, None, *(x[:, :100] for x in (tokens, ids, positions)))
+    assert called == ["splash"]
+
+
+def test_kernels_of_platforms():
+    assert [kernel_of(name) for name in ("tpu", "gpu", "cuda", "cpu", "rocm")] == [
+        "splash", "triton", "triton", "reference", "reference",
+    ]  # fmt: skip
+    assert Execution(attention="auto").on("tpu").attention == "splash"
+    assert Execution(attention="reference").on("tpu").attention == "reference"
+    assert takes("splash", 512) and not takes("splash", 500) and not takes("reference", 512)
+
+
+def test_rows_that_no_tile_divides():
+    check_row_length("reference", 100)
+    check_row_length("splash", 384)
+    with pytest.raises(UserError, match="row_length=300 is not a multiple of 128, which the splash .* row_length=256"):
+        check_row_length("splash", 300)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "block", "tile"), [(8192, 512, 512), (640, 512, 128), (384, 512, 384), (256, 64, 128)]
+)
+def test_tiles_divide_the_row(tokens, block, tile):
+    assert kernels._divisor(tokens, block) == tile
+
+
+def test_the_triton_kernel_is_lowered_for_a_gpu(packed):
+    ids, _ = packed
+    q, k = (jax.ShapeDtypeStruct((ROWS, TOKENS, heads, 64), jnp.bfloat16) for heads in (HEADS, KEY_HEADS))
+
+    def loss(q, k, v):
+        return flash_attention(q, k, v, ids, kernel="triton").astype(jnp.float32).sum()
+
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    text = gradient.trace(q, k, k).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("triton") >= 2, "forward and backward"
