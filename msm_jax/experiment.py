@@ -28,7 +28,7 @@ from msm_jax.data.jinja_template import read_override
 from msm_jax.errors import UserError
 
 # Fields that change how a result is computed, and nothing of it but rounding: a workdir may go on with other values.
-RUNTIME_FIELDS = ("mesh", "checkpoint", "log")
+RUNTIME_FIELDS = ("mesh", "execution", "checkpoint", "log")
 
 
 @dataclasses.dataclass(frozen=True)

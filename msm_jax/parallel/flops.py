@@ -6,19 +6,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-# Dense bf16 peak per chip in FLOP/s, from the vendors' data sheets.
-PEAK_BF16 = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
+from msm_jax.parallel.chips import chip_of
 
 
 def train_flops_per_token(
@@ -47,10 +35,9 @@ def train_flops_per_token(
 def peak_flops(dtype: str = "bfloat16") -> float:
     """FLOP/s of all devices of all hosts together: the bf16 peak of a chip known by name, else measured in `dtype`."""
     device = jax.devices()[0]
-    kind = device.device_kind
-    for name in sorted(PEAK_BF16, key=len, reverse=True):
-        if kind.startswith(name):
-            return PEAK_BF16[name] * len(jax.devices())
+    chip = chip_of(device.device_kind)
+    if chip:
+        return chip.peak * len(jax.devices())
     measured = _measure_matmul(dtype)
     # Virtual CPU devices share the same cores; other unnamed devices do not.
     return measured if device.platform == "cpu" else measured * len(jax.devices())

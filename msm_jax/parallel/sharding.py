@@ -13,14 +13,17 @@ PyTree = Any
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# Rows are split over data and fsdp; weights over fsdp (gathered when used) and tensor (used where they lie).
+# Rows are split over data and fsdp; weights over fsdp (gathered when used) and tensor (used where they lie). Each
+# matrix of the base has an axis "embed"; of an adapter's, half have none, and their "wide" axis is split over both.
 RULES: dict[str | None, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
+    "copy_batch": "data",  # rows of one copy of the weights
     "embed": "fsdp",
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
+    "wide": ("tensor", "fsdp"),
     "layers": None,
     "norm": None,
     "rank": None,
@@ -63,12 +66,12 @@ def param_shardings(axes: PyTree, shapes: PyTree, mesh: Mesh) -> PyTree:
     def sharding(path, names, leaf) -> NamedSharding:
         spec = partition_spec(names)
         for size, name, axis in zip(leaf.shape, names, spec, strict=True):
-            ways = mesh.shape[axis] if axis is not None else 1
+            over = () if axis is None else (axis,) if isinstance(axis, str) else axis
+            ways = math.prod(mesh.shape[axis] for axis in over)
             if size % ways:
                 where = jax.tree_util.keystr(path, simple=True, separator="/")
-                raise UserError(
-                    f"{where}: {name} axis of {size} is not divisible by mesh.{axis}={ways}; change the mesh"
-                )
+                sizes = " x ".join(f"mesh.{axis}={mesh.shape[axis]}" for axis in over)
+                raise UserError(f"{where}: {name} axis of {size} is not divisible by {sizes}; change the mesh")
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(sharding, axes, shapes, is_leaf=lambda leaf: isinstance(leaf, tuple))

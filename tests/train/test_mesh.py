@@ -55,15 +55,15 @@ def test_weights_and_moments_are_split(facts, model):
         ways = {math.prod(array["whole"]) // math.prod(part) for part in array["parts"]}
         if path.endswith(("/scale", "step", "/count")):
             expected = 1
-        elif path.endswith(("/lora_a", "/lora_b")):
-            expected = 2  # the rank is whole
+        elif path.endswith(("/q/lora_a", "/down/lora_b")):
+            expected = 2  # embed over fsdp; the rank is whole
         elif path.endswith("/kernel_scale"):
             expected = 2  # over fsdp or tensor, as its outputs are
         else:
             expected = 4  # fsdp x tensor; data holds copies
         assert ways == {expected}, path
     assert arrays["params/layers/down/" + ("kernel" if model == "full" else "lora_a")]["parts"] == (
-        [[2, 12, 8]] if model == "full" else [[2, 12, 2]]
+        [[2, 12, 8]] if model == "full" else [[2, 6, 2]]
     )
 
 

@@ -1,0 +1,87 @@
+"""What is known of accelerators, and TPU slices as the compiler sees them when no TPU is at hand."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+
+import jax
+
+from msm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """From the vendors' data sheets (cloud.google.com/tpu/docs, and NVIDIA's).
+
+    Attributes:
+      kinds: beginnings of `Device.device_kind`.
+      peak: dense bf16, FLOP/s.
+      link: bytes/s that a chip sends to its neighbours, over all links; None where no plan is made for it.
+    """
+
+    kinds: tuple[str, ...]
+    peak: float
+    link: float | None = None
+
+
+CHIPS = {
+    "v4": Chip(("TPU v4",), 275e12, 300e9),
+    "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, 200e9),
+    "v5p": Chip(("TPU v5", "TPU v5p"), 459e12, 600e9),
+    "v6e": Chip(("TPU v6 lite", "TPU v6e"), 918e12, 448e9),
+    "A100": Chip(("NVIDIA A100",), 312e12),
+    "H100": Chip(("NVIDIA H100",), 989e12),
+    "H200": Chip(("NVIDIA H200",), 989e12),
+}
+PLANNED = tuple(name for name, chip in CHIPS.items() if chip.link)
+
+
+def chip_of(kind: str) -> Chip | None:
+    """The chip of a `Device.device_kind`: of several, that with the longest name ("TPU v5 lite" is no "TPU v5")."""
+    found = [(len(name), chip) for chip in CHIPS.values() for name in chip.kinds if kind.startswith(name)]
+    return max(found, key=lambda entry: entry[0])[1] if found else None
+
+
+def slice_devices(name: str) -> list[jax.Device]:
+    """The devices of a TPU slice, as "v5p:2x2x4", for meshes and the compiler; there is no machine behind them.
+
+    Set `prepare_environment` before JAX is asked for any devices.
+
+    Raises: UserError for a slice that there is not, or if the TPU compiler is not installed.
+    """
+    from jax.experimental import topologies
+
+    kind, _, shape = name.partition(":")
+    if kind not in PLANNED or not shape:
+        raise UserError(f"--topology={name}: give KIND:SHAPE, as v5e:4x4 or v5p:2x2x4; kinds are {', '.join(PLANNED)}")
+    try:
+        with _silent_compiler():
+            return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    except Exception as error:  # whatever the plugin raises
+        reason = str(error).strip().splitlines()[-1][:200]
+        if "not installed" in reason:
+            raise UserError(f"--topology={name}: needs the TPU compiler; pip install -e '.[tpu]'") from None
+        raise UserError(f"--topology={name}: there is no such slice ({reason})") from None
+
+
+def prepare_environment() -> None:
+    """Lets the TPU compiler run on a machine without a TPU; before the first use of JAX."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # else it asks the cloud what machine this is, and waits
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # else it stops at another process's lock
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+
+
+@contextlib.contextmanager
+def _silent_compiler() -> Iterator[None]:
+    """Its library writes to the process's standard error what does not concern a plan."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

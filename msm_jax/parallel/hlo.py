@@ -1,0 +1,170 @@
+"""What a compiled program does on each chip, counted in its text: FLOPs of matrix products, bytes of collectives.
+
+`Compiled.cost_analysis()` counts the body of a loop once, whatever its number of turns, and nothing inside of a kernel;
+layers are a loop here, and attention is a kernel.
+"""
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+_ELEMENT_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2}  # of others, the bits are in the name
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)$")
+_SHAPE = re.compile(r"\b(pred|[a-z]+\d+)\[([\d,]*)\]")
+_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+# Products of [T, D] with [D, T], or the like, that a kernel does for each head (of queries).
+_KERNEL_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
+
+Shape = tuple[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Of one chip, in one run of the program.
+
+    Attributes:
+      flops: of matrix products and of attention kernels, half of whose products are masked.
+      sent_bytes: kind of collective -> bytes that a chip sends on a ring: of an array of S bytes over n chips,
+        S (n-1)/n for a gather, a scatter or an exchange, twice that for an all-reduce, S for a permutation.
+    """
+
+    flops: float
+    sent_bytes: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    name: str
+    shapes: list[Shape]  # of the result; a tuple has several
+    operation: str
+    operands: list[str]
+    attributes: str  # what follows the bracket, operands included
+
+
+def count(text: str) -> Work:
+    """Counts in the text of an optimised module (`Compiled.as_text()`).
+
+    Raises: ValueError for a loop whose number of turns is not a constant.
+    """
+    computations, entry = _parse(text)
+    flops, sent = 0.0, Counter()
+    for name, turns, in_fusion in _reached(computations, entry, 1, False):
+        body = computations[name]
+        shapes = {instruction.name: instruction.shapes for instruction in body}
+        # One that runs beside other work stands in several fusions, and begins in one of them.
+        counted = not in_fusion or any('"AsyncCollectiveStart"' in instruction.attributes for instruction in body)
+        for instruction in body:
+            kind = instruction.operation.removesuffix("-start")
+            if instruction.operation in ("convolution", "dot"):
+                flops += turns * _product_flops(instruction, shapes)
+            elif instruction.operation == "custom-call":
+                flops += turns * _kernel_flops(instruction, shapes)
+            elif kind in _COLLECTIVES and counted:
+                sent[kind] += turns * _sent_bytes(kind, instruction, shapes)
+    return Work(flops, dict(sent))
+
+
+def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
+    computations: dict[str, list[_Instruction]] = {}
+    entry, name = "", ""
+    for line in text.splitlines():
+        begins = _COMPUTATION.match(line)
+        if begins:
+            name = begins[2]
+            computations[name] = []
+            entry = name if begins[1] else entry
+        elif name and (found := _INSTRUCTION.match(line)):
+            operands = re.findall(r"%([\w.-]+)", found[4].partition("), ")[0])
+            computations[name].append(_Instruction(found[1], _shapes(found[2]), found[3], operands, found[4]))
+    return computations, entry
+
+
+def _reached(
+    computations: Mapping[str, list[_Instruction]], name: str, turns: int, in_fusion: bool
+) -> Iterator[tuple[str, int, bool]]:
+    """(computation, how often it runs, whether it is a fusion) for each call of each computation that holds work."""
+    yield name, turns, in_fusion
+    for instruction in computations[name]:
+        if instruction.operation == "while":
+            body, condition = (
+                re.search(rf"{part}=%?([\w.-]+)", instruction.attributes)[1] for part in ("body", "condition")
+            )
+            yield from _reached(computations, body, turns * _turns(computations[condition]), in_fusion)
+        elif instruction.operation in ("fusion", "call", "async-start"):
+            for called in re.findall(r"(?:calls|to_apply)=%?([\w.-]+)", instruction.attributes):
+                yield from _reached(computations, called, turns, in_fusion or instruction.operation == "fusion")
+        elif instruction.operation == "conditional":
+            branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
+            for branch in re.findall(r"[\w.-]+", branches[1]) if branches else ():
+                yield from _reached(computations, branch, turns, in_fusion)
+
+
+def _turns(condition: list[_Instruction]) -> int:
+    """Of a loop that counts from 0 to a constant."""
+    constants = [instruction for instruction in condition if instruction.operation == "constant"]
+    if len(constants) != 1 or not (value := re.match(r"(\d+)\)", constants[0].attributes)):
+        raise ValueError(f"a loop ends by {[instruction.operation for instruction in condition]}")
+    return int(value[1])
+
+
+def _shapes(text: str) -> list[Shape]:
+    return [(kind, tuple(map(int, sizes.split(","))) if sizes else ()) for kind, sizes in _SHAPE.findall(text)]
+
+
+def _bytes(shape: Shape) -> float:
+    kind, sizes = shape
+    width = _ELEMENT_BYTES.get(kind)
+    return math.prod(sizes) * (int(re.sub(r"\D", "", kind)) / 8 if width is None else width)
+
+
+def _product_flops(instruction: _Instruction, shapes: Mapping[str, list[Shape]]) -> float:
+    """Twice the elements of the result, times the sizes that are summed over."""
+    [(_, result)] = instruction.shapes
+    left = shapes[instruction.operands[0]][0][1]
+    if instruction.operation == "dot":
+        summed = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)[1]
+        return 2.0 * math.prod(result) * math.prod(left[int(axis)] for axis in summed.split(",") if axis)
+    labels = re.search(r"dim_labels=(\w+)_", instruction.attributes)[1]
+    return 2.0 * math.prod(result) * left[labels.index("f")]
+
+
+def _kernel_flops(instruction: _Instruction, shapes: Mapping[str, list[Shape]]) -> float:
+    products = next((n for name, n in _KERNEL_PRODUCTS.items() if instruction.name.startswith(name)), 0)
+    # Queries, keys and values are the only arrays of rank 3 ([heads, tokens, size]) or 4 (rows of those); queries have
+    # the most heads.
+    given = [sizes for name in instruction.operands for _, sizes in shapes.get(name, ()) if len(sizes) >= 3]
+    if not products or not given:
+        return 0.0
+    queries = max(given, key=math.prod)
+    return products * 2.0 * math.prod(queries) * queries[-2] / 2
+
+
+def _sent_bytes(kind: str, instruction: _Instruction, shapes: Mapping[str, list[Shape]]) -> float:
+    n = _group_size(instruction.attributes)
+    results = instruction.shapes
+    if instruction.operation.endswith("-start") and kind != "all-reduce":
+        arrays = [shape for shape in results if shape != ("u32", ())]  # of (operands, results, contexts)
+        results = arrays[len(arrays) // 2 :]
+    size = sum(map(_bytes, results))
+    if kind == "reduce-scatter":
+        size *= n
+    if kind == "collective-permute":
+        return size
+    return (2 if kind == "all-reduce" else 1) * size * (n - 1) / n
+
+
+def _group_size(attributes: str) -> int:
+    """Chips that take part in one collective, of the three forms in which XLA writes them."""
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes)
+    if named:
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
+    counted = re.search(r"replica_groups=\[\d+,(\d+)\]", attributes)
+    if counted:
+        return int(counted[1])
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
+    return len(listed[1].split(",")) if listed else 1

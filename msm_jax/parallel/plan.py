@@ -1,0 +1,103 @@
+"""Compiles a training step for a slice that is not there, and says what it would take.
+
+The TPU compiler's own account of memory, from `jax.jit(...).lower(...).compile()` on the devices of a described slice:
+no array is made, and no TPU is asked.
+"""
+
+import dataclasses
+import math
+import re
+import time
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from msm_jax.parallel import hlo
+from msm_jax.parallel.chips import chip_of
+
+PyTree = Any
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """One program on one slice. Memory is of a chip, in bytes.
+
+    Attributes:
+      state: the arguments, as a part of what their arrays' shapes and dtypes make: the theory.
+      arguments: the same as the compiler lays them out.
+      temporaries: what lives during the step.
+      host: what the program keeps in the host's memory for this chip.
+      peak: the most at any time; None if it does not fit.
+      limit: of the chip, as the compiler sees it; known if it does not fit.
+      lacking: bytes by which it does not fit; 0 if it does.
+      flops, sent_bytes: as `hlo.Work` has them; 0 and empty if it does not fit.
+      compile_seconds: of this machine.
+    """
+
+    chips: int
+    state: float
+    arguments: float = 0
+    temporaries: float = 0
+    host: float = 0
+    peak: float | None = None
+    limit: float | None = None
+    lacking: float = 0
+    flops: float = 0
+    sent_bytes: dict[str, float] = dataclasses.field(default_factory=dict)
+    compile_seconds: float = 0
+
+    @property
+    def fits(self) -> bool:
+        return self.peak is not None
+
+
+def compile_for(lowered: jax.stages.Lowered, mesh: Mesh, arguments: PyTree) -> Compiled:
+    """Compiles what was lowered for `arguments` (ShapeDtypeStructs with shardings) on `mesh`.
+
+    Raises: what the compiler raises, but for lack of memory.
+    """
+    state = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(arguments)
+        if hasattr(leaf, "sharding")
+    )
+    start = time.monotonic()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        lacking = _lacking(str(error))
+        if lacking is None:
+            raise
+        used, limit = lacking
+        seconds = time.monotonic() - start
+        return Compiled(mesh.size, state, limit=limit, lacking=used - limit, compile_seconds=seconds)
+    memory, work = compiled.memory_analysis(), hlo.count(compiled.as_text())
+    return Compiled(
+        chips=mesh.size,
+        state=state,
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        host=memory.host_temp_size_in_bytes,
+        peak=memory.peak_memory_in_bytes,
+        flops=work.flops,
+        sent_bytes=work.sent_bytes,
+        compile_seconds=time.monotonic() - start,
+    )
+
+
+def roofline_seconds(compiled: Compiled, mesh: Mesh) -> tuple[float, float]:
+    """Seconds of products at the chip's peak, and of collectives at the speed of all its links. The step takes no less
+    than the longer of the two, and no more than both if nothing else does."""
+    chip = chip_of(mesh.devices.flat[0].device_kind)
+    return compiled.flops / chip.peak, sum(compiled.sent_bytes.values()) / chip.link
+
+
+def _lacking(message: str) -> tuple[float, float] | None:
+    """(bytes used, bytes there are) of the compiler's message that memory does not suffice."""
+    found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
+    if found is None:
+        return None
+    used, limit = (float(found[i]) * 1024 ** " KMGT".index(found[i + 1] or " ") for i in (1, 3))
+    return used, limit
