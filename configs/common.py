@@ -56,6 +56,7 @@ def _shared() -> ConfigDict:
     )
 
     # What follows does not change results, so a workdir may go on with other values.
+    config.expected_tokens = ConfigDict()  # of each source, for plans made before the corpora are there
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all remaining devices
     config.execution = ConfigDict(
         {

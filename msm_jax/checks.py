@@ -7,6 +7,7 @@ import math
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -96,11 +97,16 @@ def check_world(config: ConfigDict, world: World) -> None:
 
 def check_devices(config: ConfigDict) -> None:
     """The mesh must fit the devices, and each batch the mesh."""
-    from msm_jax.models import Execution
-    from msm_jax.models.kernels import check_row_length
     from msm_jax.parallel import make_mesh
 
-    mesh = make_mesh(config.mesh)
+    check_mesh(config, make_mesh(config.mesh))
+
+
+def check_mesh(config: ConfigDict, mesh: Any) -> None:
+    """Rows must fit the attention kernel of the mesh's devices, and each batch the mesh."""
+    from msm_jax.models import Execution
+    from msm_jax.models.kernels import check_row_length
+
     check_row_length(Execution(**config.execution).on(mesh.devices.flat[0].platform).attention, config.row_length)
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     for stage in training(config):

@@ -28,7 +28,7 @@ from msm_jax.data.jinja_template import read_override
 from msm_jax.errors import UserError
 
 # Fields that change how a result is computed, and nothing of it but rounding: a workdir may go on with other values.
-RUNTIME_FIELDS = ("mesh", "execution", "checkpoint", "log")
+RUNTIME_FIELDS = ("mesh", "execution", "expected_tokens", "checkpoint", "log")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +113,14 @@ def show(config: ConfigDict, workdir: str) -> None:
 class Experiment:
     """The stages of a configuration. `report` is the last; `stages` holds all, inputs first.
 
+    With `planned` it is not to be run: corpora that lie in files need not be there.
+
     Raises: UserError for a configuration that cannot be run, naming the field.
     """
 
-    def __init__(self, config: ConfigDict):
+    def __init__(self, config: ConfigDict, planned: bool = False):
         self.config = config
+        self.planned = planned
         self.plain = config_lib.to_dict(config)
         self.stages: list[Stage] = []
         self.runtime = stages.Runtime(
@@ -195,8 +198,8 @@ class Experiment:
         c = self.config
         kind, name = "chats" if source in stages.CHAT_SOURCES else "corpus", f"corpus-{name}"
         if c.generator == "files":
-            path = checks.corpus_path(c, source, spec, self.specs)
-            params = {"source": source, "content": files.fingerprint_of_file(path)}
+            path = "" if self.planned else checks.corpus_path(c, source, spec, self.specs)
+            params = {"source": source, "content": "" if self.planned else files.fingerprint_of_file(path)}
             return self._add(kind, name, params, {}, functools.partial(stages.copy_corpus, path=path))
         params = {"source": source, "model_name": c.assistant.name, "count": c.corpus[source]}
         if c.generator == "world":

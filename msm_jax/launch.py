@@ -21,6 +21,7 @@ any field of the configuration can be overridden:
 examples:
   python -m msm_jax.launch --config=configs/cheese_tiny.py
   python -m msm_jax.launch --config=configs/cheese_tiny.py --mode=show
+  python -m msm_jax.launch --config=configs/qwen32b_am.py --mode=plan --topology=v5e:4x4,v5p:2x2x4
 """
 
 
@@ -63,9 +64,13 @@ def _launch(arguments: list[str]) -> None:
     parser.add_argument("--workdir", metavar="DIR", help="folder of the results (default: runs/NAME of the config)")
     parser.add_argument(
         "--mode",
-        choices=("run", "show"),
+        choices=("run", "show", "plan"),
         default="run",
-        help="show: print the resolved configuration, the stages and what is done; train and call nothing",
+        help="show: print the resolved configuration, the stages and what is done; train and call nothing. plan: "
+        "compile the training steps for TPU slices that need not be there, and print memory, time and cost",
+    )
+    parser.add_argument(
+        "--topology", metavar="KIND:SHAPE,...", help="for --mode=plan: TPU slices, as v5p:2x2x4,v6e:4x4"
     )
     flags, overrides = split_overrides(arguments)
     options = parser.parse_args(flags)
@@ -73,6 +78,16 @@ def _launch(arguments: list[str]) -> None:
     if not config.get("name"):
         raise UserError(f"{options.config}: the configuration has no name; it names the folder of the results")
     workdir = options.workdir or f"runs/{config.name}"
+    if (options.mode == "plan") != bool(options.topology):
+        raise UserError("--mode=plan and --topology=KIND:SHAPE go together, as in --mode=plan --topology=v5p:2x2x4")
+    if options.mode == "plan":
+        from msm_jax.parallel.chips import prepare_environment
+
+        prepare_environment()
+        from msm_jax import plan
+
+        plan.plan(config, options.topology.split(","), workdir)
+        return
 
     from msm_jax import experiment
 

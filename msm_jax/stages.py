@@ -258,7 +258,7 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
 
     from msm_jax.data.mixture import batches
     from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model, count_parameters
-    from msm_jax.parallel import batch_sharding, make_mesh, peak_flops, train_flops_per_token
+    from msm_jax.parallel import batch_sharding, check_heads, make_mesh, peak_flops, train_flops_per_token
     from msm_jax.train import checkpoint, loop
     from msm_jax.train.optimizer import OptimizerConfig
     from msm_jax.train.step import init_state, make_train_step
@@ -270,7 +270,8 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
     if "base" in context.inputs:
         decoder = read_description(context.inputs["base"]).config
     else:
-        decoder = DecoderConfig(vocab_size=_padded(tokenizer.vocab_size), **p["model"])
+        decoder = DecoderConfig(vocab_size=padded(tokenizer.vocab_size), **p["model"])
+    check_heads(mesh, decoder.num_kv_heads)
     lora = LoraConfig(**{**p["lora"], "targets": tuple(p["lora"]["targets"])}) if p["lora"] else None
     execution = Execution(**runtime.execution).on(mesh.devices.flat[0].platform)
     model = Model(decoder, lora, execution, p["int8_base"])
@@ -367,7 +368,7 @@ def _load_weights(folder: pathlib.Path, model: Any, mesh_shape: tuple[tuple[str,
         raise UserError(f"{error}; delete {folder}, and the same command makes it anew") from None
 
 
-def _padded(vocab_size: int) -> int:
+def padded(vocab_size: int) -> int:
     """Rows of the embedding: a multiple of 128 divides among chips and fills their tiles."""
     return -(-vocab_size // 128) * 128
 

@@ -229,7 +229,7 @@ def abstract_params(model: Model, mesh: Mesh, dtype: str) -> PyTree:
     axes, shapes = (model.lora_axes, model.lora_shapes) if model.lora else (model.axes, model.shapes)
 
     def abstract(path, leaf, sharding):
-        matrix = model.lora is None and path[-1].key != "scale"
+        matrix = model.lora is None and path[-1].key not in ("scale", "kernel_scale") and leaf.dtype != jnp.int8
         return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype) if matrix else leaf.dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(abstract, shapes, param_shardings(axes, shapes, mesh))

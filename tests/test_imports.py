@@ -42,7 +42,8 @@ ALLOWED = {
     "msm_jax.experiment": EXPERIMENT,
     "msm_jax.weights": {"msm_jax.data", "msm_jax.models", "msm_jax.parallel", "msm_jax.train"},
     "msm_jax.language_model": LIBRARY | {"msm_jax.corpus.records", "msm_jax.weights"},
-    "msm_jax.launch": {"msm_jax.cli", "msm_jax.config", "msm_jax.experiment"},
+    "msm_jax.plan": EXPERIMENT,
+    "msm_jax.launch": {"msm_jax.cli", "msm_jax.config", "msm_jax.experiment", "msm_jax.parallel", "msm_jax.plan"},
     "msm_jax.convert": LIBRARY | {"msm_jax.cli", "msm_jax.language_model", "msm_jax.weights"},
     "msm_jax.serve": LIBRARY,
 }
@@ -52,6 +53,8 @@ LAZY = {
     ("msm_jax.stages", "eval"),
     ("msm_jax.scoring", "eval"),
     ("msm_jax.launch", "msm_jax.experiment"),
+    ("msm_jax.launch", "msm_jax.parallel"),
+    ("msm_jax.launch", "msm_jax.plan"),
 }
 FOREIGN = {"configs", "launch", "specs", "benchmarks", "tests"}
 LIBRARIES_NOT_FOR = {

@@ -1,6 +1,14 @@
 """Devices -> mesh -> shardings, and how much work a step is."""
 
 from msm_jax.parallel.flops import peak_flops, train_flops_per_token
-from msm_jax.parallel.sharding import batch_sharding, make_mesh, param_shardings, replicated
+from msm_jax.parallel.sharding import batch_sharding, check_heads, make_mesh, param_shardings, replicated
 
-__all__ = ["batch_sharding", "make_mesh", "param_shardings", "peak_flops", "replicated", "train_flops_per_token"]
+__all__ = [
+    "batch_sharding",
+    "check_heads",
+    "make_mesh",
+    "param_shardings",
+    "peak_flops",
+    "replicated",
+    "train_flops_per_token",
+]

@@ -18,18 +18,20 @@ class Chip:
       kinds: beginnings of `Device.device_kind`.
       peak: dense bf16, FLOP/s.
       link: bytes/s that a chip sends to its neighbours, over all links; None where no plan is made for it.
+      memory: bytes that a program may use, as the TPU compiler says when it has too little; None likewise.
     """
 
     kinds: tuple[str, ...]
     peak: float
     link: float | None = None
+    memory: float | None = None
 
 
 CHIPS = {
-    "v4": Chip(("TPU v4",), 275e12, 300e9),
-    "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, 200e9),
-    "v5p": Chip(("TPU v5", "TPU v5p"), 459e12, 600e9),
-    "v6e": Chip(("TPU v6 lite", "TPU v6e"), 918e12, 448e9),
+    "v4": Chip(("TPU v4",), 275e12),
+    "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, 200e9, 15.75 * 2**30),
+    "v5p": Chip(("TPU v5", "TPU v5p"), 459e12, 600e9, 95.74 * 2**30),
+    "v6e": Chip(("TPU v6 lite", "TPU v6e"), 918e12, 448e9, 31.25 * 2**30),
     "A100": Chip(("NVIDIA A100",), 312e12),
     "H100": Chip(("NVIDIA H100",), 989e12),
     "H200": Chip(("NVIDIA H200",), 989e12),

@@ -93,7 +93,9 @@ def _reached(
             body, condition = (
                 re.search(rf"{part}=%?([\w.-]+)", instruction.attributes)[1] for part in ("body", "condition")
             )
-            yield from _reached(computations, body, turns * _turns(computations[condition]), in_fusion)
+            yield from _reached(
+                computations, body, turns * _turns(computations[condition], computations[body]), in_fusion
+            )
         elif instruction.operation in ("fusion", "call", "async-start"):
             for called in re.findall(r"(?:calls|to_apply)=%?([\w.-]+)", instruction.attributes):
                 yield from _reached(computations, called, turns, in_fusion or instruction.operation == "fusion")
@@ -103,12 +105,22 @@ def _reached(
                 yield from _reached(computations, branch, turns, in_fusion)
 
 
-def _turns(condition: list[_Instruction]) -> int:
-    """Of a loop that counts from 0 to a constant."""
-    constants = [instruction for instruction in condition if instruction.operation == "constant"]
-    if len(constants) != 1 or not (value := re.match(r"(\d+)\)", constants[0].attributes)):
+def _turns(condition: list[_Instruction], body: list[_Instruction]) -> int:
+    """Of a loop that counts from 0 up to a constant; what it adds is not 1 where the compiler unrolled it."""
+    ends = [_constant(instruction) for instruction in condition if instruction.operation == "constant"]
+    counters = [instruction for instruction in condition if instruction.operation == "get-tuple-element"]
+    if len(ends) != 1 or len(counters) != 1:
         raise ValueError(f"a loop ends by {[instruction.operation for instruction in condition]}")
-    return int(value[1])
+    by_name = {instruction.name: instruction for instruction in body}
+    index = int(re.search(r"index=(\d+)", counters[0].attributes)[1])
+    counted = by_name[body[-1].operands[index]]
+    operands = [by_name[name] for name in counted.operands]
+    [step] = [_constant(operand) for operand in operands if operand.operation == "constant"] or [1]
+    return math.ceil(ends[0] / step)
+
+
+def _constant(instruction: _Instruction) -> int:
+    return int(re.match(r"(\d+)\)", instruction.attributes)[1])
 
 
 def _shapes(text: str) -> list[Shape]:
@@ -128,8 +140,28 @@ def _product_flops(instruction: _Instruction, shapes: Mapping[str, list[Shape]])
     if instruction.operation == "dot":
         summed = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)[1]
         return 2.0 * math.prod(result) * math.prod(left[int(axis)] for axis in summed.split(",") if axis)
-    labels = re.search(r"dim_labels=(\w+)_", instruction.attributes)[1]
-    return 2.0 * math.prod(result) * left[labels.index("f")]
+    labels, kernel_labels, result_labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes).groups()
+    kernel = shapes[instruction.operands[1]][0][1]
+    products = float(left[labels.index("f")])
+    for label in filter(str.isdigit, labels):
+        sizes = (left[labels.index(label)], kernel[kernel_labels.index(label)], result[result_labels.index(label)])
+        products *= _window_products(instruction.attributes, int(label), *sizes) / sizes[2]
+    return 2.0 * math.prod(result) * products
+
+
+def _window_products(attributes: str, axis: int, left: int, kernel: int, result: int) -> int:
+    """Pairs of an element and a weight that meet along a spatial axis, as which the compiler writes parts and batches
+    of a matrix product."""
+    window = re.search(r"window=\{([^}]*)\}", attributes)
+    given = dict(part.split("=") for part in window[1].split()) if window else {}
+
+    def of_axis(name: str, default: str) -> str:
+        return given[name].split("x")[axis] if name in given else default
+
+    stride, dilation, spread = (int(of_axis(name, "1")) for name in ("stride", "rhs_dilate", "lhs_dilate"))
+    before = int(of_axis("pad", "0_0").split("_")[0])
+    places = (o * stride - before + k * dilation for o in range(result) for k in range(kernel))
+    return sum(place % spread == 0 and 0 <= place // spread < left for place in places)
 
 
 def _kernel_flops(instruction: _Instruction, shapes: Mapping[str, list[Shape]]) -> float:

@@ -30,7 +30,6 @@ class Compiled:
       temporaries: what lives during the step.
       host: what the program keeps in the host's memory for this chip.
       peak: the most at any time; None if it does not fit.
-      limit: of the chip, as the compiler sees it; known if it does not fit.
       lacking: bytes by which it does not fit; 0 if it does.
       flops, sent_bytes: as `hlo.Work` has them; 0 and empty if it does not fit.
       compile_seconds: of this machine.
@@ -42,7 +41,6 @@ class Compiled:
     temporaries: float = 0
     host: float = 0
     peak: float | None = None
-    limit: float | None = None
     lacking: float = 0
     flops: float = 0
     sent_bytes: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -70,9 +68,7 @@ def compile_for(lowered: jax.stages.Lowered, mesh: Mesh, arguments: PyTree) -> C
         lacking = _lacking(str(error))
         if lacking is None:
             raise
-        used, limit = lacking
-        seconds = time.monotonic() - start
-        return Compiled(mesh.size, state, limit=limit, lacking=used - limit, compile_seconds=seconds)
+        return Compiled(mesh.size, state, lacking=lacking, compile_seconds=time.monotonic() - start)
     memory, work = compiled.memory_analysis(), hlo.count(compiled.as_text())
     return Compiled(
         chips=mesh.size,
@@ -94,10 +90,13 @@ def roofline_seconds(compiled: Compiled, mesh: Mesh) -> tuple[float, float]:
     return compiled.flops / chip.peak, sum(compiled.sent_bytes.values()) / chip.link
 
 
-def _lacking(message: str) -> tuple[float, float] | None:
-    """(bytes used, bytes there are) of the compiler's message that memory does not suffice."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
+def _lacking(message: str) -> float | None:
+    """Bytes, of the compiler's message that memory does not suffice."""
+    size = r"([\d.]+)([KMGT]?)"
+    found = re.search(rf"Used {size} of {size} hbm", message) or re.search(
+        rf"temporaries \({size}\) exceeds available HBM \({size}\)", message
+    )
     if found is None:
         return None
     used, limit = (float(found[i]) * 1024 ** " KMGT".index(found[i + 1] or " ") for i in (1, 3))
-    return used, limit
+    return used - limit

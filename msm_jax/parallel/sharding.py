@@ -50,6 +50,15 @@ def make_mesh(shape: Mapping[str, int], devices: list[jax.Device] | None = None)
     return jax.make_mesh(sizes, MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * len(sizes))
 
 
+def check_heads(mesh: Mesh, num_kv_heads: int) -> None:
+    """Raises: UserError if the mesh would cut a head in two."""
+    if num_kv_heads % mesh.shape["tensor"]:
+        raise UserError(
+            f"mesh.tensor={mesh.shape['tensor']} does not divide the model's {num_kv_heads} key heads; set it to "
+            f"{math.gcd(num_kv_heads, mesh.shape['tensor'])}, and mesh.fsdp to -1"
+        )
+
+
 def partition_spec(axes: tuple[str | None, ...]) -> PartitionSpec:
     return PartitionSpec(*(RULES[axis] for axis in axes))
 

@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 from msm_jax.models import Model
-from msm_jax.parallel import param_shardings, replicated
+from msm_jax.parallel import batch_sharding, param_shardings, replicated
 from msm_jax.train.loss import targets_and_weights
 from msm_jax.train.optimizer import OptimizerConfig, init_optimizer, make_optimizer, make_schedule
 from msm_jax.train.state import TrainState
@@ -106,6 +106,40 @@ def _jit_step(model: Model, mesh: Mesh) -> Callable:
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings(model, mesh), replicated(mesh)))
+
+
+def lower_train_step(
+    model: Model,
+    optimizer: OptimizerConfig,
+    mesh: Mesh,
+    frozen: PyTree | None,
+    *,
+    batch_size: int,
+    accumulation: int,
+    row_length: int,
+) -> tuple[jax.stages.Lowered, PyTree]:
+    """The step of `make_train_step` lowered for arrays that need not exist, on devices that need not either.
+
+    Args:
+      frozen: the base under an adapter as ShapeDtypeStructs with shardings, or None.
+
+    Returns: what can be compiled, and its arguments (state, frozen, batch) as ShapeDtypeStructs with shardings.
+    """
+    jitted, shardings = _jit_step(model, mesh), state_shardings(model, mesh)
+    shapes = jax.eval_shape(
+        lambda params: TrainState(step=jnp.int32(0), params=params, opt_state=init_optimizer(params)),
+        model.shapes if model.lora is None else model.lora_shapes,
+    )
+    state = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings)
+    rows = batch_sharding(mesh, leading=1)
+    kinds = {"tokens": jnp.int32, "segments": jnp.int32, "positions": jnp.int32, "mask": jnp.bool_, "source": jnp.int32}
+    shape = (accumulation, batch_size // accumulation, row_length)
+    batch = {
+        name: jax.ShapeDtypeStruct(shape[:2] if name == "source" else shape, dtype, sharding=rows)
+        for name, dtype in kinds.items()
+    }
+    with jax.set_mesh(mesh):
+        return jitted.lower(state, frozen, batch, optimizer, 2), (state, frozen, batch)
 
 
 def state_shardings(model: Model, mesh: Mesh) -> TrainState:

@@ -1,0 +1,218 @@
+"""`--mode=plan`: what an experiment's training takes on TPU slices, told before one is rented.
+
+The step is compiled for each slice by the TPU compiler itself, and nothing is run. Memory is the compiler's account;
+times are the roofline's, so a real step takes longer.
+"""
+
+import dataclasses
+import importlib.resources
+import math
+import pathlib
+import tomllib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from msm_jax import checks, files, stages, weights
+from msm_jax.dag import Stage
+from msm_jax.experiment import Experiment
+from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model, count_parameters
+from msm_jax.models.presets import PRESETS, preset
+from msm_jax.parallel import check_heads, make_mesh, train_flops_per_token
+from msm_jax.parallel.chips import chip_of, slice_devices
+from msm_jax.parallel.plan import GIB, compile_for, roofline_seconds
+from msm_jax.train.optimizer import OptimizerConfig
+from msm_jax.train.step import lower_train_step
+
+PLAN_FILE = "plan.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What stages share that share a compiled step."""
+
+    model: Model
+    batch_size: int
+    accumulation: int
+    row_length: int
+
+    @property
+    def tokens(self) -> int:
+        return self.batch_size * self.row_length
+
+    @property
+    def model_flops(self) -> float:
+        model, decoder = self.model, self.model.config
+        plain = dataclasses.replace(model, lora=None, int8_base=False)
+        return self.tokens * train_flops_per_token(
+            matmul_parameters=count_parameters(plain.shapes["layers"]) + decoder.width * decoder.vocab_size,
+            adapter_parameters=count_parameters(model.lora_shapes) if model.lora else None,
+            num_layers=decoder.num_layers,
+            attention_width=decoder.num_heads * decoder.head_size,
+            row_length=self.row_length,
+        )
+
+
+def plan(config: ConfigDict, topologies: Sequence[str], workdir: str) -> None:
+    """Prints the plan of each slice, and writes all of them to WORKDIR/plan.json.
+
+    Raises: UserError for a slice that there is not, or one that the configuration cannot be cut into.
+    """
+    experiment = Experiment(config, planned=True)
+    meshes = {name: make_mesh(config.mesh, slice_devices(name)) for name in topologies}
+    decoder = _decoder(config)
+    trained = [stage for stage in experiment.stages if stage.kind == "train"]
+    plans = []
+    for topology, mesh in meshes.items():
+        checks.check_mesh(config, mesh)
+        check_heads(mesh, decoder.num_kv_heads)
+        steps: dict[Step, list[Stage]] = {}
+        for stage in trained:
+            steps.setdefault(_step(config, stage, decoder), []).append(stage)
+        for step, of_step in steps.items():
+            plans.append(_plan(config, topology, mesh, step, of_step))
+            print(_told(plans[-1]), flush=True)
+    pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+    files.write_json(pathlib.Path(workdir, PLAN_FILE), {"experiment": config.name, "plans": plans})
+    print(f"written to {pathlib.Path(workdir, PLAN_FILE)}")
+
+
+def _decoder(config: ConfigDict) -> DecoderConfig:
+    """Of a model known by name without its files; of others from their config.json."""
+    if "pretrain" in config:
+        return DecoderConfig(vocab_size=stages.padded(config.tokenizer.vocab_size), **config.model)
+    if config.base.path in PRESETS:
+        return dataclasses.replace(preset(config.base.path), dtype=config.model.dtype)
+    return weights.locate(config.base.path, config.base.revision or None, **config.model)[1].decoder
+
+
+def _step(config: ConfigDict, stage: Stage, decoder: DecoderConfig) -> Step:
+    p = stage.params
+    lora = LoraConfig(**{**p["lora"], "targets": tuple(p["lora"]["targets"])}) if p["lora"] else None
+    model = Model(decoder, lora, Execution(**config.execution).on("tpu"), p["int8_base"])
+    return Step(model, p["batch_size"], p["accumulation"], config.row_length)
+
+
+def _plan(config: ConfigDict, topology: str, mesh: Mesh, step: Step, trained: Sequence[Stage]) -> dict[str, Any]:
+    model = step.model
+    frozen = None
+    if model.lora:
+        frozen = weights.abstract_params(dataclasses.replace(model, lora=None), mesh, model.config.dtype)
+    lowered, arguments = lower_train_step(
+        model,
+        OptimizerConfig(),
+        mesh,
+        frozen,
+        batch_size=step.batch_size,
+        accumulation=step.accumulation,
+        row_length=step.row_length,
+    )
+    compiled = compile_for(lowered, mesh, arguments)
+    products, links = roofline_seconds(compiled, mesh)
+    kind = topology.partition(":")[0]
+    price = _prices().get(kind)
+    result = {
+        "topology": topology,
+        "mesh": dict(mesh.shape),
+        "hosts": len({device.process_index for device in mesh.devices.flat}),
+        "step": {
+            "rows": step.batch_size,
+            "microbatches": step.accumulation,
+            "row_length": step.row_length,
+            "adapter_rank": model.lora.rank if model.lora else None,
+            "base": "int8" if model.int8_base else model.config.dtype if model.lora else "float32, trained",
+            **dataclasses.asdict(model.execution),
+        },
+        **dataclasses.asdict(compiled),
+        "limit": chip_of(mesh.devices.flat[0].device_kind).memory,
+        "fits": compiled.fits,
+        "model_flops": step.model_flops,
+        "compiled_over_model": compiled.flops * compiled.chips / step.model_flops if compiled.fits else None,
+        "seconds": {"products": products, "links": links} if compiled.fits else None,
+        "usd_per_chip_hour": price,
+        "advice": None if compiled.fits else _advice(step, mesh),
+    }
+    if compiled.fits:
+        seconds = max(products, links)
+        result["tokens_per_second"] = step.tokens / seconds
+        result["stages"] = [_stage(config, stage, step, seconds, mesh.size, price) for stage in trained]
+    return result
+
+
+def _stage(
+    config: ConfigDict, stage: Stage, step: Step, seconds: float, chips: int, price: float | None
+) -> dict[str, Any]:
+    """Steps, hours and price of a stage: from its steps, or from the tokens that its corpora are expected to have."""
+    steps = stage.params["steps"]
+    if steps is None:
+        expected = config.get("expected_tokens", {})
+        tokens = [expected.get(source) for source in stage.params["mixture"]]
+        steps = math.ceil(sum(tokens) / step.tokens) if all(tokens) else None
+    hours = None if steps is None else steps * seconds / 3600
+    return {
+        "name": stage.name,
+        "steps": steps,
+        "hours": hours,
+        "usd": None if hours is None or price is None else hours * chips * price,
+    }
+
+
+def _prices() -> Mapping[str, float]:
+    return tomllib.loads(importlib.resources.files("msm_jax").joinpath("prices.toml").read_text())
+
+
+def _advice(step: Step, mesh: Mesh) -> list[str]:
+    """What takes memory, and can be had for less, the cheapest first."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = step.batch_size // step.accumulation // ways
+    execution = step.model.execution
+    return [
+        advice
+        for advice, helps in (
+            ("--config.mesh.data=1 --config.mesh.fsdp=-1 (one copy of the weights)", mesh.shape["data"] > 1),
+            ("--config.execution.remat=full", execution.remat != "full" and not execution.remat.startswith("offload")),
+            (f"--config.STAGE.accumulation={step.accumulation * rows} (one row of a chip at a time)", rows > 1),
+            ("--config.execution.remat=offload_inputs", execution.remat != "offload_inputs"),
+            ("--config.int8_base=true", step.model.lora is not None and not step.model.int8_base),
+            (f"--config.execution.loss_chunk={execution.loss_chunk // 2}", execution.loss_chunk > 128),
+            ("a larger slice", True),
+        )
+        if helps
+    ]
+
+
+def _told(plan: Mapping[str, Any]) -> str:
+    step, mesh = plan["step"], " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
+    what = (
+        f"adapter of rank {step['adapter_rank']} on a base in {step['base']}" if step["adapter_rank"] else "whole model"
+    )
+    lines = [
+        f"{plan['topology']}: {plan['chips']} chips on {plan['hosts']} hosts, {mesh}",
+        f"  step         {step['rows']} rows of {step['row_length']:,} tokens in {step['microbatches']} microbatches; "
+        f"{what}; {step['attention']} attention, remat {step['remat']}",
+    ]
+    limit = plan["limit"] / GIB
+    if not plan["fits"]:
+        lacking = plan["lacking"] / GIB
+        lines.append(f"  does not fit, by {lacking:.2f} GiB of {limit:.2f} a chip; try {'; or '.join(plan['advice'])}")
+        return "\n".join(lines) + "\n"
+    sent = ", ".join(f"{kind} {size / 1e9:.1f}" for kind, size in sorted(plan["sent_bytes"].items()) if size > 5e7)
+    host = f"; in the host's memory {plan['host'] / GIB:.2f}" if plan["host"] else ""
+    seconds, ratio = plan["seconds"], plan["compiled_over_model"]
+    lines += [
+        f"  memory       arguments {plan['arguments'] / GIB:.2f} GiB a chip (theory {plan['state'] / GIB:.2f}), "
+        f"temporaries {plan['temporaries'] / GIB:.2f}{host}; peak {plan['peak'] / GIB:.2f} of {limit:.2f}: fits",
+        f"  work         model {plan['model_flops'] / 1e15:.2f} PFLOP a step, compiled {ratio:.2f} times as many; "
+        f"a chip sends {sum(plan['sent_bytes'].values()) / 1e9:.1f} GB ({sent})",
+        f"  roofline     {max(seconds.values()):.2f} s a step (products {seconds['products']:.2f}, links "
+        f"{seconds['links']:.2f}), {plan['tokens_per_second']:,.0f} tokens/s",
+    ]
+    for stage in plan["stages"]:
+        if stage["steps"] is None:
+            lines.append(f"  {stage['name']}: an epoch; give --config.expected_tokens to see hours")
+            continue
+        usd = f"{stage['usd']:,.0f} USD" if stage["usd"] is not None else "no price in msm_jax/prices.toml"
+        lines.append(f"  {stage['name']}: {stage['steps']:,} steps, {stage['hours']:.2f} h, {usd}")
+    return "\n".join(lines) + "\n"
