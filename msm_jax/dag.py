@@ -72,8 +72,35 @@ class Stage:
         return pathlib.Path(workdir, "stages", self.key)
 
 
+@dataclasses.dataclass(frozen=True)
+class Hosts:
+    """The processes that run an experiment together, over one workdir that all of them see.
+
+    Attributes:
+        index: which this is; the first writes what is written once.
+        count: how many there are.
+        meet: returns when all have called it with the same name.
+    """
+
+    index: int = 0
+    count: int = 1
+    meet: Callable[[str], None] = lambda name: None
+
+    @property
+    def first(self) -> bool:
+        return self.index == 0
+
+
+ALONE = Hosts()
+# Kinds of stages that compute on all devices, and so run on all hosts; the others run on the first alone.
+_TOGETHER = ("train", "sample", "score")
+
+
 def execute(
-    targets: Sequence[Stage], workdir: str | os.PathLike, report: Callable[[str], None] = print
+    targets: Sequence[Stage],
+    workdir: str | os.PathLike,
+    report: Callable[[str], None] = print,
+    hosts: Hosts = ALONE,
 ) -> dict[str, dict[str, Any]]:
     """Runs all that `targets` need and is not done, inputs first; `report` takes one line per stage that runs.
 
@@ -81,16 +108,45 @@ def execute(
     Raises: UserError if `workdir` is in use, the disk is full, or a stage says so; ValueError if stages have a cycle.
     """
     stages = _sorted(targets)
-    with _lock(pathlib.Path(workdir)):
+    with _lock(pathlib.Path(workdir)) if hosts.first else contextlib.nullcontext():
         manifests = {stage.key: manifest for stage in stages if (manifest := _manifest(stage, workdir))}
+        hosts.meet("what is done is known")  # before the first host does more
         if manifests:
             report(f"{len(manifests)} of {len(stages)} stages are done already")
         start = time.monotonic()
         for index, stage in enumerate(stages):
-            if stage.key not in manifests:
-                report(f"[{index + 1}/{len(stages)}] {stage.name} ...{_progress(start, stages, manifests)}")
+            if stage.key in manifests:
+                continue
+            report(f"[{index + 1}/{len(stages)}] {stage.name} ...{_progress(start, stages, manifests)}")
+            if hosts.count == 1:
                 manifests[stage.key] = _run(stage, workdir)
+            else:
+                manifests[stage.key] = _run_together(stage, workdir, hosts)
     return manifests
+
+
+def _run_together(stage: Stage, workdir: str | os.PathLike, hosts: Hosts) -> dict[str, Any]:
+    """Runs a stage on the hosts that it needs; all return when its manifest is written.
+
+    A host that fails in a stage of all hosts ends at once, and the others learn it from the runtime.
+    """
+    try:
+        if hosts.first:
+            _run(stage, workdir)
+        elif stage.kind in _TOGETHER:
+            _call(stage, workdir)
+    finally:
+        if stage.kind not in _TOGETHER:
+            hosts.meet(f"{stage.key} is over")
+    if stage.kind in _TOGETHER:
+        hosts.meet(f"{stage.key} is over")
+    manifest = _manifest(stage, workdir)
+    if manifest is None:
+        raise UserError(
+            f"{stage.folder(workdir)}: not done, or not seen from this host; the first host's messages say what is "
+            "wrong, and --workdir must be one folder for all hosts"
+        )
+    return manifest
 
 
 def status(targets: Sequence[Stage], workdir: str | os.PathLike) -> list[tuple[Stage, bool, float | None]]:
@@ -142,13 +198,18 @@ def _manifest(stage: Stage, workdir: str | os.PathLike) -> dict[str, Any] | None
     return manifest if manifest and manifest["key"] == stage.key else None
 
 
+def _call(stage: Stage, workdir: str | os.PathLike) -> Mapping[str, Any]:
+    folder = stage.folder(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    inputs = {role: source.folder(workdir) for role, source in stage.inputs.items()}
+    return stage.run(StageContext(folder, inputs, stage.params, stage))
+
+
 def _run(stage: Stage, workdir: str | os.PathLike) -> dict[str, Any]:
     folder = stage.folder(workdir)
-    inputs = {role: source.folder(workdir) for role, source in stage.inputs.items()}
     start = time.monotonic()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        summary = stage.run(StageContext(folder, inputs, stage.params, stage))
+        summary = _call(stage, workdir)
         manifest = {
             "key": stage.key,
             "kind": stage.kind,

@@ -63,16 +63,23 @@ class Arm:
         return {"name": self.name, "label": self.label, "spec": about[0], "value": about[1]}
 
 
-def run(config: ConfigDict, workdir: str) -> None:
-    """Does all that is not done, prints the table, and leaves the report in WORKDIR/report."""
+def run(config: ConfigDict, workdir: str, hosts: dag.Hosts = dag.ALONE) -> None:
+    """Does all that is not done, prints the table, and leaves the report in WORKDIR/report.
+
+    With several `hosts` all of them call it; the first prints and writes.
+    """
     from eval.report import table
 
     experiment = Experiment(config)
     _make_folder(workdir)
     if any(stage.kind == "train" and not done for stage, done, _ in dag.status([experiment.report], workdir)):
         checks.check_devices(config)
-    _claim(workdir, config)
-    dag.execute([experiment.report], workdir)
+    if hosts.first:
+        _claim(workdir, config)
+    report = print if hosts.first else lambda line: None
+    dag.execute([experiment.report], workdir, report, hosts)
+    if not hosts.first:
+        return
     folder = pathlib.Path(workdir, "report")
     _copy(experiment.report.folder(workdir), folder)
     print(table(files.read_json(folder / "report.json")))

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from msm_jax import cli
 from msm_jax import config as config_lib
@@ -69,6 +70,10 @@ def _launch(arguments: list[str]) -> None:
         help="show: print the resolved configuration, the stages and what is done; train and call nothing. plan: "
         "compile the training steps for TPU slices that need not be there, and print memory, time and cost",
     )
+    together = "many hosts; found by itself on TPU pods, GKE and Slurm"
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help=f"address of process 0 ({together})")
+    parser.add_argument("--processes", type=int, metavar="N", help="how many processes run this together")
+    parser.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
     parser.add_argument(
         "--topology", metavar="KIND:SHAPE,...", help="for --mode=plan: TPU slices, as v5p:2x2x4,v6e:4x4"
     )
@@ -101,7 +106,19 @@ def _launch(arguments: list[str]) -> None:
         finally:
             signal.signal(signal.SIGPIPE, before)
     else:
+        _run(config, workdir, (options.coordinator, options.processes, options.process))
+
+
+def _run(config: Any, workdir: str, processes: tuple[str | None, int | None, int | None]) -> None:
+    from msm_jax import dag, experiment
+    from msm_jax.parallel import hosts
+
+    index, count = hosts.join(*processes)
+    if count == 1:
         experiment.run(config, workdir)
+        return
+    with hosts.told_if_lost():
+        experiment.run(config, workdir, dag.Hosts(index, count, hosts.meeting()))
 
 
 if __name__ == "__main__":

@@ -216,6 +216,8 @@ def train(context: StageContext, *, runtime: Runtime, label: str) -> dict[str, A
     Inputs: a `rows:SOURCE` for each source of the mixture, `tokenizer`; `base`, the model under the adapter (or to
     go on with, if there is no adapter); `adapter`, the stage whose trained weights are continued.
     """
+    import jax
+
     from msm_jax.models import count_parameters
     from msm_jax.weights import read_description
 
@@ -225,6 +227,8 @@ def train(context: StageContext, *, runtime: Runtime, label: str) -> dict[str, A
     # Orbax makes `final` appear at once and whole, so a run that was killed after it needs no training again.
     if not (context.folder / "final").exists():
         _train(context, runtime, label, sources, steps)
+    if jax.process_index() > 0:
+        return {}
     shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
     last = json.loads((context.folder / "metrics.jsonl").read_text().splitlines()[-1])
     return {
@@ -254,11 +258,11 @@ def steps_of(params: Mapping[str, Any], sources: list) -> int:
 
 
 def _train(context: StageContext, runtime: Runtime, label: str, sources: list, steps: int) -> None:
-    import jax
 
     from msm_jax.data.mixture import batches
     from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model, count_parameters
     from msm_jax.parallel import batch_sharding, check_heads, make_mesh, peak_flops, train_flops_per_token
+    from msm_jax.parallel.hosts import row_share
     from msm_jax.train import checkpoint, loop
     from msm_jax.train.optimizer import OptimizerConfig
     from msm_jax.train.step import init_state, make_train_step
@@ -301,7 +305,7 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
         step_fn=make_train_step(model, OptimizerConfig(**p["optim"]), steps, mesh),
         state=state,
         frozen=frozen,
-        dataset=batches(sources, p["batch_size"], p["seed"], jax.process_index(), jax.process_count()),
+        dataset=batches(sources, p["batch_size"], p["seed"], *row_share(mesh)),
         source_names=[source.name for source in sources],
         batch_sharding=batch_sharding(mesh, leading=1),
         folder=context.folder,

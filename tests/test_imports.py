@@ -43,7 +43,7 @@ ALLOWED = {
     "msm_jax.weights": {"msm_jax.data", "msm_jax.models", "msm_jax.parallel", "msm_jax.train"},
     "msm_jax.language_model": LIBRARY | {"msm_jax.corpus.records", "msm_jax.weights"},
     "msm_jax.plan": EXPERIMENT,
-    "msm_jax.launch": {"msm_jax.cli", "msm_jax.config", "msm_jax.experiment", "msm_jax.parallel", "msm_jax.plan"},
+    "msm_jax.launch": EXPERIMENT | {"msm_jax.cli", "msm_jax.plan"},
     "msm_jax.convert": LIBRARY | {"msm_jax.cli", "msm_jax.language_model", "msm_jax.weights"},
     "msm_jax.serve": LIBRARY,
 }
@@ -52,6 +52,7 @@ LAZY = {
     ("msm_jax.experiment", "eval"),
     ("msm_jax.stages", "eval"),
     ("msm_jax.scoring", "eval"),
+    ("msm_jax.launch", "msm_jax.dag"),
     ("msm_jax.launch", "msm_jax.experiment"),
     ("msm_jax.launch", "msm_jax.parallel"),
     ("msm_jax.launch", "msm_jax.plan"),

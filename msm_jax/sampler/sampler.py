@@ -17,6 +17,7 @@ from msm_jax.data.rows import pack
 from msm_jax.data.tokenizer import Tokenizer
 from msm_jax.errors import UserError
 from msm_jax.models import Model
+from msm_jax.parallel.hosts import fetch
 from msm_jax.progress import track
 
 PyTree = Any
@@ -109,12 +110,10 @@ class Sampler:
                     tokens[row, span], segments[row, span], scored[row, span] = ids, segment, mask
                     positions[row, span], owner[row, span] = np.arange(len(ids)), member
                     cursor += len(ids)
-            logprobs_BT = np.asarray(
-                _next_token_logprobs(
-                    self.model, self.params, self.lora, tokens, segments, positions, self.tokenizer.vocab_size
-                ),
-                np.float64,
+            logprobs_BT = _next_token_logprobs(
+                self.model, self.params, self.lora, tokens, segments, positions, self.tokenizer.vocab_size
             )
+            logprobs_BT = fetch(logprobs_BT).astype(np.float64)
             # Position t holds the log-probability of token t+1.
             counted = scored[:, 1:].astype(bool)
             np.add.at(totals, owner[:, 1:][counted], logprobs_BT[:, :-1][counted])
@@ -175,7 +174,7 @@ class Sampler:
                 new_tokens=max_tokens,
                 likeliest=logprobs,
             )
-            drawn = jax.device_get(drawn)
+            drawn = fetch(drawn)
             for row, (i, _, _) in enumerate(chunk):
                 completions[i].append(self._completion(jax.tree.map(lambda x, row=row: x[row], drawn), stop))
         return completions

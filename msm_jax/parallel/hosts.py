@@ -1,0 +1,121 @@
+"""Many processes as one program: TPU pods, GKE, Slurm, or processes named on the command line."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from orbax.checkpoint import multihost
+
+from msm_jax.errors import UserError
+
+PyTree = Any
+
+# A stage that the first host does alone may take this long, in milliseconds.
+_LONGEST_WAIT = 24 * 3600 * 1000
+# Seconds without a sign of life after which a process counts as gone.
+_HEARTBEAT = 60
+
+
+def join(address: str | None, count: int | None, index: int | None, patience: int = 300) -> tuple[int, int]:
+    """Joins the other processes of the run; before JAX is asked for devices.
+
+    Args:
+      address: HOST:PORT of process 0; with all three None, JAX looks for a TPU pod, GKE or Slurm, and a process that
+        is part of none is alone.
+      patience: seconds to wait for the others.
+
+    Returns: (index, count) of this process.
+    Raises: UserError if the others do not come, or if only some of the three are given.
+    """
+    given = [value is not None for value in (address, count, index)]
+    if any(given) and not all(given):
+        raise UserError("--coordinator, --processes and --process go together: address of process 0, how many, which")
+    if all(given) and not 0 <= index < count:
+        raise UserError(f"--process={index}: processes are numbered from 0 to --processes - 1 = {count - 1}")
+    if all(given) and not address.rpartition(":")[2].isdigit():
+        raise UserError(f"--coordinator={address}: give HOST:PORT, as 10.0.0.2:8476")
+    # Processes of one machine need not be found from others.
+    local = address if all(given) and address.startswith(("127.", "localhost:")) else None
+    try:
+        jax.distributed.initialize(
+            address,
+            count,
+            index,
+            initialization_timeout=patience,
+            heartbeat_timeout_seconds=_HEARTBEAT,
+            coordinator_bind_address=local,
+        )
+    except ValueError:
+        if any(given):
+            raise
+        return 0, 1
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+            f"the {count or 'other'} processes of this run did not come together in {patience} s "
+            f"({_first_line(error)}); start the same command on all of them"
+        ) from None
+    return jax.process_index(), jax.process_count()
+
+
+def meeting() -> Callable[[str], None]:
+    """`meet(name)` returns when all processes have called it with that name, which is used once."""
+    wait = multihost.get_barrier_sync_fn()
+    return lambda name: wait(key=name, timeout_ms=_LONGEST_WAIT)
+
+
+@contextlib.contextmanager
+def told_if_lost() -> Iterator[None]:
+    """What the runtime says when another process is gone, as one line.
+
+    Raises: UserError in its place; nothing is changed for a process that is alone, or where memory is short.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        logging.getLogger(__name__).debug("lost", exc_info=True)
+        raise UserError(
+            f"another process of this run is gone, or cannot be reached ({_first_line(error)}); its own messages say "
+            "why. Start the same command on all of them again: it goes on from the last checkpoint"
+        ) from None
+
+
+def fetch(tree: PyTree) -> PyTree:
+    """Arrays on the host, whole, wherever their parts lie. All processes call it alike."""
+
+    def whole(x: jax.Array) -> np.ndarray:
+        if x.is_fully_addressable or x.is_fully_replicated:
+            return np.asarray(x)
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+    return jax.tree.map(whole, tree)
+
+
+def row_share(mesh: Mesh) -> tuple[int, int]:
+    """(index, count) of this process's share of each batch: processes whose devices hold parts of the same rows, as
+    where the tensor axis reaches over hosts, have the same share.
+
+    Raises: UserError if the shares would differ in size.
+    """
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    blocks: dict[int, set[int]] = {}
+    for block, devices in enumerate(mesh.devices.reshape(ways, -1)):
+        for device in devices:
+            blocks.setdefault(device.process_index, set()).add(block)
+    shares = sorted({tuple(sorted(share)) for share in blocks.values()})
+    if sorted(sum(shares, ())) != list(range(ways)) or len({len(share) for share in shares}) > 1:
+        raise UserError(
+            f"mesh {dict(mesh.shape)}: its rows do not fall on {len(blocks)} hosts in equal shares; "
+            "choose mesh.tensor such that it divides the devices of a host, or is a multiple of them"
+        )
+    return shares.index(tuple(sorted(blocks[jax.process_index()]))), len(shares)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200]

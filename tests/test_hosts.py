@@ -1,0 +1,178 @@
+"""Several processes run one experiment: the real launcher, on this machine, with two devices or one for each."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from msm_jax.errors import UserError
+from msm_jax.parallel import hosts
+from msm_jax.train.metrics import TIMINGS
+
+ROOT = pathlib.Path(__file__).parents[1]
+STEPS = 24
+OPTIONS = ["--config.arms=aft", "--config.eval.samples=0", "--config.eval.pairs=1", f"--config.pretrain.steps={STEPS}"]
+
+
+def start(workdir, count):
+    """`count` processes with four devices together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(4 // count)}
+    command = [sys.executable, "-m", "msm_jax.launch", "--config=tests/tiny.py", f"--workdir={workdir}", *OPTIONS]
+    together = [[f"--coordinator={address}", f"--processes={count}", f"--process={i}"] for i in range(count)]
+    return [
+        subprocess.Popen(
+            [*command, *(flags if count > 1 else ())],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for flags in together
+    ]
+
+
+def wait(processes, timeout=300):
+    """(exit status, stdout, stderr without the chatter of JAX's runtime) of each; none is left running."""
+    ended = []
+    try:
+        for process in processes:
+            out, error = process.communicate(timeout=timeout)
+            ended.append((process.returncode, out, error))
+    finally:
+        for process in processes:
+            process.kill()
+    return ended
+
+
+def until_step(workdir, step):
+    """Returns when pretraining has logged `step`."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for path in pathlib.Path(workdir).glob("stages/pretrain-*/metrics.jsonl"):
+            if path.read_bytes().count(b"\n") > step:
+                return
+        time.sleep(0.01)
+    raise AssertionError("no step in two minutes")
+
+
+def losses(workdir):
+    """Name of a training stage -> what each of its steps logged, but for times."""
+    return {
+        path.parent.name: [
+            {name: value for name, value in json.loads(line).items() if name not in TIMINGS}
+            for line in path.read_text().splitlines()
+        ]
+        for path in sorted(pathlib.Path(workdir).glob("stages/*/metrics.jsonl"))
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("hosts") / "alone"
+    [(status, _, error)] = wait(start(workdir, 1))
+    assert status == 0, error
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """A workdir where one of two processes got SIGTERM, and four went on."""
+    workdir = tmp_path_factory.mktemp("hosts") / "together"
+    processes = start(workdir, 2)
+    until_step(workdir, 2)
+    processes[1].send_signal(signal.SIGTERM)
+    stopped = wait(processes)
+    return workdir, stopped, wait(start(workdir, 4))
+
+
+def test_sigterm_on_one_process_saves_on_all(together):
+    _, stopped, _ = together
+    assert [status for status, _, _ in stopped] == [143, 143], stopped
+    told = [re.search(r"stopped: pretrain: SIGTERM; (\d+) of \d+ steps are done and saved", e) for _, _, e in stopped]
+    assert told[0][1] == told[1][1] and 2 < int(told[0][1]) < STEPS
+
+
+def test_other_processes_go_on_and_all_losses_are_those_of_one(together, alone):
+    workdir, _, ended = together
+    assert [status for status, _, _ in ended] == [0] * 4, ended
+    expected, found = losses(alone), losses(workdir)
+    assert expected.keys() == found.keys() and len(expected) == 2
+    for stage, lines in expected.items():
+        assert [line["step"] for line in found[stage]] == [line["step"] for line in lines]
+        for line, other in zip(lines, found[stage], strict=True):
+            assert line.keys() == other.keys()
+            for name in line:
+                np.testing.assert_allclose(other[name], line[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_the_first_process_alone_prints_and_scores_are_those_of_one(together, alone):
+    workdir, _, ended = together
+    assert "report: " in ended[0][1] and not any(out for _, out, _ in ended[1:])
+    scores = [json.loads((folder / "report/report.json").read_text())["scores"] for folder in (alone, workdir)]
+    assert len(scores[0]) == len(scores[1]) > 0
+    for one, many in zip(*scores, strict=True):
+        assert one.keys() == many.keys()
+        np.testing.assert_allclose(one["rate"], many["rate"])
+
+
+def test_a_process_that_is_killed_stops_the_others(tmp_path, alone):
+    processes = start(tmp_path / "killed", 2)
+    until_step(tmp_path / "killed", 2)
+    processes[1].kill()
+    began = time.monotonic()
+    (status, _, error), _ = wait(processes, timeout=150)
+    assert status not in (0, None) and time.monotonic() - began < 120
+    assert "another process of this run is gone" in error or "heartbeat" in error.lower(), error
+
+
+def test_processes_that_do_not_come(tmp_path):
+    for flags, message in (
+        ([None, 2, 0], "--coordinator, --processes and --process go together"),
+        (["127.0.0.1:1", 2, 2], "--process=2: processes are numbered from 0 to --processes - 1 = 1"),
+        (["here", 2, 0], "--coordinator=here: give HOST:PORT"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            hosts.join(*flags)
+
+
+class _Device:
+    def __init__(self, process_index):
+        self.process_index = process_index
+
+
+@pytest.mark.parametrize(
+    ("sizes", "owners", "shares"),
+    [
+        ((2, 2, 1), [0, 0, 1, 1], {0: (0, 2), 1: (1, 2)}),
+        ((1, 4, 1), [1, 0, 0, 1], {0: (1, 2), 1: (0, 2)}),  # as a TPU's mesh may go about its hosts
+        ((1, 2, 2), [0, 0, 1, 1], {0: (0, 2), 1: (1, 2)}),
+        ((1, 1, 4), [0, 0, 1, 1], {0: (0, 1), 1: (0, 1)}),  # one row over both hosts
+        ((2, 1, 4), [0, 0, 1, 1, 2, 2, 3, 3], {0: (0, 2), 1: (0, 2), 2: (1, 2), 3: (1, 2)}),
+    ],
+)
+def test_each_host_reads_the_rows_of_its_devices(monkeypatch, sizes, owners, shares):
+    devices = np.array([_Device(owner) for owner in owners]).reshape(sizes)
+    mesh = type("Mesh", (), {"devices": devices, "shape": dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))})
+    for index, share in shares.items():
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        assert hosts.row_share(mesh) == share
+
+
+def test_rows_that_fall_on_hosts_unevenly():
+    devices = np.array([_Device(owner) for owner in (0, 0, 0, 1)]).reshape(1, 4, 1)
+    mesh = type("Mesh", (), {"devices": devices, "shape": {"data": 1, "fsdp": 4, "tensor": 1}})
+    with pytest.raises(UserError, match="do not fall on 2 hosts in equal shares"):
+        hosts.row_share(mesh)
