@@ -111,7 +111,7 @@ def _plan(config: ConfigDict, topology: str, mesh: Mesh, step: Step, trained: Se
     )
     compiled = compile_for(lowered, mesh, arguments)
     products, links = roofline_seconds(compiled, mesh)
-    kind = topology.partition(":")[0]
+    kind = topology.partition(":")[0].rpartition("*")[2]
     price = _prices().get(kind)
     result = {
         "topology": topology,

@@ -120,7 +120,9 @@ def test_other_processes_go_on_and_all_losses_are_those_of_one(together, alone):
 
 def test_the_first_process_alone_prints_and_scores_are_those_of_one(together, alone):
     workdir, _, ended = together
-    assert "report: " in ended[0][1] and not any(out for _, out, _ in ended[1:])
+    # JAX's library for collectives on CPUs prints that it has begun.
+    printed = [[line for line in out.splitlines() if not line.startswith("[Gloo]")] for _, out, _ in ended]
+    assert any(line.startswith("report: ") for line in printed[0]) and not any(printed[1:])
     scores = [json.loads((folder / "report/report.json").read_text())["scores"] for folder in (alone, workdir)]
     assert len(scores[0]) == len(scores[1]) > 0
     for one, many in zip(*scores, strict=True):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import re
 from collections.abc import Iterator
 
 import jax
@@ -46,7 +47,8 @@ def chip_of(kind: str) -> Chip | None:
 
 
 def slice_devices(name: str) -> list[jax.Device]:
-    """The devices of a TPU slice, as "v5p:2x2x4", for meshes and the compiler; there is no machine behind them.
+    """The devices of a TPU slice, as "v5p:2x2x4", or of several, as "2*v5p:2x2x4", for meshes and the compiler; there
+    is no machine behind them.
 
     Set `prepare_environment` before JAX is asked for any devices.
 
@@ -54,12 +56,17 @@ def slice_devices(name: str) -> list[jax.Device]:
     """
     from jax.experimental import topologies
 
-    kind, _, shape = name.partition(":")
-    if kind not in PLANNED or not shape:
-        raise UserError(f"--topology={name}: give KIND:SHAPE, as v5e:4x4 or v5p:2x2x4; kinds are {', '.join(PLANNED)}")
+    parts = re.fullmatch(r"(?:([1-9]\d*)\*)?(\w+):(\d+(?:x\d+)+)", name)
+    if not parts or parts[2] not in PLANNED:
+        raise UserError(
+            f"--topology={name}: give KIND:SHAPE, as v5e:4x4 or v5p:2x2x4, or 2*v5e:4x4 for two slices; kinds are "
+            f"{', '.join(PLANNED)}"
+        )
+    slices = {"num_slices": int(parts[1])} if parts[1] else {}
     try:
         with _silent_compiler():
-            return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+            described = topologies.get_topology_desc(platform="tpu", topology_name=f"{parts[2]}:{parts[3]}", **slices)
+            return list(described.devices)
     except Exception as error:  # whatever the plugin raises
         reason = str(error).strip().splitlines()[-1][:200]
         if "not installed" in reason:

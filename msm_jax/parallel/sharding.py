@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from msm_jax.errors import UserError
@@ -34,6 +35,9 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
 def make_mesh(shape: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
     """Mesh of data x fsdp x tensor over `devices` (default: all there are). One axis may be -1: what is left.
 
+    Of several TPU slices the data axis alone goes from one to another: what it sends is gradients, once a step, over a
+    network that is a hundred times slower than the links of a slice.
+
     Raises: UserError if the sizes do not multiply to the number of devices.
     """
     if set(shape) != set(MESH_AXES) or not all(isinstance(size, int) for size in shape.values()):
@@ -47,7 +51,18 @@ def make_mesh(shape: Mapping[str, int], devices: list[jax.Device] | None = None)
     if len(devices) % known or (-1 not in sizes and known != len(devices)):
         raise UserError(f"mesh {text} does not fit {len(devices)} devices; set one of mesh.data, mesh.fsdp to -1")
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
-    return jax.make_mesh(sizes, MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * len(sizes))
+    axis_types = (AxisType.Auto,) * len(sizes)
+    slices = len({getattr(device, "slice_index", None) or 0 for device in devices})
+    if slices == 1:
+        return jax.make_mesh(sizes, MESH_AXES, devices=devices, axis_types=axis_types)
+    if sizes[0] % slices:
+        raise UserError(
+            f"mesh {text} on {slices} slices: each holds whole copies of the weights, so mesh.data={sizes[0]} must be "
+            f"a multiple of {slices}; set mesh.data={slices} and mesh.fsdp=-1"
+        )
+    within = (sizes[0] // slices, *sizes[1:])
+    arranged = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices=devices)
+    return Mesh(arranged, MESH_AXES, axis_types=axis_types)
 
 
 def check_heads(mesh: Mesh, num_kv_heads: int) -> None:

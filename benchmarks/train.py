@@ -1,0 +1,211 @@
+"""Our LoRA step against that of transformers + peft: same shapes, machine and dtype, alternating.
+
+    python -m benchmarks.train                                   SmolLM2's shape on a CPU, float32, 4 rows of 512
+    python -m benchmarks.train --shape=llama8b --rows=4 --length=4096 --dtype=bfloat16          on a GPU
+
+Prints one line of JSON: tokens/s of both (median of the steps), the ratio, the part of the machine's measured matrix
+product that ours reaches, and peak memory in GB (of the process on a CPU, of the device on a GPU). Weights are random:
+what is computed does not depend on them. Each side runs in a process of its own, and one waits while the other works.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+SHAPES = {
+    "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "llama8b": "meta-llama/Llama-3.1-8B",
+}
+RANK, ALPHA = 64, 128.0
+SIDES = ("ours", "peft")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="smollm2")
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--steps", type=int, default=5, help="measured, after two that are not")
+    parser.add_argument("--remat", default="none", help="of ours; peft checkpoints all layers if it is not none")
+    parser.add_argument("--sides", default="ours,peft", help="one of them alone is measured without a ratio")
+    parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        _serve({"ours": _ours, "peft": _peft}[options.worker](options))
+        return
+    print(json.dumps(compare(options)))
+
+
+def compare(options: argparse.Namespace) -> dict[str, Any]:
+    workers = {side: _start(side) for side in options.sides.split(",")}
+    seconds: dict[str, list[float]] = {side: [] for side in workers}
+    about: dict[str, dict[str, Any]] = {}
+    for step in range(options.steps + 2):
+        for side, worker in workers.items():
+            worker.stdin.write("step\n")
+            worker.stdin.flush()
+            line = worker.stdout.readline()
+            if not line:
+                raise SystemExit(f"{side} ended with status {worker.wait()}; its messages are above")
+            about[side] = json.loads(line)
+            if step >= 2:  # the first compiles, and the second may still allocate
+                seconds[side].append(about[side]["seconds"])
+    for worker in workers.values():
+        worker.stdin.close()
+        worker.wait()
+    tokens = options.rows * options.length
+    rates = {side: tokens / statistics.median(times) for side, times in seconds.items()}
+    result: dict[str, Any] = {
+        "shape": options.shape,
+        "rows": options.rows,
+        "length": options.length,
+        "dtype": options.dtype,
+        "remat": options.remat,
+        "tokens_per_second": {side: round(rate, 1) for side, rate in rates.items()},
+        "slowest_and_fastest": {
+            side: [round(tokens / max(t), 1), round(tokens / min(t), 1)] for side, t in seconds.items()
+        },
+        "peak_memory_gb": {side: round(facts["memory"] / 1e9, 2) for side, facts in about.items()},
+    }
+    if len(rates) == 2:
+        result["ratio"] = round(rates["ours"] / rates["peft"], 3)
+    if "ours" in rates:
+        result["part_of_peak"] = round(rates["ours"] * about["ours"]["flops_per_token"] / about["ours"]["peak"], 3)
+    return result
+
+
+def _start(side: str) -> subprocess.Popen:
+    environment = dict(os.environ)
+    if side == "ours":
+        environment.setdefault("JAX_NUM_CPU_DEVICES", "2")  # as the launcher has it
+    command = [sys.executable, "-m", "benchmarks.train", *sys.argv[1:], f"--worker={side}"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def _serve(worker: tuple[Callable[[], None], Callable[[], float], dict[str, float]]) -> None:
+    step, memory, facts = worker
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        step()
+        seconds = time.perf_counter() - start
+        print(json.dumps({"seconds": seconds, "memory": memory(), **facts}), flush=True)
+
+
+def _process_memory() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+
+def _ours(options: argparse.Namespace):
+    import dataclasses
+
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from msm_jax import weights
+    from msm_jax.models import Execution, LoraConfig, Model, count_parameters
+    from msm_jax.models.presets import preset
+    from msm_jax.parallel import batch_sharding, make_mesh, peak_flops, train_flops_per_token
+    from msm_jax.train.optimizer import OptimizerConfig
+    from msm_jax.train.step import init_state, make_train_step
+
+    platform = jax.devices()[0].platform
+    decoder = dataclasses.replace(preset(SHAPES[options.shape]), dtype=options.dtype)
+    unroll = decoder.num_layers if platform == "cpu" else 1
+    execution = Execution("auto", remat=options.remat, scan_unroll=unroll).on(platform)
+    model = Model(decoder, LoraConfig(RANK, ALPHA), execution)
+    mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+    base = dataclasses.replace(model, lora=None)
+    like = weights.abstract_params(base, mesh, options.dtype)
+    keys = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(like))))
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        normal = jax.jit(lambda key: 0.02 * jax.random.normal(key, leaf.shape, leaf.dtype), out_shardings=leaf.sharding)
+        return normal(next(keys))
+
+    frozen = jax.tree.map(draw, like)
+    state = init_state(model, mesh, 0)
+    shape = (1, options.rows, options.length)
+    rows = {
+        "tokens": np.random.default_rng(0).integers(0, decoder.vocab_size, shape).astype(np.int32),
+        "segments": np.ones(shape, np.int32),
+        "positions": np.broadcast_to(np.arange(options.length, dtype=np.int32), shape),
+        "mask": np.ones(shape, bool),
+    }
+    batch = {name: jax.device_put(x, batch_sharding(mesh, leading=1)) for name, x in rows.items()}
+    batch["source"] = jax.device_put(jnp.zeros(shape[:2], jnp.int32), batch_sharding(mesh, leading=1))
+    run = make_train_step(model, OptimizerConfig(), 1000, mesh)
+    facts = {
+        "flops_per_token": train_flops_per_token(
+            matmul_parameters=count_parameters(base.shapes["layers"]) + decoder.width * decoder.vocab_size,
+            adapter_parameters=count_parameters(model.lora_shapes),
+            num_layers=decoder.num_layers,
+            attention_width=decoder.num_heads * decoder.head_size,
+            row_length=options.length,
+        ),
+        "peak": peak_flops(options.dtype),
+    }
+
+    def step() -> None:
+        nonlocal state
+        state, metrics = run(state, frozen, batch)
+        jax.block_until_ready(metrics)
+
+    def memory() -> float:
+        stats = jax.devices()[0].memory_stats()
+        return float(stats["peak_bytes_in_use"]) if stats else _process_memory()
+
+    return step, memory, facts
+
+
+def _peft(options: argparse.Namespace):
+    import peft
+    import torch
+    import transformers
+
+    from msm_jax.models.families import config_of
+    from msm_jax.models.presets import preset
+
+    decoder = preset(SHAPES[options.shape])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = getattr(torch, options.dtype)
+    config = transformers.AutoConfig.for_model(**config_of(decoder))
+    flash = device == "cuda" and transformers.utils.is_flash_attn_2_available()
+    config._attn_implementation = "flash_attention_2" if flash else "sdpa"
+    with torch.device(device):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    model = peft.get_peft_model(model, peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets))
+    if options.remat != "none":
+        model.gradient_checkpointing_enable()
+        model.enable_input_require_grads()
+    model.train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.01)
+    tokens = torch.randint(0, decoder.vocab_size, (options.rows, options.length), device=device)
+
+    def step() -> None:
+        loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    def memory() -> float:
+        return float(torch.cuda.max_memory_allocated()) if device == "cuda" else _process_memory()
+
+    return step, memory, {}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""`--mode=plan`: the TPU compiler, without a TPU, on models narrow enough for a test."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from msm_jax import launch
+from msm_jax.parallel.chips import CHIPS, chip_of
+
+ROOT = pathlib.Path(__file__).parents[1]
+SIZES = {"num_layers": 3, "width": 256, "mlp_width": 512, "num_heads": 2, "num_kv_heads": 1, "head_size": 128}
+OPTIONS = [f"--config.model.{name}={size}" for name, size in SIZES.items()]
+OPTIONS += ["--config.model.dtype=bfloat16", "--config.mesh.data=1", "--config.mesh.fsdp=-1"]
+OPTIONS += ["--config.arms=msm_aft", "--config.specs=specs/pro_america.md"]
+
+
+def plan(workdir, topology, *options):
+    """(exit status, output, errors, plans): in a process of its own, which reads its environment before JAX."""
+    command = [sys.executable, "-m", "msm_jax.launch", "--config=tests/tiny.py", "--mode=plan"]
+    command += [f"--topology={topology}", f"--workdir={workdir}", *OPTIONS, *options]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    path = pathlib.Path(workdir, "plan.json")
+    return done.returncode, done.stdout, done.stderr, json.loads(path.read_text())["plans"] if path.exists() else None
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    options = ("--config.row_length=256", "--config.execution.remat=full", "--config.execution.loss_chunk=128")
+    return plan(
+        tmp_path_factory.mktemp("plan"), "v5e:2x2,2*v5e:2x2", "--config.mesh.data=-1", "--config.mesh.fsdp=4", *options
+    )
+
+
+def test_a_plan_for_one_slice_and_for_two(planned):
+    status, output, errors, plans = planned
+    assert status == 0, errors
+    assert [(p["topology"], p["chips"]) for p in plans] == [("v5e:2x2", 4)] * 2 + [("2*v5e:2x2", 8)] * 2
+    assert "v5e:2x2: 4 chips on 1 hosts, data 1 x fsdp 4 x tensor 1" in output
+    assert "2*v5e:2x2: 8 chips on 2 hosts, data 2 x fsdp 4 x tensor 1" in output
+    for p in plans:
+        assert p["fits"] and p["step"]["attention"] == "splash"
+        assert 0 < p["state"] <= p["arguments"] < p["peak"] < p["limit"] == CHIPS["v5e"].memory
+        assert p["sent_bytes"]["all-gather"] > 0
+        assert p["usd_per_chip_hour"] > 0 and all(s["hours"] > 0 and s["usd"] > 0 for s in p["stages"])
+
+
+def test_work_is_counted_with_its_recomputation(planned):
+    """Of the whole model: 6 N and attention, and the forward pass again but for its last product."""
+    whole, adapter = planned[3][:2]
+    assert whole["step"]["adapter_rank"] is None and adapter["step"]["adapter_rank"] == 4
+    for p, least, most in ((whole, 1.2, 1.5), (adapter, 1.3, 1.7)):
+        assert least < p["compiled_over_model"] < most
+    assert [stage["name"] for stage in whole["stages"]] == ["pretrain"]
+
+
+def test_what_does_not_fit_is_told_with_what_would_help(tmp_path):
+    status, output, errors, plans = plan(
+        tmp_path, "v5e:2x2", "--config.row_length=65536", "--config.pretrain.batch_size=64", "--config.msm.batch_size=64",
+        "--config.aft.batch_size=64",
+    )  # fmt: skip
+    assert status == 0, errors
+    assert not plans[0]["fits"] and plans[0]["lacking"] > 0
+    assert "  does not fit, by " in output and "try --config.execution.remat=full; or " in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mode=plan"], "--mode=plan and --topology=KIND:SHAPE go together"),
+        (["--topology=v5e:2x2"], "--mode=plan and --topology=KIND:SHAPE go together"),
+    ],
+)
+def test_flags_that_go_together(capsys, arguments, message):
+    assert launch.main([f"--config={ROOT / 'tests/tiny.py'}", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("topology", "options", "message"),
+    [
+        ("v5e", [], "--topology=v5e: give KIND:SHAPE"),
+        ("v9:2x2", [], "--topology=v9:2x2: give KIND:SHAPE"),
+        ("v5e:3x3", [], "--topology=v5e:3x3: there is no such slice"),
+        ("v5e:2x2", ["--config.row_length=300"], "config.row_length=300 is not a multiple of 128"),
+        ("v5e:2x2", ["--config.row_length=256", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"],
+         "mesh.tensor=2 does not divide the model's 1 key heads; set it to 1"),
+        ("v5e:4x4", ["--config.row_length=256"], "cannot be divided among 16 devices"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_planned(tmp_path, topology, options, message):
+    status, _, errors, _ = plan(tmp_path, topology, *options)
+    assert status == 2 and errors.count("\n") == 1 and message in errors, errors
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("TPU v5", "v5p"), ("TPU v5 lite", "v5e"), ("TPU v6 lite", "v6e"), ("NVIDIA H100 80GB", "H100")]
+)
+def test_chips_by_the_longest_name(kind, name):
+    assert chip_of(kind) is CHIPS[name]
+    assert chip_of("TPU v99") is None
