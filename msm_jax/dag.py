@@ -23,16 +23,24 @@ from typing import Any
 import msm_jax
 from msm_jax import config, files
 from msm_jax.errors import UserError
+from msm_jax.mirror import Mirror
 
 
 @dataclasses.dataclass(frozen=True)
 class StageContext:
-    """What `run` sees: `folder` exists, and after an interruption it holds what the earlier run left."""
+    """What `run` sees: `folder` exists, and after an interruption it holds what the earlier run left.
+
+    Attributes:
+        arrays: folder or URL of the stage's checkpoints and weights, which all hosts share; None: `folder`.
+        send: keeps what is in `folder` so far where the workdir is, if that is elsewhere.
+    """
 
     folder: pathlib.Path
     inputs: Mapping[str, pathlib.Path]
     params: Mapping[str, Any]
     stage: "Stage"
+    arrays: str | None = None
+    send: Callable[[], None] = lambda: None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,7 +82,7 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Hosts:
-    """The processes that run an experiment together, over one workdir that all of them see.
+    """The processes that run an experiment together, over one workdir that all of them see, or copies of one.
 
     Attributes:
         index: which this is; the first writes what is written once.
@@ -101,8 +109,11 @@ def execute(
     workdir: str | os.PathLike,
     report: Callable[[str], None] = print,
     hosts: Hosts = ALONE,
+    mirror: Mirror | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Runs all that `targets` need and is not done, inputs first; `report` takes one line per stage that runs.
+
+    With a `mirror`, `workdir` is its local copy.
 
     Returns: key -> manifest, for every stage that `targets` need.
     Raises: UserError if `workdir` is in use, the disk is full, or a stage says so; ValueError if stages have a cycle.
@@ -119,27 +130,29 @@ def execute(
                 continue
             report(f"[{index + 1}/{len(stages)}] {stage.name} ...{_progress(start, stages, manifests)}")
             if hosts.count == 1:
-                manifests[stage.key] = _run(stage, workdir)
+                manifests[stage.key] = _run(stage, workdir, mirror)
             else:
-                manifests[stage.key] = _run_together(stage, workdir, hosts)
+                manifests[stage.key] = _run_together(stage, workdir, hosts, mirror)
     return manifests
 
 
-def _run_together(stage: Stage, workdir: str | os.PathLike, hosts: Hosts) -> dict[str, Any]:
+def _run_together(stage: Stage, workdir: str | os.PathLike, hosts: Hosts, mirror: Mirror | None) -> dict[str, Any]:
     """Runs a stage on the hosts that it needs; all return when its manifest is written.
 
     A host that fails in a stage of all hosts ends at once, and the others learn it from the runtime.
     """
     try:
         if hosts.first:
-            _run(stage, workdir)
+            _run(stage, workdir, mirror)
         elif stage.kind in _TOGETHER:
-            _call(stage, workdir)
+            _call(stage, workdir, mirror, sends=False)
     finally:
         if stage.kind not in _TOGETHER:
             hosts.meet(f"{stage.key} is over")
     if stage.kind in _TOGETHER:
         hosts.meet(f"{stage.key} is over")
+    if mirror and not hosts.first:
+        mirror.fetch(stage.folder(workdir))
     manifest = _manifest(stage, workdir)
     if manifest is None:
         raise UserError(
@@ -198,18 +211,22 @@ def _manifest(stage: Stage, workdir: str | os.PathLike) -> dict[str, Any] | None
     return manifest if manifest and manifest["key"] == stage.key else None
 
 
-def _call(stage: Stage, workdir: str | os.PathLike) -> Mapping[str, Any]:
+def _call(stage: Stage, workdir: str | os.PathLike, mirror: Mirror | None, sends: bool = True) -> Mapping[str, Any]:
     folder = stage.folder(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     inputs = {role: source.folder(workdir) for role, source in stage.inputs.items()}
-    return stage.run(StageContext(folder, inputs, stage.params, stage))
+    context = StageContext(folder, inputs, stage.params, stage)
+    if mirror:
+        send = functools.partial(mirror.send, folder) if sends else context.send
+        context = dataclasses.replace(context, arrays=mirror.arrays(folder), send=send)
+    return stage.run(context)
 
 
-def _run(stage: Stage, workdir: str | os.PathLike) -> dict[str, Any]:
+def _run(stage: Stage, workdir: str | os.PathLike, mirror: Mirror | None = None) -> dict[str, Any]:
     folder = stage.folder(workdir)
     start = time.monotonic()
     try:
-        summary = _call(stage, workdir)
+        summary = _call(stage, workdir, mirror)
         manifest = {
             "key": stage.key,
             "kind": stage.kind,
@@ -226,6 +243,8 @@ def _run(stage: Stage, workdir: str | os.PathLike) -> dict[str, Any]:
             },
         }
         files.write_json(folder / "manifest.json", manifest)
+        if mirror:
+            mirror.send(folder)
     except Exception as error:
         if files.is_disk_full(error):
             raise UserError(

@@ -26,6 +26,7 @@ from msm_jax.corpus.specs import Spec, read_spec
 from msm_jax.dag import Stage
 from msm_jax.data.jinja_template import read_override
 from msm_jax.errors import UserError
+from msm_jax.mirror import Mirror
 
 # Fields that change how a result is computed, and nothing of it but rounding: a workdir may go on with other values.
 RUNTIME_FIELDS = ("mesh", "execution", "expected_tokens", "checkpoint", "log")
@@ -66,25 +67,35 @@ class Arm:
 def run(config: ConfigDict, workdir: str, hosts: dag.Hosts = dag.ALONE) -> None:
     """Does all that is not done, prints the table, and leaves the report in WORKDIR/report.
 
-    With several `hosts` all of them call it; the first prints and writes.
+    With several `hosts` all of them call it; the first prints and writes. A workdir on an object store is worked on in
+    a local copy (`Mirror`).
     """
     from eval.report import table
 
     experiment = Experiment(config)
+    place, mirror = workdir, None
+    if "://" in workdir:
+        mirror = Mirror(workdir)
+        mirror.fetch()
+        workdir = str(mirror.local)
     _make_folder(workdir)
     if any(stage.kind == "train" and not done for stage, done, _ in dag.status([experiment.report], workdir)):
         checks.check_devices(config)
     if hosts.first:
         _claim(workdir, config)
+        if mirror:
+            mirror.send(pathlib.Path(workdir, "config.json"))
     report = print if hosts.first else lambda line: None
-    dag.execute([experiment.report], workdir, report, hosts)
+    dag.execute([experiment.report], workdir, report, hosts, mirror)
     if not hosts.first:
         return
     folder = pathlib.Path(workdir, "report")
     _copy(experiment.report.folder(workdir), folder)
     print(table(files.read_json(folder / "report.json")))
     tensorboard = pathlib.Path(sys.executable).with_name("tensorboard")
-    print(f"\nreport: {folder / 'report.html'}\ncurves: {tensorboard} --logdir {workdir}")
+    if mirror:
+        mirror.send(folder)
+    print(f"\nreport: {place.rstrip('/')}/report/report.html\ncurves: {tensorboard} --logdir {place}")
 
 
 def show(config: ConfigDict, workdir: str) -> None:

@@ -22,6 +22,11 @@ def fingerprint_of_file(path: str | os.PathLike, length: int = 12) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:length]
 
 
+def fingerprint_of_bytes(content: bytes, length: int = 12) -> str:
+    """That of a file with this content."""
+    return hashlib.sha256(content).hexdigest()[:length]
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes `text` so that a reader sees the old file or the new one, never a part of either."""
     path = pathlib.Path(path)

@@ -219,17 +219,18 @@ def train(context: StageContext, *, runtime: Runtime, label: str) -> dict[str, A
     import jax
 
     from msm_jax.models import count_parameters
+    from msm_jax.train.checkpoint import exists, remove
     from msm_jax.weights import read_description
 
     p = context.params
     sources = sources_of(p, context.inputs)
     steps = steps_of(p, sources)
     # Orbax makes `final` appear at once and whole, so a run that was killed after it needs no training again.
-    if not (context.folder / "final").exists():
+    if not exists(f"{context.arrays or context.folder}/final"):
         _train(context, runtime, label, sources, steps)
     if jax.process_index() > 0:
         return {}
-    shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
+    remove(f"{context.arrays or context.folder}/checkpoints")
     last = json.loads((context.folder / "metrics.jsonl").read_text().splitlines()[-1])
     return {
         "steps": steps,
@@ -309,6 +310,8 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
         source_names=[source.name for source in sources],
         batch_sharding=batch_sharding(mesh, leading=1),
         folder=context.folder,
+        arrays=context.arrays or context.folder,
+        saved=context.send,
         identity=context.stage.hash,
         run_config={"params": p, "inputs": {role: source.key for role, source in context.stage.inputs.items()}},
         flops_per_token=train_flops_per_token(
@@ -330,8 +333,9 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
         tokenizer=str(inputs["tokenizer"]),
         # Asked in another format than it was trained in, a model is another model.
         chat=first.params["chat"] | {"name": first.params["model_name"]},
+        arrays=context.arrays,
     )
-    checkpoint.save_params(context.folder / "final", state.params)
+    checkpoint.save_params(f"{context.arrays or context.folder}/final", state.params)
 
 
 def describe_batch(tokenizer: Any, batch: Mapping[str, Any]) -> str:

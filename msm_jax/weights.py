@@ -55,6 +55,7 @@ class Stored:
         tokenizer: folder of the tokenizer and its chat template; None if there is none.
         origin: the Hugging Face id or folder that the base came from; None for one that was pretrained here.
         revision: the commit, if that is an id.
+        arrays: folder or URL of `final/`, if it lies elsewhere than the rest.
         chat: the template that it was trained on, as `make_template` takes it, and "name", who speaks; None: its own.
     """
 
@@ -67,6 +68,12 @@ class Stored:
     origin: str | None = None
     revision: str | None = None
     chat: Mapping[str, Any] | None = None
+    arrays: str | None = None
+
+    @property
+    def final(self) -> str:
+        """Where the weights of a folder of ours lie."""
+        return f"{self.arrays or self.folder}/final"
 
     @property
     def model(self) -> Model:
@@ -192,7 +199,7 @@ def load(stored: Stored, mesh: Mesh, dtype: str | None = "float32") -> PyTree:
     """
     like = abstract_params(stored.model, mesh, dtype or "float32")
     if stored.ours:
-        return load_params(pathlib.Path(stored.folder, "final"), like, keep_dtypes=dtype is None)
+        return load_params(stored.final, like, keep_dtypes=dtype is None)
     return huggingface.read_params(*_tensors(stored), like, keep_dtypes=dtype is None)
 
 
@@ -212,7 +219,7 @@ def load_lazily(stored: Stored, mesh: Mesh) -> tuple[PyTree, Callable[[tuple[str
     like = abstract_params(stored.model, mesh, "float32")
     if not stored.ours:
         return huggingface.open_params(*_tensors(stored), like)
-    shapes, read_part = open_params(pathlib.Path(stored.folder, "final"), like)
+    shapes, read_part = open_params(stored.final, like)
 
     def read(path: tuple[str, ...]) -> jax.Array:
         part = functools.reduce(lambda tree, key: tree[key], path, shapes)
@@ -245,6 +252,7 @@ def write_description(
     revision: str | None = None,
     source: Mapping[str, Any] | None = None,
     chat: Mapping[str, Any] | None = None,
+    arrays: str | None = None,
 ) -> None:
     """Writes model.json. Other folders are named relative to `folder` where they lie in its parent, so that a workdir
     can be moved as a whole."""
@@ -267,6 +275,7 @@ def write_description(
             "revision": revision,
             "source": source,
             "chat": chat,
+            "arrays": arrays,
         },
     )
 
@@ -291,8 +300,8 @@ def local_tokenizer(folder: str) -> str:
 
 def tokenizer_folder(folder: str | os.PathLike) -> str:
     """Where in a folder of ours a tokenizer lies: it is kept in a folder of its own if it came from Hugging Face."""
-    kept = pathlib.Path(folder, KEPT_FOLDER)
-    return str(kept if kept.is_dir() else folder)
+    kept = f"{os.fspath(folder)}/{KEPT_FOLDER}"
+    return kept if file_names(kept) else os.fspath(folder)
 
 
 def _open_ours(folder: str, described: Mapping[str, Any], numerics: Mapping[str, Any]) -> Stored:
@@ -302,13 +311,12 @@ def _open_ours(folder: str, described: Mapping[str, Any], numerics: Mapping[str,
     except (KeyError, TypeError):
         raise UserError(f"{folder}/{MODEL_FILE}: not the description of a model; delete the folder") from None
 
-    if is_url(folder):
-        raise UserError(f"{folder}: folders of ours are read from local disk so far; copy it there, or export it")
-
     def place(other: str | None) -> str | None:  # beside the folder itself, not beside a link to it
-        there = os.path.realpath(folder)
         is_path = other and (other.startswith(".") or os.path.isabs(other))  # else a URL, or an id
-        return os.path.normpath(os.path.join(there, other)) if is_path else other
+        if is_path and is_url(folder):
+            scheme, _, there = folder.partition("://")
+            return f"{scheme}://{os.path.normpath(os.path.join(there, other))}"
+        return os.path.normpath(os.path.join(os.path.realpath(folder), other)) if is_path else other
 
     tokenizer = described.get("tokenizer")
     tokenizer = tokenizer_folder(place(tokenizer)) if tokenizer else None
@@ -322,7 +330,10 @@ def _open_ours(folder: str, described: Mapping[str, Any], numerics: Mapping[str,
             )
         return dataclasses.replace(there, decoder=decoder, tokenizer=tokenizer)
     chat, revision = described.get("chat"), described.get("revision")
-    return Stored(folder, True, decoder, lora, base, tokenizer, origin, revision, chat)
+    # In a store, and where a folder of one was copied to, the weights lie beside their description.
+    beside = is_url(folder) or os.path.isdir(os.path.join(folder, "final"))
+    arrays = None if beside else described.get("arrays")
+    return Stored(folder, True, decoder, lora, base, tokenizer, origin, revision, chat, arrays)
 
 
 def _fingerprint(stored: Stored) -> str:
@@ -330,7 +341,7 @@ def _fingerprint(stored: Stored) -> str:
     if not stored.ours:
         return TensorFiles(stored.folder).fingerprint
     # Orbax is told a checksum of every array.
-    return files.fingerprint_of_file(pathlib.Path(stored.folder, "final", "meta", "metadata"))
+    return files.fingerprint_of_bytes(read_file(f"{stored.final}/meta", "metadata") or b"")
 
 
 def _decoder(described: Mapping[str, Any]) -> DecoderConfig:

@@ -16,6 +16,7 @@ EXPERIMENT = LIBRARY | {
     "msm_jax.checks",
     "msm_jax.corpus",
     "msm_jax.experiment",
+    "msm_jax.mirror",
     "msm_jax.scoring",
     "msm_jax.stages",
     "msm_jax.weights",
@@ -29,7 +30,8 @@ ALLOWED = {
     "msm_jax.files": set(),
     "msm_jax.progress": set(),
     "msm_jax.config": set(),
-    "msm_jax.dag": {"msm_jax", "msm_jax.config"},
+    "msm_jax.dag": {"msm_jax", "msm_jax.config", "msm_jax.mirror"},
+    "msm_jax.mirror": set(),
     "msm_jax.checks": {"msm_jax.config", "msm_jax.corpus", "msm_jax.data", "msm_jax.models", "msm_jax.parallel"},
     "msm_jax.corpus": set(),
     "msm_jax.data": {"msm_jax.corpus.records"},
@@ -43,7 +45,9 @@ ALLOWED = {
     "msm_jax.weights": {"msm_jax.data", "msm_jax.models", "msm_jax.parallel", "msm_jax.train"},
     "msm_jax.language_model": LIBRARY | {"msm_jax.corpus.records", "msm_jax.weights"},
     "msm_jax.plan": EXPERIMENT,
-    "msm_jax.launch": EXPERIMENT | {"msm_jax.cli", "msm_jax.plan"},
+    "msm_jax.launch": {
+        *("msm_jax.cli", "msm_jax.config", "msm_jax.dag", "msm_jax.experiment", "msm_jax.parallel", "msm_jax.plan"),
+    },
     "msm_jax.convert": LIBRARY | {"msm_jax.cli", "msm_jax.language_model", "msm_jax.weights"},
     "msm_jax.serve": LIBRARY,
 }

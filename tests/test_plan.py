@@ -59,10 +59,8 @@ def test_work_is_counted_with_its_recomputation(planned):
 
 
 def test_what_does_not_fit_is_told_with_what_would_help(tmp_path):
-    status, output, errors, plans = plan(
-        tmp_path, "v5e:2x2", "--config.row_length=65536", "--config.pretrain.batch_size=64", "--config.msm.batch_size=64",
-        "--config.aft.batch_size=64",
-    )  # fmt: skip
+    rows = [f"--config.{stage}.batch_size=64" for stage in ("pretrain", "msm", "aft")]
+    status, output, errors, plans = plan(tmp_path, "v5e:2x2", "--config.row_length=65536", *rows)
     assert status == 0, errors
     assert not plans[0]["fits"] and plans[0]["lacking"] > 0
     assert "  does not fit, by " in output and "try --config.execution.remat=full; or " in output

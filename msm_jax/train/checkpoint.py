@@ -16,8 +16,8 @@ import contextlib
 import functools
 import gc
 import logging
+import os
 import pathlib
-import shutil
 import sys
 import traceback
 import warnings
@@ -28,10 +28,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 
 from msm_jax.errors import UserError
 from msm_jax.files import fingerprint
+from msm_jax.models.folders import is_url
 
 _log = logging.getLogger(__name__)
 _MOST_BLOCKS = 64  # that a checksum is summed in
@@ -71,15 +73,15 @@ class Checkpoints:
     """The checkpoints of one run, newest `keep` of them. Every host calls every method, at the same step.
 
     Args:
-        folder: shared by all hosts; made if missing.
+        folder: shared by all hosts, local or a URL as gs://bucket/folder; made if missing.
         identity: hash of all that determines the run. Restoring a checkpoint of another identity is a UserError.
         keep: how many checkpoints stay on disk, 1 or more.
         config: parameters and inputs of the run, as JSON; each checkpoint tells them to who finds it.
     """
 
-    def __init__(self, folder: pathlib.Path, identity: str, keep: int, config: Mapping[str, Any] | None = None):
+    def __init__(self, folder: str | os.PathLike, identity: str, keep: int, config: Mapping[str, Any] | None = None):
         _quiet_aborted_transfers()
-        self._folder = pathlib.Path(folder).absolute()
+        self._folder = _place(folder)
         self._identity = identity
         self._config = config
         self._manager = ocp.CheckpointManager(
@@ -154,13 +156,32 @@ class Checkpoints:
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:
             aside = self._folder / f"damaged-{step}"
-            shutil.rmtree(aside, ignore_errors=True)
+            if aside.exists():
+                aside.rmtree()
             (self._folder / str(step)).rename(aside)
         multihost_utils.sync_global_devices(f"set checkpoint {step} aside")
         self._manager.reload()
 
 
-def save_params(folder: pathlib.Path, params: Any) -> None:
+def _place(folder: str | os.PathLike) -> epath.Path:
+    """A folder as Orbax takes it: absolute, or a URL."""
+    return epath.Path(folder if is_url(os.fspath(folder)) else os.path.abspath(folder))
+
+
+def exists(folder: str | os.PathLike) -> bool:
+    """Whether there is such a folder of weights, and whole. On a disk Orbax makes it appear at once; in an object
+    store, where nothing can be renamed, it writes a mark when all is there."""
+    place = _place(folder)
+    return place.exists() and ocp.utils.is_checkpoint_finalized(place)
+
+
+def remove(folder: str | os.PathLike) -> None:
+    """Removes a folder of checkpoints, if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        _place(folder).rmtree()
+
+
+def save_params(folder: str | os.PathLike, params: Any) -> None:
     """Writes `params` (pytree of arrays), replacing what is in `folder`; returns when all is on disk.
 
     On the way the host holds the shards of its devices once, and no more.
@@ -171,10 +192,10 @@ def save_params(folder: pathlib.Path, params: Any) -> None:
     arrays = ocp.args.PyTreeSave(params, ocdbt_target_data_file_size=0)
     arguments = ocp.args.Composite(params=arrays, meta=ocp.args.JsonSave(meta))
     with _params_checkpointer() as checkpointer:
-        checkpointer.save(pathlib.Path(folder).absolute(), args=arguments, force=True)
+        checkpointer.save(_place(folder), args=arguments, force=True)
 
 
-def load_params(folder: pathlib.Path, like: Any, keep_dtypes: bool = False) -> Any:
+def load_params(folder: str | os.PathLike, like: Any, keep_dtypes: bool = False) -> Any:
     """The arrays that `save_params` wrote, placed as `like` says (arrays or ShapeDtypeStructs with shardings).
 
     They are read in the dtypes in which they were saved, checked, and then, without `keep_dtypes`, cast to those of
@@ -188,7 +209,7 @@ def load_params(folder: pathlib.Path, like: Any, keep_dtypes: bool = False) -> A
     return params if keep_dtypes else jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), params, like)
 
 
-def open_params(folder: pathlib.Path, like: Any) -> tuple[Any, Callable[[Any], Any]]:
+def open_params(folder: str | os.PathLike, like: Any) -> tuple[Any, Callable[[Any], Any]]:
     """`like` with the dtypes of the arrays that `save_params` wrote, and what reads any part of that tree.
 
     Read in parts, the weights need never be in memory as a whole. While an array is read, it is there twice.
@@ -196,7 +217,7 @@ def open_params(folder: pathlib.Path, like: Any) -> tuple[Any, Callable[[Any], A
     Raises:
         UserError: no weights there, weights of another model, or damaged files, these also while a part is read.
     """
-    folder = pathlib.Path(folder).absolute()
+    folder = _place(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of weights")
     with _damage_is_told(folder), _params_checkpointer() as checkpointer, _damage_on_any_host():
@@ -238,7 +259,7 @@ def _damage_on_any_host() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _damage_is_told(folder: pathlib.Path) -> Iterator[None]:
+def _damage_is_told(folder: epath.Path) -> Iterator[None]:
     try:
         yield
     except _Damaged as damage:
@@ -316,7 +337,7 @@ def _check_arrays(tree: Any, saved: dict[str, dict[str, Any]]) -> None:
         raise ValueError(f"checksum of {wrong[0]} differs")
 
 
-def _check_fit(folder: pathlib.Path, saved: dict[str, dict[str, Any]], like: Any) -> None:
+def _check_fit(folder: epath.Path, saved: dict[str, dict[str, Any]], like: Any) -> None:
     """Raises UserError, with the first array that differs, unless `like` has the saved names and shapes."""
     wanted = {name: list(leaf.shape) for name, leaf in zip(_names(like), jax.tree.leaves(like), strict=True)}
     found = {name: entry["shape"] for name, entry in saved.items()}

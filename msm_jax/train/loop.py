@@ -8,6 +8,7 @@ Shapes: A accumulation steps, B rows of the global batch, T tokens of a row, S s
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import signal
 import threading
@@ -82,6 +83,8 @@ def train(
     source_names: list[str],
     batch_sharding: NamedSharding,
     folder: pathlib.Path,
+    arrays: str | os.PathLike,
+    saved: Callable[[], None],
     identity: str,
     run_config: Mapping[str, Any],
     flops_per_token: float,
@@ -91,7 +94,7 @@ def train(
 ) -> TrainState:
     """Trains from the newest good checkpoint in `folder`, or from `state`, to `config.steps`.
 
-    Writes `folder/checkpoints/STEP`, `folder/metrics.jsonl` and TensorBoard's events.
+    Writes `arrays/checkpoints/STEP`, `folder/metrics.jsonl` and TensorBoard's events.
 
     Args:
       step_fn: `(state, frozen, batch) -> (state, StepMetrics)`; donates the state.
@@ -101,6 +104,9 @@ def train(
         mask bool[b, T], source int32[b].
       source_names: S names.
       batch_sharding: of arrays [A, B/A, T]; its spec cut to the rank is that of [A, B/A].
+      folder: local; each host has its own, and the first writes to it.
+      arrays: folder or URL that all hosts share.
+      saved: called when a checkpoint is made, after the logs of its steps are written.
       identity: hash of all that determines the run; a checkpoint of another identity is refused.
       run_config: parameters and inputs of the run, as JSON, kept in every checkpoint.
       flops_per_token: model FLOPs of one token, forward and backward.
@@ -120,7 +126,7 @@ def train(
     with contextlib.ExitStack() as stack:
         preemption = stack.enter_context(_Preemption())
         with clock.lost():
-            checkpoints = Checkpoints(folder / "checkpoints", identity, config.keep_checkpoints, run_config)
+            checkpoints = Checkpoints(f"{os.fspath(arrays)}/checkpoints", identity, config.keep_checkpoints, run_config)
             stack.callback(checkpoints.close)
             state, start, data = _restore(checkpoints, state)
         index = data["next_index"]
@@ -161,6 +167,7 @@ def train(
                 running = None
                 with clock.lost():
                     checkpoints.save(done, state, {"next_index": index, "tokens": log.tokens})
+                    saved()
             if stop:
                 checkpoints.wait()
                 raise Interrupted(f"{label}: SIGTERM; {done} of {config.steps} steps are done and saved")

@@ -55,6 +55,8 @@ def main(folder: pathlib.Path, steps: int) -> int:
             source_names=[source.name for source in sources],
             batch_sharding=batch_sharding(mesh, leading=1),
             folder=folder,
+            arrays=folder,
+            saved=lambda: None,
             identity="kill test",
             run_config={},
             flops_per_token=1.0,

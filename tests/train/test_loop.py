@@ -85,6 +85,8 @@ def run(tmp_path, sharding):
             "source_names": ["msm", "replay"],
             "batch_sharding": sharding,
             "folder": tmp_path / name,
+            "arrays": tmp_path / name,
+            "saved": lambda: None,
             "identity": "run",
             "run_config": {"steps": 10},
             "flops_per_token": 1.0,

@@ -1,0 +1,99 @@
+"""A workdir on an object store (gs://bucket/folder), and the copy of it that stages work in.
+
+Stages read and write local files: rows are mapped into memory, a killed stage goes on where its folder is. So each host
+has a copy of the workdir, in its cache; what a stage has written is sent when it is done, manifest last. Arrays go no
+such way: checkpoints and final weights lie in the store alone, where Orbax writes and reads them in parts, on all hosts
+at once.
+"""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator
+
+import fsspec
+
+from msm_jax import files
+from msm_jax.errors import UserError
+
+# Folders of a stage that hold arrays, and files that concern one machine alone.
+_STAYING = ("checkpoints", "final")
+_LOCAL_FILES = (".lock",)
+_LAST = "manifest.json"
+
+
+class Mirror:
+    """A workdir at `url`, and its copy in `local`.
+
+    Raises: UserError (all methods) if the store cannot be reached or refuses.
+    """
+
+    def __init__(self, url: str, cache: pathlib.Path | None = None):
+        self.url = url.rstrip("/")
+        cache = cache or pathlib.Path(os.environ.get("MSM_JAX_CACHE", "~/.cache/msm_jax")).expanduser()
+        self.local = cache / f"{self.url.rsplit('/', 1)[-1]}-{files.fingerprint(self.url)}"
+        with self._told():
+            self._storage, self._root = fsspec.core.url_to_fs(self.url)
+        self.local.mkdir(parents=True, exist_ok=True)
+
+    def arrays(self, folder: pathlib.Path) -> str:
+        """Where the arrays of a stage lie whose local folder this is."""
+        return f"{self.url}/{folder.relative_to(self.local).as_posix()}"
+
+    def fetch(self, folder: pathlib.Path | None = None) -> None:
+        """Brings what is in the store: all of it, or what belongs to `folder`, in `local`. Of stages that are done
+        here, nothing is brought again. Nothing is removed: what an interrupted stage left here alone is its own."""
+        with self._told():
+            root = self._root if folder is None else f"{self._root}/{folder.relative_to(self.local).as_posix()}"
+            self._storage.invalidate_cache()
+            found = self._storage.find(root) if self._storage.exists(root) else []
+            for path in sorted(found, key=lambda path: path.endswith(f"/{_LAST}")):
+                name = path.removeprefix(self._root).lstrip("/")
+                there = self.local / name
+                if _stays(name) or (there.exists() and self._is_done(name)):
+                    continue
+                there.parent.mkdir(parents=True, exist_ok=True)
+                part = there.with_name(f".{there.name}.part")
+                self._storage.get_file(path, str(part))
+                os.replace(part, there)
+
+    def send(self, folder: pathlib.Path) -> None:
+        """Sends what `folder`, in `local`, holds, its manifest last; or a file."""
+        with self._told():
+            paths = [folder] if folder.is_file() else _files(folder)
+            for path in sorted(paths, key=lambda path: path.name == _LAST):
+                name = path.relative_to(self.local).as_posix()
+                if not _stays(name):
+                    self._storage.put_file(str(path), f"{self._root}/{name}")
+
+    def _is_done(self, name: str) -> bool:
+        """Whether a file is one of a stage that is done here."""
+        parts = name.split("/")
+        return parts[0] == "stages" and self.local.joinpath(*parts[:2], _LAST).exists()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except ImportError as error:
+            cure = "pip install -e '.[gcs]'" if self.url.startswith("gs://") else str(error)
+            raise UserError(f"--workdir={self.url}: {cure}") from None
+        except Exception as error:  # each storage library has classes of its own
+            if files.is_disk_full(error):
+                raise
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise UserError(f"{self.url}: {reason}; the same command goes on from what is there") from None
+
+
+def _files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    for root, names, found in os.walk(folder):
+        names[:] = [name for name in names if name not in _STAYING]
+        yield from (pathlib.Path(root, name) for name in found if not (name.startswith(".") and name.endswith(".part")))
+
+
+def _stays(name: str) -> bool:
+    """Whether a file of the workdir is none of the mirror's."""
+    parts = name.split("/")
+    return parts[-1] in _LOCAL_FILES or any(part in _STAYING for part in parts[:-1])
