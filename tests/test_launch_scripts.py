@@ -61,6 +61,15 @@ def test_a_slice_is_deleted():
     ]
 
 
+def test_a_workload_on_gke():
+    flags = ["--cluster=c", "--workload=w", "--zone=z", "--dry-run"]
+    for topology, kind in (("2*v5p:2x2x4", "v5p-32 --num-slices=2"), ("v5e:4x4", "v5litepod-16 --num-slices=1")):
+        done = launch("xpk.sh", *flags, f"--topology={topology}", "--", *RUN, HF_TOKEN="hf_secret")
+        assert done.returncode == 0, done.stderr
+        assert f" --tpu-type={kind} " in done.stdout and "msm_jax.launch" in done.stdout
+        assert "hf_secret" not in done.stdout
+
+
 def test_a_job_for_slurm():
     done = launch(
         "slurm.sh", "--nodes=2", "--gpus=8", "--time=12:00:00", "--dry-run", "--", RUN[0], "--workdir=/shared/run"
@@ -92,6 +101,12 @@ def test_a_job_for_slurm():
             "tpu_vm.sh",
             [*SLICE, "--config=configs/qwen32b_am.py"],
             "is no option of this script; what is for the launcher",
+        ),
+        ("xpk.sh", ["--cluster=c"], "give --cluster, --workload and --zone"),
+        (
+            "xpk.sh",
+            ["--cluster=c", "--workload=w", "--zone=z", "--topology=v5e-16"],
+            "--topology=v5e-16: give KIND:SHAPE",
         ),
         ("slurm.sh", ["--nodes=2"], "give --nodes=N and --gpus=G"),
         ("slurm.sh", ["--nodes=2", "--gpus=1", "--", RUN[0]], "give --workdir=DIR after --"),
