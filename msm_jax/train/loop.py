@@ -167,6 +167,7 @@ def train(
                 running = None
                 with clock.lost():
                     checkpoints.save(done, state, {"next_index": index, "tokens": log.tokens})
+                    log.flush()
                     saved()
             if stop:
                 checkpoints.wait()

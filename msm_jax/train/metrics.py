@@ -123,6 +123,11 @@ class MetricsLog:
             self._lines.write(json.dumps(fields) + "\n")
             self._progress.update(step + 1, self._text(fields))
 
+    def flush(self) -> None:
+        """TensorBoard's file, too, holds all that was recorded."""
+        if self._writes:
+            self._board.flush()
+
     def close(self) -> None:
         if self._writes:
             with contextlib.ExitStack() as stack:  # a full disk must not keep the others from being closed

@@ -1,0 +1,147 @@
+"""A workdir on gs://: the real gcsfs, Orbax and TensorStore against a small server that stands for the store."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import fsspec
+import numpy as np
+import pytest
+
+import msm_jax
+from msm_jax.errors import UserError
+from msm_jax.mirror import Mirror
+from msm_jax.train.metrics import TIMINGS
+from tests.gcs_server import Storage
+
+ROOT = pathlib.Path(__file__).parents[1]
+STEPS = 30
+OPTIONS = ["--config.arms=aft", "--config.eval.samples=0", "--config.eval.pairs=1", f"--config.pretrain.steps={STEPS}"]
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """gs://bucket, for this process and those that it starts."""
+    storage = Storage()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", storage.address)
+        patch.setenv("TENSORSTORE_GCS_HTTP_URL", storage.address)
+        patch.setenv("GCE_METADATA_HOST", "127.0.0.1:9")  # nobody is to look for credentials
+        yield "gs://bucket"
+    fsspec.get_filesystem_class("gs").clear_instance_cache()
+    storage.stop()
+
+
+def start(workdir, cache):
+    command = [sys.executable, "-m", "msm_jax.launch", "--config=tests/tiny.py", f"--workdir={workdir}", *OPTIONS]
+    environment = os.environ | {"MSM_JAX_CACHE": str(cache), "JAX_NUM_CPU_DEVICES": "2"}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process):
+    out, error = process.communicate(timeout=300)
+    return process.returncode, out, error
+
+
+def until_step(folder, step):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for path in folder.glob("**/stages/pretrain-*/metrics.jsonl"):
+            if path.read_bytes().count(b"\n") > step:
+                return
+        time.sleep(0.01)
+    raise AssertionError("no step in two minutes")
+
+
+def losses(text):
+    lines = [json.loads(line) for line in text.splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIMINGS} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def runs(bucket, tmp_path_factory):
+    """A run on a disk; and one in the bucket that a machine began, which got SIGTERM, and another finished."""
+    folder = tmp_path_factory.mktemp("gcs")
+    status, _, error = finish(start(folder / "disk", folder / "none"))
+    assert status == 0, error
+    first = start(f"{bucket}/run", folder / "first")
+    until_step(folder / "first", 5)
+    first.send_signal(signal.SIGTERM)
+    stopped = finish(first)
+    return folder, stopped, finish(start(f"{bucket}/run", folder / "second"))
+
+
+def test_another_machine_goes_on_where_the_first_one_stopped(runs):
+    _, stopped, (status, out, error) = runs
+    assert stopped[0] == 143 and "steps are done and saved" in stopped[2], stopped
+    assert status == 0, error
+    assert " of 19 stages are done already" in out and "report: gs://bucket/run/report/report.html" in out
+
+
+def test_all_is_in_the_bucket_and_the_same_as_on_a_disk(bucket, runs):
+    folder, *_ = runs
+    store = fsspec.filesystem("gs")
+    there = {path.removeprefix("bucket/run/") for path in store.find("bucket/run")}
+    disk = {path.relative_to(folder / "disk").as_posix() for path in (folder / "disk").rglob("*") if path.is_file()}
+
+    def outputs(names):
+        kinds = (
+            "manifest.json",
+            "metrics.jsonl",
+            "model.json",
+            "corpus.jsonl",
+            "answers.jsonl",
+            "report.html",
+            "config.json",
+        )
+        return {name for name in names if name.endswith(kinds)}
+
+    assert outputs(there) == outputs(disk)
+    assert any("/final/" in name for name in there) and not any("/checkpoints/" in name for name in there)
+    for name in outputs(disk):
+        if name.endswith("metrics.jsonl"):
+            found = store.cat(f"bucket/run/{name}").decode()
+            assert losses(found) == losses((folder / "disk" / name).read_text())
+
+
+def test_a_model_is_loaded_from_the_bucket(bucket, runs):
+    folder, *_ = runs
+    [local] = (folder / "disk").glob("stages/aft-aft-*")
+    tokens = np.arange(20, dtype=np.int32)[None] % 200
+    expected = msm_jax.load(local).logits(tokens)
+    np.testing.assert_array_equal(msm_jax.load(f"{bucket}/run/stages/{local.name}").logits(tokens), expected)
+    # The copy of the workdir knows where the weights are.
+    [copy] = (folder / "second").glob("*/stages/aft-aft-*")
+    assert not (copy / "final").exists()
+    np.testing.assert_array_equal(msm_jax.load(copy).logits(tokens), expected)
+
+
+def test_arrays_and_locks_stay_where_they_are(bucket, tmp_path):
+    mirror = Mirror(f"{bucket}/files", tmp_path / "a")
+    stage = mirror.local / "stages" / "s-1"
+    for name in ("data.bin", "deep/er.txt", "final/array", "checkpoints/1/array", "manifest.json"):
+        (stage / name).parent.mkdir(parents=True, exist_ok=True)
+        (stage / name).write_text(name)
+    (mirror.local / ".lock").write_text("")
+    mirror.send(mirror.local)
+    other = Mirror(f"{bucket}/files", tmp_path / "b")
+    other.fetch()
+    found = {path.relative_to(other.local).as_posix() for path in other.local.rglob("*") if path.is_file()}
+    assert found == {"stages/s-1/data.bin", "stages/s-1/deep/er.txt", "stages/s-1/manifest.json"}
+    # What is done here is not brought again.
+    (other.local / "stages/s-1/data.bin").write_text("changed")
+    other.fetch()
+    assert (other.local / "stages/s-1/data.bin").read_text() == "changed"
+
+
+def test_a_bucket_that_is_not_there(bucket, tmp_path):
+    mirror = Mirror("gs://nobody/run", tmp_path)
+    (mirror.local / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="gs://nobody/run: .*; the same command goes on"):
+        mirror.send(mirror.local / "config.json")
