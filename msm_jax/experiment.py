@@ -26,7 +26,7 @@ from msm_jax.corpus.specs import Spec, read_spec
 from msm_jax.dag import Stage
 from msm_jax.data.jinja_template import read_override
 from msm_jax.errors import UserError
-from msm_jax.mirror import Mirror
+from msm_jax.mirror import open_workdir
 
 # Fields that change how a result is computed, and nothing of it but rounding: a workdir may go on with other values.
 RUNTIME_FIELDS = ("mesh", "execution", "expected_tokens", "checkpoint", "log")
@@ -73,11 +73,8 @@ def run(config: ConfigDict, workdir: str, hosts: dag.Hosts = dag.ALONE) -> None:
     from eval.report import table
 
     experiment = Experiment(config)
-    place, mirror = workdir, None
-    if "://" in workdir:
-        mirror = Mirror(workdir)
-        mirror.fetch()
-        workdir = str(mirror.local)
+    place = workdir
+    workdir, mirror = open_workdir(workdir)
     _make_folder(workdir)
     if any(stage.kind == "train" and not done for stage, done, _ in dag.status([experiment.report], workdir)):
         checks.check_devices(config)
@@ -105,6 +102,7 @@ def show(config: ConfigDict, workdir: str) -> None:
     that training will see. Nothing is trained, no service is called, and no weights are fetched.
     """
     experiment = Experiment(config)
+    workdir, _ = open_workdir(workdir)
     _make_folder(workdir)
     print("configuration")
     for field, value in config_lib.flatten(config_lib.to_dict(config)).items():

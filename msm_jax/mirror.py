@@ -22,6 +22,16 @@ _LOCAL_FILES = (".lock",)
 _LAST = "manifest.json"
 
 
+def open_workdir(workdir: str) -> tuple[str, "Mirror | None"]:
+    """The local folder to work in, and, for a workdir in a store, the mirror that it is the copy of, brought up to
+    date."""
+    if "://" not in workdir:
+        return workdir, None
+    mirror = Mirror(workdir)
+    mirror.fetch()
+    return str(mirror.local), mirror
+
+
 class Mirror:
     """A workdir at `url`, and its copy in `local`.
 

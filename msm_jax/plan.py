@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from msm_jax import checks, files, stages, weights
 from msm_jax.dag import Stage
 from msm_jax.experiment import Experiment
+from msm_jax.mirror import open_workdir
 from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model, count_parameters
 from msm_jax.models.presets import PRESETS, preset
 from msm_jax.parallel import check_heads, make_mesh, train_flops_per_token
@@ -74,9 +75,12 @@ def plan(config: ConfigDict, topologies: Sequence[str], workdir: str) -> None:
         for step, of_step in steps.items():
             plans.append(_plan(config, topology, mesh, step, of_step))
             print(_told(plans[-1]), flush=True)
-    pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
-    files.write_json(pathlib.Path(workdir, PLAN_FILE), {"experiment": config.name, "plans": plans})
-    print(f"written to {pathlib.Path(workdir, PLAN_FILE)}")
+    folder, mirror = open_workdir(workdir)
+    path = pathlib.Path(folder, PLAN_FILE)
+    files.write_json(path, {"experiment": config.name, "plans": plans})
+    if mirror:
+        mirror.send(path)
+    print(f"written to {workdir}/{PLAN_FILE}")
 
 
 def _decoder(config: ConfigDict) -> DecoderConfig:
