@@ -71,10 +71,15 @@ def rope_frequencies(head_size: int, theta: float, scaling: RopeScaling | None =
     return frequency.astype(np.float32)
 
 
-def rope(x_BTHD: jax.Array, positions_BT: jax.Array, frequency: np.ndarray) -> jax.Array:
-    """Rotary position embedding (arXiv 2104.09864) in the half-split layout of Hugging Face's Llama; float32 inside."""
+def rope_angles(positions_BT: jax.Array, frequency: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """Sine and cosine of each token's angles, float32[B, T, 1, D / 2] both: once for all layers and heads."""
     angle = positions_BT[:, :, None, None].astype(jnp.float32) * frequency
-    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    return jnp.sin(angle), jnp.cos(angle)
+
+
+def rope(x_BTHD: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotary position embedding (arXiv 2104.09864) in the half-split layout of Hugging Face's Llama; float32 inside."""
+    sin, cos = angles
     first, second = jnp.split(x_BTHD.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x_BTHD.dtype)

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from msm_jax.errors import UserError
-from msm_jax.models.attention import RopeScaling, Segments, attention, rope, rope_frequencies
+from msm_jax.models.attention import RopeScaling, Segments, attention, rope, rope_angles, rope_frequencies
 from msm_jax.models.execution import REMAT_POLICIES, Execution
 from msm_jax.models.kernels import flash_attention, takes
 from msm_jax.parallel.sharding import constrain
@@ -129,6 +129,10 @@ class Linear(nnx.Module):
             self.scale = lora.alpha / lora.rank
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        return project(x, self)[0]
+
+    def frozen(self, x: jax.Array) -> jax.Array:
+        """Without the adapter."""
         kernel = self.kernel[...]
         if self.kernel_scale is None:
             y = x @ kernel.astype(self.dtype)
@@ -138,12 +142,24 @@ class Linear(nnx.Module):
             y = (y * self.kernel_scale[...]).astype(self.dtype)
         if self.bias is not None:
             y += self.bias[...].astype(self.dtype)
-        if self.scale is not None:
-            # As one matrix: gradients that are summed over two axes make XLA transpose x and y on a CPU.
-            rows = x.reshape(-1, x.shape[-1])
-            low = rows @ self.lora_a[...].astype(self.dtype)
-            y += (low @ (self.scale * self.lora_b[...]).astype(self.dtype)).reshape(y.shape)
         return y
+
+
+def project(x: jax.Array, *linears: Linear) -> list[jax.Array]:
+    """x through each of the layers. The first matrices of their adapters are one product: a matrix of one adapter's
+    rank is thinner than what processors multiply at their pace."""
+    outs = [linear.frozen(x) for linear in linears]
+    places = [place for place, linear in enumerate(linears) if linear.scale is not None]
+    if places:
+        adapted = [linears[place] for place in places]
+        # As one matrix of rows: gradients that are summed over two axes make XLA transpose x and y on a CPU.
+        rows = x.reshape(-1, x.shape[-1])
+        low = rows @ jnp.concatenate([linear.lora_a[...].astype(linear.dtype) for linear in adapted], axis=1)
+        low = checkpoint_name(low, "low")
+        for place, linear, part in zip(places, adapted, jnp.split(low, len(places), axis=1), strict=True):
+            update = part @ (linear.scale * linear.lora_b[...]).astype(linear.dtype)
+            outs[place] += update.reshape(outs[place].shape)
+    return outs
 
 
 class RMSNorm(nnx.Module):
@@ -180,20 +196,24 @@ class Block(nnx.Module):
         self.up = linear("up", c.width, c.mlp_width, ("embed", "mlp"))
         self.down = linear("down", c.mlp_width, c.width, ("mlp", "embed"))
 
-    def __call__(self, x_BTM: jax.Array, segments: Segments, cache_kv: tuple[jax.Array, jax.Array, jax.Array] | None):
+    def __call__(
+        self,
+        x_BTM: jax.Array,
+        segments: Segments,
+        angles: tuple[jax.Array, jax.Array],
+        cache_kv: tuple[jax.Array, jax.Array, jax.Array] | None,
+    ):
         """Returns the new x_BTM and, if a cache (keys, values, cursor) was given, the keys and values with ours in."""
         c = self.config
         B, T, _ = x_BTM.shape
         x_BTM = checkpoint_name(x_BTM, "input")
-        y_BTM = self.attention_norm(x_BTM)
-        q_BTHD = checkpoint_name(self.q(y_BTM).reshape(B, T, c.num_heads, c.head_size), "q")
-        k_BTKD = checkpoint_name(self.k(y_BTM).reshape(B, T, c.num_kv_heads, c.head_size), "k")
-        v_BTKD = checkpoint_name(self.v(y_BTM).reshape(B, T, c.num_kv_heads, c.head_size), "v")
+        q, k, v = project(self.attention_norm(x_BTM), self.q, self.k, self.v)
+        q_BTHD = checkpoint_name(q.reshape(B, T, c.num_heads, c.head_size), "q")
+        k_BTKD = checkpoint_name(k.reshape(B, T, c.num_kv_heads, c.head_size), "k")
+        v_BTKD = checkpoint_name(v.reshape(B, T, c.num_kv_heads, c.head_size), "v")
         if c.qk_norm:
             q_BTHD, k_BTKD = self.q_norm(q_BTHD), self.k_norm(k_BTKD)
-        frequency = rope_frequencies(c.head_size, c.rope_theta, c.rope_scaling)
-        q_BTHD = rope(q_BTHD, segments.q_positions, frequency)
-        k_BTKD = rope(k_BTKD, segments.q_positions, frequency)
+        q_BTHD, k_BTKD = rope(q_BTHD, angles), rope(k_BTKD, angles)
         if cache_kv is not None:
             k_BSKD, v_BSKD, cursor = cache_kv
             k_BTKD = jax.lax.dynamic_update_slice_in_dim(k_BSKD, k_BTKD.astype(k_BSKD.dtype), cursor, axis=1)
@@ -209,9 +229,8 @@ class Block(nnx.Module):
         mixed_BTHD = checkpoint_name(mixed_BTHD, "attention")
         x_BTM += checkpoint_name(self.o(mixed_BTHD.reshape(B, T, c.num_heads * c.head_size)), "o")
 
-        y_BTM = self.mlp_norm(x_BTM)
-        gate_BTF = checkpoint_name(self.gate(y_BTM), "gate")
-        up_BTF = checkpoint_name(self.up(y_BTM), "up")
+        gate_BTF, up_BTF = project(self.mlp_norm(x_BTM), self.gate, self.up)
+        gate_BTF, up_BTF = checkpoint_name(gate_BTF, "gate"), checkpoint_name(up_BTF, "up")
         x_BTM += self.down(jax.nn.silu(gate_BTF) * up_BTF)
         x_BTM = constrain(x_BTM, ("batch", None, None))
         return x_BTM, None if cache_kv is None else (k_BTKD, v_BTKD)
@@ -238,15 +257,19 @@ class Decoder(nnx.Module):
         # sent is activations, where a gathered table would be 1.6 GB for Qwen2.5-32B.
         x_BTM = self.embedding[...].astype(c.dtype)[constrain(tokens_BT, ("copy_batch", None))]
         x_BTM = constrain(constrain(x_BTM, ("copy_batch", None, "embed")), ("batch", None, None))
+        frequency = rope_frequencies(c.head_size, c.rope_theta, c.rope_scaling)
+        angles = rope_angles(segments.q_positions, frequency)
         graph, layers = nnx.split(self.layers)
 
         def block(x_BTM, layer_and_cache):
             layer, kv = layer_and_cache
-            return nnx.merge(graph, layer)(x_BTM, segments, None if kv is None else (*kv, cache.cursor))
+            return nnx.merge(graph, layer)(x_BTM, segments, angles, None if kv is None else (*kv, cache.cursor))
 
         policy = REMAT_POLICIES[self.execution.remat]
         if policy is not None:
-            block = jax.checkpoint(block, policy=policy, prevent_cse=False)
+            # In one piece XLA would find the second computation equal to the first, and keep what was to be dropped.
+            unrolled = self.execution.scan_unroll > 1
+            block = jax.checkpoint(block, policy=policy, prevent_cse=unrolled)
         kv = None if cache is None else (cache.k, cache.v)
         x_BTM, kv = jax.lax.scan(block, x_BTM, (layers, kv), unroll=self.execution.scan_unroll)
         return self.norm(x_BTM), cache if cache is None else cache._replace(k=kv[0], v=kv[1])

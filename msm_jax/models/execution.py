@@ -8,7 +8,8 @@ from msm_jax.errors import UserError
 from msm_jax.models.kernels import KERNELS, kernel_of
 
 _policies = jax.checkpoint_policies
-_PROJECTIONS = ("q", "k", "v", "attention", "o", "gate", "up")
+_QKV = ("q", "k", "v", "attention", "o", "low")  # low: of the adapters, of their rank
+_PROJECTIONS = (*_QKV, "gate", "up")
 
 
 def _offload(*names: str):
@@ -27,12 +28,12 @@ REMAT_POLICIES = {
     "none": None,  # keeps all that the backward pass reads
     "full": _policies.nothing_saveable,
     "save_attention": _policies.save_only_these_names("attention"),
-    "save_qkv": _policies.save_only_these_names("q", "k", "v", "attention", "o"),
+    "save_qkv": _policies.save_only_these_names(*_QKV),
     "save_projections": _policies.save_only_these_names(*_PROJECTIONS),
     # In the memory of the host, from where they come back while other blocks are computed.
     "offload_inputs": _offload("input"),
     "offload_attention": _offload("input", "attention"),
-    "offload_qkv": _offload("input", "q", "k", "v", "attention", "o"),
+    "offload_qkv": _offload("input", *_QKV),
     "offload_projections": _offload("input", *_PROJECTIONS),
 }
 

@@ -1,6 +1,7 @@
-"""Attention kernels that hold no logits: splash attention on TPUs, and JAX's Triton kernel on NVIDIA GPUs.
+"""Attention kernels that hold no logits: splash attention on TPUs, JAX's Triton kernel on NVIDIA GPUs, blocks of
+queries elsewhere.
 
-Both come with JAX. Rows attend to themselves here (training, scoring, prefill); the order of a row is that of its
+The first two come with JAX. Rows attend to themselves here (training, scoring, prefill); the order of a row is that of its
 positions, so a query sees the keys of its own segment that stand before it or at its place.
 
 Shapes: B rows, T tokens, H query heads, K key heads (H = K * G), D head size.
@@ -14,21 +15,22 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from msm_jax.errors import UserError
+from msm_jax.models.blocked_attention import blocked_attention
 from msm_jax.parallel.sharding import partition_spec
 
-KERNELS = ("reference", "splash", "triton")
+KERNELS = ("reference", "blocked", "splash", "triton")
 # A block of the softmax's statistics is a whole row of a TPU's vector registers.
 _TPU_LANES = 128
 
 
 def kernel_of(platform: str) -> str:
     """The fastest kernel that there is for a platform, as JAX names it ("tpu", "gpu", "cuda", "cpu")."""
-    return {"tpu": "splash", "gpu": "triton", "cuda": "triton"}.get(platform, "reference")
+    return {"tpu": "splash", "gpu": "triton", "cuda": "triton"}.get(platform, "blocked")
 
 
 def check_row_length(kernel: str, row_length: int) -> None:
     """Raises: UserError if rows of this many tokens cannot be cut into the kernel's blocks."""
-    if kernel != "reference" and row_length % _TPU_LANES:
+    if not takes(kernel, row_length) and kernel != "reference":
         below = max(row_length // _TPU_LANES, 1) * _TPU_LANES
         raise UserError(
             f"config.row_length={row_length} is not a multiple of {_TPU_LANES}, which the {kernel} attention kernel "
@@ -38,7 +40,7 @@ def check_row_length(kernel: str, row_length: int) -> None:
 
 def takes(kernel: str, row_length: int) -> bool:
     """Whether `kernel` reads rows of this length: those of an evaluation are as long as their longest text."""
-    return kernel != "reference" and row_length % _TPU_LANES == 0
+    return kernel == "blocked" or (kernel != "reference" and row_length % _TPU_LANES == 0)
 
 
 def flash_attention(
@@ -57,12 +59,14 @@ def flash_attention(
 
     Args:
       ids_BT: int32, segments; 0 is padding, whose queries return a finite value of no meaning.
-      kernel: "splash" or "triton".
+      kernel: "blocked", "splash" or "triton".
       block: tokens of a tile of splash attention, cut to what divides T; Triton's are those that JAX measured.
       interpret: runs the kernel's operations one by one on any device, for tests.
 
     Returns: [B, T, H, D] in q's type.
     """
+    if kernel == "blocked":  # in plain JAX, which cuts it itself
+        return blocked_attention(q_BTHD, k_BTKD, v_BTKD, ids_BT)
     call = functools.partial({"splash": _splash, "triton": _triton}[kernel], block=block, interpret=interpret)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from msm_jax.models import DecoderConfig, Execution, Model, Segments, attention
-from msm_jax.models.attention import rope, rope_frequencies
+from msm_jax.models.attention import rope, rope_angles, rope_frequencies
 
 # The compiler is what these tests wait for, so it is told not to polish.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -90,7 +90,7 @@ def test_attention_of_few_queries_over_many_keys_in_any_order(packed):
 def test_rope_is_a_rotation_of_complex_numbers():
     x = np.random.default_rng(0).standard_normal((2, 5, 3, 8)).astype(np.float32)
     positions = np.array([[0, 1, 2, 3, 4], [0, 1, 700, 2, 4095]], np.int32)
-    got = jit(rope)(x, positions, rope_frequencies(8, 10_000.0))
+    got = jit(lambda x, at: rope(x, rope_angles(at, rope_frequencies(8, 10_000.0))))(x, positions)
     np.testing.assert_allclose(got, rotate(x, positions, 10_000.0), atol=2e-3)  # float32 angles of up to 4095
     np.testing.assert_allclose(got[0], rotate(x, positions, 10_000.0)[0], atol=1e-5)
     np.testing.assert_array_equal(got[:, 0], x[:, 0])

@@ -28,7 +28,7 @@ def packed():
     return jnp.asarray(ids), jnp.asarray(positions)
 
 
-@pytest.mark.parametrize("kernel", ["splash", "triton"])
+@pytest.mark.parametrize("kernel", ["blocked", "splash", "triton"])
 def test_kernels_equal_the_reference(packed, kernel):
     """Values and all three gradients, where there is no padding."""
     ids, positions = packed
@@ -75,7 +75,7 @@ def test_the_decoder_takes_the_kernel_that_it_is_told(packed, monkeypatch):
 
 def test_kernels_of_platforms():
     assert [kernel_of(name) for name in ("tpu", "gpu", "cuda", "cpu", "rocm")] == [
-        "splash", "triton", "triton", "reference", "reference",
+        "splash", "triton", "triton", "blocked", "blocked",
     ]  # fmt: skip
     assert Execution(attention="auto").on("tpu").attention == "splash"
     assert Execution(attention="reference").on("tpu").attention == "reference"

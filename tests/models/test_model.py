@@ -46,7 +46,7 @@ def test_every_axis_of_every_parameter_has_a_name():
         ranks = jax.tree.map(lambda leaf: len(leaf.shape), shapes)
         assert jax.tree.map(len, axes, is_leaf=lambda leaf: isinstance(leaf, tuple)) == ranks
     assert model.axes["layers"]["down"]["kernel"] == ("layers", "mlp", "embed")
-    assert model.lora_axes["layers"]["down"]["lora_a"] == ("layers", "mlp", "rank")
+    assert model.lora_axes["layers"]["down"]["lora_a"] == ("layers", "wide", "rank")
     assert model.lora_axes["layers"]["down"]["lora_b"] == ("layers", "rank", "embed")
     assert model.axes["layers"]["mlp_norm"]["scale"] == ("layers", "norm")
     assert model.axes["embedding"] == ("vocab", "embed")
