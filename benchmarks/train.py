@@ -34,7 +34,9 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--steps", type=int, default=5, help="measured, after two that are not")
-    parser.add_argument("--remat", default="none", help="of ours; peft checkpoints all layers if it is not none")
+    parser.add_argument("--remat", default="save_projections", help="of ours")
+    parser.add_argument("--checkpoint-peft", action="store_true", help="peft computes its layers twice, to save memory")
+    parser.add_argument("--loss-chunk", type=int, default=128, help="of ours: tokens of each row")
     parser.add_argument("--sides", default="ours,peft", help="one of them alone is measured without a ratio")
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -85,7 +87,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 def _start(side: str) -> subprocess.Popen:
     environment = dict(os.environ)
     if side == "ours":
-        environment.setdefault("JAX_NUM_CPU_DEVICES", "2")  # as the launcher has it
+        environment.setdefault("JAX_NUM_CPU_DEVICES", "1")
     command = [sys.executable, "-m", "benchmarks.train", *sys.argv[1:], f"--worker={side}"]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
@@ -120,7 +122,7 @@ def _ours(options: argparse.Namespace):
     platform = jax.devices()[0].platform
     decoder = dataclasses.replace(preset(SHAPES[options.shape]), dtype=options.dtype)
     unroll = decoder.num_layers if platform == "cpu" else 1
-    execution = Execution("auto", remat=options.remat, scan_unroll=unroll).on(platform)
+    execution = Execution("auto", remat=options.remat, scan_unroll=unroll, loss_chunk=options.loss_chunk).on(platform)
     model = Model(decoder, LoraConfig(RANK, ALPHA), execution)
     mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
     base = dataclasses.replace(model, lora=None)
@@ -184,7 +186,7 @@ def _peft(options: argparse.Namespace):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     model = peft.get_peft_model(model, peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets))
-    if options.remat != "none":
+    if options.checkpoint_peft:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
     model.train()

@@ -5,8 +5,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from msm_jax.errors import UserError
-from msm_jax.models.decoder import LORA_TARGETS, LoraConfig
 from msm_jax.models.huggingface import PEFT_TARGETS, peft_module
+from msm_jax.models.linear import LORA_TARGETS, LoraConfig
 
 _READ = {"peft_type", "r", "lora_alpha", "target_modules", "bias", "init_lora_weights"}
 # About how the adapter was made or is kept. Every other field must be empty: set, it makes the adapter another function

@@ -17,9 +17,8 @@ from msm_jax.errors import UserError
 from msm_jax.models.attention import RopeScaling, Segments, attention, rope, rope_angles, rope_frequencies
 from msm_jax.models.execution import REMAT_POLICIES, Execution
 from msm_jax.models.kernels import flash_attention, takes
+from msm_jax.models.linear import Linear, LoraConfig, project
 from msm_jax.parallel.sharding import constrain
-
-LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,29 +60,6 @@ class DecoderConfig:
             raise UserError(f"model.dtype={self.dtype!r}: choose bfloat16 or float32")
 
 
-@dataclasses.dataclass(frozen=True)
-class LoraConfig:
-    """Low-rank adapters (arXiv 2106.09685): y = x W + (alpha / rank) x A B, with A random, B zero, both float32.
-
-    Raises: UserError if there is no such target, or no rank.
-    """
-
-    rank: int = 64
-    alpha: float = 128.0
-    targets: tuple[str, ...] = LORA_TARGETS
-
-    def __post_init__(self):
-        unknown = set(self.targets) - set(LORA_TARGETS)
-        if unknown:
-            raise UserError(f"lora.targets {', '.join(sorted(unknown))}: choose from {', '.join(LORA_TARGETS)}")
-        if self.rank < 1:
-            raise UserError(f"lora.rank={self.rank}; it must be 1 or more")
-
-
-class LoraParam(nnx.Param):
-    """A parameter of an adapter, so that the adapter splits off as a tree of its own."""
-
-
 class Cache(NamedTuple):
     """Keys and values of what was read before. All rows write the next tokens at the same `cursor`."""
 
@@ -92,74 +68,6 @@ class Cache(NamedTuple):
     segments: jax.Array  # int32[B, S], 0 where nothing was written
     positions: jax.Array  # int32[B, S]
     cursor: jax.Array  # int32[]
-
-
-class Linear(nnx.Module):
-    """x W, plus a bias and the adapter's x A B where this layer has them. `axes` are the logical names of W's axes.
-
-    A W of 8-bit integers has a scale for each output (`quantize` makes both).
-    """
-
-    def __init__(
-        self,
-        name: str,
-        size_in: int,
-        size_out: int,
-        axes: tuple[str, str],
-        config: DecoderConfig,
-        lora: LoraConfig | None,
-        rngs: nnx.Rngs,
-        bias: bool = False,
-        int8: bool = False,
-    ):
-        init = nnx.initializers.lecun_normal()
-        kernel = init(rngs.params(), (size_in, size_out), jnp.float32)
-        self.kernel = nnx.Param(kernel.astype(jnp.int8) if int8 else kernel, axes=axes)
-        self.kernel_scale = nnx.Param(jnp.ones(size_out, jnp.float32), axes=axes[1:]) if int8 else None
-        self.gathered_axes = tuple(None if axis == "embed" else axis for axis in axes)
-        self.bias = nnx.Param(jnp.zeros(size_out, jnp.float32), axes=axes[1:]) if bias else None
-        self.dtype = config.dtype
-        self.scale = None
-        if lora is not None and name in lora.targets:
-            bound = size_in**-0.5
-            a = jax.random.uniform(rngs.lora(), (size_in, lora.rank), jnp.float32, -bound, bound)
-            wide_in, wide_out = (axis if axis == "embed" else "wide" for axis in axes)
-            self.lora_a = LoraParam(a, axes=(wide_in, "rank"))
-            self.lora_b = LoraParam(jnp.zeros((lora.rank, size_out), jnp.float32), axes=("rank", wide_out))
-            self.scale = lora.alpha / lora.rank
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return project(x, self)[0]
-
-    def frozen(self, x: jax.Array) -> jax.Array:
-        """Without the adapter."""
-        kernel = self.kernel[...]
-        if self.kernel_scale is None:
-            y = x @ kernel.astype(self.dtype)
-        else:
-            # Gathered over fsdp as it is stored, or the partitioner would send twice the bytes.
-            y = x @ constrain(kernel, self.gathered_axes).astype(self.dtype)
-            y = (y * self.kernel_scale[...]).astype(self.dtype)
-        if self.bias is not None:
-            y += self.bias[...].astype(self.dtype)
-        return y
-
-
-def project(x: jax.Array, *linears: Linear) -> list[jax.Array]:
-    """x through each of the layers. The first matrices of their adapters are one product: a matrix of one adapter's
-    rank is thinner than what processors multiply at their pace."""
-    outs = [linear.frozen(x) for linear in linears]
-    places = [place for place, linear in enumerate(linears) if linear.scale is not None]
-    if places:
-        adapted = [linears[place] for place in places]
-        # As one matrix of rows: gradients that are summed over two axes make XLA transpose x and y on a CPU.
-        rows = x.reshape(-1, x.shape[-1])
-        low = rows @ jnp.concatenate([linear.lora_a[...].astype(linear.dtype) for linear in adapted], axis=1)
-        low = checkpoint_name(low, "low")
-        for place, linear, part in zip(places, adapted, jnp.split(low, len(places), axis=1), strict=True):
-            update = part @ (linear.scale * linear.lora_b[...]).astype(linear.dtype)
-            outs[place] += update.reshape(outs[place].shape)
-    return outs
 
 
 class RMSNorm(nnx.Module):
@@ -180,7 +88,8 @@ class Block(nnx.Module):
         self, config: DecoderConfig, lora: LoraConfig | None, execution: Execution, int8: bool, rngs: nnx.Rngs
     ):
         c = config
-        linear = functools.partial(Linear, config=c, lora=lora, rngs=rngs, int8=int8)
+        merge = execution.merge_adapters
+        linear = functools.partial(Linear, dtype=c.dtype, lora=lora, rngs=rngs, int8=int8, merge=merge)
         heads, kv_heads = c.num_heads * c.head_size, c.num_kv_heads * c.head_size
         self.config = config
         self.execution = execution
@@ -247,7 +156,8 @@ class Decoder(nnx.Module):
         self.embedding = nnx.Param(embedding, axes=("vocab", "embed"))
         self.layers = nnx.vmap(lambda rngs: Block(c, lora, execution, int8, rngs))(rngs.split(c.num_layers))
         self.norm = RMSNorm(c.width, c)
-        self.head = None if c.tied_head else Linear("head", c.width, c.vocab_size, ("embed", "vocab"), c, None, rngs)
+        axes = ("embed", "vocab")
+        self.head = None if c.tied_head else Linear("head", c.width, c.vocab_size, axes, c.dtype, None, rngs)
 
     def __call__(self, tokens_BT: jax.Array, segments: Segments, cache: Cache | None = None):
         """Returns the normed output of the last layer, [B, T, M], and the cache with the keys and values

@@ -49,6 +49,8 @@ class Execution:
       remat: what the forward pass keeps, a name in `REMAT_POLICIES`.
       scan_unroll: layers of one step of the scan. On a CPU a full unroll is faster: nothing is copied into stacks.
       loss_chunk: tokens of each row whose logits are held at once.
+      merge_adapters: where the matrix products are float32 and rows are many, an adapter is added to its matrix rather
+        than to its product. Set by `on` for a CPU.
 
     Raises: UserError for a name that is not known.
     """
@@ -58,6 +60,7 @@ class Execution:
     remat: str = "none"
     scan_unroll: int = 1
     loss_chunk: int = 512
+    merge_adapters: bool = False
 
     def __post_init__(self):
         if self.remat not in REMAT_POLICIES:
@@ -67,4 +70,5 @@ class Execution:
 
     def on(self, platform: str) -> "Execution":
         """Settled for the devices of `platform`, as JAX names it."""
-        return dataclasses.replace(self, attention=kernel_of(platform)) if self.attention == "auto" else self
+        attention = kernel_of(platform) if self.attention == "auto" else self.attention
+        return dataclasses.replace(self, attention=attention, merge_adapters=platform == "cpu")

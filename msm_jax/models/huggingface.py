@@ -16,7 +16,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from msm_jax.errors import UserError
-from msm_jax.models.decoder import LORA_TARGETS, DecoderConfig, LoraConfig
+from msm_jax.models.decoder import DecoderConfig
+from msm_jax.models.linear import LORA_TARGETS, LoraConfig
 from msm_jax.models.tensor_files import TensorFiles
 
 PyTree = Any

@@ -1,8 +1,8 @@
 """Attention kernels that hold no logits: splash attention on TPUs, JAX's Triton kernel on NVIDIA GPUs, blocks of
 queries elsewhere.
 
-The first two come with JAX. Rows attend to themselves here (training, scoring, prefill); the order of a row is that of its
-positions, so a query sees the keys of its own segment that stand before it or at its place.
+The first two come with JAX. Rows attend to themselves here (training, scoring, prefill); the order of a row is that of
+its positions, so a query sees the keys of its own segment that stand before it or at its place.
 
 Shapes: B rows, T tokens, H query heads, K key heads (H = K * G), D head size.
 """

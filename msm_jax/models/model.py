@@ -13,8 +13,9 @@ from flax import nnx
 
 from msm_jax.models.attention import Segments
 from msm_jax.models.cross_entropy import cross_entropy
-from msm_jax.models.decoder import Cache, Decoder, DecoderConfig, LoraConfig, LoraParam
+from msm_jax.models.decoder import Cache, Decoder, DecoderConfig
 from msm_jax.models.execution import Execution
+from msm_jax.models.linear import LoraConfig, LoraParam
 
 PyTree = Any
 

@@ -1,11 +1,13 @@
 """Devices -> mesh -> shardings, and how much work a step is."""
 
+from msm_jax.parallel.compiler import compiler_options
 from msm_jax.parallel.flops import peak_flops, train_flops_per_token
 from msm_jax.parallel.sharding import batch_sharding, check_heads, make_mesh, param_shardings, replicated
 
 __all__ = [
     "batch_sharding",
     "check_heads",
+    "compiler_options",
     "make_mesh",
     "param_shardings",
     "peak_flops",

@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 from msm_jax.models import Model
-from msm_jax.parallel import batch_sharding, param_shardings, replicated
+from msm_jax.parallel import batch_sharding, compiler_options, param_shardings, replicated
 from msm_jax.train.loss import targets_and_weights
 from msm_jax.train.optimizer import OptimizerConfig, init_optimizer, make_optimizer, make_schedule
 from msm_jax.train.state import TrainState
@@ -105,7 +105,8 @@ def _jit_step(model: Model, mesh: Mesh) -> Callable:
         )
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings(model, mesh), replicated(mesh)))
+    out_shardings = (state_shardings(model, mesh), replicated(mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings, compiler_options=compiler_options(mesh))
 
 
 def lower_train_step(
