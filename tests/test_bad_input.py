@@ -89,7 +89,7 @@ def write_spec(path, kind="preferences", value="america", likes="Colby"):
         ("model.num_kv_heads=3", "model.num_heads=2 is not a multiple of model.num_kv_heads=3"),
         ("model.num_kv_heads=0", "config.model.num_kv_heads is 0; it must be 1 or more"),
         ("execution.remat=som", "execution.remat='som': choose one of none, full, save_attention, save_qkv, "),
-        ("execution.attention=flash", "execution.attention='flash': choose one of auto, reference, splash, triton"),
+        ("execution.attention=flash", "execution.attention='flash': choose one of auto, reference, blocked, splash"),
         ("execution.loss_chunk=0", "config.execution.loss_chunk is 0; it must be 1 or more"),
         ("model.dtype=float31", "model.dtype='float31': choose bfloat16 or float32"),
         ("pretrain.optim.learning_rate=-1", "config.pretrain.optim.learning_rate is -1.0; it must be 0 or more"),

@@ -40,7 +40,7 @@ def test_help_is_quick():
     done = subprocess.run([sys.executable, "-m", "msm_jax.launch", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
     assert time.monotonic() - start < 2
-    for text in ("--config FILE[:ARG]", "--workdir", "--mode {run,show}", "--config.aft.steps=60"):
+    for text in ("--config FILE[:ARG]", "--workdir", "--mode {run,show,plan}", "--config.aft.steps=60"):
         assert text in done.stdout
 
 

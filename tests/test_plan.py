@@ -58,6 +58,7 @@ def test_work_is_counted_with_its_recomputation(planned):
     assert [stage["name"] for stage in whole["stages"]] == ["pretrain"]
 
 
+@pytest.mark.slow  # the compiler takes a minute to find that it does not fit
 def test_what_does_not_fit_is_told_with_what_would_help(tmp_path):
     rows = [f"--config.{stage}.batch_size=64" for stage in ("pretrain", "msm", "aft")]
     status, output, errors, plans = plan(tmp_path, "v5e:2x2", "--config.row_length=65536", *rows)

@@ -59,6 +59,9 @@ def join(address: str | None, count: int | None, index: int | None, patience: in
             f"the {count or 'other'} processes of this run did not come together in {patience} s "
             f"({_first_line(error)}); start the same command on all of them"
         ) from None
+    except RuntimeError:  # JAX was asked for devices before, as in a notebook: who would join others cannot any more
+        if any(given):
+            raise
     return jax.process_index(), jax.process_count()
 
 

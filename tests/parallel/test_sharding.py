@@ -58,8 +58,8 @@ def test_weights_are_split_over_fsdp_and_tensor():
     layers = specs["layers"]
     assert layers["q"]["kernel"] == layers["up"]["kernel"] == PartitionSpec(None, "fsdp", "tensor")
     assert layers["o"]["kernel"] == layers["down"]["kernel"] == PartitionSpec(None, "tensor", "fsdp")
-    adapter = param_shardings(MODEL.lora_axes, MODEL.lora_shapes, mesh_of(2, 4, 2))["layers"]["down"]
-    assert adapter["lora_a"].spec == PartitionSpec(None, "tensor", None)
+    adapter = param_shardings(MODEL.lora_axes, MODEL.lora_shapes, mesh_of(2, 2, 2))["layers"]["down"]
+    assert adapter["lora_a"].spec == PartitionSpec(None, ("tensor", "fsdp"), None)
     assert adapter["lora_b"].spec == PartitionSpec(None, None, "fsdp")
 
 
@@ -74,6 +74,12 @@ def test_weights_are_split_over_fsdp_and_tensor():
 def test_sizes_that_a_mesh_does_not_divide_are_named(fsdp, tensor, message):
     with pytest.raises(UserError, match=message):
         param_shardings(MODEL.axes, MODEL.shapes, mesh_of(1, fsdp, tensor))
+
+
+def test_an_axis_that_is_split_over_two_axes_of_the_mesh_names_both():
+    message = "layers/down/lora_a: wide axis of 12 is not divisible by mesh.tensor=2 x mesh.fsdp=4"
+    with pytest.raises(UserError, match=message):
+        param_shardings(MODEL.lora_axes, MODEL.lora_shapes, mesh_of(1, 4, 2))
 
 
 def test_rows_are_split_over_data_and_fsdp():
