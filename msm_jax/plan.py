@@ -8,6 +8,7 @@ import dataclasses
 import importlib.resources
 import math
 import pathlib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,6 +29,7 @@ from msm_jax.train.optimizer import OptimizerConfig
 from msm_jax.train.step import lower_train_step
 
 PLAN_FILE = "plan.json"
+_SEED = re.compile(r"-s\d+$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,10 +215,25 @@ def _told(plan: Mapping[str, Any]) -> str:
         f"  roofline     {max(seconds.values()):.2f} s a step (products {seconds['products']:.2f}, links "
         f"{seconds['links']:.2f}), {plan['tokens_per_second']:,.0f} tokens/s",
     ]
-    for stage in plan["stages"]:
-        if stage["steps"] is None:
-            lines.append(f"  {stage['name']}: an epoch; give --config.expected_tokens to see hours")
-            continue
-        usd = f"{stage['usd']:,.0f} USD" if stage["usd"] is not None else "no price in msm_jax/prices.toml"
-        lines.append(f"  {stage['name']}: {stage['steps']:,} steps, {stage['hours']:.2f} h, {usd}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + _times(plan["stages"])) + "\n"
+
+
+def _times(trained: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for the seeds of a stage, and one for all; times are those of the roofline, so the least there can be."""
+    seeds: dict[str, list[Mapping[str, Any]]] = {}
+    for stage in trained:
+        seeds.setdefault(_SEED.sub("", stage["name"]), []).append(stage)
+    lines, known = [], [stage for stage in trained if stage["steps"] is not None]
+
+    def least(hours: float, usd: list[float | None]) -> str:
+        price = "no price in msm_jax/prices.toml" if None in usd else f"{sum(usd):,.0f} USD"
+        return f"at least {hours:.2f} h, {price}"
+
+    for name, runs in seeds.items():
+        first, what = runs[0], "an epoch; give --config.expected_tokens to see hours"
+        if first["steps"] is not None:
+            what = f"{first['steps']:,} steps, {least(first['hours'], [first['usd']])}"
+        lines.append(f"  {name}: {f'{len(runs)} x ({what})' if len(runs) > 1 else what}")
+    if len(known) > 1:
+        lines.append(f"  all: {least(sum(stage['hours'] for stage in known), [stage['usd'] for stage in known])}")
+    return lines
