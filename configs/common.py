@@ -60,7 +60,7 @@ def _shared() -> ConfigDict:
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all remaining devices
     config.execution = ConfigDict(
         {
-            "attention": "auto",  # reference, splash (TPU), triton (NVIDIA GPU); auto: the fastest that there is
+            "attention": "auto",  # reference, blocked, splash (TPU), triton (NVIDIA GPU); auto: the fastest
             "attention_block": 512,  # tokens of a tile of splash attention
             # What the forward pass keeps: none (all), full, save_attention, save_qkv, save_projections, or in the
             # host's memory offload_inputs, offload_attention, offload_qkv, offload_projections.
