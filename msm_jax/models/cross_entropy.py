@@ -5,7 +5,10 @@ gradient as much again. Here they are made for one chunk of every row at a time.
 head is computed in the same pass, as in Liger Kernel (arXiv 2410.10989): the loss is the end of the chain, so its
 cotangent is one number that can be multiplied in later, and no chunk's logits are computed twice.
 
-Shapes: B rows, T tokens, M model width, V vocabulary, N chunks, C tokens of a chunk.
+The tokens of a chunk are one axis, and the vocabulary is the first: so CPUs take half of the time that they take for
+[B, C, V]. Elsewhere the compiler lays logits out as it likes.
+
+Shapes: B rows, T tokens, M model width, V vocabulary, N chunks, C tokens of a chunk in each row, S = B * C.
 """
 
 import functools
@@ -19,7 +22,7 @@ from msm_jax.parallel.sharding import constrain
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def cross_entropy(
     x_BTM: jax.Array,
-    head_MV: jax.Array,
+    head_VM: jax.Array,
     targets_BT: jax.Array,
     weights_BT: jax.Array,
     chunk: int,
@@ -29,7 +32,7 @@ def cross_entropy(
 
     Args:
       x_BTM: normed output of the last layer, in the type of the matrix products.
-      head_MV: in the same type; logits, softmax and loss are float32.
+      head_VM: in the same type; logits, softmax and loss are float32.
       targets_BT: int32; any id where the weight is 0.
       weights_BT: float32; they carry no gradient.
       chunk: tokens of each row whose logits are held at once.
@@ -37,74 +40,71 @@ def cross_entropy(
 
     Returns: the sum, float32[], and its terms, float32[B, T], which carry no gradient.
     """
-    x_NBCM, targets_NBC, weights_NBC = _chunks((x_BTM, targets_BT, weights_BT), chunk)
-    head_MV = constrain(head_MV, (None, "vocab"))  # gathered over fsdp once, not in each chunk
-
-    def of_chunk(x):
-        return _losses(*x, head_MV)[0]
-
-    losses_BT = _join(jax.lax.map(of_chunk, (x_NBCM, targets_NBC, weights_NBC)), x_BTM.shape[1])
+    chunks = _chunks((x_BTM, targets_BT, weights_BT), chunk)
+    head_VM = constrain(head_VM, ("vocab", None))  # gathered over fsdp once, not in each chunk
+    losses_BT = _join(jax.lax.map(lambda chunk: _losses(*chunk, head_VM)[0], chunks), x_BTM.shape)
     return losses_BT.sum(), losses_BT
 
 
-def _forward(x_BTM, head_MV, targets_BT, weights_BT, chunk, head_is_trained):
+def _forward(x_BTM, head_VM, targets_BT, weights_BT, chunk, head_is_trained):
     chunks = _chunks((x_BTM, targets_BT, weights_BT), chunk)
-    gathered_MV = constrain(head_MV, (None, "vocab"))
+    gathered_VM = constrain(head_VM, ("vocab", None))
 
-    def of_chunk(head_gradient_MV, chunk):
-        x_BCM, targets_BC, weights_BC = chunk
-        losses_BC, p_BCV, is_target_BCV = _losses(x_BCM, targets_BC, weights_BC, gathered_MV)
-        gradient_BCV = ((p_BCV - is_target_BCV) * weights_BC[..., None]).astype(x_BCM.dtype)
-        x_gradient_BCM = constrain(jnp.einsum("bcv,mv->bcm", gradient_BCV, gathered_MV), ("batch", None, None))
+    def of_chunk(head_gradient_VM, chunk):
+        x_SM, targets_S, weights_S = chunk
+        losses_S, p_VS, is_target_VS = _losses(x_SM, targets_S, weights_S, gathered_VM)
+        gradient_VS = ((p_VS - is_target_VS) * weights_S).astype(x_SM.dtype)
+        x_gradient_SM = constrain(jnp.einsum("vs,vm->sm", gradient_VS, gathered_VM), ("batch", None))
         if head_is_trained:
-            head_gradient_MV += jnp.einsum("bcm,bcv->mv", x_BCM, gradient_BCV, preferred_element_type=jnp.float32)
-        return head_gradient_MV, (losses_BC, x_gradient_BCM)
+            head_gradient_VM += jnp.einsum("vs,sm->vm", gradient_VS, x_SM, preferred_element_type=jnp.float32)
+        return head_gradient_VM, (losses_S, x_gradient_SM)
 
-    zeros = jnp.zeros(head_MV.shape, jnp.float32) if head_is_trained else None
-    head_gradient_MV, (losses_NBC, x_gradient_NBCM) = jax.lax.scan(of_chunk, zeros, chunks)
-    losses_BT = _join(losses_NBC, x_BTM.shape[1])
-    return (losses_BT.sum(), losses_BT), (_join(x_gradient_NBCM, x_BTM.shape[1]), head_gradient_MV, head_MV)
+    zeros = jnp.zeros(head_VM.shape, jnp.float32) if head_is_trained else None
+    head_gradient_VM, (losses_NS, x_gradient_NSM) = jax.lax.scan(of_chunk, zeros, chunks)
+    losses_BT = _join(losses_NS, x_BTM.shape)
+    return (losses_BT.sum(), losses_BT), (_join(x_gradient_NSM, x_BTM.shape), head_gradient_VM, head_VM)
 
 
 def _backward(chunk, head_is_trained, residuals, cotangents):
-    x_gradient_BTM, head_gradient_MV, head_MV = residuals
+    x_gradient_BTM, head_gradient_VM, head_VM = residuals
     scale, _ = cotangents
     if head_is_trained:
-        by_head = (scale * head_gradient_MV).astype(head_MV.dtype)
+        by_head = (scale * head_gradient_VM).astype(head_VM.dtype)
     else:
-        by_head = jnp.zeros_like(head_MV)
+        by_head = jnp.zeros_like(head_VM)
     return (scale * x_gradient_BTM).astype(x_gradient_BTM.dtype), by_head, None, None
 
 
 cross_entropy.defvjp(_forward, _backward)
 
 
-def _losses(x_BCM, targets_BC, weights_BC, head_MV):
-    """Weighted losses float32[B, C], and of the logits the softmax and where the target is, [B, C, V]."""
-    logits_BCV = jnp.einsum("bcm,mv->bcv", x_BCM, head_MV, preferred_element_type=jnp.float32)
-    logits_BCV = constrain(logits_BCV, ("batch", None, "vocab"))
+def _losses(x_SM, targets_S, weights_S, head_VM):
+    """Weighted losses float32[S], and of the logits the softmax and where the target is, [V, S]."""
+    logits_VS = jnp.einsum("vm,sm->vs", head_VM, x_SM, preferred_element_type=jnp.float32)
+    logits_VS = constrain(logits_VS, ("vocab", "batch"))
     # By comparison, not by index: an index into a vocabulary that is split over devices would gather it.
-    is_target_BCV = targets_BC[..., None] == jnp.arange(head_MV.shape[1])
-    normaliser_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
-    chosen_BC = jnp.sum(logits_BCV, axis=-1, where=is_target_BCV)
-    losses_BC = (normaliser_BC - chosen_BC) * weights_BC
-    return losses_BC, jnp.exp(logits_BCV - normaliser_BC[..., None]), is_target_BCV
+    is_target_VS = jnp.arange(head_VM.shape[0])[:, None] == targets_S
+    normaliser_S = jax.nn.logsumexp(logits_VS, axis=0)
+    chosen_S = jnp.sum(logits_VS, axis=0, where=is_target_VS)
+    losses_S = (normaliser_S - chosen_S) * weights_S
+    return losses_S, jnp.exp(logits_VS - normaliser_S), is_target_VS
 
 
 def _chunks(arrays, chunk: int):
-    """[B, T, ...] -> [N, B, C, ...], with zeros behind the last tokens where N does not divide T."""
-    T = arrays[0].shape[1]
+    """[B, T, ...] -> [N, S, ...], with zeros behind the last tokens where N does not divide T."""
+    B, T = arrays[0].shape[:2]
     N = -(-T // chunk)
     C = -(-T // N)
 
     def cut(x):
         x = jnp.pad(x, ((0, 0), (0, N * C - T)) + ((0, 0),) * (x.ndim - 2))
-        return x.reshape(x.shape[0], N, C, *x.shape[2:]).swapaxes(0, 1)
+        return x.reshape(B, N, C, *x.shape[2:]).swapaxes(0, 1).reshape(N, B * C, *x.shape[2:])
 
     return jax.tree.map(cut, arrays)
 
 
-def _join(x_NBC, T: int):
-    """[N, B, C, ...] -> [B, T, ...]"""
-    x_BNC = x_NBC.swapaxes(0, 1)
-    return x_BNC.reshape(x_BNC.shape[0], -1, *x_BNC.shape[3:])[:, :T]
+def _join(x_NS, shape: tuple[int, ...]):
+    """[N, S, ...] -> [B, T, ...], of which `shape` has B and T."""
+    B, T = shape[:2]
+    x_BNC = x_NS.reshape(x_NS.shape[0], B, -1, *x_NS.shape[2:]).swapaxes(0, 1)
+    return x_BNC.reshape(B, -1, *x_NS.shape[2:])[:, :T]

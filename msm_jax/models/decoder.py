@@ -169,6 +169,8 @@ class Decoder(nnx.Module):
         x_BTM = constrain(constrain(x_BTM, ("copy_batch", None, "embed")), ("batch", None, None))
         frequency = rope_frequencies(c.head_size, c.rope_theta, c.rope_scaling)
         angles = rope_angles(segments.q_positions, frequency)
+        if self.execution.scan_unroll > 1:
+            angles = _from_a_loop(*angles)
         graph, layers = nnx.split(self.layers)
 
         def block(x_BTM, layer_and_cache):
@@ -185,11 +187,18 @@ class Decoder(nnx.Module):
         return self.norm(x_BTM), cache if cache is None else cache._replace(k=kv[0], v=kv[1])
 
     def head_matrix(self) -> jax.Array:
-        """[M, V], in the type of the matrix products."""
-        head = self.embedding[...].T if self.head is None else self.head.kernel[...]
+        """[V, M], in the type of the matrix products."""
+        head = self.embedding[...] if self.head is None else self.head.kernel[...].T
         return head.astype(self.config.dtype)
 
     def logits(self, x: jax.Array) -> jax.Array:
         """[..., M] -> float32[..., V]."""
         with jax.named_scope("head"):
-            return jnp.einsum("...m,mv->...v", x, self.head_matrix(), preferred_element_type=jnp.float32)
+            return jnp.einsum("...m,vm->...v", x, self.head_matrix(), preferred_element_type=jnp.float32)
+
+
+def _from_a_loop(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x and y, as arrays that XLA holds. It would compute sines again in each of the loops of a CPU that read them, and
+    removes an `optimization_barrier` before it makes those loops."""
+    x, y = jax.lax.map(lambda is_x: jnp.where(is_x, x, y), jnp.array([True, False]))
+    return x, y

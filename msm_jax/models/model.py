@@ -101,8 +101,8 @@ class Model:
         decoder = self._decoder(params, lora)
         x_BTM, _ = decoder(tokens_BT, Segments.of_rows(segments_BT, positions_BT))
         targets_BT, weights_BT = jnp.roll(tokens_BT, -1, axis=1), jnp.ones(tokens_BT.shape, jnp.float32)
-        head_MV = decoder.head_matrix()[:, :vocab_size]
-        return -cross_entropy(x_BTM, head_MV, targets_BT, weights_BT, self.execution.loss_chunk)[1]
+        head_VM = decoder.head_matrix()[:vocab_size]
+        return -cross_entropy(x_BTM, head_VM, targets_BT, weights_BT, self.execution.loss_chunk)[1]
 
     def extend(
         self,

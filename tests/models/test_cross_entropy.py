@@ -16,14 +16,14 @@ ROWS, WIDTH, VOCABULARY = 4, 6, 13
 def example(tokens, seed=0, spread=1.0, dtype=jnp.float32):
     rng = np.random.default_rng(seed)
     x = jnp.asarray(rng.standard_normal((ROWS, tokens, WIDTH)) * spread, dtype)
-    head = jnp.asarray(rng.standard_normal((WIDTH, VOCABULARY)), dtype)
+    head = jnp.asarray(rng.standard_normal((VOCABULARY, WIDTH)), dtype)
     targets = jnp.asarray(rng.integers(0, VOCABULARY, (ROWS, tokens)), jnp.int32)
     weights = jnp.asarray(rng.random((ROWS, tokens)) < 0.6, jnp.float32)
     return x, head, targets, weights
 
 
 def reference(x, head, targets, weights):
-    logits = jnp.einsum("btm,mv->btv", x, head, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("btm,vm->btv", x, head, preferred_element_type=jnp.float32)
     terms = optax.softmax_cross_entropy_with_integer_labels(logits, targets) * weights
     return terms.sum(), terms
 
@@ -74,7 +74,7 @@ def test_half_precision_is_summed_in_full():
 @pytest.mark.parametrize("train_head", [True, False])
 def test_the_logits_of_one_chunk_are_held(train_head):
     tokens, chunk, vocabulary = 1024, 64, 4096
-    shapes = [((2, tokens, 8), jnp.float32), ((8, vocabulary), jnp.float32), ((2, tokens), jnp.int32)]
+    shapes = [((2, tokens, 8), jnp.float32), ((vocabulary, 8), jnp.float32), ((2, tokens), jnp.int32)]
     arrays = [jax.ShapeDtypeStruct(*shape) for shape in [*shapes, ((2, tokens), jnp.float32)]]
     gradient = jax.grad(lambda *args: cross_entropy(*args, chunk, train_head)[0], argnums=(0, 1))
     held = jax.jit(gradient).lower(*arrays).compile().memory_analysis().temp_size_in_bytes

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from msm_jax.errors import UserError
-from msm_jax.models import LORA_TARGETS, DecoderConfig, LoraConfig, Model, count_parameters
+from msm_jax.models import LORA_TARGETS, DecoderConfig, Execution, LoraConfig, Model, count_parameters
 
 # The compiler is what these tests wait for, so it is told not to polish.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -98,6 +98,14 @@ def test_an_adapter_is_the_scaled_product_added_to_its_weights(adapted, logits, 
     adapted_logits = logits(params, lora)
     assert np.abs(adapted_logits - logits(params, None)).max() > 1
     np.testing.assert_allclose(adapted_logits, logits(merged, None), rtol=1e-3, atol=1e-3)
+
+
+def test_angles_are_computed_once_for_all_layers_of_an_unrolled_decoder():
+    model = Model(TINY, None, Execution("blocked", scan_unroll=TINY.num_layers))
+    rows = [jax.ShapeDtypeStruct((2, 8), "int32")] * 4 + [jax.ShapeDtypeStruct((2, 8), "float32")]
+    gradient = jax.jit(jax.grad(lambda params, *rows: model.loss(params, None, *rows)[0]))
+    program = gradient.lower(model.shapes, *rows).compile().as_text()
+    assert (program.count(" sine("), program.count(" cosine(")) == (1, 1)
 
 
 def test_equal_models_are_equal_keys():
