@@ -5,8 +5,8 @@ gradient as much again. Here they are made for one chunk of every row at a time.
 head is computed in the same pass, as in Liger Kernel (arXiv 2410.10989): the loss is the end of the chain, so its
 cotangent is one number that can be multiplied in later, and no chunk's logits are computed twice.
 
-The tokens of a chunk are one axis, and the vocabulary is the first: so CPUs take half of the time that they take for
-[B, C, V]. Elsewhere the compiler lays logits out as it likes.
+The tokens of a chunk are one axis, and the vocabulary is the first, which CPUs compute faster than [B, C, V]. Elsewhere
+the compiler lays logits out as it likes.
 
 Shapes: B rows, T tokens, M model width, V vocabulary, N chunks, C tokens of a chunk in each row, S = B * C.
 """

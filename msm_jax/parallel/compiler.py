@@ -16,11 +16,11 @@ TPU_GATHER_BESIDE_PRODUCTS = {
 GPU_HIDE_COLLECTIVES = {"xla_gpu_enable_latency_hiding_scheduler": True}
 
 # A product at a time, each on all cores, in the order that needs the least memory. XLA's own choice is to run several
-# at once: with LoRA on SmolLM2's shape that takes 2 GB more, and is slower on two cores.
+# at once, which holds more and is slower on two cores.
 CPU_ONE_BY_ONE = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
-# Products go to Eigen, which shares each among the cores. XLA's own choice is YNNPACK, which took twice as long for
-# those of attention; here it keeps sums and maxima.
+# Products go to Eigen, which shares each among the cores. XLA's own choice is YNNPACK, which is slower, most of all
+# at those of attention; here it keeps sums and maxima.
 CPU_PRODUCTS_BY_EIGEN = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 _OF_PLATFORMS = {
