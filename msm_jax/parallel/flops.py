@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from msm_jax.parallel.chips import chip_of
+from msm_jax.parallel.compiler import compiler_options
 
 
 def train_flops_per_token(
@@ -43,9 +44,10 @@ def peak_flops(dtype: str = "bfloat16") -> float:
     return measured if device.platform == "cpu" else measured * len(jax.devices())
 
 
-def _measure_matmul(dtype: str, size: int = 1024, repeats: int = 4) -> float:
+def _measure_matmul(dtype: str, size: int = 2048, repeats: int = 4) -> float:
     x = jnp.ones((size, size), dtype)
-    product = jax.jit(lambda x: x @ x)
+    # With the options of a training step, or XLA might choose a slower product than the step has.
+    product = jax.jit(lambda x: x @ x, compiler_options=compiler_options(jax.devices()[0].platform))
     product(x).block_until_ready()
     best = float("inf")
     for _ in range(repeats):
