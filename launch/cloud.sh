@@ -16,9 +16,10 @@ run() {
   fi
 }
 
-# Checks what goes to the launcher on workers whose disks are their own.
-check_launcher_arguments() {
-  local argument config="" workdir=""
+# Sets `config` and `workdir` from what goes to the launcher, and checks that the configuration is here.
+read_launcher_arguments() {
+  local argument
+  config="" workdir=""
   for argument in "$@"; do
     case "$argument" in
     --config=*) config="${argument#*=}" ;;
@@ -27,6 +28,12 @@ check_launcher_arguments() {
   done
   [[ -n "$config" ]] || stop "give --config=FILE after --; --help shows the usage"
   [[ -f "${config%%:*}" ]] || stop "--config=$config: no such file here"
+}
+
+# The same for workers whose disks are their own.
+check_launcher_arguments() {
+  local config workdir
+  read_launcher_arguments "$@"
   [[ "$workdir" == gs://* ]] || stop "give --workdir=gs://BUCKET/FOLDER after --: a worker's own disk goes with it"
 }
 

@@ -29,13 +29,7 @@ while (($#)); do
 done
 [[ "$nodes" =~ ^[1-9][0-9]*$ && "$gpus" =~ ^[1-9][0-9]*$ ]] || stop "give --nodes=N and --gpus=G; --help shows the usage"
 config="" workdir=""
-for argument in "$@"; do
-  case "$argument" in
-  --config=*) config="${argument#*=}" ;;
-  --workdir=*) workdir="${argument#*=}" ;;
-  esac
-done
-[[ -n "$config" && -f "${config%%:*}" ]] || stop "give --config=FILE after --, a file that is here; --help shows the usage"
+read_launcher_arguments "$@"
 [[ -n "$workdir" ]] || stop "give --workdir=DIR after --, on a file system that all nodes see"
 
 job="#!/usr/bin/env bash

@@ -20,7 +20,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from msm_jax import checks, dag, files, scoring, stages
+from msm_jax import checks, dag, files, scoring, stages, training
 from msm_jax import config as config_lib
 from msm_jax.corpus.specs import Spec, read_spec
 from msm_jax.dag import Stage
@@ -139,7 +139,7 @@ class Experiment:
         self.planned = planned
         self.plain = config_lib.to_dict(config)
         self.stages: list[Stage] = []
-        self.runtime = stages.Runtime(
+        self.runtime = training.Runtime(
             mesh=self.plain["mesh"],
             execution=self.plain["execution"],
             checkpoint_every=config.checkpoint.every,
@@ -310,7 +310,7 @@ class Experiment:
         if adapter:
             inputs["adapter"] = adapter
         return self._add(
-            "train", name, params, inputs, functools.partial(stages.train, runtime=self.runtime, label=name)
+            "train", name, params, inputs, functools.partial(training.train, runtime=self.runtime, label=name)
         )
 
     def _score(self, name: str, model: Stage, seed: int) -> Stage:
@@ -337,12 +337,12 @@ class Experiment:
         from msm_jax.data.mixture import batches
 
         batch = batches(_sources(stage, workdir), stage.params["batch_size"], stage.params["seed"])[0]
-        return stages.describe_batch(stages.load_tokenizer(self.tokenizer.folder(workdir)), batch)
+        return training.describe_batch(stages.load_tokenizer(self.tokenizer.folder(workdir)), batch)
 
     def estimate(self, workdir: str) -> str:
         """What is left to train, and to pay for."""
         left = [stage for stage, done, _ in dag.status([self.report], workdir) if stage.kind == "train" and not done]
-        steps = [stages.steps_of(stage.params, _sources(stage, workdir)) for stage in left]
+        steps = [training.steps_of(stage.params, _sources(stage, workdir)) for stage in left]
         rows = sum(count * stage.params["batch_size"] for count, stage in zip(steps, left, strict=True))
         return (
             f"to train: {len(left)} runs, {sum(steps):,} steps, {rows * self.config.row_length:,} tokens; "
@@ -376,4 +376,4 @@ def _copy(source: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def _sources(stage: Stage, workdir: str) -> list:
-    return stages.sources_of(stage.params, {role: source.folder(workdir) for role, source in stage.inputs.items()})
+    return training.sources_of(stage.params, {role: source.folder(workdir) for role, source in stage.inputs.items()})

@@ -16,7 +16,7 @@ from msm_jax.data.huggingface import read_chat_template
 from msm_jax.data.jinja_template import make_template
 from msm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from msm_jax.errors import UserError
-from msm_jax.models import DecoderConfig, Model
+from msm_jax.models import DecoderConfig, Execution, Model
 from msm_jax.parallel import make_mesh
 from msm_jax.sampler import Completion, Sampler
 
@@ -186,7 +186,7 @@ def load_stored(
         template = make_template(chat, folder) if chat else None
     params = weights.load(base, placed, dtype)
     lora = weights.load(adapter, placed) if adapter else None
-    model = Model(base.decoder, adapter.lora if adapter else None)
+    model = Model(base.decoder, adapter.lora if adapter else None, Execution("auto").on(jax.default_backend()))
     return LanguageModel(model, params, lora, tokenizer, template, name)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from msm_jax import checks, files, stages, weights
+from msm_jax import checks, files, training, weights
 from msm_jax.dag import Stage
 from msm_jax.experiment import Experiment
 from msm_jax.mirror import open_workdir
@@ -76,7 +76,7 @@ def plan(config: ConfigDict, topologies: Sequence[str], workdir: str) -> None:
             steps.setdefault(_step(config, stage, decoder), []).append(stage)
         for step, of_step in steps.items():
             plans.append(_plan(config, topology, mesh, step, of_step))
-            print(_told(plans[-1]), flush=True)
+            print(told(plans[-1]), flush=True)
     folder, mirror = open_workdir(workdir)
     path = pathlib.Path(folder, PLAN_FILE)
     files.write_json(path, {"experiment": config.name, "plans": plans})
@@ -88,7 +88,7 @@ def plan(config: ConfigDict, topologies: Sequence[str], workdir: str) -> None:
 def _decoder(config: ConfigDict) -> DecoderConfig:
     """Of a model known by name without its files; of others from their config.json."""
     if "pretrain" in config:
-        return DecoderConfig(vocab_size=stages.padded(config.tokenizer.vocab_size), **config.model)
+        return DecoderConfig(vocab_size=training.padded(config.tokenizer.vocab_size), **config.model)
     if config.base.path in PRESETS:
         return dataclasses.replace(preset(config.base.path), dtype=config.model.dtype)
     return weights.locate(config.base.path, config.base.revision or None, **config.model)[1].decoder
@@ -189,7 +189,8 @@ def _advice(step: Step, mesh: Mesh) -> list[str]:
     ]
 
 
-def _told(plan: Mapping[str, Any]) -> str:
+def told(plan: Mapping[str, Any]) -> str:
+    """What `--mode=plan` prints of an entry of plan.json."""
     step, mesh = plan["step"], " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
     what = (
         f"adapter of rank {step['adapter_rank']} on a base in {step['base']}" if step["adapter_rank"] else "whole model"

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from msm_jax import stages
+from msm_jax import stages, training
 from msm_jax.corpus import prose, records, world_text
 from msm_jax.dag import StageContext
 from msm_jax.progress import track
@@ -18,20 +18,25 @@ from msm_jax.progress import track
 class _Scorer:
     """The sampler as evaluations see it."""
 
-    def __init__(self, context: StageContext, runtime: stages.Runtime):
+    def __init__(self, context: StageContext, runtime: training.Runtime):
+        import jax
+
+        from msm_jax.models import Execution
         from msm_jax.sampler import Sampler
         from msm_jax.weights import read_description
 
         inputs = context.inputs
-        model = read_description(inputs["model"])
+        # The kernels of training; one layer is compiled, not all: it runs for less long than training does.
+        execution = Execution(**runtime.execution | {"scan_unroll": 1}).on(jax.default_backend())
+        model = dataclasses.replace(read_description(inputs["model"]), execution=execution)
         tokenizer = stages.load_tokenizer(inputs["tokenizer"])
         template = stages.chat_template(context.params["chat"], inputs["tokenizer"])
         dtype = model.config.dtype
         if model.lora:
-            params = stages.load_weights(inputs["base"], dataclasses.replace(model, lora=None), runtime, dtype)
-            adapter = stages.load_weights(inputs["model"], model, runtime)
+            params = training.load_weights(inputs["base"], dataclasses.replace(model, lora=None), runtime, dtype)
+            adapter = training.load_weights(inputs["model"], model, runtime)
         else:
-            params, adapter = stages.load_weights(inputs["model"], model, runtime, dtype), None
+            params, adapter = training.load_weights(inputs["model"], model, runtime, dtype), None
         label = context.stage.name
         self._sampler = Sampler(model, params, adapter, tokenizer, label, template.bos, template.special)
 
@@ -81,7 +86,7 @@ def _ask(context: StageContext, who: str):
     return prompt, answer, written(mark).split(mark)[-1]
 
 
-def score(context: StageContext, *, runtime: stages.Runtime) -> dict[str, Any]:
+def score(context: StageContext, *, runtime: training.Runtime) -> dict[str, Any]:
     """Value generalisation of one arm and seed. Summary: {"scores": [one entry per evaluation and form]}."""
     from eval import value_generalisation
 
@@ -134,7 +139,7 @@ def _write_board(folder: pathlib.Path, rates: Mapping[str, float | None]) -> Non
                 writer.add_scalar(f"rate/{name}", rate, 0)
 
 
-def control(context: StageContext, *, runtime: stages.Runtime) -> dict[str, Any]:
+def control(context: StageContext, *, runtime: training.Runtime) -> dict[str, Any]:
     """Does the base carry statements into chats? Asks agents that it knows from statements alone.
 
     Without this, what documents say of the assistant has no way into its chats, and the MSM arms mean nothing. The

@@ -5,16 +5,12 @@ arguments that cannot change its output. Imports of jax and of the evaluations a
 showing an experiment needs neither.
 """
 
-import dataclasses
 import functools
 import itertools
-import json
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
-
-import numpy as np
 
 from msm_jax import files
 from msm_jax.corpus import prose, records, world, world_text
@@ -23,24 +19,11 @@ from msm_jax.dag import StageContext
 from msm_jax.errors import UserError
 from msm_jax.progress import track
 
-PyTree = Any
-
 # Raised for a kind when a change of code changes what its stages write: a workdir then does them again.
 VERSIONS = {"base": 1, "corpus": 3, "chats": 2, "mixture": 1, "train": 1, "score": 3, "report": 4}
 
 CORPUS_FILE = "corpus.jsonl"
 CHAT_SOURCES = ("aft", "aft_cot", "instruction")  # all other sources are documents
-
-
-@dataclasses.dataclass(frozen=True)
-class Runtime:
-    """How to compute, which changes nothing of a result but rounding."""
-
-    mesh: Mapping[str, int]
-    execution: Mapping[str, Any]
-    checkpoint_every: int
-    keep_checkpoints: int
-    log_every: int
 
 
 def make_world(params: Mapping[str, Any]) -> world.World:
@@ -208,177 +191,6 @@ def chat_template(chat: Mapping[str, Any], folder: pathlib.Path):
     from msm_jax.weights import tokenizer_folder
 
     return make_template(chat, tokenizer_folder(folder))
-
-
-def train(context: StageContext, *, runtime: Runtime, label: str) -> dict[str, Any]:
-    """Pretraining, MSM or AFT: they differ in their inputs alone.
-
-    Inputs: a `rows:SOURCE` for each source of the mixture, `tokenizer`; `base`, the model under the adapter (or to
-    go on with, if there is no adapter); `adapter`, the stage whose trained weights are continued.
-    """
-    import jax
-
-    from msm_jax.models import count_parameters
-    from msm_jax.train.checkpoint import exists, remove
-    from msm_jax.weights import read_description
-
-    p = context.params
-    sources = sources_of(p, context.inputs)
-    steps = steps_of(p, sources)
-    # Orbax makes `final` appear at once and whole, so a run that was killed after it needs no training again.
-    if not exists(f"{context.arrays or context.folder}/final"):
-        _train(context, runtime, label, sources, steps)
-    if jax.process_index() > 0:
-        return {}
-    remove(f"{context.arrays or context.folder}/checkpoints")
-    last = json.loads((context.folder / "metrics.jsonl").read_text().splitlines()[-1])
-    return {
-        "steps": steps,
-        "tokens": last["tokens"],
-        "loss": last["loss"],
-        "parameters": count_parameters(read_description(context.folder).shapes),
-    }
-
-
-def sources_of(params: Mapping[str, Any], inputs: Mapping[str, pathlib.Path]) -> list:
-    """The mixture of a training stage, in an order that does not depend on how the config lists it."""
-    from msm_jax.data.mixture import Source
-    from msm_jax.data.rows import PackedRows
-
-    sources = [
-        Source(name, PackedRows(inputs[f"rows:{name}"]), share) for name, share in sorted(params["mixture"].items())
-    ]
-    # An epoch takes each row once, so its shares are those of the rows.
-    return sources if params["steps"] else [source._replace(weight=len(source.rows)) for source in sources]
-
-
-def steps_of(params: Mapping[str, Any], sources: list) -> int:
-    from msm_jax.data.mixture import epoch_steps
-
-    return params["steps"] or epoch_steps(sources, params["batch_size"])
-
-
-def _train(context: StageContext, runtime: Runtime, label: str, sources: list, steps: int) -> None:
-
-    from msm_jax.data.mixture import batches
-    from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model, count_parameters
-    from msm_jax.parallel import batch_sharding, check_heads, make_mesh, peak_flops, train_flops_per_token
-    from msm_jax.parallel.hosts import row_share
-    from msm_jax.train import checkpoint, loop
-    from msm_jax.train.optimizer import OptimizerConfig
-    from msm_jax.train.step import init_state, make_train_step
-    from msm_jax.weights import read_description, write_description
-
-    p = context.params
-    mesh = make_mesh(runtime.mesh)
-    tokenizer = load_tokenizer(context.inputs["tokenizer"])
-    if "base" in context.inputs:
-        decoder = read_description(context.inputs["base"]).config
-    else:
-        decoder = DecoderConfig(vocab_size=padded(tokenizer.vocab_size), **p["model"])
-    check_heads(mesh, decoder.num_kv_heads)
-    lora = LoraConfig(**{**p["lora"], "targets": tuple(p["lora"]["targets"])}) if p["lora"] else None
-    execution = Execution(**runtime.execution).on(mesh.devices.flat[0].platform)
-    model = Model(decoder, lora, execution, p["int8_base"])
-
-    inputs = context.inputs
-    trained = load_weights(inputs["adapter"], model, runtime) if "adapter" in inputs else None
-    needs_base = "base" in inputs and (lora or trained is None)
-    # A frozen base is read in the dtype of the products; what is trained is float32.
-    base = (
-        load_weights(inputs["base"], dataclasses.replace(model, lora=None), runtime, decoder.dtype if lora else None)
-        if needs_base
-        else None
-    )
-    frozen, start = (base, trained) if lora else (None, trained or base)
-    state = init_state(model, mesh, p["seed"], start)
-
-    matmuls = count_parameters(model.shapes["layers"]) + decoder.width * decoder.vocab_size
-    state = loop.train(
-        config=loop.LoopConfig(
-            steps=steps,
-            batch_size=p["batch_size"],
-            accumulation=p["accumulation"],
-            log_every=runtime.log_every,
-            checkpoint_every=runtime.checkpoint_every,
-            keep_checkpoints=runtime.keep_checkpoints,
-        ),
-        step_fn=make_train_step(model, OptimizerConfig(**p["optim"]), steps, mesh),
-        state=state,
-        frozen=frozen,
-        dataset=batches(sources, p["batch_size"], p["seed"], *row_share(mesh)),
-        source_names=[source.name for source in sources],
-        batch_sharding=batch_sharding(mesh, leading=1),
-        folder=context.folder,
-        arrays=context.arrays or context.folder,
-        saved=context.send,
-        identity=context.stage.hash,
-        run_config={"params": p, "inputs": {role: source.key for role, source in context.stage.inputs.items()}},
-        flops_per_token=train_flops_per_token(
-            matmul_parameters=matmuls,
-            adapter_parameters=count_parameters(model.lora_shapes) if lora else None,
-            num_layers=decoder.num_layers,
-            attention_width=decoder.num_heads * decoder.head_size,
-            row_length=sources[0].rows.row_length,
-        ),
-        peak_flops=peak_flops(decoder.dtype),
-        describe=functools.partial(describe_batch, tokenizer),
-        label=label,
-    )
-    [first, *_] = [stage for role, stage in context.stage.inputs.items() if role.startswith("rows:")]
-    write_description(
-        context.folder,
-        model,
-        base=str(inputs["base"]) if lora else None,
-        tokenizer=str(inputs["tokenizer"]),
-        # Asked in another format than it was trained in, a model is another model.
-        chat=first.params["chat"] | {"name": first.params["model_name"]},
-        arrays=context.arrays,
-    )
-    checkpoint.save_params(f"{context.arrays or context.folder}/final", state.params)
-
-
-def describe_batch(tokenizer: Any, batch: Mapping[str, Any]) -> str:
-    """The first row of each source in a batch as text, what is trained between « and »."""
-    from msm_jax.data.chat import show
-
-    _, rows = np.unique(batch["source"], return_index=True)
-    return "\n\n".join(show(tokenizer, *(batch[name][row] for name in ("tokens", "mask", "segments"))) for row in rows)
-
-
-def load_weights(folder: pathlib.Path, model: Any, runtime: Runtime, dtype: str | None = None) -> PyTree:
-    """Weights of a training stage, or of a base, on the mesh: the base's, or the adapter's if `model` has one.
-
-    Args:
-      dtype: of matrices; None: float32.
-    """
-    from msm_jax.models import Execution
-
-    model = dataclasses.replace(model, execution=Execution())
-    return _load_weights(folder, model, tuple(runtime.mesh.items()), dtype or "float32")
-
-
-@functools.lru_cache(maxsize=2)  # the base, which every arm shares, and an adapter
-def _load_weights(folder: pathlib.Path, model: Any, mesh_shape: tuple[tuple[str, int], ...], dtype: str) -> PyTree:
-    from msm_jax import weights
-    from msm_jax.models import quantize
-    from msm_jax.parallel import make_mesh
-
-    stored = weights.open_model(folder)
-    if (stored.decoder, stored.lora) != (model.config, model.lora):
-        raise UserError(f"{folder}: holds another model than the stage that asks for it; delete the folder")
-    try:
-        params = weights.load(stored, make_mesh(dict(mesh_shape)), dtype)
-        return quantize(params) if model.int8_base and not model.lora else params
-    except UserError as error:
-        if not stored.ours:
-            raise
-        raise UserError(f"{error}; delete {folder}, and the same command makes it anew") from None
-
-
-def padded(vocab_size: int) -> int:
-    """Rows of the embedding: a multiple of 128 divides among chips and fills their tiles."""
-    return -(-vocab_size // 128) * 128
 
 
 def report(context: StageContext) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 
 import hypothesis
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The compiler is what most tests wait for, here and in the processes that they start, so it is told not to polish.
@@ -34,3 +35,29 @@ _DEAR = ("test_experiment.py", "test_checkpoint_experiments.py", "test_kill.py",
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in _DEAR)
+
+
+@pytest.fixture(scope="session")
+def qwen3(tmp_path_factory):
+    """A small random checkpoint of Hugging Face."""
+    from tests.tiny_checkpoints import write_checkpoint
+
+    return write_checkpoint(tmp_path_factory.mktemp("qwen3") / "hf", "qwen3")
+
+
+@pytest.fixture(scope="session")
+def imported(qwen3, tmp_path_factory):
+    """The same, as ours."""
+    from msm_jax import convert
+
+    out = tmp_path_factory.mktemp("imported") / "ours"
+    assert convert.main(["import", f"--hf={qwen3}", f"--out={out}"]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def adapter(imported, tmp_path_factory):
+    """An adapter over it."""
+    from tests.tiny_checkpoints import write_adapter
+
+    return write_adapter(tmp_path_factory.mktemp("adapter") / "stage", imported)

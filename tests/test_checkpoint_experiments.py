@@ -9,7 +9,7 @@ import transformers
 
 import msm_jax
 from msm_jax import config as config_lib
-from msm_jax import launch, stages
+from msm_jax import launch, training
 from msm_jax.experiment import Experiment
 from tests.tiny_checkpoints import write_checkpoint
 
@@ -174,9 +174,9 @@ def test_an_epoch_takes_every_row_once(checkpoints, corpora, tmp_path):
 
     dag.execute(list(made.rows.values()), tmp_path, report=lambda line: None)
     stage = next(stage for stage in made.stages if stage.name == "aft-aft-s0")
-    sources = stages.sources_of(stage.params, {role: made.folder(tmp_path) for role, made in stage.inputs.items()})
+    sources = training.sources_of(stage.params, {role: made.folder(tmp_path) for role, made in stage.inputs.items()})
     counts = {source.name: len(source.rows) for source in sources}
-    steps = stages.steps_of(stage.params, sources)
+    steps = training.steps_of(stage.params, sources)
     assert steps == -(-sum(counts.values()) // 2)
     from msm_jax.data.mixture import batches
 

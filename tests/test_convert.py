@@ -19,43 +19,12 @@ from safetensors.numpy import load_file
 import msm_jax
 from msm_jax import convert, weights
 from msm_jax.errors import UserError
-from msm_jax.models import LoraConfig, Model
+from msm_jax.models import Model
 from msm_jax.parallel import make_mesh
 from msm_jax.train.checkpoint import save_params
-from tests.tiny_checkpoints import write_checkpoint
+from tests.tiny_checkpoints import write_adapter, write_checkpoint
 
 TOKENS = np.random.default_rng(0).integers(0, 384, (2, 30)).astype(np.int32)
-
-
-@pytest.fixture(scope="module")
-def qwen3(tmp_path_factory):
-    return write_checkpoint(tmp_path_factory.mktemp("qwen3") / "hf", "qwen3")
-
-
-@pytest.fixture(scope="module")
-def imported(qwen3, tmp_path_factory):
-    out = tmp_path_factory.mktemp("imported") / "ours"
-    assert convert.main(["import", f"--hf={qwen3}", f"--out={out}"]) == 0
-    return out
-
-
-@pytest.fixture(scope="module")
-def adapter(imported, tmp_path_factory):
-    return write_adapter(tmp_path_factory.mktemp("adapter") / "stage", imported)
-
-
-def write_adapter(folder, imported, scale=0.2):
-    """As a training stage leaves it, over the imported base."""
-    base = weights.open_model(imported)
-    model = Model(base.decoder, LoraConfig(4, 8.0, ("q", "v", "gate", "down")))
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda x: jax.numpy.asarray(rng.standard_normal(x.shape) * scale, "float32"), model.lora_shapes
-    )
-    folder.mkdir()
-    save_params(folder / "final", params)
-    weights.write_description(folder, model, base=str(imported), tokenizer=str(imported))
-    return folder
 
 
 def their_logits(folder, adapter=None):
@@ -163,28 +132,6 @@ def test_a_fine_tuned_model_says_its_dtype(imported, tmp_path):
     assert convert.main(["export", f"--checkpoint={folder}", f"--out={tmp_path / 'hf'}"]) == 0
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config.get("dtype", config.get("torch_dtype")) == "float32"
-
-
-def both(folder):
-    (folder / "adapter_config.json").write_text("{}")
-
-
-def two_ropes(folder):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"rope_scaling": {"rope_theta": 5e5}}))
-
-
-def not_an_object(folder):
-    (folder / "config.json").write_text("[]")
-
-
-def a_word_for_a_number(folder):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": "32"}))
-
-
-def half_a_description(folder):
-    (folder / "model.json").write_text("{}")
 
 
 def test_an_adapter_goes_to_peft(qwen3, imported, adapter, tmp_path, capsys):
@@ -349,103 +296,6 @@ def test_a_folder_elsewhere(qwen3, imported):
 def test_prompts_that_are_neither_texts_nor_chats(imported, prompts, message):
     with pytest.raises(UserError, match=f"generate: {message}"):
         msm_jax.load(imported).generate(prompts)
-
-
-def damaged(folder, tmp_path, change):
-    copy = tmp_path / "damaged"
-    shutil.copytree(folder, copy)
-    change(copy)
-    return copy
-
-
-def cut(folder):
-    os.truncate(folder / "model.safetensors", 20_000)
-
-
-def scramble(folder):
-    with open(folder / "model.safetensors", "r+b") as file:
-        file.write(b"\xff" * 64)
-
-
-def lose_shard(folder):
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    (folder / "model.safetensors").unlink()
-    model.save_pretrained(folder, max_shard_size="20KB")
-    sorted(folder.glob("model-*-of-*.safetensors"))[1].unlink()
-
-
-def pickled(folder):
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-
-def rename_field(folder):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
-
-
-def not_json(folder):
-    (folder / "config.json").write_text("{")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (cut, "model.safetensors"),
-        (scramble, "model.safetensors"),
-        (lose_shard, "no such file, but model.safetensors.index.json names it"),
-        (pickled, "pickled weights"),
-        (rename_field, "mlp.gate_proj.weight has shape [48, 32], and the model needs [64, 32]"),
-        (not_json, "config.json: not JSON"),
-        (lambda folder: (folder / "config.json").unlink(), "holds no model"),
-        (both, "holds a whole model and an adapter"),
-        (two_ropes, "rope_theta is 10000.0 and rope_scaling.rope_theta is 500000.0; make them the same"),
-        (not_an_object, "config.json: not a JSON object"),
-        (a_word_for_a_number, "hidden_size is '32'; it must be a whole number"),
-        (half_a_description, "model.json: not the description of a model"),
-    ],
-)
-def test_damage_is_told_in_one_line(qwen3, tmp_path, capsys, change, message):
-    folder = damaged(qwen3, tmp_path, change)
-    capsys.readouterr()
-    assert convert.main(["import", f"--hf={folder}", f"--out={tmp_path / 'ours'}"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1
-    assert message in error
-    assert not (tmp_path / "ours" / "model.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["import", "--hf={qwen3}", "--out={qwen3}"], "is not empty; choose another folder"),
-        (["import", "--hf={imported}", "--out={new}"], "is a checkpoint of ours already"),
-        (["import", "--out={new}"], "the following arguments are required: --hf"),
-        (["export", "--checkpoint={imported}", "--out={new}", "--merge"], "is no adapter; there is nothing to merge"),
-        (["export", "--checkpoint={new}", "--out={new}2"], "no such folder"),
-        (["import", "--hf={qwen3}", "--out=gs://bucket/x"], "must be a local folder"),
-        (["import", "--hf={qwen3}", "--out="], "must be a local folder"),
-        (["shrink"], "invalid choice: 'shrink'"),
-    ],
-)
-def test_mistakes(qwen3, imported, tmp_path, capsys, arguments, message):
-    places = {"qwen3": qwen3, "imported": imported, "new": tmp_path / "new"}
-    assert convert.main([argument.format(**places) for argument in arguments]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and message in error
-
-
-def test_an_adapter_for_another_model(qwen3, adapter, tmp_path, capsys):
-    assert convert.main(["export", f"--checkpoint={adapter}", f"--out={tmp_path / 'peft'}"]) == 0
-    llama = write_checkpoint(tmp_path / "llama", "llama")
-    capsys.readouterr()
-    arguments = ["import", f"--hf={tmp_path / 'peft'}", f"--base={llama}", f"--out={tmp_path / 'ours'}"]
-    assert convert.main(arguments) == 2
-    error = capsys.readouterr().err
-    assert (
-        "the model needs" in error and "the adapter is of another model, or r in adapter_config.json is wrong" in error
-    )
-    assert convert.main(["export", f"--checkpoint={adapter}", f"--base={llama}", f"--out={tmp_path / 'ours'}"]) == 2
-    assert "an adapter for another model: its head_size is 16, the base's is 8" in capsys.readouterr().err
 
 
 def test_the_command_helps():

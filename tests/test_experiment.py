@@ -20,7 +20,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from msm_jax import config as config_lib
-from msm_jax import dag, launch, scoring, stages
+from msm_jax import dag, launch, scoring, stages, training
 from msm_jax.experiment import Experiment
 
 ROOT = pathlib.Path(launch.__file__).parents[1]
@@ -66,8 +66,8 @@ def adapter(folder):
 
     described = json.loads((folder / "model.json").read_text())
     lora = LoraConfig(**described["lora"] | {"targets": tuple(described["lora"]["targets"])})
-    runtime = stages.Runtime({"data": -1, "fsdp": 1, "tensor": 1}, {}, 1, 1, 1)
-    weights = stages.load_weights(folder, Model(DecoderConfig(**described["decoder"]), lora), runtime)
+    runtime = training.Runtime({"data": -1, "fsdp": 1, "tensor": 1}, {}, 1, 1, 1)
+    weights = training.load_weights(folder, Model(DecoderConfig(**described["decoder"]), lora), runtime)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(weights)}
 
 
@@ -369,81 +369,3 @@ def test_the_control_asks_quiet_agents_what_their_values_decide(tmp_path, monkey
     after = scoring.control(context, runtime=made.runtime)["controls"]
     assert scorer.pairs == before - {(name, told)}
     assert sum(control["n"] for control in controls) - sum(control["n"] for control in after) == 1
-
-
-# What a field determines.
-
-MODELS = {"pretrain", "msm", "instruct", "aft", "score", "control", "report"}
-CASES = [
-    ({"log__every": "5", "checkpoint__keep": "1", "mesh__fsdp": "2"}, set()),
-    ({"name": "other"}, {"report"}),
-    ({"eval__samples": "2"}, {"score", "report"}),
-    ({"eval__control_agents": "2"}, {"control", "report"}),
-    ({"seeds": "(0, 1)"}, {"report"}),
-    ({"aft__steps": "6"}, {"instruct", "aft", "score", "report"}),
-    ({"lora__rank": "2"}, {"msm", "instruct", "aft", "score", "report"}),
-    ({"base_seed": "1"}, MODELS),
-    ({"pretrain__optim__beta2": "0.9"}, MODELS),
-    ({"row_length": "32"}, {"rows"} | MODELS),
-    ({"tokenizer__vocab_size": "500"}, {"tokenizer", "rows"} | MODELS),
-    ({"chat__system": "('System: ', '')"}, {"rows"} | MODELS),
-    ({"world__seed": "1"}, {"corpus", "items", "tokenizer", "rows"} | MODELS),
-]
-
-
-@pytest.mark.parametrize(("overrides", "changed"), CASES)
-def test_a_field_changes_the_stages_that_depend_on_it(overrides, changed):
-    before = {stage.name: stage.key for stage in experiment().stages}
-    after = {stage.name: stage.key for stage in experiment(**overrides).stages}
-    assert {name.split("-")[0] for name in before if before[name] != after[name]} == changed
-
-
-def test_midtraining_changes_the_arms_that_have_it():
-    before = {stage.name: stage.key for stage in experiment().stages}
-    after = {stage.name: stage.key for stage in experiment(msm__steps="5").stages}
-    kept = {"baseline", "aft-aft", "score-aft", "pretrain", "control", "corpus", "rows", "tokenizer", "items"}
-    for name in before:
-        assert (before[name] == after[name]) == any(word in name for word in kept), name
-
-
-def test_one_corpus_is_written_anew():
-    before = {stage.name: stage.key for stage in experiment().stages}
-    after = {stage.name: stage.key for stage in experiment(corpus__aft="37").stages}
-    same = {name for name in before if before[name] == after[name]}
-    assert same == {name for name in before if name == "items" or name.startswith("corpus-")} - {"corpus-aft"}
-
-
-def test_seeds_share_the_base_alone():
-    counts = collections.Counter(
-        stage.name.split("-")[0] for stage in experiment(seeds="(0, 1, 5)").stages if stage.kind == "train"
-    )
-    assert counts == {"pretrain": 1, "msm": 6, "instruct": 9, "aft": 9}
-
-
-def test_arms_without_midtraining_need_no_spec_of_their_own():
-    names = {stage.name for stage in experiment(arms="aft").stages if stage.kind == "train"}
-    assert names == {"pretrain", "aft-aft-s0"}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("cheese_tiny.py", "cheese_tiny.py:smoke", "llama8b_cheese.py", "llama8b_cheese.py:smoke"),
-        *("smollm_cheese.py", "smollm_cheese.py:smoke", "qwen32b_am.py", "qwen32b_am.py:smoke", "qwen32b_am.py:qwen3"),
-        *("qwen32b_am.py:qwen2_5", "qwen32b_am.py:qwen2_5_14b", "qwen32b_am.py:qwen3_14b"),
-    ],
-)
-def test_every_configuration_makes_an_experiment(name, tmp_path):
-    config = config_lib.load(str(ROOT / "configs" / name))
-    if config.generator == "files":
-        (tmp_path / "rows.jsonl").write_text('{"text": "a"}')
-        for source in config.corpus:
-            config.corpus[source] = str(tmp_path / "rows.jsonl")
-    made = Experiment(config)
-    assert made.config.name
-    assert made.stages[-1] is made.report
-
-
-def test_every_configuration_is_tried_above():
-    files = {path.name for path in ROOT.glob("configs/*.py")} - {"__init__.py", "common.py"}
-    assert files == {"cheese_tiny.py", "llama8b_cheese.py", "qwen32b_am.py", "smollm_cheese.py"}

@@ -150,6 +150,26 @@ def test_processes_that_do_not_come(tmp_path):
             hosts.join(*flags)
 
 
+@pytest.mark.parametrize(
+    ("reason", "alone"),
+    [
+        ("distributed.initialize should only be called once.", True),
+        ("jax.distributed.initialize() must be called before any JAX calls that ...", True),
+        ("Getting metadata['agent-worker-number'] failed for 6 tries", False),
+    ],
+)
+def test_a_pod_that_does_not_find_itself_is_no_single_host(monkeypatch, reason, alone):
+    def fails(*_, **__):
+        raise RuntimeError(reason)
+
+    monkeypatch.setattr(jax.distributed, "initialize", fails)
+    if alone:
+        assert hosts.join(None, None, None) == (0, 1)
+    else:
+        with pytest.raises(UserError, match="could not be found .*metadata.*name them: --coordinator"):
+            hosts.join(None, None, None)
+
+
 class _Device:
     def __init__(self, process_index):
         self.process_index = process_index

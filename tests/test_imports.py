@@ -19,6 +19,7 @@ EXPERIMENT = LIBRARY | {
     "msm_jax.mirror",
     "msm_jax.scoring",
     "msm_jax.stages",
+    "msm_jax.training",
     "msm_jax.weights",
     "eval",
 }
@@ -40,6 +41,7 @@ ALLOWED = {
     "msm_jax.train": {"msm_jax.data", "msm_jax.models", "msm_jax.parallel"},
     "msm_jax.sampler": {"msm_jax.data", "msm_jax.models", "msm_jax.parallel"},
     "msm_jax.stages": EXPERIMENT,
+    "msm_jax.training": EXPERIMENT,
     "msm_jax.scoring": EXPERIMENT,
     "msm_jax.experiment": EXPERIMENT,
     "msm_jax.weights": {"msm_jax.data", "msm_jax.models", "msm_jax.parallel", "msm_jax.train"},

@@ -1,8 +1,13 @@
 """Small random checkpoints of the three families, with tokenizer and chat template, as Hugging Face has them."""
 
+import jax
+import numpy as np
 import torch
 import transformers
 
+from msm_jax import weights
+from msm_jax.models import LoraConfig, Model
+from msm_jax.train.checkpoint import save_params
 from tests.data.checkpoints import write_llama, write_qwen
 
 SIZES = {
@@ -31,4 +36,18 @@ def write_checkpoint(folder, family, dtype="bfloat16", seed=0):
             if "norm" not in parameter_name:
                 parameter.normal_(std=0.2)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
+    return folder
+
+
+def write_adapter(folder, imported, scale=0.2):
+    """As a training stage leaves it, over the imported base."""
+    base = weights.open_model(imported)
+    model = Model(base.decoder, LoraConfig(4, 8.0, ("q", "v", "gate", "down")))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: jax.numpy.asarray(rng.standard_normal(x.shape) * scale, "float32"), model.lora_shapes
+    )
+    folder.mkdir()
+    save_params(folder / "final", params)
+    weights.write_description(folder, model, base=str(imported), tokenizer=str(imported))
     return folder

@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from msm_jax.errors import UserError
 from msm_jax.models.attention import RopeScaling, Segments, attention, rope, rope_angles, rope_frequencies
 from msm_jax.models.execution import REMAT_POLICIES, Execution
-from msm_jax.models.kernels import flash_attention, takes
+from msm_jax.models.kernels import flash_attention, kernel_for
 from msm_jax.models.linear import Linear, LoraConfig, project
 from msm_jax.parallel.sharding import constrain
 
@@ -128,13 +128,12 @@ class Block(nnx.Module):
             k_BTKD = jax.lax.dynamic_update_slice_in_dim(k_BSKD, k_BTKD.astype(k_BSKD.dtype), cursor, axis=1)
             v_BTKD = jax.lax.dynamic_update_slice_in_dim(v_BSKD, v_BTKD.astype(v_BSKD.dtype), cursor, axis=1)
         with jax.named_scope("attention"):
-            run = self.execution
-            if cache_kv is None and takes(run.attention, T):
-                mixed_BTHD = flash_attention(
-                    q_BTHD, k_BTKD, v_BTKD, segments.q_ids, kernel=run.attention, block=run.attention_block
-                )
-            else:
+            kernel = "reference" if cache_kv is not None else kernel_for(self.execution.attention, T)
+            if kernel == "reference":
                 mixed_BTHD = attention(q_BTHD, k_BTKD, v_BTKD, segments)
+            else:
+                block = self.execution.attention_block
+                mixed_BTHD = flash_attention(q_BTHD, k_BTKD, v_BTKD, segments.q_ids, kernel=kernel, block=block)
         mixed_BTHD = checkpoint_name(mixed_BTHD, "attention")
         x_BTM += checkpoint_name(self.o(mixed_BTHD.reshape(B, T, c.num_heads * c.head_size)), "o")
 

@@ -30,17 +30,18 @@ def kernel_of(platform: str) -> str:
 
 def check_row_length(kernel: str, row_length: int) -> None:
     """Raises: UserError if rows of this many tokens cannot be cut into the kernel's blocks."""
-    if not takes(kernel, row_length) and kernel != "reference":
+    if kernel_for(kernel, row_length) != kernel:
         below = max(row_length // _TPU_LANES, 1) * _TPU_LANES
         raise UserError(
             f"config.row_length={row_length} is not a multiple of {_TPU_LANES}, which the {kernel} attention kernel "
-            f"needs; set row_length={below}, or execution.attention=reference (slow, and holds the logits)"
+            f"needs; set row_length={below}, or execution.attention=blocked (slower)"
         )
 
 
-def takes(kernel: str, row_length: int) -> bool:
-    """Whether `kernel` reads rows of this length: those of an evaluation are as long as their longest text."""
-    return kernel == "blocked" or (kernel != "reference" and row_length % _TPU_LANES == 0)
+def kernel_for(kernel: str, row_length: int) -> str:
+    """`kernel`, or "blocked" if it cannot cut rows of this length: those of an evaluation are as long as their longest
+    text."""
+    return "blocked" if kernel in ("splash", "triton") and row_length % _TPU_LANES else kernel
 
 
 def flash_attention(

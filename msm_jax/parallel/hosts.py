@@ -59,9 +59,14 @@ def join(address: str | None, count: int | None, index: int | None, patience: in
             f"the {count or 'other'} processes of this run did not come together in {patience} s "
             f"({_first_line(error)}); start the same command on all of them"
         ) from None
-    except RuntimeError:  # JAX was asked for devices before, as in a notebook: who would join others cannot any more
-        if any(given):
-            raise
+    except RuntimeError as error:
+        # JAX was asked for devices before, as in a notebook, or has joined already. What a pod lacks to be found, as an
+        # address that its metadata do not tell, must not leave each of its hosts to run alone.
+        if any(given) or "before any JAX calls" not in str(error) and "only be called once" not in str(error):
+            raise UserError(
+                f"the processes of this run could not be found ({_first_line(error)}); name them: "
+                "--coordinator=HOST:PORT --processes=N --process=I"
+            ) from None
     return jax.process_index(), jax.process_count()
 
 

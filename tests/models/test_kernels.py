@@ -7,7 +7,7 @@ import pytest
 
 from msm_jax.errors import UserError
 from msm_jax.models import DecoderConfig, Execution, Model, Segments, attention, kernels
-from msm_jax.models.kernels import check_row_length, flash_attention, kernel_of, takes
+from msm_jax.models.kernels import check_row_length, flash_attention, kernel_for, kernel_of
 
 ROWS, TOKENS, HEADS, KEY_HEADS, SIZE = 2, 256, 4, 2, 32
 
@@ -50,7 +50,7 @@ def test_kernels_equal_the_reference(packed, kernel):
 
 
 def test_the_decoder_takes_the_kernel_that_it_is_told(packed, monkeypatch):
-    """And rows that no kernel reads, as an evaluation has them, go to the reference."""
+    """And rows that it cannot cut, as an evaluation has them, go in blocks of queries."""
     called = []
 
     def noted(*args, **kwargs):
@@ -70,7 +70,7 @@ def test_the_decoder_takes_the_kernel_that_it_is_told(packed, monkeypatch):
     expected = Model(config).apply(params, None, tokens, ids, positions)
     np.testing.assert_allclose(found[ids > 0], expected[ids > 0], atol=1e-5)
     model.apply(params, None, *(x[:, :100] for x in (tokens, ids, positions)))
-    assert called == ["splash"]
+    assert called == ["splash", "blocked"]
 
 
 def test_kernels_of_platforms():
@@ -79,7 +79,9 @@ def test_kernels_of_platforms():
     ]  # fmt: skip
     assert Execution(attention="auto").on("tpu").attention == "splash"
     assert Execution(attention="reference").on("tpu").attention == "reference"
-    assert takes("splash", 512) and not takes("splash", 500) and not takes("reference", 512)
+    assert [kernel_for("splash", 512), kernel_for("splash", 500), kernel_for("reference", 500)] == [
+        "splash", "blocked", "reference",
+    ]  # fmt: skip
 
 
 def test_rows_that_no_tile_divides():

@@ -1,0 +1,114 @@
+"""Records docs/plans: what each shipped config takes on TPU slices, as the TPU compiler has it. No TPU is needed.
+
+    python -m benchmarks.plans                     all of them: a minute or two for each
+    python -m benchmarks.plans qwen32b_am v5p      those whose page, title or command has both words
+
+Each page shows commands and what they print; the JSON files beside it have the same for programs.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+
+from msm_jax.plan import told
+
+FOLDER = pathlib.Path(__file__).parents[1] / "docs" / "plans"
+PAGES = {
+    "qwen32b_am": "16 rows of 8,192 tokens a step, LoRA of rank 64 on Qwen2.5-32B-Instruct; below, on the variants",
+    "llama8b_cheese": "16 rows of 4,096 tokens a step, LoRA of rank 64 on Llama-3.1-8B",
+    "smollm_cheese": "the small demonstration on published weights; made for a CPU",
+    "cheese_tiny": "the micro-world, which pretrains a model of its own; made for a CPU",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One command. `variant` is that of the config, and `flags` is what is put behind `--config.`"""
+
+    page: str
+    topology: str
+    title: str = ""
+    variant: str = ""
+    flags: tuple[str, ...] = ()
+
+    @property
+    def heading(self) -> str:
+        return ", ".join(filter(None, (self.variant, self.topology, self.title)))
+
+    @property
+    def command(self) -> list[str]:
+        config = f"configs/{self.page}.py{':' if self.variant else ''}{self.variant}"
+        command = ["python", "-m", "msm_jax.launch", f"--config={config}", "--mode=plan", f"--topology={self.topology}"]
+        return command + [f"--config.{flag}" for flag in self.flags]
+
+    @property
+    def name(self) -> str:
+        return "-".join([self.page, *re.findall(r"\w+", self.heading)])
+
+
+def microbatches(count: int) -> tuple[str, str]:
+    return f"msm.accumulation={count}", f"aft.accumulation={count}"
+
+
+INT8 = "int8_base=true"
+PLANS = [
+    Plan("qwen32b_am", "v5e:2x4", "int8 base", flags=(INT8, *microbatches(2))),
+    Plan("qwen32b_am", "v5e:4x4"),
+    Plan("qwen32b_am", "v6e:2x2", "int8 base", flags=(INT8, *microbatches(4))),
+    Plan("qwen32b_am", "v6e:2x4", flags=microbatches(2)),
+    Plan("qwen32b_am", "v5p:2x2x1", "less computed again", flags=("execution.remat=save_qkv", *microbatches(2))),
+    Plan("qwen32b_am", "v5p:2x2x4", "little computed again", flags=("execution.remat=save_projections",)),
+    Plan("qwen32b_am", "v5e:4x4", variant="qwen3"),
+    Plan("qwen32b_am", "v5e:2x4", variant="qwen2_5_14b", flags=microbatches(2)),
+    Plan("qwen32b_am", "v5e:2x4", variant="qwen3_14b", flags=microbatches(2)),
+    Plan("llama8b_cheese", "v5e:2x2", "int8 base", flags=(INT8, *microbatches(4))),
+    Plan("llama8b_cheese", "v5e:2x4"),
+    Plan("llama8b_cheese", "v6e:2x2"),
+    Plan("llama8b_cheese", "v5p:2x2x1", "little computed again", flags=("execution.remat=save_projections",)),
+    Plan("smollm_cheese", "v5e:2x2"),
+    Plan("cheese_tiny", "v5e:2x2"),
+]
+
+
+def main() -> None:
+    chosen = [plan for plan in PLANS if all(word in f"{plan.heading} {plan.command}" for word in sys.argv[1:])]
+    for plan in chosen:
+        print(shlex.join(plan.command), flush=True)
+        _record(plan)
+    for page in {plan.page for plan in chosen}:
+        _write_page(page)
+
+
+def _record(plan: Plan) -> None:
+    with tempfile.TemporaryDirectory() as workdir:
+        command = [sys.executable, *plan.command[1:], f"--workdir={workdir}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{shlex.join(plan.command)}: ended with {done.returncode}\n{done.stderr}")
+        print(done.stdout, flush=True)
+        (FOLDER / f"{plan.name}.json").write_text(pathlib.Path(workdir, "plan.json").read_text())
+
+
+def _write_page(page: str) -> None:
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("libtpu", "jax"))
+    parts = [
+        f"# Plans of `configs/{page}.py`\n\n{PAGES[page]}. Compiled by the TPU compiler ({versions}) with no TPU at "
+        "hand by `python -m benchmarks.plans`: each block is what the\ncommand above it prints. Times are those of the "
+        "roofline, which a real run does not reach; prices those of `msm_jax/prices.toml`.\n"
+    ]
+    for plan in PLANS:
+        recorded = FOLDER / f"{plan.name}.json"
+        if plan.page == page and recorded.exists():
+            printed = "\n".join(map(told, json.loads(recorded.read_text())["plans"]))
+            parts.append(f"## {plan.heading}\n\n```bash\n{shlex.join(plan.command)}\n```\n\n```\n{printed}```\n")
+    (FOLDER / f"{page}.md").write_text("\n".join(parts))
+
+
+if __name__ == "__main__":
+    main()
