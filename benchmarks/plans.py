@@ -58,6 +58,13 @@ def microbatches(count: int) -> tuple[str, str]:
 
 INT8 = "int8_base=true"
 PLANS = [
+    Plan("qwen32b_am", "v5e:2x2", "int8 base, a row at a time: too small", flags=(INT8, *microbatches(4))),
+    Plan(
+        "qwen32b_am",
+        "v5e:2x2",
+        "int8 base, inputs of layers in the host's memory",
+        flags=(INT8, "execution.remat=offload_inputs", *microbatches(4)),
+    ),
     Plan("qwen32b_am", "v5e:2x4", "int8 base", flags=(INT8, *microbatches(2))),
     Plan("qwen32b_am", "v5e:4x4"),
     Plan("qwen32b_am", "v6e:2x2", "int8 base", flags=(INT8, *microbatches(4))),
@@ -82,7 +89,7 @@ def main() -> None:
         print(shlex.join(plan.command), flush=True)
         _record(plan)
     for page in {plan.page for plan in chosen}:
-        _write_page(page)
+        (FOLDER / f"{page}.md").write_text(page_text(page))
 
 
 def _record(plan: Plan) -> None:
@@ -95,7 +102,8 @@ def _record(plan: Plan) -> None:
         (FOLDER / f"{plan.name}.json").write_text(pathlib.Path(workdir, "plan.json").read_text())
 
 
-def _write_page(page: str) -> None:
+def page_text(page: str) -> str:
+    """Markdown, from the JSON files that are there."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("libtpu", "jax"))
     parts = [
         f"# Plans of `configs/{page}.py`\n\n{PAGES[page]}. Compiled by the TPU compiler ({versions}) with no TPU at "
@@ -107,7 +115,7 @@ def _write_page(page: str) -> None:
         if plan.page == page and recorded.exists():
             printed = "\n".join(map(told, json.loads(recorded.read_text())["plans"]))
             parts.append(f"## {plan.heading}\n\n```bash\n{shlex.join(plan.command)}\n```\n\n```\n{printed}```\n")
-    (FOLDER / f"{page}.md").write_text("\n".join(parts))
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":

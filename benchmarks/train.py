@@ -1,7 +1,8 @@
 """Our LoRA step against that of transformers + peft: same shapes, machine and dtype, alternating.
 
     python -m benchmarks.train                                   SmolLM2's shape on a CPU, float32, 4 rows of 512
-    python -m benchmarks.train --shape=llama8b --rows=4 --length=4096 --dtype=bfloat16          on a GPU
+    python -m benchmarks.train --shape=llama8b --rows=2 --length=4096 --dtype=bfloat16 \\
+        --remat=save_qkv --loss-chunk=512 --checkpoint-peft                                  Llama 8B on a GPU of 80 GB
 
 Prints one line of JSON: tokens/s of both (median of the steps), the ratio, the part of the machine's measured matrix
 product that ours reaches, and peak memory in GB (of the process on a CPU, of the device on a GPU). Weights are random:
@@ -88,6 +89,7 @@ def _start(side: str) -> subprocess.Popen:
     environment = dict(os.environ)
     if side == "ours":
         environment.setdefault("JAX_NUM_CPU_DEVICES", "1")
+        environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # of a GPU that both sides are on
     command = [sys.executable, "-m", "benchmarks.train", *sys.argv[1:], f"--worker={side}"]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 

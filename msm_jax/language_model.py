@@ -186,7 +186,7 @@ def load_stored(
         template = make_template(chat, folder) if chat else None
     params = weights.load(base, placed, dtype)
     lora = weights.load(adapter, placed) if adapter else None
-    model = Model(base.decoder, adapter.lora if adapter else None, Execution("auto").on(jax.default_backend()))
+    model = Model(base.decoder, adapter.lora if adapter else None, Execution("blocked").on(jax.default_backend()))
     return LanguageModel(model, params, lora, tokenizer, template, name)
 
 

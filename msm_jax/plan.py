@@ -203,6 +203,7 @@ def told(plan: Mapping[str, Any]) -> str:
     limit = plan["limit"] / GIB
     if not plan["fits"]:
         lacking = plan["lacking"] / GIB
+        lines.append(f"  memory       arguments {plan['state'] / GIB:.2f} GiB a chip by theory")
         lines.append(f"  does not fit, by {lacking:.2f} GiB of {limit:.2f} a chip; try {'; or '.join(plan['advice'])}")
         return "\n".join(lines) + "\n"
     sent = ", ".join(f"{kind} {size / 1e9:.1f}" for kind, size in sorted(plan["sent_bytes"].items()) if size > 5e7)

@@ -26,8 +26,8 @@ class _Scorer:
         from msm_jax.weights import read_description
 
         inputs = context.inputs
-        # The kernels of training; one layer is compiled, not all: it runs for less long than training does.
-        execution = Execution(**runtime.execution | {"scan_unroll": 1}).on(jax.default_backend())
+        # Rows of any length, over any mesh: the partitioner cuts what is plain JAX, and no Pallas kernel.
+        execution = Execution("blocked").on(jax.default_backend())
         model = dataclasses.replace(read_description(inputs["model"]), execution=execution)
         tokenizer = stages.load_tokenizer(inputs["tokenizer"])
         template = stages.chat_template(context.params["chat"], inputs["tokenizer"])

@@ -87,7 +87,7 @@ def test_flags_that_go_together(capsys, arguments, message):
         ("v5e:3x3", [], "--topology=v5e:3x3: there is no such slice"),
         ("v5e:2x2", ["--config.row_length=300"], "config.row_length=300 is not a multiple of 128"),
         ("v5e:2x2", ["--config.row_length=256", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"],
-         "mesh.tensor=2 does not divide the model's 1 key heads; set it to 1"),
+         "mesh.tensor=2 does not divide the model's 1 key heads; set mesh.tensor=1 mesh.data=1 mesh.fsdp=-1"),
         ("v5e:4x4", ["--config.row_length=256"], "cannot be divided among 16 devices"),
     ],
 )  # fmt: skip

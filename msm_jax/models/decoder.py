@@ -130,11 +130,10 @@ class Block(nnx.Module):
         with jax.named_scope("attention"):
             kernel = "reference" if cache_kv is not None else kernel_for(self.execution.attention, T)
             if kernel == "reference":
-                mixed_BTHD = attention(q_BTHD, k_BTKD, v_BTKD, segments)
-            else:
+                mixed_BTHD = checkpoint_name(attention(q_BTHD, k_BTKD, v_BTKD, segments), "attention")
+            else:  # which name what they keep themselves: twice named, it would be kept twice
                 block = self.execution.attention_block
                 mixed_BTHD = flash_attention(q_BTHD, k_BTKD, v_BTKD, segments.q_ids, kernel=kernel, block=block)
-        mixed_BTHD = checkpoint_name(mixed_BTHD, "attention")
         x_BTM += checkpoint_name(self.o(mixed_BTHD.reshape(B, T, c.num_heads * c.head_size)), "o")
 
         gate_BTF, up_BTF = project(self.mlp_norm(x_BTM), self.gate, self.up)

@@ -12,6 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from msm_jax.errors import UserError
@@ -127,7 +128,8 @@ def _triton(q_BTHD, k_BTKD, v_BTKD, ids_BT, *, block: int, interpret: bool):
     # This kernel knows no groups. Repeated keys are small beside what a layer keeps: one part in four of its MLP.
     k_BTHD, v_BTHD = (jnp.repeat(x, groups, axis=2) for x in (k_BTKD, v_BTKD))
     scale = float(np.float32(q_BTHD.shape[-1]) ** -0.5)
-    return triton.mha(q_BTHD, k_BTHD, v_BTHD, ids_BT, sm_scale=scale, causal=True, interpret=interpret)
+    out_BTHD = triton.mha(q_BTHD, k_BTHD, v_BTHD, ids_BT, sm_scale=scale, causal=True, interpret=interpret)
+    return checkpoint_name(out_BTHD, "attention")
 
 
 def _divisor(T: int, block: int) -> int:

@@ -75,8 +75,9 @@ def slice_devices(name: str) -> list[jax.Device]:
 
 
 def prepare_environment() -> None:
-    """Lets the TPU compiler run on a machine without a TPU; before the first use of JAX."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    """Lets the TPU compiler run on a machine without a TPU, and leaves alone what this machine has; before JAX is asked
+    for devices."""
+    jax.config.update("jax_platforms", "cpu")  # the variable of the environment was read when JAX was imported
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # else it asks the cloud what machine this is, and waits
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # else it stops at another process's lock
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")

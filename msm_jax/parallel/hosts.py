@@ -1,6 +1,7 @@
 """Many processes as one program: TPU pods, GKE, Slurm, or processes named on the command line."""
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +20,17 @@ PyTree = Any
 _LONGEST_WAIT = 24 * 3600 * 1000
 # Seconds without a sign of life after which a process counts as gone.
 _HEARTBEAT = 60
+# In what the runtime and its collectives say when they cannot reach a process.
+_SIGNS_OF_LOSS = (
+    "gloo",
+    "nccl",
+    "heartbeat",
+    "coordination",
+    "barrier",
+    "unavailable",
+    "deadline_exceeded",
+    "connection",
+)
 
 
 def join(address: str | None, count: int | None, index: int | None, patience: int = 300) -> tuple[int, int]:
@@ -50,8 +62,8 @@ def join(address: str | None, count: int | None, index: int | None, patience: in
             heartbeat_timeout_seconds=_HEARTBEAT,
             coordinator_bind_address=local,
         )
-    except ValueError:
-        if any(given):
+    except ValueError as error:
+        if any(given) or "coordinator_address" not in str(error):  # the one that says that no others were found
             raise
         return 0, 1
     except jax.errors.JaxRuntimeError as error:
@@ -76,16 +88,27 @@ def meeting() -> Callable[[str], None]:
     return lambda name: wait(key=name, timeout_ms=_LONGEST_WAIT)
 
 
+_asked = itertools.count()
+
+
+def stop_requested() -> bool:
+    """Whether SIGTERM came to one of several processes. All get the same answer, since all ask equally often.
+
+    JAX agrees once on the number of a question at which to say so, so they go on from stage to stage.
+    """
+    return multihost_utils.reached_preemption_sync_point(next(_asked))
+
+
 @contextlib.contextmanager
 def told_if_lost() -> Iterator[None]:
     """What the runtime says when another process is gone, as one line.
 
-    Raises: UserError in its place; nothing is changed for a process that is alone, or where memory is short.
+    Raises: UserError in its place; other errors, and those of a process that is alone, as they are.
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # the second from collectives on CPUs
+        if jax.process_count() == 1 or not any(sign in str(error).lower() for sign in _SIGNS_OF_LOSS):
             raise
         logging.getLogger(__name__).debug("lost", exc_info=True)
         raise UserError(

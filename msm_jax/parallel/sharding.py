@@ -69,8 +69,8 @@ def check_heads(mesh: Mesh, num_kv_heads: int) -> None:
     """Raises: UserError if the mesh would cut a head in two."""
     if num_kv_heads % mesh.shape["tensor"]:
         raise UserError(
-            f"mesh.tensor={mesh.shape['tensor']} does not divide the model's {num_kv_heads} key heads; set it to "
-            f"{math.gcd(num_kv_heads, mesh.shape['tensor'])}, and mesh.fsdp to -1"
+            f"mesh.tensor={mesh.shape['tensor']} does not divide the model's {num_kv_heads} key heads; set mesh.tensor="
+            f"{math.gcd(num_kv_heads, mesh.shape['tensor'])} mesh.data=1 mesh.fsdp=-1"
         )
 
 
@@ -95,7 +95,10 @@ def param_shardings(axes: PyTree, shapes: PyTree, mesh: Mesh) -> PyTree:
             if size % ways:
                 where = jax.tree_util.keystr(path, simple=True, separator="/")
                 sizes = " x ".join(f"mesh.{axis}={mesh.shape[axis]}" for axis in over)
-                raise UserError(f"{where}: {name} axis of {size} is not divisible by {sizes}; change the mesh")
+                raise UserError(
+                    f"{where}: {name} axis of {size} is not divisible by {sizes}; set mesh.{over[-1]} to a divisor of "
+                    f"it, as {math.gcd(size, mesh.shape[over[-1]])}"
+                )
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(sharding, axes, shapes, is_leaf=lambda leaf: isinstance(leaf, tuple))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from msm_jax.errors import UserError
-from msm_jax.models import DecoderConfig, Execution, Model, Segments, attention, kernels
+from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model, Segments, attention, kernels
 from msm_jax.models.kernels import check_row_length, flash_attention, kernel_for, kernel_of
 
 ROWS, TOKENS, HEADS, KEY_HEADS, SIZE = 2, 256, 4, 2, 32
@@ -71,6 +71,32 @@ def test_the_decoder_takes_the_kernel_that_it_is_told(packed, monkeypatch):
     np.testing.assert_allclose(found[ids > 0], expected[ids > 0], atol=1e-5)
     model.apply(params, None, *(x[:, :100] for x in (tokens, ids, positions)))
     assert called == ["splash", "blocked"]
+
+
+@pytest.mark.parametrize(
+    ("remat", "widths"),
+    [("full", 1), ("save_attention", 2), ("save_qkv", 5 + 1 / 64), ("save_projections", 9 + 1 / 64)],
+)
+@pytest.mark.parametrize("kernel", ["reference", "blocked", "splash"])
+def test_a_layer_keeps_what_its_policy_says_and_nothing_twice(kernel, remat, widths):
+    """For each token, in widths of the model; here K = M / 2 and F = 2 M, and one head's rank of adapters."""
+    M, T, L = 256, 256, 5
+    decoder = DecoderConfig(
+        vocab_size=64, num_layers=L, width=M, mlp_width=2 * M, num_heads=2, num_kv_heads=1, head_size=128
+    )
+    lora = LoraConfig(1, 1.0, ("q", "o", "gate", "down"))
+    model = Model(decoder, lora, Execution(kernel, 128, remat, loss_chunk=128))
+    rows, weights = (jax.ShapeDtypeStruct((1, T), dtype) for dtype in (jnp.int32, jnp.float32))
+
+    def loss(lora, params, rows, weights):
+        return model.loss(params, lora, rows, rows, rows, rows, weights)[0]
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(model.lora_shapes, model.shapes, rows, weights).jaxpr
+    forward = next(e for e in jaxpr.eqns if e.primitive.name == "scan" and e.params["length"] == L)
+    kept = [v.aval for v in forward.outvars if v.aval.shape[:1] == (L,) and v.aval.size >= L * T]
+    found = sum(aval.size for aval in kept if T in aval.shape) / (L * M * T)
+    statistics = 4 / M  # of the softmax, one or two numbers for each head
+    assert widths <= found <= widths + statistics, [aval.str_short() for aval in kept]
 
 
 def test_kernels_of_platforms():
