@@ -20,7 +20,8 @@ from msm_jax.plan import told
 
 FOLDER = pathlib.Path(__file__).parents[1] / "docs" / "plans"
 PAGES = {
-    "qwen32b_am": "16 rows of 8,192 tokens a step, LoRA of rank 64 on Qwen2.5-32B-Instruct; below, on the variants",
+    "qwen32b_am": "16 rows of 8,192 tokens a step, LoRA of rank 64 on Qwen2.5-32B-Instruct and, below, the variants. "
+    "2x2 (2x2x1) is the\nsmallest slice that can be planned: the chips of one host",
     "llama8b_cheese": "16 rows of 4,096 tokens a step, LoRA of rank 64 on Llama-3.1-8B",
     "smollm_cheese": "the small demonstration on published weights; made for a CPU",
     "cheese_tiny": "the micro-world, which pretrains a model of its own; made for a CPU",
