@@ -53,7 +53,8 @@ look() {
   # --quiet: a question of gcloud would go to the file too.
   if ! state="$(gcloud compute tpus "$1" describe "$name" "${place[@]}" --format="value($2)" --quiet \
     2>"$scratch/error")"; then
-    if ! grep "NOT_FOUND" "$scratch/error" | grep -qF "/$name'"; then
+    # Named, since a project or zone may not be found either.
+    if ! grep -qiE "not.found.*/$name([^a-z0-9-]|\$)" "$scratch/error"; then
       cat "$scratch/error" >&2
       stop "gcloud cannot tell whether $name is there; mend what it says above, and start this script again"
     fi

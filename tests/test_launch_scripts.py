@@ -69,6 +69,7 @@ def test_a_workload_on_gke():
         done = launch("xpk.sh", *flags, f"--topology={topology}", "--", *RUN, HF_TOKEN="hf_secret")
         assert done.returncode == 0, done.stderr
         assert f" --tpu-type={kind} " in done.stdout and "msm_jax.launch" in done.stdout
+        assert "--script-dir=. " not in done.stdout, "a packed copy"
         assert "hf_secret" not in done.stdout
 
 
@@ -189,13 +190,26 @@ def test_nothing_is_launched_where_the_copy_did_not_arrive(cloud):
     assert calls == ["tpu-vm scp"]
 
 
+def test_a_slice_that_is_taken_away_from_a_run_is_made_anew(cloud):
+    done, calls = cloud(node="READY\nPREEMPTED\n", failing="ssh")
+    once = ["tpu-vm scp", "tpu-vm ssh"]
+    assert calls == [*once, "tpu-vm delete", "tpu-vm create", *once]
+    assert "The slice was taken away" in done.stdout
+
+
 def test_a_failing_run_is_an_error(cloud):
     done, _ = cloud(node="READY\n", failing="ssh")
     assert done.returncode == 2 and "ended with an error" in done.stderr
 
 
-def test_an_error_of_gcloud_is_no_absent_slice(cloud):
-    message = "ERROR: (gcloud) PERMISSION_DENIED: log in first"
+@pytest.mark.parametrize(
+    "message",
+    [
+        "ERROR: (gcloud) PERMISSION_DENIED: Permission denied on 'projects/p/locations/z/nodes/msm' (or it may not exist).",
+        "ERROR: (gcloud) NOT_FOUND: Resource 'projects/p/locations/z' was not found.",
+    ],
+)
+def test_an_error_of_gcloud_is_no_absent_slice(cloud, message):
     done, calls = cloud(error=message)
     assert done.returncode == 2 and message in done.stderr
     assert not calls
@@ -279,6 +293,11 @@ def test_what_is_packed(tmp_path):
             "tpu_vm.sh",
             [*SLICE, "--", "--config=configs/none.py", RUN[1]],
             "--config=configs/none.py: no such file here",
+        ),
+        (
+            "tpu_vm.sh",
+            [*SLICE, "--", f"--config={sys.executable}", RUN[1]],
+            "does not reach the workers",
         ),
         (
             "tpu_vm.sh",
