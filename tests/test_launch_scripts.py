@@ -205,7 +205,7 @@ def test_a_failing_run_is_an_error(cloud):
 @pytest.mark.parametrize(
     "message",
     [
-        "ERROR: (gcloud) PERMISSION_DENIED: Permission denied on 'projects/p/locations/z/nodes/msm' (or it may not exist).",
+        "ERROR: (gcloud) PERMISSION_DENIED: denied on 'projects/p/locations/z/nodes/msm' (or it may not exist).",
         "ERROR: (gcloud) NOT_FOUND: Resource 'projects/p/locations/z' was not found.",
     ],
 )
