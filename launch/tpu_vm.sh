@@ -103,18 +103,19 @@ wait_while() { # $1 says why
   sleep "${MSM_JAX_POLL_SECONDS:-30}"
 }
 
+# To make a slice of a given shape takes gcloud alpha: without it, gcloud has --type for v2, v3 and v4 only.
 made=""
 make_slice() {
   local what=(--type="$type" --topology="$shape" ${spot:+--spot})
   if [[ -z "$queued" ]]; then
-    run gcloud compute tpus tpu-vm create "$name" "${place[@]}" "${what[@]}" --version="$runtime"
+    run gcloud alpha compute tpus tpu-vm create "$name" "${place[@]}" "${what[@]}" --version="$runtime"
     return
   fi
   look queued-resources state.state
   case "$state" in
   "")
-    run gcloud compute tpus queued-resources create "$name" "${place[@]}" "${what[@]}" --runtime-version="$runtime" \
-      --node-id="$name"
+    run gcloud alpha compute tpus queued-resources create "$name" "${place[@]}" "${what[@]}" \
+      --runtime-version="$runtime" --node-id="$name"
     made=1
     ;;
   FAILED | SUSPENDED) # an earlier start's, or preempted

@@ -40,7 +40,7 @@ def test_a_slice_is_made_and_the_launcher_runs_on_all_workers():
     create, *_, send, install, run = done.stdout.splitlines()
     place = "--zone=us-central2-b --project=p"
     kind = "--type=v5p --topology=2x2x4 --spot --version=v2-alpha-tpuv5"
-    assert create.strip() == f"gcloud compute tpus tpu-vm create msm {place} {kind}"
+    assert create.strip() == f"gcloud alpha compute tpus tpu-vm create msm {place} {kind}"
     assert " tpu-vm scp " in send and send.strip().endswith(f" msm: {place} --worker=all")
     assert "make_environment\\ tpu\\,gcs" in install
     assert "launch/worker.sh" in run and "\\ --config=configs/qwen32b_am.py\\ --workdir=gs://bucket/run" in run
@@ -50,7 +50,8 @@ def test_a_slice_is_made_and_the_launcher_runs_on_all_workers():
 def test_a_place_in_the_queue():
     done = launch("tpu_vm.sh", *SLICE, "--queued", "--", *RUN)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("gcloud compute tpus queued-resources create msm --zone=us-central2-b --type=v5p ")
+    create = "gcloud alpha compute tpus queued-resources create msm --zone=us-central2-b --type=v5p "
+    assert done.stdout.startswith(create)
     assert "--runtime-version=v2-alpha-tpuv5 --node-id=msm" in done.stdout
 
 
@@ -102,6 +103,7 @@ def test_a_job_for_slurm_that_reaches_its_time_limit_is_queued_again(tmp_path, s
 # The states of the slice and of its place in the queue are files with one state a line: a look takes the first, and the
 # last stays. No file, no slice; a place in the queue that is active has one.
 GCLOUD = """
+[ "$1" != alpha ] || shift
 cd "$CLOUD" && echo "$3 $4" >>calls
 case "$3" in tpu-vm) file=node kind=nodes ;; *) file=queue kind=queuedResources ;; esac
 case "$4" in
