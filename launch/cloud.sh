@@ -35,29 +35,38 @@ check_launcher_arguments() {
   local config workdir
   read_launcher_arguments "$@"
   [[ "$workdir" == gs://* ]] || stop "give --workdir=gs://BUCKET/FOLDER after --: a worker's own disk goes with it"
+  [[ -n "$(git ls-files -co --exclude-standard -- "${config%%:*}" 2>/dev/null)" ]] ||
+    stop "--config=$config does not reach the workers; have it in the repository, where git does not ignore it"
 }
 
-# Prints the command that installs what was copied. The images have an older Python.
+# Prints the command that installs what was copied, unless a run goes on there. The images have an older Python.
 install_command() {
-  echo "set -e; mkdir -p msm_jax; tar -xzf msm_jax.tar.gz -C msm_jax; cd msm_jax; command -v python3.11 >/dev/null ||" \
+  # shellcheck disable=SC2016
+  echo 'set -e; ! kill -0 "$(cat msm_jax_run/pid 2>/dev/null)" 2>/dev/null || exit 0;' \
+    "mkdir -p msm_jax; tar -xzf msm_jax.tar.gz -C msm_jax; cd msm_jax; command -v python3.11 >/dev/null ||" \
     "{ sudo apt-get update -qq; sudo apt-get install -qq -y python3.11-venv; }; PYTHON=python3.11 bash -c" \
     "'set -e; source launch/environment.sh; make_environment tpu,gcs'"
 }
 
-# Prints the command that runs the launcher with these arguments.
-run_command() {
-  echo "cd msm_jax && set -a && . ../msm_jax.env && set +a &&" \
-    "exec .venv/bin/python -m msm_jax.launch $(printf '%q ' "$@")"
+# Packs what git does not ignore, as it is here, and data/, where corpora lie, whether ignored or not. $1: the archive.
+pack_repository() {
+  local file
+  {
+    git ls-files -coz --exclude-standard &&
+      if [[ -d data ]]; then find -L data -type f -print0; fi
+  } >"$1.listed" || return
+  # Git also lists what was deleted. Links are followed: what they point to is not on a worker.
+  while IFS= read -r -d '' file; do
+    [[ ! -e "$file" ]] || printf '%s\0' "$file"
+  done <"$1.listed" | sort -zu >"$1.files"
+  run tar --null --no-recursion --dereference --files-from="$1.files" -czf "$1"
 }
 
-# Packs the files that git knows, as they are here, and the keys that the launcher reads from the environment, which no
-# command line should show: $1 is the folder of msm_jax.tar.gz and msm_jax.env.
-pack_repository() {
+# Writes the keys that the launcher reads from the environment to the file $1, since no command line should show them.
+write_keys() {
   local variable
-  (umask 077 && touch "$1/msm_jax.env")
+  (umask 077 && : >"$1")
   for variable in HF_TOKEN HF_ENDPOINT GEMINI_API_KEY; do
-    [[ -z "${!variable:-}" ]] || printf '%s=%q\n' "$variable" "${!variable}" >>"$1/msm_jax.env"
+    [[ -z "${!variable:-}" ]] || printf '%s=%q\n' "$variable" "${!variable}" >>"$1"
   done
-  git ls-files >"$1/files"
-  run tar --files-from="$1/files" -czf "$1/msm_jax.tar.gz"
 }

@@ -11,7 +11,8 @@ usage="usage: bash launch/slurm.sh --nodes=N --gpus=G [--partition=P] [--time=HH
   --gpus     of each node
   --dry-run  prints the job and submits nothing
 
-The workdir must be on a file system that all nodes see. A job that Slurm stops or requeues goes on where it was."
+The workdir must be on a file system that all nodes see. A job that reaches its time
+limit is queued again, and goes on where it was; scancel ends it."
 
 nodes="" gpus="" partition="" time="" dry_run=""
 while (($#)); do
@@ -44,7 +45,11 @@ ${partition:+#SBATCH --partition=$partition
 #SBATCH --signal=TERM@120
 set -euo pipefail
 cd $(printf '%q' "$PWD")
-exec srun .venv/bin/python -m msm_jax.launch $(printf '%q ' "$@")"
+status=0
+srun .venv/bin/python -m msm_jax.launch $(printf '%q ' "$@") || status=\$?
+# 143: stopped by that signal. scancel ends this shell too.
+[[ \$status != 143 ]] || scontrol requeue \"\$SLURM_JOB_ID\"
+exit \$status"
 
 if [[ -n "$dry_run" ]]; then
   echo "$job"

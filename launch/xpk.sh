@@ -43,8 +43,15 @@ v5p) type="v5p-$((2 * chips))" ;; # of this kind, cores are counted
 v6e) type="v6e-$chips" ;;
 esac
 check_launcher_arguments "$@"
+# A packed copy: .venv, .git and runs/ have no place in an image.
+scratch="$(mktemp -d)"
+trap 'rm -rf "$scratch"' EXIT
+pack_repository "$scratch/msm_jax.tar.gz"
+mkdir "$scratch/msm_jax"
+run tar -xzf "$scratch/msm_jax.tar.gz" -C "$scratch/msm_jax"
 
 run xpk workload create --cluster="$cluster" --workload="$workload" --zone="$zone" ${project:+--project="$project"} \
-  --tpu-type="$type" --num-slices="$slices" --max-restarts="$restarts" --base-docker-image=python:3.11 --script-dir=. \
+  --tpu-type="$type" --num-slices="$slices" --max-restarts="$restarts" --base-docker-image=python:3.11 \
+  --script-dir="$scratch/msm_jax" \
   --command="MSM_JAX_EXTRAS= bash -c 'set -e; source launch/environment.sh; make_environment tpu,gcs' && \
 exec .venv/bin/python -m msm_jax.launch $(printf '%q ' "$@")"

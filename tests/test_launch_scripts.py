@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -21,6 +22,7 @@ def launch(script, *arguments, **environment):
         env=os.environ | environment,
         capture_output=True,
         text=True,
+        timeout=60,
     )
 
 
@@ -38,17 +40,18 @@ def test_a_slice_is_made_and_the_launcher_runs_on_all_workers():
     create, *_, send, install, run = done.stdout.splitlines()
     place = "--zone=us-central2-b --project=p"
     kind = "--type=v5p --topology=2x2x4 --spot --version=v2-alpha-tpuv5"
-    assert create.strip() == f"gcloud compute tpus tpu-vm create msm {place} {kind}"
+    assert create.strip() == f"gcloud alpha compute tpus tpu-vm create msm {place} {kind}"
     assert " tpu-vm scp " in send and send.strip().endswith(f" msm: {place} --worker=all")
     assert "make_environment\\ tpu\\,gcs" in install
-    assert "-m\\ msm_jax.launch\\ --config=configs/qwen32b_am.py\\ --workdir=gs://bucket/run" in run
+    assert "launch/worker.sh" in run and "\\ --config=configs/qwen32b_am.py\\ --workdir=gs://bucket/run" in run
     assert "hf_secret" not in done.stdout + done.stderr, "a key goes along in a file"
 
 
 def test_a_place_in_the_queue():
     done = launch("tpu_vm.sh", *SLICE, "--queued", "--", *RUN)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("gcloud compute tpus queued-resources create msm --zone=us-central2-b --type=v5p ")
+    create = "gcloud alpha compute tpus queued-resources create msm --zone=us-central2-b --type=v5p "
+    assert done.stdout.startswith(create)
     assert "--runtime-version=v2-alpha-tpuv5 --node-id=msm" in done.stdout
 
 
@@ -56,8 +59,8 @@ def test_a_slice_is_deleted():
     done = launch("tpu_vm.sh", "--name=msm", "--zone=z", "--delete", "--dry-run")
     assert done.returncode == 0, done.stderr
     assert [line.split()[3:5] for line in done.stdout.splitlines()] == [
-        ["tpu-vm", "delete"],
         ["queued-resources", "delete"],
+        ["tpu-vm", "delete"],
     ]
 
 
@@ -67,6 +70,7 @@ def test_a_workload_on_gke():
         done = launch("xpk.sh", *flags, f"--topology={topology}", "--", *RUN, HF_TOKEN="hf_secret")
         assert done.returncode == 0, done.stderr
         assert f" --tpu-type={kind} " in done.stdout and "msm_jax.launch" in done.stdout
+        assert "--script-dir=. " not in done.stdout, "a packed copy"
         assert "hf_secret" not in done.stdout
 
 
@@ -78,7 +82,202 @@ def test_a_job_for_slurm():
     lines = done.stdout.splitlines()
     for line in ("#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=8", "#SBATCH --time=12:00:00", "#SBATCH --requeue"):
         assert line in lines
-    assert lines[-1].startswith("exec srun .venv/bin/python -m msm_jax.launch --config=configs/qwen32b_am.py ")
+    assert any(line.startswith("srun .venv/bin/python -m msm_jax.launch --config=configs/qwen32b_am") for line in lines)
+
+
+@pytest.mark.parametrize(("status", "queued_again"), [(0, False), (1, False), (143, True)])
+def test_a_job_for_slurm_that_reaches_its_time_limit_is_queued_again(tmp_path, status, queued_again):
+    done = launch("slurm.sh", "--nodes=2", "--gpus=8", "--dry-run", "--", RUN[0], "--workdir=/shared/run")
+    program(tmp_path / "srun", f"exit {status}")
+    program(tmp_path / "scontrol", 'echo "$@"')
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    job = subprocess.run(
+        ["bash", "-c", done.stdout],
+        env=os.environ | {"PATH": path, "SLURM_JOB_ID": "7"},
+        capture_output=True,
+        text=True,
+    )
+    assert job.returncode == status and job.stdout == ("requeue 7\n" if queued_again else "")
+
+
+# The states of the slice and of its place in the queue are files with one state a line: a look takes the first, and the
+# last stays. No file, no slice; a place in the queue that is active has one.
+GCLOUD = """
+[ "$1" != alpha ] || shift
+cd "$CLOUD" && echo "$3 $4" >>calls
+case "$3" in tpu-vm) file=node kind=nodes ;; *) file=queue kind=queuedResources ;; esac
+case "$4" in
+describe)
+  [ ! -e error ] || { cat error >&2; exit 1; }
+  if [ ! -e $file ]; then
+    echo "ERROR: (gcloud) NOT_FOUND: Resource 'projects/p/locations/z/$kind/$5' was not found." >&2; exit 1
+  fi
+  head -n 1 $file
+  [ "$(cat $file)" != ACTIVE ] || echo READY >node
+  [ $(wc -l <$file) = 1 ] || sed -i 1d $file ;;
+create)
+  [ ! -e $file ] || { echo "ERROR: (gcloud) ALREADY_EXISTS" >&2; exit 1; }
+  echo ACTIVE >queue; echo READY >node ;;
+delete) rm $file; rm -f node ;;
+ssh) echo "$*" >>commands ;;
+esac
+[ "$4" != "$(cat failing 2>/dev/null)" ]
+"""
+
+
+def program(path, text):
+    path.write_text("#!/usr/bin/env bash\n" + text)
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    """Runs tpu_vm.sh in a cloud of the given files; returns the run, and what gcloud was called for but looks."""
+
+    def start(*arguments, **files):
+        (tmp_path / "bin").mkdir()
+        program(tmp_path / "bin" / "gcloud", GCLOUD)
+        for name, text in files.items():
+            (tmp_path / name).write_text(text)
+        done = launch(
+            "tpu_vm.sh",
+            *SLICE[:-1],
+            *arguments,
+            "--",
+            *RUN,
+            PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+            CLOUD=str(tmp_path),
+            MSM_JAX_POLL_SECONDS="0",
+        )
+        calls = (tmp_path / "calls").read_text().splitlines()
+        return done, [call for call in calls if not call.endswith(" describe")]
+
+    return start
+
+
+STARTED = ["tpu-vm scp", "tpu-vm ssh", "tpu-vm ssh"]
+
+
+def test_a_start_while_the_slice_is_queued_waits_for_it(cloud):
+    done, calls = cloud("--queued", queue="ACCEPTED\nWAITING_FOR_RESOURCES\nPROVISIONING\nCREATING\nACTIVE\n")
+    assert done.returncode == 0, done.stderr
+    assert calls == STARTED
+
+
+@pytest.mark.parametrize("state", ["SUSPENDED", "FAILED"])
+def test_a_place_in_the_queue_that_is_spent_is_made_anew(cloud, state):
+    done, calls = cloud("--queued", queue=f"{state}\n")
+    assert done.returncode == 0, done.stderr
+    assert calls == ["queued-resources delete", "queued-resources create", *STARTED]
+
+
+@pytest.mark.parametrize("state", ["CREATING", "STARTING", "RESTARTING", "REPAIRING"])
+def test_a_slice_that_is_on_its_way_is_waited_for(cloud, state):
+    done, calls = cloud(node=f"{state}\n{state}\nREADY\n")
+    assert done.returncode == 0, done.stderr
+    assert calls == STARTED
+
+
+@pytest.mark.parametrize("flags", [[], ["--queued"]])
+def test_a_slice_that_was_taken_away_is_made_anew(cloud, flags):
+    done, calls = cloud(*flags, node="PREEMPTED\n", **({"queue": "ACTIVE\n"} if flags else {}))
+    resource = "queued-resources" if flags else "tpu-vm"
+    assert done.returncode == 0, done.stderr
+    assert calls == [f"{resource} delete", f"{resource} create", *STARTED]
+
+
+def test_nothing_is_launched_where_the_copy_did_not_arrive(cloud):
+    done, calls = cloud(node="READY\n", failing="scp")
+    assert done.returncode == 2 and "ended with an error" in done.stderr
+    assert calls == ["tpu-vm scp"]
+
+
+def test_a_slice_that_is_taken_away_from_a_run_is_made_anew(cloud):
+    done, calls = cloud(node="READY\nPREEMPTED\n", failing="ssh")
+    once = ["tpu-vm scp", "tpu-vm ssh"]
+    assert calls == [*once, "tpu-vm delete", "tpu-vm create", *once]
+    assert "The slice was taken away" in done.stdout
+
+
+def test_a_failing_run_is_an_error(cloud):
+    done, _ = cloud(node="READY\n", failing="ssh")
+    assert done.returncode == 2 and "ended with an error" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "ERROR: (gcloud) PERMISSION_DENIED: denied on 'projects/p/locations/z/nodes/msm' (or it may not exist).",
+        "ERROR: (gcloud) NOT_FOUND: Resource 'projects/p/locations/z' was not found.",
+    ],
+)
+def test_an_error_of_gcloud_is_no_absent_slice(cloud, message):
+    done, calls = cloud(error=message)
+    assert done.returncode == 2 and message in done.stderr
+    assert not calls
+
+
+@pytest.fixture
+def worker(tmp_path):
+    """Starts launch/worker.sh beside a launcher that prints, waits for the file `end`, and ends with what it holds."""
+    (tmp_path / "msm_jax/launch").mkdir(parents=True)
+    (tmp_path / "msm_jax/.venv/bin").mkdir(parents=True)
+    for name in ("worker.sh", "cloud.sh"):
+        shutil.copy(ROOT / "launch" / name, tmp_path / "msm_jax/launch")
+    (tmp_path / "msm_jax.env").write_text("HF_TOKEN=hf_secret\n")
+    program(
+        tmp_path / "msm_jax/.venv/bin/python",
+        'trap "exit 143" TERM; echo "$HF_TOKEN $*"; until [ -e end ]; do sleep .05; done; exit "$(cat end)"\n',
+    )
+
+    def start(*arguments):
+        command = ["bash", tmp_path / "msm_jax/launch/worker.sh", *arguments]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    yield start
+    (tmp_path / "msm_jax/end").write_text("0")
+
+
+def test_a_worker_follows_a_launcher_that_outlives_the_connection(worker, tmp_path):
+    first = worker("1", "--config=a b")
+    assert first.stdout.readline() == "hf_secret -m msm_jax.launch --config=a b\n"
+    first.kill()
+    other = worker("2", "--config=c")
+    assert (
+        "error: another run goes on here, --config=a\\ b" in other.communicate(timeout=20)[1] and other.returncode == 2
+    )
+    again = worker("2", "--config=a b")
+    assert "goes on here" in again.stdout.readline()
+    (tmp_path / "msm_jax/end").write_text("3")
+    assert again.communicate(timeout=20)[0].count("msm_jax.launch") == 1 and again.returncode == 3
+    # The same start, repeated by gcloud, is not another one; a later start is.
+    repeated = worker("1", "--config=a b")
+    assert repeated.communicate(timeout=20)[0].count("msm_jax.launch") == 1 and repeated.returncode == 3
+    (tmp_path / "msm_jax/end").write_text("0")
+    later = worker("3", "--config=a b")
+    assert "goes on" not in later.communicate(timeout=20)[0] and later.returncode == 0
+
+
+def test_a_worker_says_that_its_launcher_was_stopped(worker, tmp_path):
+    started = worker("1", "--config=a")
+    started.stdout.readline()
+    os.killpg(int((tmp_path / "msm_jax_run/pid").read_text()), signal.SIGTERM)
+    started.communicate(timeout=20)
+    assert started.returncode == 143
+
+
+def test_what_is_packed(tmp_path):
+    """What git does not ignore, and the corpora even if it does."""
+    for name in ("new.py", "gone.py", "data/a/msm.jsonl", "runs/x", ".venv/x"):
+        (tmp_path / "repository" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "repository" / name).write_text("")
+    (tmp_path / "repository/.gitignore").write_text("data\nruns/\n.venv\n")
+    pack = (
+        f"git init -q && git add gone.py && rm gone.py && source {ROOT}/launch/cloud.sh && pack_repository ../a.tgz"
+        " && tar -tzf ../a.tgz"
+    )
+    done = subprocess.run(["bash", "-c", pack], cwd=tmp_path / "repository", capture_output=True, text=True)
+    assert done.stdout.split() == [".gitignore", "data/a/msm.jsonl", "new.py"], done.stderr
 
 
 @pytest.mark.parametrize(
@@ -96,6 +295,11 @@ def test_a_job_for_slurm():
             "tpu_vm.sh",
             [*SLICE, "--", "--config=configs/none.py", RUN[1]],
             "--config=configs/none.py: no such file here",
+        ),
+        (
+            "tpu_vm.sh",
+            [*SLICE, "--", f"--config={sys.executable}", RUN[1]],
+            "does not reach the workers",
         ),
         (
             "tpu_vm.sh",
