@@ -173,8 +173,15 @@ def status(targets: Sequence[Stage], workdir: str | os.PathLike) -> list[tuple[S
     return [(stage, manifest is not None, manifest and manifest["seconds"]) for stage, manifest in manifests]
 
 
-def claim_workdir(workdir: str | os.PathLike, config_dict: Mapping[str, Any], exempt: Sequence[str] = ()) -> None:
+def claim_workdir(
+    workdir: str | os.PathLike,
+    config_dict: Mapping[str, Any],
+    exempt: Sequence[str] = (),
+    place: str | os.PathLike | None = None,
+) -> None:
     """Ties `workdir` to one configuration, kept in its `config.json` from the first use on.
+
+    `place` is what the user calls `workdir`, if that is a copy.
 
     Raises: UserError if `workdir` belongs to one that differs in a field outside the top-level fields `exempt`.
     """
@@ -186,10 +193,11 @@ def claim_workdir(workdir: str | os.PathLike, config_dict: Mapping[str, Any], ex
     differing = [field for field in binding if there.get(field, "absent") != here.get(field, "absent")]
     if differing:
         first, more = differing[0], len(differing) - 1
+        place = os.fspath(place or workdir).rstrip("/")
         raise UserError(
-            f"{workdir} belongs to another configuration: {first} is {there.get(first, 'absent')} there and "
+            f"{place} belongs to another configuration: {first} is {there.get(first, 'absent')} there and "
             f"{here.get(first, 'absent')} here{f' (and {more} more differ)' if more else ''}; "
-            f"choose another --workdir, give the values of {path} again, or delete {workdir} to start afresh"
+            f"choose another --workdir, give the values of {place}/config.json again, or delete {place} to start afresh"
         )
 
 
@@ -247,9 +255,10 @@ def _run(stage: Stage, workdir: str | os.PathLike, mirror: Mirror | None = None)
                 "msm_jax": msm_jax.__version__,
             },
         }
-        files.write_json(folder / "manifest.json", manifest)
         if mirror:
-            mirror.send(folder)
+            mirror.finish(folder, manifest)
+        else:
+            files.write_json(folder / "manifest.json", manifest)
     except Exception as error:
         if files.is_disk_full(error):
             raise UserError(

@@ -79,7 +79,7 @@ def run(config: ConfigDict, workdir: str, hosts: dag.Hosts = dag.ALONE) -> None:
     if any(stage.kind == "train" and not done for stage, done, _ in dag.status([experiment.report], workdir)):
         checks.check_devices(config)
     if hosts.first:
-        _claim(workdir, config)
+        _claim(workdir, config, place)
         if mirror:
             mirror.send(pathlib.Path(workdir, "config.json"))
     report = print if hosts.first else lambda line: None
@@ -102,13 +102,14 @@ def show(config: ConfigDict, workdir: str) -> None:
     that training will see. Nothing is trained, no service is called, and no weights are fetched.
     """
     experiment = Experiment(config)
+    place = workdir
     workdir, _ = open_workdir(workdir)
     _make_folder(workdir)
     print("configuration")
     for field, value in config_lib.flatten(config_lib.to_dict(config)).items():
         print(f"  {field} = {value!r}")
     if pathlib.Path(workdir, "config.json").exists():  # a look at a configuration does not tie a new workdir to it
-        _claim(workdir, config)
+        _claim(workdir, config, place)
     rows = [stage for stage in experiment.stages if stage.kind == "mixture"]
     if not all(done for _, done, _ in dag.status(rows, workdir)):  # else a run that is under way can be looked at
         dag.execute(rows, workdir)
@@ -350,8 +351,8 @@ class Experiment:
         )
 
 
-def _claim(workdir: str, config: ConfigDict) -> None:
-    dag.claim_workdir(workdir, config_lib.to_dict(config), exempt=RUNTIME_FIELDS)
+def _claim(workdir: str, config: ConfigDict, place: str) -> None:
+    dag.claim_workdir(workdir, config_lib.to_dict(config), exempt=RUNTIME_FIELDS, place=place)
 
 
 def _make_folder(workdir: str) -> None:

@@ -4,12 +4,16 @@ Stages read and write local files: rows are mapped into memory, a killed stage g
 has a copy of the workdir, in its cache; what a stage has written is sent when it is done, manifest last. Arrays go no
 such way: checkpoints and final weights lie in the store alone, where Orbax writes and reads them in parts, on all hosts
 at once.
+
+What is done, and for which configuration, the store alone decides: each host asks it, and so all give one answer,
+whatever their caches hold.
 """
 
 import contextlib
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import fsspec
 
@@ -20,6 +24,8 @@ from msm_jax.errors import UserError
 _STAYING = ("checkpoints", "final")
 _LOCAL_FILES = (".lock",)
 _LAST = "manifest.json"
+# Files that say something of the whole workdir or stage, which a copy has only while the store has them.
+_DECISIVE = ("config.json", f"stages/*/{_LAST}")
 
 
 def open_workdir(workdir: str) -> tuple[str, "Mirror | None"]:
@@ -52,18 +58,31 @@ class Mirror:
 
     def fetch(self, folder: pathlib.Path | None = None) -> None:
         """Brings what is in the store: all of it, or what belongs to `folder`, in `local`. Of stages that are done
-        here, nothing is brought again. Nothing is removed: what an interrupted stage left here alone is its own."""
+        here, nothing is brought again.
+
+        A manifest that the store lacks is removed with all of `fetch()`, and so is such a configuration: its upload
+        failed, or someone deleted the folder in the store. Other files stay: what an interrupted stage left here alone
+        is its own."""
         with self._told():
             root = self._root if folder is None else f"{self._root}/{folder.relative_to(self.local).as_posix()}"
+            # Before the store is asked: what a run of this machine finishes meanwhile is none of it.
+            here = [path for pattern in _DECISIVE for path in self.local.glob(pattern)] if folder is None else []
             self._storage.invalidate_cache()
-            found = self._storage.find(root) if self._storage.exists(root) else []
+            try:
+                found = self._storage.find(root)  # `exists` would take a store that fails for an empty one
+            except FileNotFoundError:
+                found = []
+            names = {path.removeprefix(self._root).lstrip("/") for path in found}
+            for path in here:
+                if path.relative_to(self.local).as_posix() not in names:
+                    path.unlink(missing_ok=True)
             for path in sorted(found, key=lambda path: path.endswith(f"/{_LAST}")):
                 name = path.removeprefix(self._root).lstrip("/")
                 there = self.local / name
                 if _stays(name) or (there.exists() and self._is_done(name)):
                     continue
                 there.parent.mkdir(parents=True, exist_ok=True)
-                part = there.with_name(f".{there.name}.part")
+                part = _part(there)
                 self._storage.get_file(path, str(part))
                 os.replace(part, there)
 
@@ -75,6 +94,16 @@ class Mirror:
                 name = path.relative_to(self.local).as_posix()
                 if not _stays(name):
                     self._storage.put_file(str(path), f"{self._root}/{name}")
+
+    def finish(self, folder: pathlib.Path, manifest: Mapping[str, Any]) -> None:
+        """Sends a stage, and then its manifest, which is written here last: what is done here is done in the store."""
+        self.send(folder)
+        path = folder / _LAST
+        part = _part(path)
+        files.write_json(part, manifest)
+        with self._told():
+            self._storage.put_file(str(part), f"{self._root}/{path.relative_to(self.local).as_posix()}")
+        os.replace(part, path)
 
     def _is_done(self, name: str) -> bool:
         """Whether a file is one of a stage that is done here."""
@@ -95,6 +124,11 @@ class Mirror:
                 raise
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise UserError(f"{self.url}: {reason}; the same command goes on from what is there") from None
+
+
+def _part(path: pathlib.Path) -> pathlib.Path:
+    """Where a file is written before it takes its name; never sent."""
+    return path.with_name(f".{path.name}.part")
 
 
 def _files(folder: pathlib.Path) -> Iterator[pathlib.Path]:

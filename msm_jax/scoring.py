@@ -88,6 +88,8 @@ def _ask(context: StageContext, who: str):
 
 def score(context: StageContext, *, runtime: training.Runtime) -> dict[str, Any]:
     """Value generalisation of one arm and seed. Summary: {"scores": [one entry per evaluation and form]}."""
+    import jax
+
     from eval import value_generalisation
 
     p = context.params
@@ -97,6 +99,8 @@ def score(context: StageContext, *, runtime: training.Runtime) -> dict[str, Any]
         _Scorer(context, runtime), items, prompt, answer, samples=p["samples"], temperature=p["temperature"],
         seed=p["seed"], max_tokens=p["max_tokens"], stop=[end_of_turn],
     )  # fmt: skip
+    if jax.process_index() > 0:  # all ask the model, and the first writes
+        return {}
     records.write_jsonl(context.folder / "answers.jsonl", rows)
     scores = []
     for name, group in _by_evaluation(rows).items():

@@ -79,6 +79,8 @@ def steps_of(params: Mapping[str, Any], sources: list) -> int:
 
 
 def _train(context: StageContext, runtime: Runtime, label: str, sources: list, steps: int) -> None:
+    import jax
+
     from msm_jax.data.mixture import batches
     from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model, count_parameters
     from msm_jax.parallel import batch_sharding, check_heads, make_mesh, peak_flops, train_flops_per_token
@@ -145,15 +147,17 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
         label=label,
     )
     [first, *_] = [stage for role, stage in context.stage.inputs.items() if role.startswith("rows:")]
-    write_description(
-        context.folder,
-        model,
-        base=str(inputs["base"]) if lora else None,
-        tokenizer=str(inputs["tokenizer"]),
-        # Asked in another format than it was trained in, a model is another model.
-        chat=first.params["chat"] | {"name": first.params["model_name"]},
-        arrays=context.arrays,
-    )
+    if jax.process_index() == 0:
+        write_description(
+            context.folder,
+            model,
+            base=str(inputs["base"]) if lora else None,
+            tokenizer=str(inputs["tokenizer"]),
+            # Asked in another format than it was trained in, a model is another model.
+            chat=first.params["chat"] | {"name": first.params["model_name"]},
+            arrays=context.arrays,
+        )
+    context.send()  # before `final`: another machine that finds that trains no more, and needs these files
     checkpoint.save_params(f"{context.arrays or context.folder}/final", state.params)
 
 
@@ -184,15 +188,16 @@ def _load_weights(folder: pathlib.Path, model: Any, mesh_shape: tuple[tuple[str,
     from msm_jax.parallel import make_mesh
 
     stored = weights.open_model(folder)
+    place = stored.arrays or folder  # what is deleted from a copy of a workdir comes back
     if (stored.decoder, stored.lora) != (model.config, model.lora):
-        raise UserError(f"{folder}: holds another model than the stage that asks for it; delete the folder")
+        raise UserError(f"{place}: holds another model than the stage that asks for it; delete the folder")
     try:
         params = weights.load(stored, make_mesh(dict(mesh_shape)), dtype)
         return quantize(params) if model.int8_base and not model.lora else params
     except UserError as error:
         if not stored.ours:
             raise
-        raise UserError(f"{error}; delete {folder}, and the same command makes it anew") from None
+        raise UserError(f"{error}; delete {place}, and the same command makes it anew") from None
 
 
 def padded(vocab_size: int) -> int:

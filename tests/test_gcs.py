@@ -21,6 +21,7 @@ from tests.gcs_server import Storage
 pytestmark = pytest.mark.slow  # two minutes of processes that wait for a store
 
 ROOT = pathlib.Path(__file__).parents[1]
+LAST = "manifest.json"
 STEPS = 30
 OPTIONS = ["--config.arms=aft", "--config.eval.samples=0", "--config.eval.pairs=1", f"--config.pretrain.steps={STEPS}"]
 
@@ -122,6 +123,27 @@ def test_a_model_is_loaded_from_the_bucket(bucket, runs):
     [copy] = (folder / "second").glob("*/stages/aft-aft-*")
     assert not (copy / "final").exists()
     np.testing.assert_array_equal(msm_jax.load(copy).logits(tokens), expected)
+
+
+@pytest.mark.parametrize("cache", ["second", "third"])  # one that takes the stage for done, and an empty one
+def test_a_stage_without_a_manifest_takes_the_weights_that_are_there(bucket, runs, cache):
+    folder, *_ = runs
+    store = fsspec.filesystem("gs")
+    store.invalidate_cache()
+    [manifest] = [
+        path for path in store.find("bucket/run/stages") if "/pretrain-" in path and path.endswith("/" + LAST)
+    ]
+    weights = store.find(manifest.replace(LAST, "final"), detail=True)
+    store.rm(manifest)
+    status, out, error = finish(start(f"{bucket}/run", folder / cache))
+    assert status == 0, error
+    assert "18 of 19 stages are done already" in out
+    store.invalidate_cache()
+    assert store.exists(manifest) and len(weights) > 0
+    found = store.find(manifest.replace(LAST, "final"), detail=True)
+    assert {path: about["generation"] for path, about in found.items()} == {
+        path: about["generation"] for path, about in weights.items()
+    }
 
 
 def test_arrays_and_locks_stay_where_they_are(bucket, tmp_path):

@@ -1,0 +1,117 @@
+"""A workdir in a store, which decides what is done; `test_gcs` has the real libraries of one."""
+
+import fsspec
+import pytest
+
+from msm_jax import dag
+from msm_jax.errors import UserError
+from msm_jax.mirror import Mirror, open_workdir
+
+
+@pytest.fixture
+def url(tmp_path, monkeypatch):
+    monkeypatch.setenv("MSM_JAX_CACHE", str(tmp_path / "cache"))
+    yield "memory://bucket/run"
+    monkeypatch.undo()
+    fsspec.filesystem("memory").store.clear()
+
+
+def stage(calls, name="corpus", kind="corpus"):
+    def run(context):
+        calls.append(name)
+        (context.folder / "rows.txt").write_text(name)
+        return {}
+
+    return dag.Stage(kind, name, {}, {}, run)
+
+
+def done(target, workdir):
+    return [finished for _, finished, _ in dag.status([target], workdir)]
+
+
+@pytest.mark.parametrize("failing", ["rows.txt", "manifest.json"])
+def test_a_stage_is_done_when_the_store_has_it(url, tmp_path, monkeypatch, failing):
+    calls = []
+    target = stage(calls)
+    workdir, mirror = open_workdir(url)
+    put = mirror._storage.put_file
+
+    def fail(path, name):
+        if name.endswith(failing):
+            raise ConnectionError("503")
+        put(path, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mirror._storage, "put_file", fail)
+        with pytest.raises(UserError, match="memory://bucket/run: 503; the same command goes on"):
+            dag.execute([target], workdir, mirror=mirror)
+    assert done(target, workdir) == [False]
+
+    workdir, mirror = open_workdir(url)
+    dag.execute([target], workdir, mirror=mirror)
+    other = Mirror(url, tmp_path / "other")
+    other.fetch()
+    assert done(target, workdir) == done(target, other.local) == [True]
+    assert (target.folder(other.local) / "rows.txt").read_text() == "corpus"
+    assert calls == ["corpus"] * 2
+
+
+def test_what_the_store_has_lost_is_not_done_and_binds_nobody(url):
+    calls = []
+    one, two = stage(calls, "one"), stage(calls, "two")
+    workdir, mirror = open_workdir(url)
+    dag.claim_workdir(workdir, {"steps": 1})
+    mirror.send(mirror.local / "config.json")
+    dag.execute([one, two], workdir, mirror=mirror)
+    mirror.fetch()
+    assert done(one, workdir) == done(two, workdir) == [True]
+
+    mirror._storage.rm(mirror.arrays(one.folder(workdir)), recursive=True)
+    mirror.fetch()
+    assert (done(one, workdir), done(two, workdir)) == ([False], [True])
+    dag.execute([one, two], workdir, mirror=mirror)
+    assert calls == ["one", "two", "one"]
+
+    mirror._storage.rm(url, recursive=True)
+    mirror.fetch()
+    assert done(one, workdir) == done(two, workdir) == [False]
+    dag.claim_workdir(workdir, {"steps": 2})
+
+
+def test_a_store_that_fails_is_not_an_empty_one(url, monkeypatch):
+    target = stage([])
+    workdir, mirror = open_workdir(url)
+    dag.execute([target], workdir, mirror=mirror)
+
+    def fail(*_, **__):
+        raise ConnectionError("503")
+
+    for name in ("find", "info", "ls"):
+        monkeypatch.setattr(mirror._storage, name, fail)
+    with pytest.raises(UserError, match="503"):
+        mirror.fetch()
+    assert done(target, workdir) == [True]
+
+
+def test_what_is_finished_while_the_store_is_asked_stays(url, monkeypatch):
+    target = stage([])
+    workdir, mirror = open_workdir(url)
+    find = mirror._storage.find
+
+    def slow_find(root):
+        found = find(root)
+        dag.execute([target], workdir, mirror=mirror)
+        return found
+
+    monkeypatch.setattr(mirror._storage, "find", slow_find)
+    mirror.fetch()
+    assert done(target, workdir) == [True]
+
+
+def test_another_configuration_is_told_of_the_url(url):
+    workdir, _ = open_workdir(url)
+    dag.claim_workdir(workdir, {"steps": 1}, place=url)
+    with pytest.raises(UserError) as caught:
+        dag.claim_workdir(workdir, {"steps": 2}, place=f"{url}/")
+    assert f"values of {url}/config.json again, or delete {url} to start afresh" in str(caught.value)
+    assert workdir not in str(caught.value)
