@@ -22,7 +22,7 @@ from typing import Any
 
 import msm_jax
 from msm_jax import config, files
-from msm_jax.errors import UserError
+from msm_jax.errors import Interrupted, UserError
 from msm_jax.mirror import Mirror
 
 
@@ -88,11 +88,13 @@ class Hosts:
         index: which this is; the first writes what is written once.
         count: how many there are.
         meet: returns when all have called it with the same name.
+        stop_requested: whether SIGTERM came to one of them; they ask equally often, and get the same answer.
     """
 
     index: int = 0
     count: int = 1
     meet: Callable[[str], None] = lambda name: None
+    stop_requested: Callable[[], bool] = lambda: False
 
     @property
     def first(self) -> bool:
@@ -116,7 +118,8 @@ def execute(
     With a `mirror`, `workdir` is its local copy.
 
     Returns: key -> manifest, for every stage that `targets` need.
-    Raises: UserError if `workdir` is in use, the disk is full, or a stage says so; ValueError if stages have a cycle.
+    Raises: UserError if `workdir` is in use, the disk is full, or a stage says so; Interrupted if one of several hosts
+        is to stop; ValueError if stages have a cycle.
     """
     stages = _sorted(targets)
     with _lock(pathlib.Path(workdir)) if hosts.first else contextlib.nullcontext():
@@ -128,6 +131,8 @@ def execute(
         for index, stage in enumerate(stages):
             if stage.key in manifests:
                 continue
+            if hosts.stop_requested():
+                raise Interrupted(f"SIGTERM; {len(manifests)} of {len(stages)} stages are done")
             report(f"[{index + 1}/{len(stages)}] {stage.name} ...{_progress(start, stages, manifests)}")
             if hosts.count == 1:
                 manifests[stage.key] = _run(stage, workdir, mirror)

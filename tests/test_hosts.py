@@ -143,6 +143,44 @@ def test_a_process_that_is_killed_stops_the_others(tmp_path, killed):
     assert "error: another process of this run is gone" in error or "likely indicates that another task died" in error
 
 
+BETWEEN_STAGES = """
+import os, signal, sys, time
+from msm_jax import cli, dag
+from msm_jax.parallel import hosts
+
+def main():
+    index, count = hosts.join(sys.argv[1], 2, int(sys.argv[2]))
+    for _ in range(6):  # as a stage that trains asks after each of its steps
+        assert not hosts.stop_requested()
+
+    def work(context):
+        if context.stage.name == "second":
+            if index == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(3)
+        return {}
+
+    first = dag.Stage("score", "first", {}, {}, work)
+    second = dag.Stage("score", "second", {}, {"first": first}, work)
+    third = dag.Stage("score", "third", {}, {"second": second}, work)
+    together = dag.Hosts(index, count, hosts.meeting(), hosts.stop_requested)
+    dag.execute([third], sys.argv[3], hosts=together)
+
+os._exit(cli.status_of(main))
+"""
+
+
+def test_sigterm_between_trainings_stops_all(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    commands = [[sys.executable, "-c", BETWEEN_STAGES, address, str(i), str(tmp_path / "w")] for i in range(2)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    ended = wait([subprocess.Popen(command, cwd=ROOT, text=True, **pipes) for command in commands], timeout=60)
+    for status, _, error in ended:
+        assert status == 143 and "stopped: SIGTERM; 2 of 3 stages are done" in error, ended
+
+
 def test_processes_that_do_not_come(tmp_path):
     for flags, message in (
         ([None, 2, 0], "--coordinator, --processes and --process go together"),

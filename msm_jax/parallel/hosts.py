@@ -1,6 +1,7 @@
 """Many processes as one program: TPU pods, GKE, Slurm, or processes named on the command line."""
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -85,6 +86,17 @@ def meeting() -> Callable[[str], None]:
     """`meet(name)` returns when all processes have called it with that name, which is used once."""
     wait = multihost.get_barrier_sync_fn()
     return lambda name: wait(key=name, timeout_ms=_LONGEST_WAIT)
+
+
+_asked = itertools.count()
+
+
+def stop_requested() -> bool:
+    """Whether SIGTERM came to one of several processes. All get the same answer, since all ask equally often.
+
+    JAX agrees once on the number of a question at which to say so, so they go on from stage to stage.
+    """
+    return multihost_utils.reached_preemption_sync_point(next(_asked))
 
 
 @contextlib.contextmanager

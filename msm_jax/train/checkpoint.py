@@ -69,6 +69,14 @@ def _is_orbax(filename: str) -> bool:
     return "/orbax/" in pathlib.Path(filename).as_posix()
 
 
+class _Manager(ocp.CheckpointManager):
+    """Leaves the question whether SIGTERM came to others. JAX takes each question for the number of the host's last
+    one, so those of Orbax, numbered by its steps, would undo the count of `parallel.hosts.stop_requested`."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run, newest `keep` of them. Every host calls every method, at the same step.
 
@@ -84,7 +92,7 @@ class Checkpoints:
         self._folder = _place(folder)
         self._identity = identity
         self._config = config
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self._folder,
             item_names=("state", "meta"),
             item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},

@@ -19,10 +19,10 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from msm_jax.errors import Interrupted, UserError
+from msm_jax.parallel.hosts import stop_requested
 from msm_jax.train.checkpoint import Checkpoints
 from msm_jax.train.metrics import Clock, MetricsLog
 from msm_jax.train.state import TrainState
@@ -161,7 +161,7 @@ def train(
             index += 1
 
             done = step + 1
-            stop = preemption.requested(step)
+            stop = preemption.requested()
             if stop or done == config.steps or done % config.checkpoint_every == 0:
                 _settle(running, log, checkpoints, source_names)
                 running = None
@@ -173,7 +173,7 @@ def train(
                 checkpoints.wait()
                 raise Interrupted(f"{label}: SIGTERM; {done} of {config.steps} steps are done and saved")
         checkpoints.wait()
-        if preemption.requested(config.steps):  # came while the last checkpoint was written
+        if preemption.requested():  # came while the last checkpoint was written
             raise Interrupted(f"{label}: SIGTERM; all {config.steps} steps are done and saved")
     return state
 
@@ -244,10 +244,8 @@ class _Preemption:
         if self._handles:
             signal.signal(signal.SIGTERM, self._previous)
 
-    def requested(self, step: int) -> bool:
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._requested
+    def requested(self) -> bool:
+        return self._requested if jax.process_count() == 1 else stop_requested()
 
     def _request(self, *_: Any) -> None:
         self._requested = True

@@ -10,6 +10,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.experimental import multihost_utils
 
 from msm_jax.errors import UserError
 from msm_jax.train import checkpoint
@@ -86,6 +87,16 @@ def test_a_state_may_be_donated_as_soon_as_it_is_saved(tmp_path):
     zeros = overwrite(state)
     checkpoints.wait()
     assert_equal(checkpoints.restore(zeros)[1], make_state(5))
+
+
+def test_saving_does_not_ask_about_sigterm(tmp_path, monkeypatch):
+    # JAX takes the number of any question for that of the host's last one.
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
+    checkpoints = Checkpoints(tmp_path, "run", keep=1)
+    checkpoints.save(3, make_state(3), {"next_index": 1})
+    checkpoints.close()
+    assert not asked
 
 
 def test_keeps_the_newest(tmp_path):
