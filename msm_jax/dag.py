@@ -8,7 +8,6 @@ import collections
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import functools
 import importlib.metadata
 import os
@@ -17,7 +16,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msm_jax
@@ -122,7 +121,7 @@ def execute(
         is to stop; ValueError if stages have a cycle.
     """
     stages = _sorted(targets)
-    with _lock(pathlib.Path(workdir)) if hosts.first else contextlib.nullcontext():
+    with files.lock(workdir) if hosts.first else contextlib.nullcontext():
         manifests = {stage.key: manifest for stage in stages if (manifest := _manifest(stage, workdir))}
         hosts.meet("what is done is known")  # before the first host does more
         if manifests:
@@ -290,15 +289,3 @@ def _progress(start: float, stages: Sequence[Stage], manifests: Mapping[str, Map
 def _work(params: Mapping[str, Any]) -> int:
     """How much a stage has to do, relative to others of its kind: training stages differ by their rows."""
     return (params.get("steps") or 1) * params.get("batch_size", 1)
-
-
-@contextlib.contextmanager
-def _lock(workdir: pathlib.Path) -> Iterator[None]:
-    """One process at a time in `workdir`. The kernel drops the lock when the process ends, however it ends."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    with open(workdir / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{workdir}: in use by another process; wait for it, or choose another --workdir") from None
-        yield

@@ -1,13 +1,18 @@
-"""Small files that must never be half written: manifests, configs, summaries."""
+"""Small files that must never be half written: manifests, configs, summaries; and folders that one process writes."""
 
+import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from msm_jax.errors import UserError
+
+_LOCK = ".lock"
 
 
 def fingerprint(value: Any, length: int = 12) -> str:
@@ -56,6 +61,34 @@ def read_json(path: str | os.PathLike) -> Any:
         raise UserError(f"{path}: no such file") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+
+
+@contextlib.contextmanager
+def lock(folder: str | os.PathLike) -> Iterator[None]:
+    """One process at a time in `folder`, made if missing. The kernel drops the lock when the process ends, however.
+
+    Raises: UserError if another process has it.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / _LOCK, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: in use by another process; wait for it, or choose another --workdir") from None
+        yield
+
+
+def in_use(folder: str | os.PathLike) -> bool:
+    """Whether a process holds the lock of `folder`."""
+    try:
+        with open(pathlib.Path(folder, _LOCK)) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def is_disk_full(error: BaseException) -> bool:

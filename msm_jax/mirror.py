@@ -30,11 +30,15 @@ _DECISIVE = ("config.json", f"stages/*/{_LAST}")
 
 def open_workdir(workdir: str) -> tuple[str, "Mirror | None"]:
     """The local folder to work in, and, for a workdir in a store, the mirror that it is the copy of, brought up to
-    date."""
+    date.
+
+    A copy in which another process works is ahead of the store, and is left as it is.
+    """
     if "://" not in workdir:
         return workdir, None
     mirror = Mirror(workdir)
-    mirror.fetch()
+    if not files.in_use(mirror.local):
+        mirror.fetch()
     return str(mirror.local), mirror
 
 
@@ -127,8 +131,8 @@ class Mirror:
 
 
 def _part(path: pathlib.Path) -> pathlib.Path:
-    """Where a file is written before it takes its name; never sent."""
-    return path.with_name(f".{path.name}.part")
+    """Where this process writes a file before it takes its name; never sent."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
 def _files(folder: pathlib.Path) -> Iterator[pathlib.Path]:

@@ -3,7 +3,7 @@
 import fsspec
 import pytest
 
-from msm_jax import dag
+from msm_jax import dag, files
 from msm_jax.errors import UserError
 from msm_jax.mirror import Mirror, open_workdir
 
@@ -106,6 +106,20 @@ def test_what_is_finished_while_the_store_is_asked_stays(url, monkeypatch):
     monkeypatch.setattr(mirror._storage, "find", slow_find)
     mirror.fetch()
     assert done(target, workdir) == [True]
+
+
+def test_a_copy_in_which_a_run_works_is_left_alone(url):
+    """As `--mode=show` beside a run: curves of the store are older, and the run has these files open."""
+    workdir, mirror = open_workdir(url)
+    curves = mirror.local / "stages/train/metrics.jsonl"
+    curves.parent.mkdir(parents=True)
+    curves.write_text("1\n")
+    mirror.send(curves)
+    curves.write_text("1\n2\n")
+    with files.lock(workdir):
+        assert open_workdir(url)[0] == workdir and curves.read_text() == "1\n2\n"
+    open_workdir(url)
+    assert curves.read_text() == "1\n"
 
 
 def test_another_configuration_is_told_of_the_url(url):
