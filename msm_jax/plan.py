@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -30,6 +31,8 @@ from msm_jax.train.step import lower_train_step
 
 PLAN_FILE = "plan.json"
 _SEED = re.compile(r"-s\d+$")
+# Part of a chip's memory that a plan by estimate may fill.
+_FILLED = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +122,7 @@ def _plan(config: ConfigDict, topology: str, mesh: Mesh, step: Step, trained: Se
     products, links = roofline_seconds(compiled, mesh)
     kind = topology.partition(":")[0].rpartition("*")[2]
     price = _prices().get(kind)
+    limit = chip_of(mesh.devices.flat[0].device_kind).memory
     result = {
         "topology": topology,
         "mesh": dict(mesh.shape),
@@ -132,13 +136,13 @@ def _plan(config: ConfigDict, topology: str, mesh: Mesh, step: Step, trained: Se
             **dataclasses.asdict(model.execution),
         },
         **dataclasses.asdict(compiled),
-        "limit": chip_of(mesh.devices.flat[0].device_kind).memory,
+        "limit": limit,
         "fits": compiled.fits,
         "model_flops": step.model_flops,
         "compiled_over_model": compiled.flops * compiled.chips / step.model_flops if compiled.fits else None,
         "seconds": {"products": products, "links": links} if compiled.fits else None,
         "usd_per_chip_hour": price,
-        "advice": None if compiled.fits else _advice(step, mesh),
+        "advice": _use_of_room(step, mesh.size, compiled.peak, limit) if compiled.fits else _advice(step, mesh),
     }
     if compiled.fits:
         seconds = max(products, links)
@@ -189,6 +193,25 @@ def _advice(step: Step, mesh: Mesh) -> list[str]:
     ]
 
 
+def _use_of_room(step: Step, chips: int, peak: float, limit: float) -> list[str]:
+    """The policy that keeps most for the backward pass of those that still fit, where another is chosen.
+
+    `REMAT_POLICIES` says what each keeps.
+    """
+    c, remat = step.model.config, step.model.execution.remat
+    heads, keys = c.num_heads * c.head_size, c.num_kv_heads * c.head_size
+    kept = {"full": 0, "save_attention": heads, "save_qkv": 2 * heads + 2 * keys + c.width}
+    kept["save_projections"] = kept["save_qkv"] + 2 * c.mlp_width
+    if remat not in kept:
+        return []
+    number = jnp.dtype(c.dtype).itemsize * c.num_layers * step.tokens / step.accumulation / chips
+    for policy in reversed(kept):
+        more = (kept[policy] - kept[remat]) * number
+        if more > 0 and peak + more < _FILLED * limit:
+            return [f"--config.execution.remat={policy} (keeps {more / GIB:.1f} GiB more, computes less again)"]
+    return []
+
+
 def told(plan: Mapping[str, Any]) -> str:
     """What `--mode=plan` prints of an entry of plan.json."""
     step, mesh = plan["step"], " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
@@ -196,7 +219,7 @@ def told(plan: Mapping[str, Any]) -> str:
         f"adapter of rank {step['adapter_rank']} on a base in {step['base']}" if step["adapter_rank"] else "whole model"
     )
     lines = [
-        f"{plan['topology']}: {plan['chips']} chips on {plan['hosts']} hosts, {mesh}",
+        f"{plan['topology']}: {plan['chips']} chips on {plan['hosts']} host{'s'[: plan['hosts'] > 1]}, {mesh}",
         f"  step         {step['rows']} rows of {step['row_length']:,} tokens in {step['microbatches']} microbatches; "
         f"{what}; {step['attention']} attention, remat {step['remat']}",
     ]
@@ -217,6 +240,8 @@ def told(plan: Mapping[str, Any]) -> str:
         f"  roofline     {max(seconds.values()):.2f} s a step (products {seconds['products']:.2f}, links "
         f"{seconds['links']:.2f}), {plan['tokens_per_second']:,.0f} tokens/s",
     ]
+    if plan["advice"]:
+        lines.append(f"  room for     {plan['advice'][0]}")
     return "\n".join(lines + _times(plan["stages"])) + "\n"
 
 

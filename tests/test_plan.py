@@ -3,13 +3,18 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
 
 from msm_jax import launch
+from msm_jax.models import Execution, Model
+from msm_jax.models.presets import preset
 from msm_jax.parallel.chips import CHIPS, chip_of
+from msm_jax.parallel.plan import GIB
+from msm_jax.plan import Step, _use_of_room
 
 ROOT = pathlib.Path(__file__).parents[1]
 SIZES = {"num_layers": 3, "width": 256, "mlp_width": 512, "num_heads": 2, "num_kv_heads": 1, "head_size": 128}
@@ -40,8 +45,9 @@ def test_a_plan_for_one_slice_and_for_two(planned):
     status, output, errors, plans = planned
     assert status == 0, errors
     assert [(p["topology"], p["chips"]) for p in plans] == [("v5e:2x2", 4)] * 2 + [("2*v5e:2x2", 8)] * 2
-    assert "v5e:2x2: 4 chips on 1 hosts, data 1 x fsdp 4 x tensor 1" in output
+    assert "v5e:2x2: 4 chips on 1 host, data 1 x fsdp 4 x tensor 1" in output
     assert "2*v5e:2x2: 8 chips on 2 hosts, data 2 x fsdp 4 x tensor 1" in output
+    assert output.count("  room for     --config.execution.remat=save_projections (keeps ") == 4
     for p in plans:
         assert p["fits"] and p["step"]["attention"] == "splash"
         assert 0 < p["state"] <= p["arguments"] < p["peak"] < p["limit"] == CHIPS["v5e"].memory
@@ -65,6 +71,25 @@ def test_what_does_not_fit_is_told_with_what_would_help(tmp_path):
     assert status == 0, errors
     assert not plans[0]["fits"] and plans[0]["lacking"] > 0
     assert "  does not fit, by " in output and "try --config.execution.remat=full; or " in output
+
+
+def test_room_is_used_for_what_is_kept():
+    """The 32B step on v5p:2x2x4: with full rematerialisation a chip's peak is 12.93 GiB."""
+    decoder = preset("Qwen/Qwen2.5-32B-Instruct")
+    recorded = json.loads((ROOT / "docs/plans/qwen32b_am-v5p-2x2x4-little-computed-again.json").read_text())["plans"][0]
+    peak = 12.93 * GIB
+
+    def advice(remat, accumulation=1, limit=CHIPS["v5p"].memory):
+        step = Step(Model(decoder, None, Execution(remat=remat)), 16, accumulation, 8192)
+        return _use_of_room(step, 16, peak, limit)
+
+    [told] = advice("full")
+    policy, more = re.fullmatch(r"--config.execution.remat=(\w+) \(keeps ([\d.]+) GiB more, .*\)", told).groups()
+    assert policy == recorded["step"]["remat"] == "save_projections"
+    assert peak + float(more) * GIB == pytest.approx(recorded["peak"], rel=0.01)
+    assert "=save_qkv (keeps 17.0" in advice("full", limit=80 * GIB)[0]
+    assert "=save_attention (keeps 5.0" in advice("full", limit=20 * GIB)[0]
+    assert advice("full", limit=18 * GIB) == advice("save_projections") == advice("none") == []
 
 
 @pytest.mark.parametrize(
