@@ -1,6 +1,6 @@
 """Records docs/plans: what each shipped config takes on TPU slices, as the TPU compiler has it. No TPU is needed.
 
-    python -m benchmarks.plans                     all of them: a minute or two for each
+    python -m benchmarks.plans                     all of them: one to six minutes for each
     python -m benchmarks.plans qwen32b_am v5p      those whose page, title or command has both words
 
 Each page shows commands and what they print; the JSON files beside it have the same for programs.
@@ -21,7 +21,9 @@ from msm_jax.plan import told
 FOLDER = pathlib.Path(__file__).parents[1] / "docs" / "plans"
 PAGES = {
     "qwen32b_am": "16 rows of 8,192 tokens a step, LoRA of rank 64 on Qwen2.5-32B-Instruct and, below, the variants. "
-    "2x2 (2x2x1) is the\nsmallest slice that can be planned: the chips of one host",
+    "2x2 (2x2x1) is the\nsmallest slice that can be planned: the chips of one host. In bf16 the recipe fits on that of "
+    "v6e and v5p; of v5e on 2x4 (base and adapter\nalone are 16.76 GiB a chip of 2x2), or with the base in 8-bit "
+    "integers on 2x2",
     "llama8b_cheese": "16 rows of 4,096 tokens a step, LoRA of rank 64 on Llama-3.1-8B",
     "smollm_cheese": "the small demonstration on published weights; made for a CPU",
     "cheese_tiny": "the micro-world, which pretrains a model of its own; made for a CPU",
@@ -68,8 +70,15 @@ PLANS = [
         flags=(INT8, "execution.remat=offload_inputs", *microbatches(4)),
     ),
     Plan("qwen32b_am", "v5e:2x4", "int8 base", flags=(INT8, *microbatches(2))),
+    Plan(
+        "qwen32b_am",
+        "v5e:2x4",
+        "inputs of layers in the host's memory",
+        flags=("execution.remat=offload_inputs", *microbatches(2)),
+    ),
     Plan("qwen32b_am", "v5e:4x4"),
     Plan("qwen32b_am", "v6e:2x2", "int8 base", flags=(INT8, *microbatches(4))),
+    Plan("qwen32b_am", "v6e:2x2", flags=microbatches(4)),
     Plan("qwen32b_am", "v6e:2x4", flags=microbatches(2)),
     Plan("qwen32b_am", "v5p:2x2x1", "less computed again", flags=("execution.remat=save_qkv", *microbatches(2))),
     Plan("qwen32b_am", "v5p:2x2x4", "little computed again", flags=("execution.remat=save_projections",)),
@@ -87,6 +96,8 @@ PLANS = [
 
 def main() -> None:
     chosen = [plan for plan in PLANS if all(word in f"{plan.heading} {plan.command}" for word in sys.argv[1:])]
+    if not chosen:
+        raise SystemExit(f"no plan has all of these words: {' '.join(sys.argv[1:])}")
     for plan in chosen:
         print(shlex.join(plan.command), flush=True)
         _record(plan)

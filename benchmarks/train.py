@@ -5,8 +5,9 @@
         --remat=save_qkv --loss-chunk=512 --checkpoint-peft                                  Llama 8B on a GPU of 80 GB
 
 Prints one line of JSON: tokens/s of both (median of the steps), the ratio, the part of the machine's measured matrix
-product that ours reaches, and peak memory in GB (of the process on a CPU, of the device on a GPU). Weights are random:
-what is computed does not depend on them. Each side runs in a process of its own, and one waits while the other works.
+product that ours reaches (mfu: of the data sheet, where it is known), and peak memory in GB (of the process on a CPU,
+of the device on a GPU). Weights are random: what is computed does not depend on them. Each side runs in a process of
+its own, and one waits while the other works.
 """
 
 import argparse
@@ -26,6 +27,8 @@ SHAPES = {
 }
 RANK, ALPHA = 64, 128.0
 SIDES = ("ours", "peft")
+# Those of `models/execution.py`, which is not imported here: the process that compares has no JAX.
+REMAT = ("none", "full", "save_attention", "save_qkv", "save_projections")
 
 
 def main() -> None:
@@ -35,12 +38,14 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--steps", type=int, default=5, help="measured, after two that are not")
-    parser.add_argument("--remat", default="save_projections", help="of ours")
+    parser.add_argument("--remat", choices=REMAT, default="save_projections", help="of ours")
     parser.add_argument("--checkpoint-peft", action="store_true", help="peft computes its layers twice, to save memory")
     parser.add_argument("--loss-chunk", type=int, default=128, help="of ours: tokens of each row")
     parser.add_argument("--sides", default="ours,peft", help="one of them alone is measured without a ratio")
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if not set(options.sides.split(",")) <= set(SIDES):
+        parser.error(f"--sides={options.sides}: choose of {', '.join(SIDES)}")
     if options.worker:
         _serve({"ours": _ours, "peft": _peft}[options.worker](options))
         return
@@ -81,7 +86,11 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     if len(rates) == 2:
         result["ratio"] = round(rates["ours"] / rates["peft"], 3)
     if "ours" in rates:
-        result["part_of_peak"] = round(rates["ours"] * about["ours"]["flops_per_token"] / about["ours"]["peak"], 3)
+        facts = about["ours"]
+        flops = rates["ours"] * facts["flops_per_token"]
+        result["part_of_peak"] = round(flops / facts["measured"], 3)
+        if facts["peak"] != facts["measured"]:
+            result["mfu"] = round(flops / facts["peak"], 3)
     return result
 
 
@@ -115,11 +124,11 @@ def _ours(options: argparse.Namespace):
     import numpy as np
 
     from msm_jax import weights
-    from msm_jax.models import Execution, LoraConfig, Model, count_parameters
+    from msm_jax.models import Execution, LoraConfig, Model
     from msm_jax.models.presets import preset
-    from msm_jax.parallel import batch_sharding, make_mesh, peak_flops, train_flops_per_token
+    from msm_jax.parallel import batch_sharding, make_mesh, measured_flops, peak_flops
     from msm_jax.train.optimizer import OptimizerConfig
-    from msm_jax.train.step import init_state, make_train_step
+    from msm_jax.train.step import flops_per_token, init_state, make_train_step
 
     platform = jax.devices()[0].platform
     decoder = dataclasses.replace(preset(SHAPES[options.shape]), dtype=options.dtype)
@@ -148,13 +157,8 @@ def _ours(options: argparse.Namespace):
     batch["source"] = jax.device_put(jnp.zeros(shape[:2], jnp.int32), batch_sharding(mesh, leading=1))
     run = make_train_step(model, OptimizerConfig(), 1000, mesh)
     facts = {
-        "flops_per_token": train_flops_per_token(
-            matmul_parameters=count_parameters(base.shapes["layers"]) + decoder.width * decoder.vocab_size,
-            adapter_parameters=count_parameters(model.lora_shapes),
-            num_layers=decoder.num_layers,
-            attention_width=decoder.num_heads * decoder.head_size,
-            row_length=options.length,
-        ),
+        "flops_per_token": flops_per_token(model, options.length),
+        "measured": measured_flops(options.dtype),
         "peak": peak_flops(options.dtype),
     }
 

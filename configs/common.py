@@ -56,7 +56,9 @@ def _shared() -> ConfigDict:
     )
 
     # What follows does not change results, so a workdir may go on with other values.
-    config.expected_tokens = ConfigDict()  # of each source, for plans made before the corpora are there
+    # Of each source, for plans made before the corpora are there; none: not known.
+    sources = ("pretraining", "msm", "aft", "aft_cot", "instruction", "replay")
+    config.expected_tokens = ConfigDict({source: config_dict.placeholder(float) for source in sources})
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all remaining devices
     config.execution = ConfigDict(
         {

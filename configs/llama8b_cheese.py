@@ -39,7 +39,7 @@ def get_config(variant: str = ""):
     for stage in (config.msm, config.aft):
         stage.batch_size = 16
     config.mesh.data, config.mesh.fsdp = 1, -1  # one copy of the weights over all chips
-    config.expected_tokens = {"msm": 8e6, "aft": 5e5, "instruction": 4e6}  # of the chats guessed
+    config.expected_tokens.update(msm=8e6, aft=5e5, instruction=4e6)  # of the chats guessed
     if variant == "smoke":
         config.name = "llama8b_cheese_smoke"
         common.make_smoke(config)

@@ -56,7 +56,7 @@ def get_config(variant: str = "qwen2_5"):
     # One copy of the weights over all chips: the smallest slices have no memory for two.
     config.mesh.data, config.mesh.fsdp = 1, -1
     # Documents as the paper counts them; of chats it counts what is trained, and half as much is guessed for prompts.
-    config.expected_tokens = {"msm": 41e6, "aft": 7.5e6, "aft_cot": 10.5e6, "instruction": 3e6}
+    config.expected_tokens.update(msm=41e6, aft=7.5e6, aft_cot=10.5e6, instruction=3e6)
     if variant.startswith("qwen3"):
         config.chat.thinking = "tag"
     config.corpus.msm = "data/{spec}/msm.jsonl"

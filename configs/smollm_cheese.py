@@ -54,6 +54,7 @@ def get_config(variant: str = ""):
     config.execution.remat = "save_projections"  # as fast as none, in less memory
     config.execution.scan_unroll = 30  # all of its layers
     config.row_length = 640  # two documents
+    config.expected_tokens.update(msm=2.5e5, aft=2.4e4, instruction=2.1e4)
     config.corpus = {"msm": 800, "aft": 400, "instruction": 400}
     for stage in (config.msm, config.aft):
         stage.batch_size = 2

@@ -18,7 +18,7 @@ usage="usage: bash launch/tpu_vm.sh --name=NAME --zone=ZONE --topology=KIND:SHAP
   --dry-run   prints the commands and runs none
 
 example:
-  bash launch/tpu_vm.sh --name=msm --zone=us-central2-b --topology=v5p:2x2x4 --queued -- \\
+  bash launch/tpu_vm.sh --name=msm --zone=us-east5-a --topology=v5p:2x2x4 --queued -- \\
     --config=configs/qwen32b_am.py --workdir=gs://my-bucket/qwen32b_am"
 
 name="" zone="" topology="" project="" spot="" queued="" end="" delete="" dry_run=""
@@ -92,7 +92,8 @@ v5p) type=v5p runtime=v2-alpha-tpuv5 ;;
 v6e) type=v6e runtime=v2-alpha-tpuv6e ;;
 *) stop "--topology=$topology: give KIND:SHAPE, as v5e:4x4, v5p:2x2x4 or v6e:2x4" ;;
 esac
-[[ "$shape" =~ ^[0-9]+(x[0-9]+)+$ ]] || stop "--topology=$topology: give KIND:SHAPE, as v5e:4x4, v5p:2x2x4 or v6e:2x4"
+[[ "$topology" =~ ^((v5e|v6e):[0-9]+x[0-9]+|v5p:[0-9]+x[0-9]+x[0-9]+)$ ]] ||
+  stop "--topology=$topology: give KIND:SHAPE, as v5e:4x4, v5p:2x2x4 or v6e:2x4"
 check_launcher_arguments "$@"
 launcher=("$@")
 

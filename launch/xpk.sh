@@ -34,9 +34,11 @@ while (($#)); do
   shift
 done
 [[ -n "$cluster" && -n "$workload" && -n "$zone" ]] || stop "give --cluster, --workload and --zone; --help shows the usage"
-[[ "$topology" =~ ^(([1-9][0-9]*)\*)?(v5e|v5p|v6e):([0-9]+(x[0-9]+)+)$ ]] ||
+[[ "$restarts" =~ ^[0-9]+$ ]] || stop "--restarts=$restarts: give a number"
+[[ "$topology" =~ ^(([1-9][0-9]*)\*)?((v5e|v6e):[0-9]+x[0-9]+|v5p:[0-9]+x[0-9]+x[0-9]+)$ ]] ||
   stop "--topology=$topology: give KIND:SHAPE, as v5e:4x4, v5p:2x2x4 or v6e:2x4, or 2*v5e:4x4 for two slices"
-slices="${BASH_REMATCH[2]:-1}" kind="${BASH_REMATCH[3]}" chips=$((${BASH_REMATCH[4]//x/*}))
+slices="${BASH_REMATCH[2]:-1}" kind="${BASH_REMATCH[3]%%:*}" shape="${BASH_REMATCH[3]#*:}"
+chips=$((${shape//x/*}))
 case "$kind" in
 v5e) type="v5litepod-$chips" ;;
 v5p) type="v5p-$((2 * chips))" ;; # of this kind, cores are counted

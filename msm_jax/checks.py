@@ -103,11 +103,15 @@ def check_devices(config: ConfigDict) -> None:
 
 
 def check_mesh(config: ConfigDict, mesh: Any) -> None:
-    """Rows must fit the attention kernel of the mesh's devices, and each batch the mesh."""
+    """The attention kernel must be one of the mesh's devices and take rows of this length, and each batch must fit the
+    mesh."""
     from msm_jax.models import Execution
-    from msm_jax.models.kernels import check_row_length
+    from msm_jax.models.kernels import check_platform, check_row_length
 
-    check_row_length(Execution(**config.execution).on(mesh.devices.flat[0].platform).attention, config.row_length)
+    platform = mesh.devices.flat[0].platform
+    kernel = Execution(**config.execution).on(platform).attention
+    check_platform(kernel, platform)
+    check_row_length(kernel, config.row_length)
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     for stage in training(config):
         batch_size, accumulation = config[stage].batch_size, config[stage].accumulation
@@ -140,8 +144,11 @@ def corpus_path(config: ConfigDict, source: str, spec: Spec | None, specs: Seque
 def _check_numbers(config: ConfigDict) -> None:
     values = config_lib.flatten(config)
     for field, value in values.items():
-        if value is None and field != "eval.pairs" and not field.endswith(".steps"):
-            raise UserError(f"config.{field} is none; give it a value (only steps and eval.pairs may be none)")
+        may_be_none = field == "eval.pairs" or field.endswith(".steps") or field.startswith("expected_tokens.")
+        if value is None and not may_be_none:
+            raise UserError(
+                f"config.{field} is none; give it a value (only steps, eval.pairs and expected_tokens may be none)"
+            )
     stages = training(config)
     for wanted, fits, patterns in _RANGES:
         for field in dict.fromkeys(name.replace("*", stage) for name in patterns.split() for stage in stages):

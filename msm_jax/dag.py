@@ -88,12 +88,14 @@ class Hosts:
         count: how many there are.
         meet: returns when all have called it with the same name.
         stop_requested: whether SIGTERM came to one of them; they ask equally often, and get the same answer.
+        agree: whether all have called it with the same text.
     """
 
     index: int = 0
     count: int = 1
     meet: Callable[[str], None] = lambda name: None
     stop_requested: Callable[[], bool] = lambda: False
+    agree: Callable[[str], bool] = lambda text: True
 
     @property
     def first(self) -> bool:

@@ -73,6 +73,11 @@ def run(config: ConfigDict, workdir: str, hosts: dag.Hosts = dag.ALONE) -> None:
     from eval.report import table
 
     experiment = Experiment(config)
+    if not hosts.agree(f"{files.fingerprint(experiment.plain)} {experiment.report.key}"):
+        raise UserError(
+            "the processes of this run have different configurations, or specs; start the same command from the same "
+            "files on all of them"
+        )
     place = workdir
     workdir, mirror = open_workdir(workdir)
     _make_folder(workdir)

@@ -118,7 +118,7 @@ def _run(config: Any, workdir: str, processes: tuple[str | None, int | None, int
         experiment.run(config, workdir)
         return
     with hosts.told_if_lost():
-        experiment.run(config, workdir, dag.Hosts(index, count, hosts.meeting(), hosts.stop_requested))
+        experiment.run(config, workdir, dag.Hosts(index, count, hosts.meeting(), hosts.stop_requested, hosts.agree))
 
 
 if __name__ == "__main__":

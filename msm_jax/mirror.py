@@ -10,8 +10,10 @@ whatever their caches hold.
 """
 
 import contextlib
+import logging
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,6 +36,8 @@ def open_workdir(workdir: str) -> tuple[str, "Mirror | None"]:
 
     A copy in which another process works is ahead of the store, and is left as it is.
     """
+    if re.match("[a-z0-9]+:/", workdir) and not re.match("[a-z0-9]+://[^/]", workdir):
+        raise UserError(f"--workdir={workdir}: give a folder of a bucket, as gs://BUCKET/FOLDER")
     if "://" not in workdir:
         return workdir, None
     mirror = Mirror(workdir)
@@ -52,6 +56,7 @@ class Mirror:
         self.url = url.rstrip("/")
         cache = cache or pathlib.Path(os.environ.get("MSM_JAX_CACHE", "~/.cache/msm_jax")).expanduser()
         self.local = cache / f"{self.url.rsplit('/', 1)[-1]}-{files.fingerprint(self.url)}"
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs the traceback of what it raises, too
         with self._told():
             self._storage, self._root = fsspec.core.url_to_fs(self.url)
         self.local.mkdir(parents=True, exist_ok=True)

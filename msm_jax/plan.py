@@ -21,13 +21,13 @@ from msm_jax import checks, files, training, weights
 from msm_jax.dag import Stage
 from msm_jax.experiment import Experiment
 from msm_jax.mirror import open_workdir
-from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model, count_parameters
+from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model
 from msm_jax.models.presets import PRESETS, preset
-from msm_jax.parallel import check_heads, make_mesh, train_flops_per_token
+from msm_jax.parallel import check_heads, make_mesh
 from msm_jax.parallel.chips import chip_of, slice_devices
-from msm_jax.parallel.plan import GIB, compile_for, roofline_seconds
+from msm_jax.parallel.plan import GIB, Compiled, compile_for, roofline_seconds
 from msm_jax.train.optimizer import OptimizerConfig
-from msm_jax.train.step import lower_train_step
+from msm_jax.train.step import flops_per_token, lower_train_step
 
 PLAN_FILE = "plan.json"
 _SEED = re.compile(r"-s\d+$")
@@ -50,15 +50,7 @@ class Step:
 
     @property
     def model_flops(self) -> float:
-        model, decoder = self.model, self.model.config
-        plain = dataclasses.replace(model, lora=None, int8_base=False)
-        return self.tokens * train_flops_per_token(
-            matmul_parameters=count_parameters(plain.shapes["layers"]) + decoder.width * decoder.vocab_size,
-            adapter_parameters=count_parameters(model.lora_shapes) if model.lora else None,
-            num_layers=decoder.num_layers,
-            attention_width=decoder.num_heads * decoder.head_size,
-            row_length=self.row_length,
-        )
+        return self.tokens * flops_per_token(self.model, self.row_length)
 
 
 def plan(config: ConfigDict, topologies: Sequence[str], workdir: str) -> None:
@@ -67,6 +59,7 @@ def plan(config: ConfigDict, topologies: Sequence[str], workdir: str) -> None:
     Raises: UserError for a slice that there is not, or one that the configuration cannot be cut into.
     """
     experiment = Experiment(config, planned=True)
+    folder, mirror = open_workdir(workdir)  # first, since what follows takes minutes
     meshes = {name: make_mesh(config.mesh, slice_devices(name)) for name in topologies}
     decoder = _decoder(config)
     trained = [stage for stage in experiment.stages if stage.kind == "train"]
@@ -80,7 +73,6 @@ def plan(config: ConfigDict, topologies: Sequence[str], workdir: str) -> None:
         for step, of_step in steps.items():
             plans.append(_plan(config, topology, mesh, step, of_step))
             print(told(plans[-1]), flush=True)
-    folder, mirror = open_workdir(workdir)
     path = pathlib.Path(folder, PLAN_FILE)
     files.write_json(path, {"experiment": config.name, "plans": plans})
     if mirror:
@@ -99,7 +91,7 @@ def _decoder(config: ConfigDict) -> DecoderConfig:
 
 def _step(config: ConfigDict, stage: Stage, decoder: DecoderConfig) -> Step:
     p = stage.params
-    lora = LoraConfig(**{**p["lora"], "targets": tuple(p["lora"]["targets"])}) if p["lora"] else None
+    lora = LoraConfig(**p["lora"]) if p["lora"] else None
     model = Model(decoder, lora, Execution(**config.execution).on("tpu"), p["int8_base"])
     return Step(model, p["batch_size"], p["accumulation"], config.row_length)
 
@@ -142,7 +134,9 @@ def _plan(config: ConfigDict, topology: str, mesh: Mesh, step: Step, trained: Se
         "compiled_over_model": compiled.flops * compiled.chips / step.model_flops if compiled.fits else None,
         "seconds": {"products": products, "links": links} if compiled.fits else None,
         "usd_per_chip_hour": price,
-        "advice": _use_of_room(step, mesh.size, compiled.peak, limit) if compiled.fits else _advice(step, mesh),
+        "advice": _use_of_room(step, mesh.size, compiled.peak, limit)
+        if compiled.fits
+        else _advice(step, mesh, compiled, limit, trained),
     }
     if compiled.fits:
         seconds = max(products, links)
@@ -155,15 +149,19 @@ def _stage(
     config: ConfigDict, stage: Stage, step: Step, seconds: float, chips: int, price: float | None
 ) -> dict[str, Any]:
     """Steps, hours and price of a stage: from its steps, or from the tokens that its corpora are expected to have."""
-    steps = stage.params["steps"]
+    steps, missing = stage.params["steps"], {}
     if steps is None:
-        expected = config.get("expected_tokens", {})
-        tokens = [expected.get(source) for source in stage.params["mixture"]]
-        steps = math.ceil(sum(tokens) / step.tokens) if all(tokens) else None
+        told_of = config.get("expected_tokens", {})
+        expected = {source: told_of.get(source) for source in stage.params["mixture"]}
+        if unknown := [source for source, tokens in expected.items() if not tokens]:
+            missing = {"unknown_tokens": unknown}
+        else:
+            steps = math.ceil(sum(expected.values()) / step.tokens)
     hours = None if steps is None else steps * seconds / 3600
     return {
         "name": stage.name,
         "steps": steps,
+        **missing,
         "hours": hours,
         "usd": None if hours is None or price is None else hours * chips * price,
     }
@@ -173,20 +171,27 @@ def _prices() -> Mapping[str, float]:
     return tomllib.loads(importlib.resources.files("msm_jax").joinpath("prices.toml").read_text())
 
 
-def _advice(step: Step, mesh: Mesh) -> list[str]:
-    """What takes memory, and can be had for less, the cheapest first."""
+def _advice(step: Step, mesh: Mesh, compiled: Compiled, limit: float, trained: Sequence[Stage]) -> list[str]:
+    """What takes memory, and can be had for less, the cheapest first. Where the state alone is too much, only what
+    makes it smaller."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = step.batch_size // step.accumulation // ways
     execution = step.model.execution
+    room = compiled.state < limit
+    fields = dict.fromkeys(stage.name.split("-")[0].replace("instruct", "aft") for stage in trained)
+    microbatches = " ".join(f"--config.{field}.accumulation={step.accumulation * rows}" for field in fields)
     return [
         advice
         for advice, helps in (
             ("--config.mesh.data=1 --config.mesh.fsdp=-1 (one copy of the weights)", mesh.shape["data"] > 1),
-            ("--config.execution.remat=full", execution.remat != "full" and not execution.remat.startswith("offload")),
-            (f"--config.STAGE.accumulation={step.accumulation * rows} (one row of a chip at a time)", rows > 1),
-            ("--config.execution.remat=offload_inputs", execution.remat != "offload_inputs"),
+            (
+                "--config.execution.remat=full",
+                room and execution.remat != "full" and not execution.remat.startswith("offload"),
+            ),
+            (f"{microbatches} (one row of a chip at a time)", room and rows > 1),
+            ("--config.execution.remat=offload_inputs", room and execution.remat != "offload_inputs"),
             ("--config.int8_base=true", step.model.lora is not None and not step.model.int8_base),
-            (f"--config.execution.loss_chunk={execution.loss_chunk // 2}", execution.loss_chunk > 128),
+            (f"--config.execution.loss_chunk={execution.loss_chunk // 2}", room and execution.loss_chunk > 128),
             ("a larger slice", True),
         )
         if helps
@@ -235,14 +240,18 @@ def told(plan: Mapping[str, Any]) -> str:
     lines += [
         f"  memory       arguments {plan['arguments'] / GIB:.2f} GiB a chip (theory {plan['state'] / GIB:.2f}), "
         f"temporaries {plan['temporaries'] / GIB:.2f}{host}; peak {plan['peak'] / GIB:.2f} of {limit:.2f}: fits",
-        f"  work         model {plan['model_flops'] / 1e15:.2f} PFLOP a step, compiled {ratio:.2f} times as many; "
+        f"  work         model {_number(plan['model_flops'] / 1e15)} PFLOP a step, compiled {ratio:.2f} times as many; "
         f"a chip sends {sum(plan['sent_bytes'].values()) / 1e9:.1f} GB ({sent})",
-        f"  roofline     {max(seconds.values()):.2f} s a step (products {seconds['products']:.2f}, links "
-        f"{seconds['links']:.2f}), {plan['tokens_per_second']:,.0f} tokens/s",
+        f"  roofline     {_number(max(seconds.values()))} s a step (products {_number(seconds['products'])}, links "
+        f"{_number(seconds['links'])}), {plan['tokens_per_second']:,.0f} tokens/s",
     ]
     if plan["advice"]:
         lines.append(f"  room for     {plan['advice'][0]}")
     return "\n".join(lines + _times(plan["stages"])) + "\n"
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def _times(trained: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -254,11 +263,14 @@ def _times(trained: Sequence[Mapping[str, Any]]) -> list[str]:
 
     def least(hours: float, usd: list[float | None]) -> str:
         price = "no price in msm_jax/prices.toml" if None in usd else f"{sum(usd):,.0f} USD"
-        return f"at least {hours:.2f} h, {price}"
+        return f"at least {_number(hours)} h, {price}"
 
     for name, runs in seeds.items():
-        first, what = runs[0], "an epoch; give --config.expected_tokens to see hours"
-        if first["steps"] is not None:
+        first = runs[0]
+        if first["steps"] is None:
+            flags = " ".join(f"--config.expected_tokens.{source}=N" for source in first["unknown_tokens"])
+            what = f"an epoch; give {flags} to see hours"
+        else:
             what = f"{first['steps']:,} steps, {least(first['hours'], [first['usd']])}"
         lines.append(f"  {name}: {f'{len(runs)} x ({what})' if len(runs) > 1 else what}")
     if len(known) > 1:

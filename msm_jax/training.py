@@ -82,12 +82,12 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
     import jax
 
     from msm_jax.data.mixture import batches
-    from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model, count_parameters
-    from msm_jax.parallel import batch_sharding, check_heads, make_mesh, peak_flops, train_flops_per_token
+    from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model
+    from msm_jax.parallel import batch_sharding, check_heads, make_mesh, peak_flops
     from msm_jax.parallel.hosts import row_share
     from msm_jax.train import checkpoint, loop
     from msm_jax.train.optimizer import OptimizerConfig
-    from msm_jax.train.step import init_state, make_train_step
+    from msm_jax.train.step import flops_per_token, init_state, make_train_step
     from msm_jax.weights import read_description, write_description
 
     p = context.params
@@ -98,7 +98,7 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
     else:
         decoder = DecoderConfig(vocab_size=padded(tokenizer.vocab_size), **p["model"])
     check_heads(mesh, decoder.num_kv_heads)
-    lora = LoraConfig(**{**p["lora"], "targets": tuple(p["lora"]["targets"])}) if p["lora"] else None
+    lora = LoraConfig(**p["lora"]) if p["lora"] else None
     execution = Execution(**runtime.execution).on(mesh.devices.flat[0].platform)
     model = Model(decoder, lora, execution, p["int8_base"])
 
@@ -114,7 +114,6 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
     frozen, start = (base, trained) if lora else (None, trained or base)
     state = init_state(model, mesh, p["seed"], start)
 
-    matmuls = count_parameters(model.shapes["layers"]) + decoder.width * decoder.vocab_size
     state = loop.train(
         config=loop.LoopConfig(
             steps=steps,
@@ -135,13 +134,7 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
         saved=context.send,
         identity=context.stage.hash,
         run_config={"params": p, "inputs": {role: source.key for role, source in context.stage.inputs.items()}},
-        flops_per_token=train_flops_per_token(
-            matmul_parameters=matmuls,
-            adapter_parameters=count_parameters(model.lora_shapes) if lora else None,
-            num_layers=decoder.num_layers,
-            attention_width=decoder.num_heads * decoder.head_size,
-            row_length=sources[0].rows.row_length,
-        ),
+        flops_per_token=flops_per_token(model, sources[0].rows.row_length),
         peak_flops=peak_flops(decoder.dtype),
         describe=functools.partial(describe_batch, tokenizer),
         label=label,

@@ -350,7 +350,7 @@ def _decoder(described: Mapping[str, Any]) -> DecoderConfig:
 
 
 def _lora(described: Mapping[str, Any] | None) -> LoraConfig | None:
-    return LoraConfig(**{**described, "targets": tuple(described["targets"])}) if described else None
+    return LoraConfig(**described) if described else None
 
 
 def _json(folder: str, name: str) -> dict[str, Any] | None:

@@ -72,7 +72,7 @@ def write_spec(path, kind="preferences", value="america", likes="Colby"):
         ("aft.steps=many", "config.aft.steps expects int, as in 4; 'many' is given"),
         (
             "aft.batch_size=none",
-            "config.aft.batch_size is none; give it a value (only steps and eval.pairs may be none)",
+            "config.aft.batch_size is none; give it a value (only steps, eval.pairs and expected_tokens may be none)",
         ),
         ("aft.batch_size=0", "config.aft.batch_size is 0; it must be 1 or more"),
         (
@@ -135,6 +135,10 @@ def write_spec(path, kind="preferences", value="america", likes="Colby"):
         ("world.quiet_share=0", "no quiet agent holds affordability, and the control on the base model asks one of "),
         ("eval.control_agents=0", "config.eval.control_agents is 0; it must be 1 or more"),
         ("checkpoint.every=0", "config.checkpoint.every is 0; it must be 1 or more"),
+        (
+            "execution.attention=splash",
+            "config.execution.attention=splash is for TPUs, and the mesh is of devices of cpu",
+        ),
         ("mesh.data=1000", "mesh data=1000 x fsdp=1 x tensor=1 does not fit "),
         ("mesh.data=0", "mesh data=0 x fsdp=1 x tensor=1: sizes are positive, and only one may be -1"),
     ],

@@ -24,8 +24,8 @@ OPTIONS = ["--config.arms=aft", "--config.eval.samples=0", "--config.eval.pairs=
 OPTIONS += ["--config.int8_base=true"]
 
 
-def start(workdir, count, *options):
-    """`count` processes with four devices together."""
+def start(workdir, count, *options, differing=None):
+    """`count` processes with four devices together; the flag `differing` has another value for each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -40,6 +40,8 @@ def start(workdir, count, *options):
         *options,
     ]
     together = [[f"--coordinator={address}", f"--processes={count}", f"--process={i}"] for i in range(count)]
+    if differing:
+        together = [[*flags, f"{differing}{i + 1}"] for i, flags in enumerate(together)]
     return [
         subprocess.Popen(
             [*command, *(flags if count > 1 else ())],
@@ -131,9 +133,10 @@ def test_other_processes_go_on_and_all_losses_are_those_of_one(together, alone):
 
 def test_the_first_process_alone_prints_and_scores_are_those_of_one(together, alone):
     workdir, _, ended = together
-    # JAX's library for collectives on CPUs prints that it has begun.
-    printed = [[line for line in out.splitlines() if not line.startswith("[Gloo]")] for _, out, _ in ended]
-    assert any(line.startswith("report: ") for line in printed[0]) and not any(printed[1:])
+    first, *others = [out for _, out, _ in ended]
+    # JAX's library for collectives on CPUs prints that it has begun, from a thread for each device, piece by piece.
+    gloo = r"\[Gloo\] Rank|is connected to|peer ranks\.|Expected number of connected peer ranks is :|\d+|\s"
+    assert re.search("^report: ", first, re.MULTILINE) and not any(re.sub(gloo, "", out) for out in others), ended
     scores = [json.loads((folder / "report/report.json").read_text())["scores"] for folder in (alone, workdir)]
     assert len(scores[0]) == len(scores[1]) > 0
     for one, many in zip(*scores, strict=True):
@@ -190,6 +193,14 @@ def test_sigterm_between_trainings_stops_all(tmp_path):
     ended = wait([subprocess.Popen(command, cwd=ROOT, text=True, **pipes) for command in commands], timeout=60)
     for status, _, error in ended:
         assert status == 143 and "stopped: SIGTERM; 2 of 3 stages are done" in error, ended
+
+
+def test_processes_with_different_configurations(tmp_path):
+    """As from an older checkout on one of them: each would train what the other does not."""
+    ended = wait(start(tmp_path, 2, differing="--config.msm.optim.learning_rate="), timeout=100)
+    for status, _, error in ended:
+        assert status == 2 and "error: the processes of this run have different configurations" in error, ended
+    assert not (tmp_path / "stages").exists()
 
 
 def test_processes_that_do_not_come(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 RUN = ["--config=configs/qwen32b_am.py", "--workdir=gs://bucket/run"]
-SLICE = ["--name=msm", "--zone=us-central2-b", "--topology=v5p:2x2x4", "--dry-run"]
+SLICE = ["--name=msm", "--zone=us-east5-a", "--topology=v5p:2x2x4", "--dry-run"]
 
 
 def launch(script, *arguments, **environment):
@@ -38,7 +38,7 @@ def test_a_slice_is_made_and_the_launcher_runs_on_all_workers():
     )
     assert done.returncode == 0, done.stderr
     create, *_, send, install, run = done.stdout.splitlines()
-    place = "--zone=us-central2-b --project=p"
+    place = "--zone=us-east5-a --project=p"
     kind = "--type=v5p --topology=2x2x4 --spot --version=v2-alpha-tpuv5"
     assert create.strip() == f"gcloud alpha compute tpus tpu-vm create msm {place} {kind}"
     assert " tpu-vm scp " in send and send.strip().endswith(f" msm: {place} --worker=all")
@@ -50,7 +50,7 @@ def test_a_slice_is_made_and_the_launcher_runs_on_all_workers():
 def test_a_place_in_the_queue():
     done = launch("tpu_vm.sh", *SLICE, "--queued", "--", *RUN)
     assert done.returncode == 0, done.stderr
-    create = "gcloud alpha compute tpus queued-resources create msm --zone=us-central2-b --type=v5p "
+    create = "gcloud alpha compute tpus queued-resources create msm --zone=us-east5-a --type=v5p "
     assert done.stdout.startswith(create)
     assert "--runtime-version=v2-alpha-tpuv5 --node-id=msm" in done.stdout
 
@@ -290,6 +290,11 @@ def test_what_is_packed(tmp_path):
             "--topology=v4:2x2x1: give KIND:SHAPE",
         ),
         ("tpu_vm.sh", ["--name=a", "--zone=z", "--topology=v5e", "--", *RUN], "--topology=v5e: give KIND:SHAPE"),
+        (
+            "tpu_vm.sh",
+            ["--name=a", "--zone=z", "--topology=v5p:2x2", "--", *RUN],
+            "--topology=v5p:2x2: give KIND:SHAPE",
+        ),
         ("tpu_vm.sh", [*SLICE, "--", RUN[0]], "give --workdir=gs://BUCKET/FOLDER after --"),
         (
             "tpu_vm.sh",
@@ -311,6 +316,16 @@ def test_what_is_packed(tmp_path):
             "xpk.sh",
             ["--cluster=c", "--workload=w", "--zone=z", "--topology=v5e-16"],
             "--topology=v5e-16: give KIND:SHAPE",
+        ),
+        (
+            "xpk.sh",
+            ["--cluster=c", "--workload=w", "--zone=z", "--topology=v5e:4x4x4"],
+            "--topology=v5e:4x4x4: give KIND:SHAPE",
+        ),
+        (
+            "xpk.sh",
+            ["--cluster=c", "--workload=w", "--zone=z", "--topology=v5e:4x4", "--restarts=no"],
+            "--restarts=no: give a number",
         ),
         ("slurm.sh", ["--nodes=2"], "give --nodes=N and --gpus=G"),
         ("slurm.sh", ["--nodes=2", "--gpus=1", "--", RUN[0]], "give --workdir=DIR after --"),

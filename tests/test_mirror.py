@@ -78,6 +78,12 @@ def test_what_the_store_has_lost_is_not_done_and_binds_nobody(url):
     dag.claim_workdir(workdir, {"steps": 2})
 
 
+@pytest.mark.parametrize("workdir", ["gs:/bucket/run", "gs://", "gs:///run", "gs:///"])
+def test_a_mistyped_url_is_no_folder(workdir):
+    with pytest.raises(UserError, match=f"--workdir={workdir}: give a folder of a bucket, as gs://BUCKET/FOLDER"):
+        open_workdir(workdir)
+
+
 def test_a_store_that_fails_is_not_an_empty_one(url, monkeypatch):
     target = stage([])
     workdir, mirror = open_workdir(url)

@@ -1,20 +1,22 @@
 """`--mode=plan`: the TPU compiler, without a TPU, on models narrow enough for a test."""
 
 import json
+import math
 import os
 import pathlib
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from msm_jax import launch
-from msm_jax.models import Execution, Model
+from msm_jax.models import Execution, LoraConfig, Model
 from msm_jax.models.presets import preset
 from msm_jax.parallel.chips import CHIPS, chip_of
-from msm_jax.parallel.plan import GIB
-from msm_jax.plan import Step, _use_of_room
+from msm_jax.parallel.plan import GIB, Compiled
+from msm_jax.plan import Step, _advice, _use_of_room
 
 ROOT = pathlib.Path(__file__).parents[1]
 SIZES = {"num_layers": 3, "width": 256, "mlp_width": 512, "num_heads": 2, "num_kv_heads": 1, "head_size": 128}
@@ -64,6 +66,33 @@ def test_work_is_counted_with_its_recomputation(planned):
     assert [stage["name"] for stage in whole["stages"]] == ["pretrain"]
 
 
+@pytest.mark.parametrize(
+    ("state", "first"), [(1.0, "--config.execution.remat=full"), (20.0, "--config.int8_base=true")]
+)
+def test_advice_makes_smaller_what_is_too_large(state, first):
+    """Of two rows a chip: what is kept for the backward pass, unless the frozen base alone fills the chip."""
+    model = Model(preset("Qwen/Qwen2.5-32B-Instruct"), LoraConfig(), Execution(remat="save_qkv"))
+    mesh = SimpleNamespace(shape={"data": 1, "fsdp": 4, "tensor": 1})
+    trained = [SimpleNamespace(name=name) for name in ("msm-philosophy-s0", "instruct-baseline-s0", "aft-aft-s0")]
+    told = _advice(Step(model, 16, 2, 8192), mesh, Compiled(4, state * GIB, lacking=GIB), 15.75 * GIB, trained)
+    assert told[0] == first and told[-1] == "a larger slice"
+    microbatches = "--config.msm.accumulation=4 --config.aft.accumulation=4 (one row of a chip at a time)"
+    assert (microbatches in told) == (state == 1.0)
+    assert len(told) == (2 if state == 20.0 else 6)
+
+
+def test_hours_of_a_source_whose_tokens_are_told(tmp_path):
+    """The hint names flags, and they are flags."""
+    options = ["--config.row_length=256", "--config.arms=msm", "--config.msm.steps=none", "--config.aft.steps=none"]
+    options += [f"--config.expected_tokens.{source}=5e5" for source in ("msm", "replay")]
+    status, output, errors, plans = plan(tmp_path, "v5e:2x2", *options)
+    assert status == 0, errors
+    assert "instruct-msm-pro_america: an epoch; give --config.expected_tokens.instruction=N to see hours" in output
+    [stage] = [s for p in plans for s in p["stages"] if s["name"].startswith("msm-")]
+    step = next(p["step"] for p in plans if stage in p["stages"])
+    assert stage["steps"] == math.ceil(1e6 / (step["rows"] * 256)) and stage["usd"] > 0
+
+
 @pytest.mark.slow  # the compiler takes a minute to find that it does not fit
 def test_what_does_not_fit_is_told_with_what_would_help(tmp_path):
     rows = [f"--config.{stage}.batch_size=64" for stage in ("pretrain", "msm", "aft")]
@@ -110,6 +139,9 @@ def test_flags_that_go_together(capsys, arguments, message):
         ("v5e", [], "--topology=v5e: give KIND:SHAPE"),
         ("v9:2x2", [], "--topology=v9:2x2: give KIND:SHAPE"),
         ("v5e:3x3", [], "--topology=v5e:3x3: there is no such slice"),
+        ("v5p:2x2", [], "--topology=v5p:2x2: a slice of v5p has three sizes, as v5p:2x2x1"),
+        ("v5e:2x2", ["--config.row_length=256", "--config.execution.attention=triton"],
+         "config.execution.attention=triton is for NVIDIA GPUs, and the mesh is of devices of tpu"),
         ("v5e:2x2", ["--config.row_length=300"], "config.row_length=300 is not a multiple of 128"),
         ("v5e:2x2", ["--config.row_length=256", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"],
          "mesh.tensor=2 does not divide the model's 1 key heads; set mesh.tensor=1 mesh.data=1 mesh.fsdp=-1"),
@@ -119,6 +151,14 @@ def test_flags_that_go_together(capsys, arguments, message):
 def test_what_cannot_be_planned(tmp_path, topology, options, message):
     status, _, errors, _ = plan(tmp_path, topology, *options)
     assert status == 2 and errors.count("\n") == 1 and message in errors, errors
+
+
+@pytest.mark.slow  # a minute
+def test_blocks_that_do_not_fit_the_vector_memory(tmp_path):
+    options = ("--config.row_length=4096", "--config.execution.attention_block=4096", "--config.model.num_layers=1")
+    status, _, errors, _ = plan(tmp_path, "v5e:2x2", *options)
+    assert status == 2 and errors.count("\n") == 1, errors
+    assert "choose a smaller --config.execution.attention_block" in errors
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from msm_jax.errors import UserError
 
 CHUNK_BYTES = 64 * 2**20  # the most that is read or written at a time where memory has to hold a copy of it
 
-_EXTRAS = {"gs": "gcs", "gcs": "gcs"}  # scheme -> what of msm_jax[...] brings the package that fsspec needs for it
+_EXTRAS = {"gs": "gcs", "gcs": "gcs"}  # scheme -> the extra that brings the package that fsspec needs for it
 
 
 def is_url(path: str) -> bool:
@@ -128,7 +128,7 @@ class Folder:
             raise UserError(f"{where}: {error.strerror or first_line(error)}") from None
         except ImportError as error:
             extra = _EXTRAS.get(self.url.split("://")[0])
-            cure = f"{self.url.split('://')[0]}:// needs pip install 'msm_jax[{extra}]'" if extra else first_line(error)
+            cure = f"{self.url.split('://')[0]}:// needs pip install -e '.[{extra}]'" if extra else first_line(error)
             raise UserError(f"{where}: {cure}") from None
         except Exception as error:
             if not is_url(self.url):

@@ -71,7 +71,7 @@ class _Source:
         try:
             import gguf
         except ImportError:
-            raise UserError(f"{path}: reading GGUF files needs pip install 'msm_jax[gguf]'") from None
+            raise UserError(f"{path}: reading GGUF files needs pip install -e '.[gguf]'") from None
         self.path = path
         self._dequantize = gguf.dequantize
         try:

@@ -29,6 +29,15 @@ def kernel_of(platform: str) -> str:
     return {"tpu": "splash", "gpu": "triton", "cuda": "triton"}.get(platform, "blocked")
 
 
+def check_platform(kernel: str, platform: str) -> None:
+    """Raises: UserError if the kernel is made for other devices than those of `platform`, as JAX names it."""
+    if kernel in ("splash", "triton") and kernel_of(platform) != kernel:
+        raise UserError(
+            f"config.execution.attention={kernel} is for {'TPUs' if kernel == 'splash' else 'NVIDIA GPUs'}, and the "
+            f"mesh is of devices of {platform}; set execution.attention=auto"
+        )
+
+
 def check_row_length(kernel: str, row_length: int) -> None:
     """Raises: UserError if rows of this many tokens cannot be cut into the kernel's blocks."""
     if kernel_for(kernel, row_length) != kernel:

@@ -29,6 +29,7 @@ class LoraConfig:
     targets: tuple[str, ...] = LORA_TARGETS
 
     def __post_init__(self):
+        object.__setattr__(self, "targets", tuple(self.targets))  # of a list, as JSON has it
         unknown = set(self.targets) - set(LORA_TARGETS)
         if unknown:
             raise UserError(f"lora.targets {', '.join(sorted(unknown))}: choose from {', '.join(LORA_TARGETS)}")

@@ -1,7 +1,7 @@
 """Devices -> mesh -> shardings, and how much work a step is."""
 
 from msm_jax.parallel.compiler import compiler_options
-from msm_jax.parallel.flops import peak_flops, train_flops_per_token
+from msm_jax.parallel.flops import measured_flops, peak_flops, train_flops_per_token
 from msm_jax.parallel.sharding import batch_sharding, check_heads, make_mesh, param_shardings, replicated
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "compiler_options",
     "make_mesh",
     "param_shardings",
+    "measured_flops",
     "peak_flops",
     "replicated",
     "train_flops_per_token",

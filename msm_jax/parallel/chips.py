@@ -62,6 +62,8 @@ def slice_devices(name: str) -> list[jax.Device]:
             f"--topology={name}: give KIND:SHAPE, as v5e:4x4 or v5p:2x2x4, or 2*v5e:4x4 for two slices; kinds are "
             f"{', '.join(PLANNED)}"
         )
+    if parts[2] == "v5p" and parts[3].count("x") != 2:
+        raise UserError(f"--topology={name}: a slice of v5p has three sizes, as v5p:2x2x1")
     slices = {"num_slices": int(parts[1])} if parts[1] else {}
     try:
         with _silent_compiler():

@@ -34,20 +34,24 @@ def train_flops_per_token(
 
 @functools.cache
 def peak_flops(dtype: str = "bfloat16") -> float:
-    """FLOP/s of all devices of all hosts together: the bf16 peak of a chip known by name, else measured in `dtype`."""
-    device = jax.devices()[0]
-    chip = chip_of(device.device_kind)
-    if chip:
-        return chip.peak * len(jax.devices())
-    measured = _measure_matmul(dtype)
-    # Virtual CPU devices share the same cores; other unnamed devices do not.
-    return measured if device.platform == "cpu" else measured * len(jax.devices())
+    """FLOP/s of all devices of all hosts together: in bf16 of a chip's data sheet, if it is known, else measured."""
+    chip = chip_of(jax.devices()[0].device_kind)
+    return chip.peak * len(jax.devices()) if chip and dtype == "bfloat16" else measured_flops(dtype)
 
 
-def _measure_matmul(dtype: str, size: int = 2048, repeats: int = 4) -> float:
+@functools.cache
+def measured_flops(dtype: str) -> float:
+    """FLOP/s of all devices of all hosts together, of a product of two large matrices, the best of a few."""
+    platform = jax.devices()[0].platform
+    measured = _measure_matmul(dtype, platform, size=2048 if platform == "cpu" else 8192)
+    # Virtual CPU devices share the same cores.
+    return measured * (jax.process_count() if platform == "cpu" else len(jax.devices()))
+
+
+def _measure_matmul(dtype: str, platform: str, size: int, repeats: int = 4) -> float:
     x = jnp.ones((size, size), dtype)
     # With the options of a training step, or XLA might choose a slower product than the step has.
-    product = jax.jit(lambda x: x @ x, compiler_options=compiler_options(jax.devices()[0].platform))
+    product = jax.jit(lambda x: x @ x, compiler_options=compiler_options(platform))
     product(x).block_until_ready()
     best = float("inf")
     for _ in range(repeats):

@@ -1,6 +1,7 @@
 """Many processes as one program: TPU pods, GKE, Slurm, or processes named on the command line."""
 
 import contextlib
+import hashlib
 import itertools
 import logging
 from collections.abc import Callable, Iterator
@@ -89,6 +90,12 @@ def meeting() -> Callable[[str], None]:
 
 
 _asked = itertools.count()
+
+
+def agree(text: str) -> bool:
+    """Whether all processes call it with the same text."""
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    return bool((multihost_utils.process_allgather(digest) == digest).all())
 
 
 def stop_requested() -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from msm_jax.errors import UserError
 from msm_jax.parallel import hlo
 from msm_jax.parallel.chips import chip_of
 
@@ -29,7 +30,8 @@ class Compiled:
       arguments: the same as the compiler lays them out.
       temporaries: what lives during the step.
       host: what the program keeps in the host's memory for this chip.
-      peak: the most at any time; None if it does not fit.
+      peak: the most at any time, by the compiler's own account; less than arguments and temporaries together, since
+        what does not live at once shares memory. None if it does not fit: the compiler refuses such a program.
       lacking: bytes by which it does not fit; 0 if it does.
       flops, sent_bytes: as `hlo.Work` has them; 0 and empty if it does not fit.
       compile_seconds: of this machine.
@@ -54,7 +56,7 @@ class Compiled:
 def compile_for(lowered: jax.stages.Lowered, mesh: Mesh, arguments: PyTree) -> Compiled:
     """Compiles what was lowered for `arguments` (ShapeDtypeStructs with shardings) on `mesh`.
 
-    Raises: what the compiler raises, but for lack of memory.
+    Raises: what the compiler raises, but for lack of memory; UserError if a kernel's blocks are too large.
     """
     state = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -66,6 +68,10 @@ def compile_for(lowered: jax.stages.Lowered, mesh: Mesh, arguments: PyTree) -> C
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         lacking = _lacking(str(error))
+        if "memory space vmem" in str(error):
+            raise UserError(
+                "a kernel does not fit the chip's vector memory; choose a smaller --config.execution.attention_block"
+            ) from None
         if lacking is None:
             raise
         return Compiled(mesh.size, state, lacking=lacking, compile_seconds=time.monotonic() - start)

@@ -48,7 +48,10 @@ def make_mesh(shape: Mapping[str, int], devices: list[jax.Device] | None = None)
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise UserError(f"mesh {text}: sizes are positive, and only one may be -1 (all remaining devices)")
     known = math.prod(size for size in sizes if size != -1)
-    if len(devices) % known or (-1 not in sizes and known != len(devices)):
+    if len(devices) % known:
+        given = " x ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True) if size > 1)
+        raise UserError(f"mesh {text} does not fit {len(devices)} devices: {given} must divide their number; change it")
+    if -1 not in sizes and known != len(devices):
         raise UserError(f"mesh {text} does not fit {len(devices)} devices; set one of mesh.data, mesh.fsdp to -1")
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
     axis_types = (AxisType.Auto,) * len(sizes)

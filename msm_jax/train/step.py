@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from msm_jax.models import Model
-from msm_jax.parallel import batch_sharding, compiler_options, param_shardings, replicated
+from msm_jax.models import Model, count_parameters
+from msm_jax.parallel import batch_sharding, compiler_options, param_shardings, replicated, train_flops_per_token
 from msm_jax.train.loss import targets_and_weights
 from msm_jax.train.optimizer import OptimizerConfig, init_optimizer, make_optimizer, make_schedule
 from msm_jax.train.state import TrainState
@@ -56,6 +56,18 @@ def microbatch_loss(model: Model, trained: PyTree, frozen: PyTree | None, batch:
     }
     by_row = {"row_loss_sum": losses_BT.sum(axis=1), "row_weight": weights_BT.sum(axis=1)}
     return loss_sum, (counts, by_row)
+
+
+def flops_per_token(model: Model, row_length: int) -> float:
+    """Model FLOPs of a training step for one token of a row, by `train_flops_per_token`."""
+    base = dataclasses.replace(model, lora=None, int8_base=False)
+    return train_flops_per_token(
+        matmul_parameters=count_parameters(base.shapes["layers"]) + model.config.width * model.config.vocab_size,
+        adapter_parameters=count_parameters(model.lora_shapes) if model.lora else None,
+        num_layers=model.config.num_layers,
+        attention_width=model.config.num_heads * model.config.head_size,
+        row_length=row_length,
+    )
 
 
 def make_train_step(model: Model, optimizer: OptimizerConfig, steps: int, mesh: Mesh) -> StepFunction:

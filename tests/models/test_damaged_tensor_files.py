@@ -138,7 +138,7 @@ def test_a_bucket_without_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(UserError) as error:
         TensorFiles("gs://bucket/model")
-    assert str(error.value) == "gs://bucket/model: gs:// needs pip install 'msm_jax[gcs]'"
+    assert str(error.value) == "gs://bucket/model: gs:// needs pip install -e '.[gcs]'"
 
 
 def test_a_file_that_shrinks_is_told(tmp_path):

@@ -260,7 +260,7 @@ def test_numbers_that_cannot_be_read(tmp_path, monkeypatch):
 
 def test_without_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(UserError, match=r"tiny.gguf: reading GGUF files needs pip install 'msm_jax\[gguf\]'"):
+    with pytest.raises(UserError, match=r"tiny.gguf: reading GGUF files needs pip install -e '\.\[gguf\]'"):
         convert_gguf("tiny.gguf", tmp_path)
 
 

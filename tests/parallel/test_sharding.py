@@ -38,8 +38,10 @@ def test_a_mesh_has_all_axes():
     [
         ((3, 1, 1), "data=3 x fsdp=1 x tensor=1 does not fit 8 devices"),
         ((2, 2, 1), "data=2 x fsdp=2 x tensor=1 does not fit 8 devices"),
-        ((-1, 3, 1), "data=-1 x fsdp=3 x tensor=1 does not fit 8 devices"),
-        ((-1, 16, 1), "data=-1 x fsdp=16 x tensor=1 does not fit 8 devices"),
+        ((2, 2, 1), "devices; set one of mesh.data, mesh.fsdp to -1"),
+        ((-1, 3, 1), "data=-1 x fsdp=3 x tensor=1 does not fit 8 devices: mesh.fsdp=3 must divide their number"),
+        ((-1, 16, 1), "data=-1 x fsdp=16 x tensor=1 does not fit 8 devices: mesh.fsdp=16 must"),
+        ((-1, 2, 3), "mesh.fsdp=2 x mesh.tensor=3 must divide"),
         ((-1, -1, 1), "data=-1 x fsdp=-1 x tensor=1: sizes are positive, and only one may be -1"),
         ((8, 1, 0), "data=8 x fsdp=1 x tensor=0: sizes are positive"),
         ((-2, 1, 1), "data=-2 x fsdp=1 x tensor=1: sizes are positive"),
