@@ -21,14 +21,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from msm_jax import cli
+
 SHAPES = {
     "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "llama8b": "meta-llama/Llama-3.1-8B",
 }
 RANK, ALPHA = 64, 128.0
 SIDES = ("ours", "peft")
-# Those of `models/execution.py`, which is not imported here: the process that compares has no JAX.
-REMAT = ("none", "full", "save_attention", "save_qkv", "save_projections")
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--steps", type=int, default=5, help="measured, after two that are not")
-    parser.add_argument("--remat", choices=REMAT, default="save_projections", help="of ours")
+    parser.add_argument("--remat", default="save_projections", help="of ours")
     parser.add_argument("--checkpoint-peft", action="store_true", help="peft computes its layers twice, to save memory")
     parser.add_argument("--loss-chunk", type=int, default=128, help="of ours: tokens of each row")
     parser.add_argument("--sides", default="ours,peft", help="one of them alone is measured without a ratio")
@@ -47,8 +47,8 @@ def main() -> None:
     if not set(options.sides.split(",")) <= set(SIDES):
         parser.error(f"--sides={options.sides}: choose of {', '.join(SIDES)}")
     if options.worker:
-        _serve({"ours": _ours, "peft": _peft}[options.worker](options))
-        return
+        side = {"ours": _ours, "peft": _peft}[options.worker]
+        sys.exit(cli.status_of(lambda: _serve(side(options))))
     print(json.dumps(compare(options)))
 
 

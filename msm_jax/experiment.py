@@ -75,8 +75,8 @@ def run(config: ConfigDict, workdir: str, hosts: dag.Hosts = dag.ALONE) -> None:
     experiment = Experiment(config)
     if not hosts.agree(f"{files.fingerprint(experiment.plain)} {experiment.report.key}"):
         raise UserError(
-            "the processes of this run have different configurations, or specs; start the same command from the same "
-            "files on all of them"
+            "the processes of this run have different configurations, specs or corpora; start the same command from "
+            "the same files on all of them"
         )
     place = workdir
     workdir, mirror = open_workdir(workdir)

@@ -178,6 +178,7 @@ def _advice(step: Step, mesh: Mesh, compiled: Compiled, limit: float, trained: S
     rows = step.batch_size // step.accumulation // ways
     execution = step.model.execution
     room = compiled.state < limit
+    # "instruct" is the AFT of an arm without AFT chats, with the settings of config.aft.
     fields = dict.fromkeys(stage.name.split("-")[0].replace("instruct", "aft") for stage in trained)
     microbatches = " ".join(f"--config.{field}.accumulation={step.accumulation * rows}" for field in fields)
     return [
@@ -223,8 +224,9 @@ def told(plan: Mapping[str, Any]) -> str:
     what = (
         f"adapter of rank {step['adapter_rank']} on a base in {step['base']}" if step["adapter_rank"] else "whole model"
     )
+    hosts = "1 host" if plan["hosts"] == 1 else f"{plan['hosts']} hosts"
     lines = [
-        f"{plan['topology']}: {plan['chips']} chips on {plan['hosts']} host{'s'[: plan['hosts'] > 1]}, {mesh}",
+        f"{plan['topology']}: {plan['chips']} chips on {hosts}, {mesh}",
         f"  step         {step['rows']} rows of {step['row_length']:,} tokens in {step['microbatches']} microbatches; "
         f"{what}; {step['attention']} attention, remat {step['remat']}",
     ]

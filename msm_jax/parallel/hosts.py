@@ -89,13 +89,13 @@ def meeting() -> Callable[[str], None]:
     return lambda name: wait(key=name, timeout_ms=_LONGEST_WAIT)
 
 
-_asked = itertools.count()
-
-
 def agree(text: str) -> bool:
     """Whether all processes call it with the same text."""
     digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
     return bool((multihost_utils.process_allgather(digest) == digest).all())
+
+
+_asked = itertools.count()
 
 
 def stop_requested() -> bool:
