@@ -4,7 +4,6 @@ Shapes: N rows (of all tokens), M inputs, F outputs, R LoRA rank.
 """
 
 import dataclasses
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -136,20 +135,18 @@ def _merged_products(
 
 
 def _merged_forward(x_NM, kernels, firsts, seconds):
-    # As one matrix, and one product: the larger, the nearer to a processor's pace.
     merged = [w_MF + a_MR @ b_RF for w_MF, a_MR, b_RF in zip(kernels, firsts, seconds, strict=True)]
-    ends = list(itertools.accumulate(w_MF.shape[1] for w_MF in kernels))
-    merged_MF = jnp.concatenate(merged, axis=1)
-    return jnp.split(x_NM @ merged_MF, ends[:-1], axis=1), (x_NM, merged_MF, kernels, firsts, seconds)
+    return [x_NM @ merged_MF for merged_MF in merged], (x_NM, merged, kernels, firsts, seconds)
 
 
 def _merged_backward(residuals, by_ys):
-    x_NM, merged_MF, kernels, firsts, seconds = residuals
-    by_x_NM = jnp.concatenate(by_ys, axis=1) @ merged_MF.T
-    low_NR = jnp.split(x_NM @ jnp.concatenate(firsts, axis=1), len(by_ys), axis=1)
-    by_low_NR = [by_y_NF @ b_RF.T for by_y_NF, b_RF in zip(by_ys, seconds, strict=True)]
-    by_a = jnp.split(x_NM.T @ jnp.concatenate(by_low_NR, axis=1), len(by_ys), axis=1)
-    by_b = [part_NR.T @ by_y_NF for part_NR, by_y_NF in zip(low_NR, by_ys, strict=True)]
+    x_NM, merged, kernels, firsts, seconds = residuals
+    by_x_NM = sum(by_y_NF @ merged_MF.T for by_y_NF, merged_MF in zip(by_ys, merged, strict=True))
+    # Held as it is: XLA would make its transpose a product of both sides' transposes, which Eigen computes on one core.
+    low_NR = jax.lax.optimization_barrier(x_NM @ jnp.concatenate(firsts, axis=1))
+    by_low_NR = jnp.concatenate([by_y_NF @ b_RF.T for by_y_NF, b_RF in zip(by_ys, seconds, strict=True)], axis=1)
+    by_a = jnp.split(x_NM.T @ by_low_NR, len(by_ys), axis=1)
+    by_b = [part_NR.T @ by_y_NF for part_NR, by_y_NF in zip(jnp.split(low_NR, len(by_ys), axis=1), by_ys, strict=True)]
     return by_x_NM, jax.tree.map(jnp.zeros_like, kernels), by_a, by_b
 
 
