@@ -142,7 +142,7 @@ def _merged_forward(x_NM, kernels, firsts, seconds):
 def _merged_backward(residuals, by_ys):
     x_NM, merged, kernels, firsts, seconds = residuals
     by_x_NM = sum(by_y_NF @ merged_MF.T for by_y_NF, merged_MF in zip(by_ys, merged, strict=True))
-    # Held as it is: XLA would make its transpose a product of both sides' transposes, which Eigen computes on one core.
+    # Held as it is: XLA would make its transpose, for B's gradient, of two transposes, which Eigen takes one core for.
     low_NR = jax.lax.optimization_barrier(x_NM @ jnp.concatenate(firsts, axis=1))
     by_low_NR = jnp.concatenate([by_y_NF @ b_RF.T for by_y_NF, b_RF in zip(by_ys, seconds, strict=True)], axis=1)
     by_a = jnp.split(x_NM.T @ by_low_NR, len(by_ys), axis=1)
