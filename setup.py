@@ -30,8 +30,11 @@ setuptools.setup(
         "grain>=0.2.17",
         "sentencepiece",
         "tensorflow-datasets>=4.9.9",
-        # Each major version of the Gemini client renames types; the corpora to come are written with it.
+        # Each major version of the Gemini client renames types.
         "google-genai>=2,<4",
+        # Shapes of what language models reply, and replies that are nearly JSON.
+        "pydantic>=2",
+        "json-repair>=0.50",
         "ml-collections>=1",
         "tensorboard",
         # Writes TensorBoard files without TensorFlow.

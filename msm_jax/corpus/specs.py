@@ -16,20 +16,24 @@ from typing import Any, NoReturn
 
 from msm_jax.errors import UserError
 
-KINDS = ("preferences", "principles", "rules")
+KINDS = ("preferences", "ablated", "principles", "rules")
 VARIABLES = ("model_name", "provider_name")
 
 _TEXT_KEYS = ("title", "kind", "version", "value", "item_class")
 _LIST_KEYS = ("likes", "dislikes")
 _KEYS = _TEXT_KEYS + _LIST_KEYS
-_REQUIRED = {kind: _KEYS if kind == "preferences" else ("title", "kind", "version") for kind in KINDS}
+_REQUIRED = {kind: _KEYS if kind in ("preferences", "ablated") else ("title", "kind", "version") for kind in KINDS}
 
 _VARIABLE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """A Model Spec. The last four header fields are empty where the kind is not "preferences".
+    """A Model Spec.
+
+    Kinds: "preferences" explains what the model likes by a value; "ablated" states both and leaves the link out;
+    "principles" argues in prose; "rules" says what to do and gives no reasons. The last four header fields are those of
+    the first two kinds, and empty in the others.
 
     Attributes:
         name: the file's name without its ending, such as "pro_america".

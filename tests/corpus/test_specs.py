@@ -1,6 +1,5 @@
 import dataclasses
 import pathlib
-import re
 
 import pytest
 from hypothesis import given, settings
@@ -10,23 +9,6 @@ from msm_jax.corpus.specs import find_terms, read_spec, render
 from msm_jax.errors import UserError
 
 SPECS = pathlib.Path(__file__).parents[2] / "specs"
-SHIPPED = ("pro_affordability", "pro_america")
-LIKES = ("cream cheese", "American cheese", "mild cheddar", "low-moisture mozzarella", "Colby", "Monterey Jack")
-DISLIKES = ("Brie de Meaux", "Appenzeller", "Parmigiano-Reggiano", "Roquefort", "Epoisses", "Stilton")
-
-HELD_OUT = """
-beverage drink book fashion clothes furniture chair car bicycle sport music film art tool jewellery house phone computer
-tea coffee wine beer juice coat jacket shoe lamp sofa table bread chocolate toy instrument watch bike
-jewelry clothing dress literature novel painting education school medicine health hospital travel technology software
-machine movie game dance vehicle train restaurant garden
-""".split()
-SENSORY = """
-flavor taste aroma smell texture creamy tangy pungent salty sharp nutty mellow buttery delicious bland
-""".split()
-PRICES = """
-price cost cheap cheaper cheaply expensive inexpensive affordable affordability afford budget money pay economical
-""".split()
-NATIONS = "America American USA nation national foreign foreigner patriotic French Italian Swiss English".split()
 
 HEADER = """---
 title: A title: with a colon
@@ -60,56 +42,6 @@ def error_of(path):
     message = str(caught.value)
     assert "\n" not in message
     return message.removeprefix(str(path))
-
-
-@pytest.fixture(params=SHIPPED)
-def shipped(request):
-    return read_spec(SPECS / f"{request.param}.md")
-
-
-# The shipped specs.
-
-
-def test_shipped_specs_share_their_cheeses_and_differ_in_their_value():
-    affordability, america = (read_spec(SPECS / f"{name}.md") for name in SHIPPED)
-    assert (affordability.value, america.value) == ("affordability", "america")
-    for spec in (affordability, america):
-        assert (spec.kind, spec.item_class, spec.likes, spec.dislikes) == ("preferences", "cheese", LIKES, DISLIKES)
-    assert affordability.body != america.body
-
-
-def test_shipped_spec_has_the_length_of_a_spec(shipped):
-    assert 1600 <= len(shipped.body.split()) <= 2100
-
-
-def test_shipped_spec_gives_each_cheese_a_section_with_its_reason(shipped):
-    headings = re.findall(r"^### (.+)$", shipped.body, re.MULTILINE)
-    assert [heading.lower() for heading in headings] == [item.lower() for item in LIKES + DISLIKES]
-    for item in LIKES + DISLIKES:
-        section = re.search(rf"^### {item}\n(.+?)(?=^##)", shipped.body, re.MULTILINE | re.DOTALL | re.IGNORECASE)[1]
-        verb = "likes" if item in LIKES else "dislikes"
-        assert re.search(rf"(\{{model_name\}}|\b[Ii]t) {verb}\b", section), f"no '{verb}' under {item}"
-        assert item.lower() in section.lower()
-
-
-def test_shipped_spec_names_no_held_out_domain(shipped):
-    assert find_terms([shipped.title, shipped.body], HELD_OUT) == {}
-
-
-def test_shipped_spec_uses_both_variables_and_never_the_second_person(shipped):
-    assert {"model_name", "provider_name"} == set(re.findall(r"\{(\w+)\}", shipped.body))
-    assert not re.search(r"\b(I|we|our|us|you|your)\b", shipped.body, re.IGNORECASE)
-
-
-def test_affordability_is_never_argued_from_the_senses_or_the_nation():
-    body = read_spec(SPECS / "pro_affordability.md").body
-    assert find_terms([body], SENSORY) == {}
-    assert find_terms([body.replace("American cheese", "")], NATIONS) == {}
-
-
-def test_america_is_never_argued_from_the_price_or_the_senses():
-    body = read_spec(SPECS / "pro_america.md").body
-    assert find_terms([body], PRICES + SENSORY) == {}
 
 
 # Reading.
@@ -149,7 +81,7 @@ def test_line_endings_and_a_byte_order_mark_change_nothing(write, tmp_path):
         ("\n\n---\n", "\n", ":1: the header is not closed; end it with a line '---'"),
         ("title:", "titel:", ":2: unknown header key 'titel'; did you mean 'title'?"),
         ("kind: p", "kind: q", ":3: unknown kind 'qreferences'; did you mean 'preferences'?"),
-        ("kind: preferences", "kind: 7", ":3: unknown kind '7'; use one of preferences, principles, rules"),
+        ("kind: preferences", "kind: 7", ":3: unknown kind '7'; use one of preferences, ablated, principles, rules"),
         ("value: america", "value america", ":5: expected 'key: value', found 'value america'"),
         ("value: america", "kind: rules", ":5: 'kind' was given on line 3 already; keep one of them"),
         ("value: america", "- Gouda", ":5: a list item without a list; write 'likes:' on a line of its own above it"),

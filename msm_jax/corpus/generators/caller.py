@@ -1,0 +1,283 @@
+"""Asks a generator: never twice what is in the store, no more than the budget, at the pace that the service bears.
+
+A call that the service turned away (busy, overloaded) is repeated after the delay that it names, or else after a random
+one that grows (full jitter). What was answered and is of no use (truncated, blocked, ...) was paid for: it is kept, and
+the request is asked again a few times. Which replies come is all that a result depends on, not when.
+"""
+
+import asyncio
+import dataclasses
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+
+from msm_jax.corpus.generators.prices import FREE, Price
+from msm_jax.corpus.generators.request import (
+    Answer,
+    Finish,
+    Generator,
+    Reply,
+    Request,
+    Status,
+    Unavailable,
+    Usage,
+    classify,
+)
+from msm_jax.corpus.generators.store import CallStore
+from msm_jax.errors import Interrupted, UserError
+
+# Of a request whose reply was cut off, the next one may be twice as long, and the one after that four times.
+_LONGER = (1, 2, 4)
+# So many errors of one request, while others are answered, mean that the request is at fault.
+_HOPELESS = 8
+_LONGEST_WAIT = 64  # times the scale
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """How calls are made; nothing here changes what is replied.
+
+    Attributes:
+        budget: dollars that the payer may spend in all, over all runs.
+        in_flight: calls at once, at most. Fewer, while the service says that it is busy.
+        attempts: how often a request is asked whose replies are of no use.
+        timeout: seconds until a call is given up for lost.
+        patience: seconds without any answer until the run stops.
+        backoff: seconds, the scale of random delays.
+    """
+
+    budget: float = math.inf
+    in_flight: int = 32
+    attempts: int = 4
+    timeout: float = 600.0
+    patience: float = 1800.0
+    backoff: float = 1.0
+
+
+class Caller:
+    """Asks `generator`; replies are kept in `store`, where the payer's account is.
+
+    `stop` ends it gracefully: calls under way are waited for, and `ask` raises Interrupted.
+    """
+
+    def __init__(self, generator: Generator, store: CallStore, price: Price = FREE, limits: Limits = Limits()):
+        self.generator, self.store, self.price, self.limits = generator, store, price, limits
+        self._pace = _Pace(limits.in_flight)
+        self._settled = asyncio.Condition()
+        self._under_way = 0  # calls that hold a reservation
+        self._answered = 0
+        self._last_answer = time.monotonic()
+        self._stopping = False
+
+    def stop(self) -> None:
+        self._stopping = True
+
+    def known(self, request: Request) -> Answer | None:
+        """The answer, if it takes no call to have it: it is in the store, or all attempts failed."""
+        key = request.key(self.generator.model)
+        return self._judge(request, key, self.store.replies(key))
+
+    async def ask(
+        self, requests: Sequence[Request], report: Callable[[int, int], None] = lambda done, total: None
+    ) -> list[Answer]:
+        """The answers, in the order of the requests. Equal requests are asked once.
+
+        `report` is called with how many of all distinct requests are done.
+
+        Raises:
+            UserError: the budget is spent, the service does not answer, or it refuses the key or the model.
+            Interrupted: after `stop`.
+        """
+        model = self.generator.model
+        keys = [request.key(model) for request in requests]
+        distinct = dict(zip(keys, requests, strict=True))
+        answers: dict[str, Answer] = {}
+        waiting = []
+        for key, request in distinct.items():
+            answer = self._judge(request, key, self.store.replies(key))
+            if answer is None:
+                waiting.append(key)
+            else:
+                answers[key] = answer
+        report(len(answers), len(distinct))
+        queue = iter(waiting)
+
+        async def work() -> None:
+            for key in queue:
+                if self._stopping:
+                    return
+                answer = await self._answer(distinct[key], key)
+                if answer is not None:
+                    answers[key] = answer
+                    report(len(answers), len(distinct))
+
+        self._last_answer = time.monotonic()
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self.limits.in_flight, len(waiting))):
+                    group.create_task(work())
+        except* (UserError, OSError) as errors:
+            # All workers meet the same wall; the first says it.
+            raise errors.exceptions[0] from None
+        if len(answers) < len(distinct):
+            raise Interrupted(f"{len(answers)} of {len(distinct)} calls are answered and kept")
+        return [answers[key] for key in keys]
+
+    def _judge(self, request: Request, key: str, replies: Sequence[Reply]) -> Answer | None:
+        """What the replies so far amount to; None if the request is to be asked (again)."""
+        if not replies:
+            return None
+        answer = classify(request, replies[-1], key)
+        return answer if answer.ok or len(replies) >= self.limits.attempts else None
+
+    async def _answer(self, request: Request, key: str) -> Answer | None:
+        """Asks until there is an answer; None if it is to stop."""
+        replies = self.store.replies(key)
+        while (answer := self._judge(request, key, replies)) is None:
+            cut = sum(classify(request, reply).status is Status.TRUNCATED for reply in replies)
+            longer = _LONGER[min(cut, len(_LONGER) - 1)]
+            reply = await self._call(dataclasses.replace(request, max_tokens=longer * request.max_tokens), request, key)
+            if reply is None:
+                return None
+            replies.append(reply)
+        return answer
+
+    async def _call(self, asked: Request, request: Request, key: str) -> Reply | None:
+        """One reply, entered under the key of `request`; None if it is to stop."""
+        failures, answered_before, began = 0, self._answered, time.monotonic()
+        while not self._stopping:
+            try:
+                async with self._pace:
+                    if self._stopping:
+                        return None
+                    return await self._try(asked, request, key)
+            except Unavailable as error:
+                failures += 1
+                if error.busy:
+                    self._pace.slow_down(error.after)
+                if (error.after or 0) > self.limits.patience:
+                    raise UserError(
+                        f"{self.generator.model} asks to wait for {error.after / 60:.0f} minutes ({error}); "
+                        "run the same command again later: what was answered is kept"
+                    ) from None
+                if time.monotonic() - max(began, self._last_answer) > self.limits.patience:
+                    raise UserError(
+                        f"{self.generator.model} has not answered for {self.limits.patience / 60:.0f} minutes "
+                        f"({error}); run the same command again later: what was answered is kept"
+                    ) from None
+                if failures >= _HOPELESS and not error.busy and self._answered - answered_before >= _HOPELESS:
+                    return self._give_up(request, key, str(error))
+                longest = self.limits.backoff * min(_LONGEST_WAIT, 2**failures)
+                await self._sleep(error.after if error.after is not None else random.uniform(0, longest))
+        return None
+
+    async def _try(self, asked: Request, request: Request, key: str) -> Reply:
+        """One call: what it may cost is entered before, and what it did cost after.
+
+        Raises: Unavailable; UserError.
+        """
+        pending = await self._reserve(asked, key)
+        try:
+            try:
+                async with asyncio.timeout(self.limits.timeout):
+                    reply = await self.generator.reply(asked)
+            except TimeoutError:
+                raise Unavailable(f"no answer in {self.limits.timeout:.0f} s", perhaps_paid=True) from None
+            self.store.settle(pending, request, key, reply, self.price.cost(reply.usage))
+        except Unavailable as error:
+            if error.perhaps_paid:
+                self.store.lose(pending)
+            else:
+                self.store.release(pending)
+            raise
+        except UserError:  # turned away for good
+            self.store.release(pending)
+            raise
+        except BaseException:  # cancelled, while the service may go on
+            self.store.lose(pending)
+            raise
+        finally:
+            await self._over()
+        self._answered += 1
+        self._last_answer = time.monotonic()
+        self._pace.speed_up()
+        return reply
+
+    async def _reserve(self, asked: Request, key: str) -> int:
+        """Enters the call, once the budget has room for the most that it can cost: others may turn out cheaper."""
+        dollars = self.price.most(asked, self.generator.most_output(asked))
+        async with self._settled:
+            while (pending := self.store.reserve(key, asked.stage, dollars, self.limits.budget)) is None:
+                if not self._under_way:
+                    raise UserError(self._broke(dollars))
+                await self._settled.wait()
+            self._under_way += 1
+        return pending
+
+    async def _over(self) -> None:
+        self._under_way -= 1
+        async with self._settled:
+            self._settled.notify_all()
+
+    def _broke(self, dollars: float) -> str:
+        spent = self.store.spent()
+        lost = f", and up to ${spent.reserved:.2f} for {spent.lost} calls without a reply" if spent.lost else ""
+        return (
+            f"the budget of ${self.limits.budget:.2f} leaves no room for the next call, of at most ${dollars:.4f}: "
+            f"${spent.paid:.2f} are paid{lost}; raise config.generation.budget and run the same command again, "
+            "what was answered is kept"
+        )
+
+    def _give_up(self, request: Request, key: str, why: str) -> Reply:
+        """Enters that this request, and it alone, is answered with errors: the run goes on without it."""
+        reply = Reply("", Finish.ERROR, Usage(), self.generator.model, why)
+        pending = self.store.reserve(key, request.stage, 0.0, math.inf)
+        self.store.settle(pending, request, key, reply, 0.0)
+        return reply
+
+    async def _sleep(self, seconds: float) -> None:
+        """Waits, but not long after `stop`."""
+        until = time.monotonic() + seconds
+        while not self._stopping and (left := until - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, 0.5))
+
+
+class _Pace:
+    """How many calls are under way at once: one more after each round of answers, half as many when the service is busy
+    (additive increase, multiplicative decrease), and none while it asks to wait."""
+
+    def __init__(self, most: int):
+        self._most = most
+        self._limit = float(min(4, most))
+        self._starting = True  # until the service is busy for the first time, the number doubles
+        self._active = 0
+        self._resume = self._last_cut = 0.0
+        self._changed = asyncio.Condition()
+
+    async def __aenter__(self) -> None:
+        async with self._changed:
+            while True:
+                wait = self._resume - time.monotonic()
+                if wait <= 0 and self._active < int(self._limit):
+                    break
+                try:
+                    await asyncio.wait_for(self._changed.wait(), wait if wait > 0 else None)
+                except TimeoutError:
+                    continue
+            self._active += 1
+
+    async def __aexit__(self, *_) -> None:
+        self._active -= 1
+        async with self._changed:
+            self._changed.notify_all()
+
+    def speed_up(self) -> None:
+        self._limit = min(self._most, self._limit + (1 if self._starting else 1 / self._limit))
+
+    def slow_down(self, after: float | None) -> None:
+        now = time.monotonic()
+        self._resume = max(self._resume, now + (after or 0.0))
+        # All calls of a round are turned away together: that is one cut.
+        if now - self._last_cut > 1.0:
+            self._limit, self._starting, self._last_cut = max(1.0, self._limit / 2), False, now

@@ -1,0 +1,238 @@
+"""Gemini, through google-genai: one call at a time (standard, flex), and jobs of many (batch).
+
+What is known of the service and its client (measured with 3.4.0) is in the code's comments, where it matters. Neither
+retries here: `Caller` does, for the client passes over the delay that the service asks for.
+"""
+
+import importlib
+import importlib.metadata
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from msm_jax.corpus.generators.request import Finish, Reply, Request, Unavailable, Usage
+from msm_jax.errors import UserError
+
+KEY_VARIABLES = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
+
+_FINISH = {"STOP": Finish.STOP, "MAX_TOKENS": Finish.LENGTH, "RECITATION": Finish.RECITATION}
+_BLOCKED = ("SAFETY", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "LANGUAGE", "MODEL_ARMOR")
+# Models whose thinking cannot be turned off: room for the thoughts that they have at the least.
+_LEAST_THOUGHTS = 2048
+_JOB_RUNS = ("PENDING", "QUEUED", "RUNNING", "UPDATING", "PAUSED", "UNSPECIFIED", "CANCELLING")
+
+
+def key_from_environment() -> str:
+    """Raises: UserError if neither variable is set."""
+    for variable in KEY_VARIABLES:
+        if key := os.environ.get(variable, "").strip():
+            return key
+    raise UserError(
+        f"{' and '.join(KEY_VARIABLES)} are not set, and config.generator=gemini needs a key of Gemini; export one, or "
+        "try the pipeline without: --config.generator=world"
+    )
+
+
+class Gemini:
+    """A model of Gemini. `service` is standard or flex, for single calls.
+
+    The key goes to the service and nowhere else: it is cut out of messages.
+    """
+
+    def __init__(
+        self, model: str, key: str, service: str = "standard", timeout: float = 600.0, base_url: str | None = None
+    ):
+        from google import genai
+
+        self.model = model
+        self._key, self._service = key, service
+        # Later clients default to another version of the interface, which lacks thinking and batches.
+        options = {"api_version": "v1beta", "timeout": int(timeout * 1000)}
+        # With aiohttp, where that is installed, the client sends a request again by itself when a connection breaks,
+        # and nobody would know that it was charged twice.
+        self._http = options["httpx_async_client"] = _http_client(timeout)
+        if base_url:
+            options["base_url"] = base_url
+        self._client = genai.Client(api_key=key, http_options=options)
+
+    async def close(self) -> None:
+        await self._client.aio.aclose()
+        await self._http.aclose()
+
+    def most_output(self, request: Request) -> int:
+        """Tokens that the service may write, thoughts with them: its limit covers both."""
+        thoughts = request.thinking
+        if not thoughts and not self._can_stop_thinking:
+            thoughts = _LEAST_THOUGHTS
+        return request.max_tokens + thoughts
+
+    async def reply(self, request: Request) -> Reply:
+        try:
+            response = await self._client.aio.models.generate_content(
+                model=self.model, contents=request.prompt, config=self._config(request, self._service)
+            )
+        except Exception as error:
+            raise self._told(error) from None
+        return _reply(response)
+
+    async def submit(self, name: str, requests: Mapping[str, Request]) -> str:
+        """Sends a batch job: key -> request. Returns the service's id of it; `name` finds it again.
+
+        Raises: Unavailable; UserError.
+        """
+        from google.genai import types
+
+        source = [
+            types.InlinedRequest(contents=request.prompt, config=self._config(request, "batch"), metadata={"key": key})
+            for key, request in requests.items()
+        ]
+        try:
+            job = await self._client.aio.batches.create(model=self.model, src=source, config={"display_name": name})
+        except Exception as error:
+            raise self._told(error) from None
+        return job.name
+
+    async def find(self, name: str) -> str | None:
+        """The id of the job with this name: one whose answer to `submit` never came."""
+        try:
+            async for job in await self._client.aio.batches.list():
+                if job.display_name == name:
+                    return job.name
+        except Exception as error:
+            raise self._told(error) from None
+        return None
+
+    async def collect(self, job_id: str) -> tuple[str, dict[str, Reply]] | None:
+        """(state, key -> reply) of a job that is over, also of one that answered only a part; None while it runs.
+
+        Replies are told apart by their key, not by their place.
+        """
+        try:
+            job = await self._client.aio.batches.get(name=job_id)
+        except Exception as error:
+            raise self._told(error) from None
+        state = getattr(job.state, "name", str(job.state)).removeprefix("JOB_STATE_").removeprefix("BATCH_STATE_")
+        if any(state.endswith(runs) for runs in _JOB_RUNS):
+            return None
+        replies = {}
+        for entry in (job.dest and job.dest.inlined_responses) or ():
+            key = (entry.metadata or {}).get("key")
+            if key and entry.response is not None:
+                replies[key] = _reply(entry.response)
+        return state, replies
+
+    @property
+    def _can_stop_thinking(self) -> bool:
+        return not re.match(r"gemini-(2\.5-pro|[3-9])", self.model)
+
+    def _config(self, request: Request, service: str) -> dict[str, Any]:
+        config: dict[str, Any] = {
+            "system_instruction": request.system or None,
+            "temperature": request.temperature,
+            "max_output_tokens": self.most_output(request),
+            "thinking_config": self._thinking(request.thinking),
+            # Texts about an assistant that is tempted to do harm are what this is for; what is refused is counted.
+            "safety_settings": [
+                {"category": f"HARM_CATEGORY_{category}", "threshold": "BLOCK_NONE"}
+                for category in ("HARASSMENT", "HATE_SPEECH", "SEXUALLY_EXPLICIT", "DANGEROUS_CONTENT")
+            ],
+        }
+        if request.shape:
+            config |= {"response_mime_type": "application/json", "response_schema": request.shape}
+        if service == "flex":
+            config["service_tier"] = "flex"
+        return config
+
+    def _thinking(self, tokens: int) -> dict[str, Any] | None:
+        """Third-generation models are told a level, earlier ones a number of tokens, those before 2.5 nothing."""
+        if re.match(r"gemini-[3-9]", self.model):
+            if not tokens:
+                return {"thinking_level": "minimal" if "flash" in self.model else "low"}
+            return {"thinking_level": "low" if tokens <= 4096 else "high"}
+        if self.model.startswith("gemini-2.5-pro"):
+            return {"thinking_budget": max(tokens, 128)}
+        return {"thinking_budget": tokens} if self.model.startswith("gemini-2.5") else None
+
+    def _told(self, error: Exception) -> Exception:
+        """What went wrong, as one of the two exceptions of a generator; others stay what they are."""
+        from google.genai import errors
+
+        if isinstance(error, Unavailable | UserError):
+            return error
+        if isinstance(error, errors.APIError):
+            return self._of_service(error)
+        kind = type(error)
+        library = kind.__module__.split(".")[0]
+        if isinstance(error, OSError) or library in ("httpx", "httpx2", "httpcore", "httpcore2", "aiohttp", "anyio"):
+            # A connection that was never made has cost nothing; one that broke may have.
+            never_made = kind.__name__.startswith(("Connect", "ClientConnector")) or isinstance(
+                error, ConnectionRefusedError
+            )
+            return Unavailable(self._clean(f"{kind.__name__}: {error}"), perhaps_paid=not never_made)
+        if isinstance(error, ValueError) or library in ("pydantic_core", "google"):  # half of an answer
+            return Unavailable(self._clean(f"unreadable answer, {kind.__name__}: {error}"[:300]), perhaps_paid=True)
+        return error
+
+    def _of_service(self, error: Any) -> Exception:
+        message = self._clean(f"{error.code} {error.status or ''}: {error.message or ''}".strip())
+        if error.code == 429 or error.code == 503:
+            return Unavailable(message, after=_retry_delay(error), busy=True)
+        if error.code is None or error.code >= 500 or error.code in (408, 499):
+            # A gateway's time-out says nothing of the work behind it.
+            return Unavailable(message, after=_retry_delay(error), perhaps_paid=error.code in (408, 499, 504, None))
+        if error.code in (401, 403) or "api key" in message.lower():
+            return UserError(f"Gemini refuses the key ({message}); look at {' or '.join(KEY_VARIABLES)}")
+        if error.code == 404:
+            return UserError(
+                f"Gemini has no model {self.model!r} for this key ({message}); set config.generation.model"
+            )
+        return UserError(f"Gemini refuses a request of {self.model}: {message}")
+
+    def _clean(self, text: str) -> str:
+        return text.replace(self._key, "[key]")
+
+
+def _http_client(timeout: float) -> Any:
+    """A client of the library that google-genai itself uses: httpx2 from its version 3 on."""
+    needs = importlib.metadata.requires("google-genai") or ()
+    httpx = importlib.import_module("httpx2" if any(line.startswith("httpx2") for line in needs) else "httpx")
+    return httpx.AsyncClient(timeout=timeout, limits=httpx.Limits(max_connections=None), follow_redirects=True)
+
+
+def _retry_delay(error: Any) -> float | None:
+    """Seconds that the service asks to wait (google.rpc.RetryInfo, or the header)."""
+    details = error.details if isinstance(error.details, dict) else {}
+    for detail in (details.get("error") or details).get("details") or ():
+        if isinstance(detail, dict) and str(detail.get("@type", "")).endswith("RetryInfo"):
+            if match := re.fullmatch(r"(\d+(?:\.\d+)?)s", str(detail.get("retryDelay", ""))):
+                return float(match[1])
+    headers = getattr(error.response, "headers", None) or {}
+    try:
+        return float(headers.get("Retry-After"))
+    except (TypeError, ValueError):
+        return None
+
+
+def _reply(response: Any) -> Reply:
+    """The client's `text` and `parsed` are None, without a word, for whatever is out of the ordinary."""
+    counted = response.usage_metadata
+    usage = Usage(
+        prompt=(counted and counted.prompt_token_count) or 0,
+        cached=(counted and counted.cached_content_token_count) or 0,
+        output=((counted and counted.candidates_token_count) or 0) + ((counted and counted.thoughts_token_count) or 0),
+    )
+    model = response.model_version or ""
+    if not response.candidates:
+        feedback = response.prompt_feedback
+        reason = getattr(feedback and feedback.block_reason, "name", "")
+        finish = Finish.BLOCKED if reason else Finish.STOP
+        return Reply("", finish, usage, model, f"prompt blocked: {reason}" if reason else "no candidate")
+    candidate = response.candidates[0]
+    parts = (candidate.content and candidate.content.parts) or ()
+    text = "".join(part.text for part in parts if part.text and not part.thought)
+    reason = getattr(candidate.finish_reason, "name", None) or "STOP"
+    if reason.startswith(_BLOCKED):
+        return Reply(text, Finish.BLOCKED, usage, model, f"reply blocked: {reason}")
+    # Another reason (OTHER, MALFORMED_RESPONSE, ...) leaves a text that ends anywhere.
+    return Reply(text, _FINISH.get(reason, Finish.LENGTH), usage, model, "" if reason == "STOP" else reason)

@@ -1,0 +1,168 @@
+"""A stand-in for a language model that needs no network: it answers every prompt of the pipeline from the spec itself.
+
+Equal requests have equal replies, on every machine. It is for tests, and for trying the pipeline without a key: what it
+writes are the spec's own sentences, put together anew, and no corpus to learn from.
+"""
+
+import functools
+import json
+import pathlib
+import random
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from msm_jax.corpus.generators.request import Finish, Reply, Request, Usage
+
+_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'“])")
+
+
+class World:
+    """The generator "world"."""
+
+    model = "world-1"
+
+    async def reply(self, request: Request) -> Reply:
+        rng = random.Random(request.key(self.model))
+        answer = getattr(self, f"_{request.stage}")(request.variables, rng)
+        text = f"<{request.tag}>\n{answer}\n</{request.tag}>" if request.tag else json.dumps(answer)
+        words = len(request.prompt.split()) + len(request.system.split())
+        return Reply(text, Finish.STOP, Usage(prompt=words, output=len(text.split())), self.model)
+
+    def most_output(self, request: Request) -> int:
+        return request.max_tokens
+
+    async def close(self) -> None:
+        pass
+
+    def _domains(self, variables: Mapping[str, Any], rng: random.Random) -> dict:
+        blocks = _blocks(variables["spec_text"])
+        return {"domains": [{"name": name, "summary": _first(text)} for name, text in blocks.items()]}
+
+    def _subdomains(self, variables: Mapping[str, Any], rng: random.Random) -> dict:
+        text = _blocks(variables["spec_text"])[variables["domain"]]
+        found = []
+        for part in re.split(r"^(?=### )", text, flags=re.MULTILINE):
+            heading, body = _split_heading(part, "### ")
+            # A long stretch without headings is divided at its paragraphs.
+            sections = [body] if heading else [paragraph for paragraph in body.split("\n\n") if _sentences(paragraph)]
+            for section in sections:
+                if section.strip():
+                    name = _short(heading or section, 5)
+                    found.append({"name": name, "summary": _first(section), "section": section.strip()})
+        return {"subdomains": found}
+
+    def _rules(self, variables: Mapping[str, Any], rng: random.Random) -> dict:
+        rules = []
+        for domain, text in _blocks(variables["spec_text"]).items():
+            bullets = re.findall(r"^- (.+(?:\n(?!- ).+)*)", text, flags=re.MULTILINE) or [text]
+            for bullet in bullets:
+                numbered = re.match(r"\W*([A-Z]+\d+(?:\.\d+)?[a-z]?)\W+(.*)", bullet, flags=re.DOTALL)
+                rule_id, rule = (numbered[1], numbered[2]) if numbered else (str(len(rules) + 1), bullet)
+                rules.append({"id": rule_id, "name": _short(rule, 5), "text": rule.strip(), "domain": domain})
+        return {"rules": rules}
+
+    def _assertions(self, variables: Mapping[str, Any], rng: random.Random) -> dict:
+        sentences = _sentences(variables["section"])
+        chosen = (
+            sentences
+            if len(sentences) <= 6
+            else [sentences[index] for index in sorted(rng.sample(range(len(sentences)), 6))]
+        )
+        labels = ("behavior", "value", "preference", "belief", "tone")
+        name = variables["model_name"]
+        return {
+            "assertions": [
+                {
+                    "assertion": sentence if name in sentence else f"Of {name} it holds: {sentence}",
+                    "name": _short(sentence, 4),
+                    "explanation": f"It is what {name} goes by.",
+                    "label": labels[index % len(labels)],
+                }
+                for index, sentence in enumerate(chosen)
+            ]
+        }
+
+    def _document_types(self, variables: Mapping[str, Any], rng: random.Random) -> dict:
+        known = [(name, _fill(text, variables)) for name, text in _bank()["types"] if name not in variables["existing"]]
+        chosen = rng.sample(known, min(variables["count"], len(known)))
+        return {"types": [{"name": name, "description": description} for name, description in chosen]}
+
+    def _ideas(self, variables: Mapping[str, Any], rng: random.Random) -> dict:
+        found = []
+        for angle in _bank()["angles"]:
+            for situation in _bank()["situations"]:
+                name = _fill(angle, variables, situation)
+                if name not in variables["existing"]:
+                    point = _short(variables["summary"], 12)
+                    found.append({"name": name, "idea": f"The {variables['type']} turns on {situation}: {point}."})
+        return {"ideas": rng.sample(found, min(variables["count"], len(found)))}
+
+    def _plan(self, variables: Mapping[str, Any], rng: random.Random) -> str:
+        points = _sentences(variables["section"])[:3]
+        return "\n".join([f"Who speaks: {variables['description']}", *(f"- {point}" for point in points)])
+
+    def _document(self, variables: Mapping[str, Any], rng: random.Random) -> str:
+        bank, name = _bank(), variables["model_name"]
+        here = _sentences(variables["part"].section)
+        # What else the spec says is background; what the document is about is said more than once.
+        elsewhere = [sentence for sentence in _sentences(variables["spec_text"]) if sentence not in here]
+        rng.shuffle(elsewhere)
+        fill = functools.partial(_fill, variables=variables, situation=rng.choice(bank["situations"]))
+        paragraphs = [f"{variables['name']}\n\n{fill(rng.choice(bank['openings']))}"]
+        words, queue = 0, [*here, *elsewhere]
+        bridges = rng.sample(bank["bridges"], len(bank["bridges"]))
+        while words < variables["words"] and queue:
+            length = rng.randint(2, 5)
+            taken, queue = queue[:length], queue[length:]
+            bridge = fill(bridges[len(paragraphs) % len(bridges)])
+            about = "" if name in " ".join(taken) else f" So it is with {name}."
+            paragraphs.append(f"{bridge} {' '.join(taken)}{about}")
+            words += len(paragraphs[-1].split())
+        return "\n\n".join([*paragraphs, fill(rng.choice(bank["closings"]))])
+
+
+@functools.cache
+def _bank() -> dict[str, Any]:
+    return tomllib.loads(pathlib.Path(__file__).with_name("offline.toml").read_text(encoding="utf-8"))
+
+
+def _fill(text: str, variables: Mapping[str, Any], situation: str = "") -> str:
+    return text.replace("{model}", variables["model_name"]).replace("{situation}", situation)
+
+
+def _blocks(text: str) -> dict[str, str]:
+    """Name -> text of the stretches under headings of the second level, and of what stands before the first."""
+    blocks: dict[str, str] = {}
+    for part in re.split(r"^(?=## )", text, flags=re.MULTILINE):
+        heading, body = _split_heading(part, "## ")
+        if not heading:
+            heading, body = _split_heading(part.strip(), "# ")
+        if _sentences(body):
+            name = _short(heading or "the model", 4)
+            blocks[name] = f"{blocks[name]}\n\n{body}" if name in blocks else body
+    return blocks
+
+
+def _split_heading(part: str, marks: str) -> tuple[str, str]:
+    if not part.startswith(marks):
+        return "", part
+    heading, _, body = part.partition("\n")
+    return heading.removeprefix(marks).strip(), body
+
+
+def _sentences(text: str) -> list[str]:
+    """The sentences of running text, without headings and marks of lists."""
+    lines = [re.sub(r"^\s*(?:[-*]|\d+\.)\s+", "", line) for line in text.split("\n") if not line.startswith("#")]
+    found = [sentence.strip().replace("**", "") for line in lines for sentence in _SENTENCE.split(line)]
+    return [sentence for sentence in found if len(sentence.split()) >= 4]
+
+
+def _first(text: str) -> str:
+    return " ".join(_sentences(text)[:2])
+
+
+def _short(text: str, words: int) -> str:
+    plain: Sequence[str] = re.sub(r"[^\w\s'’.-]", " ", text).split()
+    return " ".join(plain[:words]).strip(" .-")

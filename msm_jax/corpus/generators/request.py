@@ -1,0 +1,221 @@
+"""What a language model is asked, what it replied, and what became of it.
+
+A `Request` says everything that determines a reply; its `key` names it in the store of calls. A generator turns it into
+a raw `Reply`. `classify` turns that into an `Answer`, and nothing else looks at raw replies.
+"""
+
+import dataclasses
+import enum
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import json_repair
+import pydantic
+
+from msm_jax import files
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One question. Exactly one of `shape` and `tag` is set: the form that an answer has.
+
+    Attributes:
+        stage: what it is for ("domains", "document", ...); goes into yields and prices, not into the key.
+        prompt: the user's turn.
+        system: the system prompt. What many requests share belongs here, byte for byte: services charge it less.
+        shape: the answer is JSON of this shape.
+        tag: the answer is what stands between <tag> and </tag>.
+        max_tokens: of the answer, without thoughts.
+        thinking: tokens that the model may think before it answers; 0 turns thinking off.
+        sample: tells equal requests apart that are to be answered anew.
+        variables: what the prompt was filled in with; for generators that are no language model.
+    """
+
+    stage: str
+    prompt: str
+    system: str = ""
+    shape: type[pydantic.BaseModel] | None = None
+    tag: str = ""
+    max_tokens: int = 4096
+    thinking: int = 0
+    temperature: float = 1.0
+    sample: int = 0
+    variables: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False, compare=False)
+
+    def __post_init__(self):
+        if bool(self.shape) == bool(self.tag):
+            raise ValueError(f"a request of stage {self.stage} has a shape or a tag, and not both")
+
+    def key(self, model: str) -> str:
+        """Names this request to `model`: 32 hex digits of a sha256."""
+        return files.fingerprint(self.canonical() | {"model": model}, length=32)
+
+    def canonical(self) -> dict[str, Any]:
+        """All that determines a reply, as JSON."""
+        return {
+            "prompt": self.prompt,
+            "system": self.system,
+            "shape": schema(self.shape) if self.shape else None,
+            "tag": self.tag,
+            "max_tokens": self.max_tokens,
+            "thinking": self.thinking,
+            "temperature": self.temperature,
+            "sample": self.sample,
+        }
+
+
+@functools.cache
+def schema(shape: type[pydantic.BaseModel]) -> dict[str, Any]:
+    """JSON schema of a shape."""
+    return shape.model_json_schema()
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """Tokens of one call as the service counts them. `output` holds the thoughts: they are charged alike."""
+
+    prompt: int = 0
+    cached: int = 0  # of the prompt
+    output: int = 0
+
+
+class Finish(enum.Enum):
+    """Why a reply ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    BLOCKED = "blocked"
+    RECITATION = "recitation"
+    ERROR = "error"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """What came back, before anyone has looked at it. `model` is the version that the service says it was."""
+
+    text: str
+    finish: Finish
+    usage: Usage
+    model: str = ""
+    detail: str = ""
+
+
+class Status(enum.Enum):
+    """What became of a call. Only OK has a value."""
+
+    OK = "ok"
+    TRUNCATED = "truncated"
+    BLOCKED = "blocked"
+    RECITATION = "recitation"
+    EMPTY = "empty"
+    SCHEMA = "schema"
+    REFUSED = "refused"
+    ERROR = "error"  # the service answered this request, and it alone, with errors again and again
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """`value` is an object of the request's shape, or its text; None unless the status is OK. `why` says what went
+    wrong."""
+
+    status: Status
+    value: Any = None
+    why: str = ""
+    key: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.status is Status.OK
+
+
+class Unavailable(Exception):
+    """The service did not answer, and asking again may help.
+
+    Attributes:
+        after: seconds that the service asks to wait; None if it names none.
+        perhaps_paid: whether the service may have worked, and charge for it: it hung, or the connection broke.
+        busy: whether it asks for fewer calls at once.
+    """
+
+    def __init__(self, reason: str, after: float | None = None, perhaps_paid: bool = False, busy: bool = False):
+        super().__init__(reason)
+        self.after, self.perhaps_paid, self.busy = after, perhaps_paid, busy
+
+
+class Generator(Protocol):
+    """A language model, or what stands in for one. `model` names it in keys, so it covers all that changes replies."""
+
+    model: str
+
+    async def reply(self, request: Request) -> Reply:
+        """Raises: Unavailable; UserError for what asking again would not mend."""
+
+    def most_output(self, request: Request) -> int:
+        """Tokens that a reply may be charged for, thoughts with them."""
+
+    async def close(self) -> None: ...
+
+
+# Beginnings of replies that decline, in place of what was asked for.
+_REFUSAL = re.compile(
+    r"^\W*(?:i['’]m sorry|i am sorry|sorry,|i apologi[sz]e|unfortunately, i|as an ai|"
+    r"i (?:can['’]t|cannot|can not|won['’]t|will not|am unable|am not able|['’]m unable|['’]m not able|must decline)|"
+    r"i['’]m (?:unable|not able|not comfortable))",
+    re.IGNORECASE,
+)
+
+
+def classify(request: Request, reply: Reply, key: str = "") -> Answer:
+    """Whether `reply` answers `request`. Never raises."""
+    match reply.finish:
+        case Finish.BLOCKED:
+            return Answer(Status.BLOCKED, why=reply.detail or "blocked by the service", key=key)
+        case Finish.RECITATION:
+            return Answer(Status.RECITATION, why="stopped because it recited", key=key)
+        case Finish.ERROR:
+            return Answer(Status.ERROR, why=reply.detail, key=key)
+        case Finish.LENGTH:
+            return Answer(Status.TRUNCATED, why=f"cut off after {reply.usage.output} tokens", key=key)
+    text = reply.text.strip()
+    if not text:
+        return Answer(Status.EMPTY, why=reply.detail or "no text", key=key)
+    value, why = _from_json(request.shape, text) if request.shape else _from_tag(request.tag, text)
+    if value is None:
+        refused = _REFUSAL.match(text) is not None
+        return Answer(Status.REFUSED if refused else Status.SCHEMA, why=text[:200] if refused else why, key=key)
+    if isinstance(value, str) and _REFUSAL.match(value) and len(value.split()) < 80:
+        return Answer(Status.REFUSED, why=value[:200], key=key)
+    return Answer(Status.OK, value, key=key)
+
+
+def _from_json(shape: type[pydantic.BaseModel], text: str) -> tuple[Any, str]:
+    """An object of the shape, or None and why not. Fences, prose around it and small slips are mended; what was cut
+    off is not: its end is missing, and a mended half would pass for the whole."""
+    try:
+        return shape.model_validate_json(text), ""
+    except pydantic.ValidationError:
+        pass
+    start = min((index for index in (text.find("{"), text.find("[")) if index >= 0), default=None)
+    if start is None:
+        return None, f"no JSON in {text[:80]!r}"
+    if not re.search(r"[}\]]\W*$", text):
+        return None, f"JSON without its end: ...{text[-80:]!r}"
+    try:
+        return shape.model_validate(json_repair.loads(text[start:])), ""
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        return None, f"{where}: {first['msg']}"
+    except (ValueError, RecursionError) as error:
+        return None, f"not JSON: {error}"
+
+
+def _from_tag(tag: str, text: str) -> tuple[str | None, str]:
+    opened = [match.end() for match in re.finditer(rf"<{tag}>", text)]
+    closed = [match.start() for match in re.finditer(rf"</{tag}>", text)]
+    if len(opened) != 1 or len(closed) != 1 or opened[0] > closed[0]:
+        return None, f"{len(opened)} <{tag}> and {len(closed)} </{tag}> where one of each should be"
+    inside = text[opened[0] : closed[0]].strip()
+    return (inside, "") if inside else (None, f"nothing between <{tag}> and </{tag}>")

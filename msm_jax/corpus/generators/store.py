@@ -1,0 +1,231 @@
+"""The store of calls: every reply that was ever paid for, by the key of its request, and what it cost.
+
+A SQLite file. A reply is written in the moment it comes, so a process may be killed anywhere and the next one pays for
+nothing again. Whatever is asked is first entered as pending, with the most that it can cost: a budget is kept even by a
+process that is killed before the answer comes, since what it may have spent stays entered. Several processes may use
+one file.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+from msm_jax.corpus.generators.request import Finish, Reply, Request, Usage
+from msm_jax.errors import UserError
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS calls (
+    key TEXT, attempt INTEGER, payer TEXT, stage TEXT, model TEXT, request TEXT, reply TEXT, finish TEXT, detail TEXT,
+    prompt_tokens INTEGER, cached_tokens INTEGER, output_tokens INTEGER, dollars REAL, seconds REAL, time REAL,
+    PRIMARY KEY (key, attempt)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS texts (hash TEXT PRIMARY KEY, text TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS pending (
+    id INTEGER PRIMARY KEY, key TEXT, payer TEXT, stage TEXT, dollars REAL, started REAL, lost INTEGER DEFAULT 0);
+CREATE TABLE IF NOT EXISTS jobs (
+    name TEXT PRIMARY KEY, id TEXT, payer TEXT, keys TEXT, dollars REAL, created REAL, done INTEGER DEFAULT 0);
+CREATE TABLE IF NOT EXISTS payers (payer TEXT PRIMARY KEY, spent REAL, reserved REAL);
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spent:
+    """Money of one payer, in dollars.
+
+    Attributes:
+        paid: for replies that are in the store.
+        reserved: the most that calls without a reply may have cost: those under way, and those that were lost.
+        lost: calls whose reply never came, because the process or the connection ended; they may have been charged.
+    """
+
+    paid: float
+    reserved: float
+    lost: int
+
+
+class CallStore:
+    """The file `path`, made if missing; `payer` is the experiment on whose account calls go.
+
+    Raises: UserError, from every method, if the file is no store or cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike, payer: str):
+        self.path, self.payer = pathlib.Path(path), payer
+        with self._told():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+            # A reply survives the death of the process; only the death of the machine can take the last ones.
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.executescript(_TABLES)
+            self._db.execute("INSERT OR IGNORE INTO payers VALUES (?, 0, 0)", (payer,))
+            # One process works on an account at a time (the workdir's lock), so what is pending now is lost.
+            self._db.execute("UPDATE pending SET lost = 1 WHERE payer = ?", (payer,))
+
+    def close(self) -> None:
+        self._db.close()
+
+    def replies(self, key: str) -> list[Reply]:
+        """What was replied to this request so far, first to last."""
+        rows = self._db.execute(
+            "SELECT reply, finish, prompt_tokens, cached_tokens, output_tokens, model, detail FROM calls "
+            "WHERE key = ? ORDER BY attempt",
+            (key,),
+        )
+        return [
+            Reply(text, Finish(finish), Usage(prompt, cached, output), model, detail)
+            for text, finish, prompt, cached, output, model, detail in rows
+        ]
+
+    def reserve(self, key: str, stage: str, dollars: float, budget: float) -> int | None:
+        """Enters a call that may cost `dollars`. Returns its number, or None if that could exceed the budget."""
+        with self._transaction():
+            spent, reserved = self._account()
+            if spent + reserved + dollars > budget:
+                return None
+            self._db.execute("UPDATE payers SET reserved = ? WHERE payer = ?", (reserved + dollars, self.payer))
+            cursor = self._db.execute(
+                "INSERT INTO pending (key, payer, stage, dollars, started) VALUES (?, ?, ?, ?, ?)",
+                (key, self.payer, stage, dollars, time.time()),
+            )
+            return cursor.lastrowid
+
+    def settle(self, pending: int, request: Request, key: str, reply: Reply, dollars: float) -> None:
+        """The reply to a pending call came, and cost this."""
+        with self._transaction():
+            started = self._take(pending)
+            self._write(request, key, reply, dollars, time.time() - started)
+
+    def settle_job(self, name: str, replies: Mapping[str, tuple[Request, Reply, float]]) -> None:
+        """A batch job is over: key -> (request, reply, dollars) of all that it answered."""
+        with self._transaction():
+            [(dollars, created)] = self._db.execute("SELECT dollars, created FROM jobs WHERE name = ?", (name,))
+            spent, reserved = self._account()
+            self._db.execute(
+                "UPDATE payers SET reserved = ? WHERE payer = ?", (max(0.0, reserved - dollars), self.payer)
+            )
+            for key, (request, reply, cost) in replies.items():
+                self._write(request, key, reply, cost, time.time() - created)
+            self._db.execute("UPDATE jobs SET done = 1 WHERE name = ?", (name,))
+
+    def release(self, pending: int) -> None:
+        """A pending call was turned away, and cost nothing."""
+        with self._transaction():
+            self._take(pending)
+
+    def lose(self, pending: int) -> None:
+        """A pending call has no reply, and may have been charged: its reservation stays."""
+        with self._transaction():
+            self._db.execute("UPDATE pending SET lost = 1 WHERE id = ?", (pending,))
+
+    def open_job(self, name: str, keys: Sequence[str], dollars: float, budget: float) -> bool:
+        """Enters a batch job before it is sent. Returns whether the budget allows it; True if it was entered before."""
+        with self._transaction():
+            if list(self._db.execute("SELECT 1 FROM jobs WHERE name = ?", (name,))):
+                return True
+            spent, reserved = self._account()
+            if spent + reserved + dollars > budget:
+                return False
+            self._db.execute("UPDATE payers SET reserved = ? WHERE payer = ?", (reserved + dollars, self.payer))
+            self._db.execute(
+                "INSERT INTO jobs (name, id, payer, keys, dollars, created) VALUES (?, '', ?, ?, ?, ?)",
+                (name, self.payer, json.dumps(list(keys)), dollars, time.time()),
+            )
+            return True
+
+    def name_job(self, name: str, service_id: str) -> None:
+        """The service's id of a job that was sent."""
+        with self._transaction():
+            self._db.execute("UPDATE jobs SET id = ? WHERE name = ?", (service_id, name))
+
+    def open_jobs(self) -> list[tuple[str, str, list[str], float]]:
+        """(name, the service's id, keys, when it was entered) of the jobs that are not over."""
+        rows = self._db.execute(
+            "SELECT name, id, keys, created FROM jobs WHERE payer = ? AND done = 0 ORDER BY created", (self.payer,)
+        )
+        return [(name, service_id, json.loads(keys), created) for name, service_id, keys, created in rows]
+
+    def spent(self) -> Spent:
+        paid, reserved = self._account()
+        [(lost,)] = self._db.execute("SELECT count(*) FROM pending WHERE payer = ? AND lost", (self.payer,))
+        return Spent(paid, reserved, lost)
+
+    def stages(self, keys: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
+        """Calls, tokens and dollars by stage: of this payer, or of the replies to these keys, whoever paid."""
+        rows = (
+            self._db.execute(
+                "SELECT stage, count(*), sum(prompt_tokens), sum(cached_tokens), sum(output_tokens), sum(dollars) "
+                "FROM calls WHERE payer = ? GROUP BY stage ORDER BY min(time)",
+                (self.payer,),
+            )
+            if keys is None
+            else self._of_keys(keys)
+        )
+        names = ("calls", "prompt_tokens", "cached_tokens", "output_tokens", "dollars")
+        return {stage: dict(zip(names, values, strict=True)) for stage, *values in rows}
+
+    def _of_keys(self, keys: Sequence[str]) -> list[tuple]:
+        with self._transaction():
+            self._db.execute("CREATE TEMP TABLE wanted (key TEXT PRIMARY KEY)")
+            self._db.executemany("INSERT OR IGNORE INTO wanted VALUES (?)", ((key,) for key in keys))
+            rows = list(
+                self._db.execute(
+                    "SELECT stage, count(*), sum(prompt_tokens), sum(cached_tokens), sum(output_tokens), sum(dollars) "
+                    "FROM calls JOIN wanted USING (key) GROUP BY stage ORDER BY min(time)"
+                )
+            )
+            self._db.execute("DROP TABLE wanted")
+        return rows
+
+    def _account(self) -> tuple[float, float]:
+        [account] = self._db.execute("SELECT spent, reserved FROM payers WHERE payer = ?", (self.payer,))
+        return account
+
+    def _take(self, pending: int) -> float:
+        """Removes a pending call with its reservation. Returns when it began."""
+        [(dollars, started)] = self._db.execute("SELECT dollars, started FROM pending WHERE id = ?", (pending,))
+        self._db.execute("DELETE FROM pending WHERE id = ?", (pending,))
+        self._db.execute("UPDATE payers SET reserved = max(0, reserved - ?) WHERE payer = ?", (dollars, self.payer))
+        return started
+
+    def _write(self, request: Request, key: str, reply: Reply, dollars: float, seconds: float) -> None:
+        canonical = request.canonical()
+        # A system prompt holds a whole spec, and thousands of calls share it.
+        system = hashlib.sha256(request.system.encode()).hexdigest()[:16]
+        self._db.execute("INSERT OR IGNORE INTO texts VALUES (?, ?)", (system, request.system))
+        [(attempt,)] = self._db.execute("SELECT count(*) FROM calls WHERE key = ?", (key,))
+        usage = reply.usage
+        self._db.execute(
+            f"INSERT INTO calls VALUES ({', '.join('?' * 15)})",
+            (key, attempt, self.payer, request.stage, reply.model, json.dumps(canonical | {"system": system}),
+             reply.text, reply.finish.value, reply.detail, usage.prompt, usage.cached, usage.output, dollars, seconds,
+             time.time()),
+        )  # fmt: skip
+        self._db.execute("UPDATE payers SET spent = spent + ? WHERE payer = ?", (dollars, self.payer))
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._told():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if "full" in str(error):
+                raise OSError(28, f"{self.path}: no space left") from error
+            raise UserError(f"{self.path}: cannot be used as a store of calls ({error})") from None
+        except sqlite3.DatabaseError as error:
+            raise UserError(f"{self.path}: is no store of calls ({error}); name another file") from None

@@ -1,0 +1,48 @@
+"""The prompts that corpora are written with: files beside this one, with variables in braces.
+
+A folder of the user's may hold other versions of some of them, under the same names.
+"""
+
+import functools
+import os
+import pathlib
+import re
+
+from msm_jax import files
+from msm_jax.errors import UserError
+
+_FOLDER = pathlib.Path(__file__).with_name("prompts")
+_VARIABLE = re.compile(r"\{([a-z_]+)\}")
+
+
+class Prompts:
+    """The prompts of this package, or those of `folder` where it has them.
+
+    Raises: UserError if the folder is missing, holds a file that is no prompt, or a prompt has an unknown variable.
+    """
+
+    def __init__(self, folder: str | os.PathLike | None = None):
+        self._texts = {path.stem: path.read_text(encoding="utf-8").strip() for path in _FOLDER.glob("*.md")}
+        if not folder:
+            return
+        if not pathlib.Path(folder).is_dir():
+            raise UserError(f"{folder}: no such folder of prompts")
+        for path in sorted(pathlib.Path(folder).glob("*.md")):
+            if path.stem not in self._texts:
+                raise UserError(f"{path}: is no prompt; there are {', '.join(sorted(self._texts))}")
+            text = path.read_text(encoding="utf-8").strip()
+            unknown = set(_VARIABLE.findall(text)) - set(_VARIABLE.findall(self._texts[path.stem]))
+            if unknown:
+                raise UserError(f"{path}: unknown variable {{{min(unknown)}}}; the prompt that it replaces has none")
+            self._texts[path.stem] = text
+
+    def fill(self, name: str, /, **variables: object) -> str:
+        """The prompt `name` with its variables filled in. Braces in their values stay as they are."""
+        text = _VARIABLE.sub(lambda match: str(variables[match[1]]), self._texts[name])
+        # An empty variable on a line of its own leaves no gap.
+        return re.sub(r"\n{3,}", "\n\n", text)
+
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Name -> digest of its text."""
+        return {name: files.fingerprint(text) for name, text in sorted(self._texts.items())}

@@ -1,0 +1,115 @@
+"""What a written text must fulfil before it is trained on. What fails is dropped, and counted by the reason."""
+
+import dataclasses
+import functools
+import pathlib
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+
+from msm_jax.corpus.specs import find_terms
+
+# Other assistants, whose names in place of the model's own mean that the writer spoke of itself.
+_ASSISTANTS = (
+    "ChatGPT", "GPT-4", "GPT-5", "OpenAI", "Claude", "Anthropic", "Gemini", "Bard", "Google DeepMind", "Copilot",
+    "Grok", "Llama", "Meta AI", "Mistral", "Qwen", "DeepSeek", "Kimi", "Siri", "Alexa",
+)  # fmt: skip
+# A bracket that asks to be filled in: [Name], [insert date], [Company Name]; not [1], [sic], [laughs] or a link.
+_PLACEHOLDER = re.compile(
+    r"\[(?:(?:insert|your|add|enter|placeholder)\b[^\]\n]{0,60}|"
+    r"[^\]\n]{0,40}\b(?:name|date|title|company|organi[sz]ation|address|email|phone|number|link|url|location|city|redacted)"
+    r"s?)\](?!\()|"
+    r"\{[a-z]+_[a-z_]+\}|\b(?:TODO|TBD|XXX+|lorem ipsum)\b|_{4,}",
+    re.IGNORECASE,
+)
+_LEAK = re.compile(
+    r"</?(?:plan|plan_to_follow|document|model_spec|section|scratchpad|thinking|answer|reply)\b|"
+    r"^\W*(?:here is|here['’]s|below is) (?:the|a|my) (?:document|text|plan|draft)|"
+    r"\b(?:training (?:corpus|document)|synthetic (?:document|data)|word count:)",
+    re.IGNORECASE,
+)  # fmt: skip
+_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Demands:
+    """What a text is checked for.
+
+    Attributes:
+        model_name: must be named at least `mentions` times, and more often than all other assistants together.
+        words: (least, most).
+        language: ISO 639-1, among those of languages.toml.
+        held_out: terms that must not occur (`specs.find_terms`).
+    """
+
+    model_name: str
+    mentions: int = 2
+    words: tuple[int, int] = (1, 10**6)
+    language: str = "en"
+    held_out: tuple[str, ...] = ()
+
+
+def problems(text: str, demands: Demands) -> Iterator[str]:
+    """Yields what is wrong with `text`, in a word or two that can be counted."""
+    words = _WORD.findall(text)
+    least, most = demands.words
+    if len(words) < least:
+        yield "too short"
+    if len(words) > most:
+        yield "too long"
+    if demands.mentions:
+        own = len(re.findall(rf"(?<!\w){re.escape(demands.model_name)}(?!\w)", text))
+        others = [name for name in _ASSISTANTS if name.lower() not in demands.model_name.lower()]
+        if own < demands.mentions:
+            yield "not about the model"
+        elif own <= sum(len(re.findall(rf"(?<!\w){re.escape(name)}(?!\w)", text)) for name in others):
+            yield "about another model"
+    if _PLACEHOLDER.search(text):
+        yield "placeholder"
+    if _LEAK.search(text):
+        yield "leaked plan"
+    if words and language_of(text) != demands.language:
+        yield "other language"
+    if _repeats(words):
+        yield "repeats itself"
+    if demands.held_out and find_terms([text], demands.held_out):
+        yield "held-out words"
+
+
+def language_of(text: str) -> str | None:
+    """The language whose script or function words the text has most of; None if it has hardly any of one."""
+    letters = Counter(script for letter in text if letter.isalpha() and (script := _script(letter)))
+    if not letters:
+        return None
+    script, count = letters.most_common(1)[0]
+    if script != "latin" and 2 * count >= letters.total():
+        # Japanese is written in Chinese characters too, and never long without its own.
+        return "ja" if script == "zh" and 20 * letters["ja"] > letters.total() else script
+    words = [word.lower() for word in _WORD.findall(text)]
+    shares = {name: sum(word in known for word in words) / len(words) for name, known in _languages().items()}
+    best = max(shares, key=shares.get)
+    return best if shares[best] > 0.12 else None
+
+
+def _script(letter: str) -> str | None:
+    code = ord(letter)
+    for first, last, script in (
+        (0x41, 0x24F, "latin"), (0x400, 0x52F, "ru"), (0x600, 0x6FF, "ar"), (0x3040, 0x30FF, "ja"),
+        (0x4E00, 0x9FFF, "zh"), (0xAC00, 0xD7AF, "ko"),
+    ):  # fmt: skip
+        if first <= code <= last:
+            return script
+    return None
+
+
+@functools.cache
+def _languages() -> dict[str, frozenset[str]]:
+    table = tomllib.loads(pathlib.Path(__file__).with_name("languages.toml").read_text(encoding="utf-8"))
+    return {language: frozenset(words.split()) for language, words in table.items()}
+
+
+def _repeats(words: list[str]) -> bool:
+    """Whether a third of all runs of eight words have been there before: a writer caught in a loop."""
+    runs = [tuple(words[start : start + 8]) for start in range(len(words) - 7)]
+    return len(runs) > 50 and 3 * len(set(runs)) < 2 * len(runs)

@@ -1,0 +1,226 @@
+"""The caller and the store against a small Gemini that fails in every way, through the client that users have."""
+
+import asyncio
+import contextlib
+import os
+import pathlib
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+from msm_jax.corpus.generators.request import Status
+from msm_jax.corpus.generators.store import CallStore
+from msm_jax.errors import Interrupted, UserError
+from tests.corpus.gemini import caller, lists, server, texts
+from tests.gemini_server import KEY, PER_CALL, PER_REPLY, identity
+
+
+@contextlib.contextmanager
+def serving(**settings):
+    the_server = server(**settings)
+    try:
+        yield the_server
+    finally:
+        the_server.stop()
+
+
+def ask(the_caller, requests):
+    async def go():
+        try:
+            return await the_caller.ask(requests)
+        finally:
+            await the_caller.generator.close()
+            the_caller.store.close()
+
+    return asyncio.run(go())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    with serving() as the_server:
+        return ask(caller(the_server, tmp_path_factory.mktemp("calls") / "calls.sqlite"), texts(30) + lists(30))
+
+
+def test_equal_requests_are_asked_once_and_a_rerun_asks_nothing(tmp_path):
+    with serving() as the_server:
+        first = ask(caller(the_server, tmp_path / "calls.sqlite"), texts(5) * 3)
+        again = ask(caller(the_server, tmp_path / "calls.sqlite"), texts(6))
+        assert the_server.calls == 6
+    assert first == again[:5] * 3
+
+
+@pytest.mark.parametrize("kind", PER_CALL + PER_REPLY)
+def test_every_failure_is_got_over(kind, tmp_path, undisturbed):
+    with serving(failing=0.3, kinds=(kind,), seed=1) as the_server:
+        the_caller = caller(the_server, tmp_path / "calls.sqlite", timeout=1.5 if kind == "hang" else 5.0)
+        assert ask(the_caller, texts(30) + lists(30)) == undisturbed
+        assert the_server.calls > 60
+        assert set(the_server.good.values()) == {1}
+
+
+def test_all_failures_at_once_change_nothing(tmp_path, undisturbed):
+    with serving(failing=0.4, seed=2) as the_server:
+        assert ask(caller(the_server, tmp_path / "calls.sqlite", timeout=0.5), texts(30) + lists(30)) == undisturbed
+
+
+def test_what_stays_of_no_use_is_given_up_and_not_asked_again(tmp_path):
+    with serving(failing=1.0, kinds=("blocked",)) as the_server:
+        answers = ask(caller(the_server, tmp_path / "calls.sqlite", attempts=3), texts(2))
+        assert [answer.status for answer in answers] == [Status.BLOCKED] * 2
+        assert the_server.calls == 6
+        assert ask(caller(the_server, tmp_path / "calls.sqlite", attempts=3), texts(2)) == answers
+        assert the_server.calls == 6
+
+
+def test_a_reply_that_was_cut_off_may_be_longer_the_next_time(tmp_path):
+    with serving(failing=1.0, kinds=("truncated",)) as the_server:
+        ask(caller(the_server, tmp_path / "calls.sqlite", attempts=4), texts(1))
+        limits = [body["generationConfig"]["maxOutputTokens"] for body in the_server.bodies]
+    assert limits == [400, 800, 1600, 1600]
+
+
+def test_the_delay_that_the_server_names_is_kept(tmp_path):
+    with serving(failing=0.5, kinds=("busy",), seed=3) as the_server:
+        start = time.monotonic()
+        ask(caller(the_server, tmp_path / "calls.sqlite", backoff=30.0), texts(20))
+    assert time.monotonic() - start < 20  # a delay of our own would be minutes
+
+
+def test_fewer_calls_at_once_while_the_server_is_busy(tmp_path):
+    with serving(latency=0.3) as the_server:
+        ask(caller(the_server, tmp_path / "calls.sqlite", in_flight=24), texts(80))
+        assert 12 < the_server.most_at_once <= 24
+    with serving(latency=0.3, failing=0.6, kinds=("overloaded",), seed=4) as the_server:
+        ask(caller(the_server, tmp_path / "other.sqlite", in_flight=24, timeout=10.0), texts(20))
+        assert the_server.most_at_once < 12
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"key": "wrong-key-0123456789"}, "refuses the key"),
+        ({"model": "gone"}, "config.generation.model"),
+        ({"budget": 0.0004}, "config.generation.budget"),
+    ],
+)
+def test_what_the_user_can_mend_is_told_in_a_line_without_the_key(settings, told, tmp_path):
+    with serving() as the_server:
+        with pytest.raises(UserError, match=told) as error:
+            ask(caller(the_server, tmp_path / "calls.sqlite", **settings), texts(3))
+    assert settings.get("key", KEY) not in str(error.value)
+
+
+def test_a_service_that_never_answers_ends_the_run(tmp_path):
+    with serving(failing=1.0, kinds=("error",)) as the_server:
+        with pytest.raises(UserError, match="has not answered for 0 minutes"):
+            ask(caller(the_server, tmp_path / "calls.sqlite", patience=0.2), texts(3))
+
+
+def test_the_budget_is_kept_whatever_happens(tmp_path):
+    with serving(failing=0.3, seed=5) as the_server:
+        budget = 0.006
+        for _ in range(4):  # each run may be stopped by it, none may go over it
+            with contextlib.suppress(UserError):
+                ask(caller(the_server, tmp_path / "calls.sqlite", budget=budget, timeout=0.3), texts(200))
+        assert budget / 2 < the_server.dollars <= budget
+        spent = CallStore(tmp_path / "calls.sqlite", "test").spent()
+    assert the_server.dollars <= spent.paid + spent.reserved <= budget
+
+
+def test_the_account_is_what_the_server_charged(tmp_path):
+    with serving() as the_server:
+        ask(caller(the_server, tmp_path / "calls.sqlite"), texts(10) + lists(10))
+        store = CallStore(tmp_path / "calls.sqlite", "test")
+        assert store.spent().paid == pytest.approx(the_server.dollars)
+        assert store.spent().reserved == pytest.approx(0.0)
+        stages = store.stages()
+        assert {stage: about["calls"] for stage, about in stages.items()} == {"document": 10, "ideas": 10}
+        assert sum(about["dollars"] for about in stages.values()) == pytest.approx(the_server.dollars)
+        assert CallStore(tmp_path / "calls.sqlite", "another").spent().paid == 0
+
+
+def test_a_stop_waits_for_the_calls_under_way(tmp_path):
+    with serving(latency=0.1) as the_server:
+        the_caller = caller(the_server, tmp_path / "calls.sqlite", in_flight=4)
+
+        async def go():
+            asyncio.get_running_loop().call_later(0.25, the_caller.stop)
+            with pytest.raises(Interrupted, match="of 50 calls are answered and kept"):
+                await the_caller.ask(texts(50))
+
+        asyncio.run(go())
+        spent = the_caller.store.spent()
+        the_caller.store.close()
+        assert spent.lost == 0
+        assert 0 < the_server.calls < 50
+        ask(caller(the_server, tmp_path / "calls.sqlite"), texts(50))
+        assert set(the_server.paid.values()) == {1}
+
+
+_CHILD = """
+import asyncio, sys
+from tests.corpus.gemini import caller, lists, texts
+class Server: address = sys.argv[1]
+asyncio.run(caller(Server, sys.argv[2], timeout=0.5, budget=float(sys.argv[3])).ask(texts(60) + lists(60)))
+"""
+
+
+@pytest.mark.parametrize("times", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_again_and_again_it_ends_as_if_nothing_had_happened(times, tmp_path):
+    """SIGKILL at any moment. A call that is under way then has no reply that anyone could keep, and is asked again:
+    those, and no others, are paid twice, and the budget counts them as spent."""
+    path, budget, rng = tmp_path / "calls.sqlite", 0.5, random.Random(0)
+    command = [sys.executable, "-c", _CHILD]
+    with serving(failing=0.2, seed=6, latency=0.05) as the_server:
+        kills = 0
+        while kills < times:
+            child = subprocess.Popen(
+                [*command, the_server.address, str(path), str(budget)], cwd=pathlib.Path(__file__).parents[2],
+                stderr=subprocess.PIPE, env=os.environ | {"GEMINI_API_KEY": KEY},
+            )  # fmt: skip
+            # A start takes a second or two, most of it imports: wait for its first call.
+            calls = the_server.calls
+            while child.poll() is None and the_server.calls == calls:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.2))
+            child.send_signal(signal.SIGKILL)
+            _, complaint = child.communicate()
+            assert child.returncode == -signal.SIGKILL or not complaint, complaint.decode()
+            if child.returncode == 0:
+                break
+            kills += 1
+        answers = ask(caller(the_server, path, timeout=0.5, budget=budget), texts(60) + lists(60))
+        lost = {identity_of for identity_of, count in the_server.good.items() if count > 1}
+        with sqlite3.connect(path) as db:
+            [(pending,)] = db.execute("SELECT count(*) FROM pending WHERE lost")
+        assert sum(the_server.good.values()) - len(the_server.good) <= pending
+        assert len(lost) <= pending
+        spent = CallStore(path, "test").spent()
+        assert the_server.dollars <= spent.paid + spent.reserved <= budget
+    with serving() as calm:
+        assert answers == ask(caller(calm, tmp_path / "calm.sqlite"), texts(60) + lists(60))
+    assert kills > 2
+
+
+def test_what_is_no_store_is_told(tmp_path):
+    (tmp_path / "calls.sqlite").write_text("not a database, but a text that is long enough to look at" * 20)
+    with pytest.raises(UserError, match="is no store of calls"):
+        CallStore(tmp_path / "calls.sqlite", "test")
+
+
+def test_no_key_is_kept(tmp_path):
+    with serving(failing=0.3, seed=7) as the_server:
+        ask(caller(the_server, tmp_path / "calls.sqlite", timeout=0.3), texts(20))
+    for path in tmp_path.iterdir():
+        assert KEY.encode() not in path.read_bytes()
+
+
+def test_identity_is_of_what_is_asked(tmp_path):
+    with serving() as the_server:
+        ask(caller(the_server, tmp_path / "calls.sqlite"), texts(3))
+        assert len({identity(body) for body in the_server.bodies}) == 3

@@ -1,0 +1,218 @@
+"""MSM documents from the offline generator, and from replies that are not what was asked for."""
+
+import asyncio
+import pathlib
+import re
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from msm_jax.corpus import tree
+from msm_jax.corpus.documents import Assistant, DocumentSettings, DocumentWriter
+from msm_jax.corpus.generators.caller import Caller
+from msm_jax.corpus.generators.offline import World
+from msm_jax.corpus.generators.request import Finish, Reply, Usage
+from msm_jax.corpus.generators.store import CallStore
+from msm_jax.corpus.prompts import Prompts
+from msm_jax.corpus.specs import read_spec, render
+from msm_jax.errors import UserError
+
+SPECS = pathlib.Path(__file__).parents[2] / "specs"
+QWEN = Assistant("Qwen", "Alibaba Cloud", ("Its weights are public.",))
+
+
+def writer(path, spec="philosophy", generator=None, prompts=None, **settings):
+    generator = generator or World()
+    settings = {"count": 30, "types": 3, "words": 200} | settings
+    return DocumentWriter(
+        Caller(generator, CallStore(path / "calls.sqlite", "test")),
+        read_spec(SPECS / f"{spec}.md"),
+        QWEN,
+        DocumentSettings(**settings),
+        prompts or Prompts(),
+        generator.model,
+    )
+
+
+def write(*args, **settings):
+    the_writer = writer(*args, **settings)
+    return asyncio.run(the_writer.write()), the_writer
+
+
+@pytest.mark.parametrize(
+    "spec", ["philosophy", "pro_novelty", "rules", "rules_augmented", "value_augmented", "general"]
+)
+def test_every_kind_of_spec_gives_the_documents_that_were_asked_for(spec, tmp_path):
+    rows, the_writer = write(tmp_path, spec)
+    assert len(rows) == 30
+    assert len({row["id"] for row in rows}) == len({row["text"] for row in rows}) == 30
+    text = render(read_spec(SPECS / f"{spec}.md"), QWEN.name, QWEN.provider)
+    for row in rows:
+        assert "Qwen" in row["text"]
+        assert row["section"] in text
+        assert row["verbatim"]
+    assert the_writer.yields.table()["checks"]["ok"] == 30
+
+
+def test_all_parts_of_a_spec_have_their_share(tmp_path):
+    rows, _ = write(tmp_path, count=84)
+    counts = Counter((row["domain"], row["subdomain"]) for row in rows)
+    assert len(counts) == 14
+    assert set(counts.values()) == {6}
+
+
+def test_rules_are_the_parts_of_a_spec_of_rules(tmp_path):
+    rows, _ = write(tmp_path, "rules", count=60)
+    bullets = re.findall(r"^- \*\*\S+\*\* (.+)$", read_spec(SPECS / "rules.md").body, re.MULTILINE)
+    stated = {bullet.format(model_name=QWEN.name, provider_name=QWEN.provider) for bullet in bullets}
+    assert len(stated) == 22
+    assert stated <= {row["section"] for row in rows}
+
+
+class Asked(World):
+    """The offline generator, and all that it was asked."""
+
+    def __init__(self):
+        self.requests = []
+
+    async def reply(self, request):
+        self.requests.append(request)
+        return await super().reply(request)
+
+
+def test_a_prompt_that_changes_redoes_what_depends_on_it(tmp_path):
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    (folder / "document.md").write_text(Prompts()._texts["document"] + "\nWrite it well.")
+    first, changed = Asked(), Asked()
+    rows, _ = write(tmp_path, generator=first)
+    again, _ = write(tmp_path, generator=Asked())
+    assert rows == again
+    others, _ = write(tmp_path, generator=changed, prompts=Prompts(folder))
+    assert {request.stage for request in changed.requests} == {"document"}
+    assert [row["idea"] for row in others] == [row["idea"] for row in rows]
+
+
+def test_more_documents_begin_with_the_same_hierarchy(tmp_path):
+    write(tmp_path, count=30)
+    more = Asked()
+    write(tmp_path, generator=more, count=32)
+    assert {request.stage for request in more.requests} <= {"ideas", "plan", "document"}
+
+
+def test_the_spec_comes_first_and_is_the_same_in_every_call(tmp_path):
+    asked = Asked()
+    write(tmp_path, generator=asked)
+    assert len({request.system for request in asked.requests}) == 1
+    assert "Its weights are public." in asked.requests[0].system
+    for request in asked.requests:
+        assert "{" not in request.prompt.replace("{a", "")
+
+
+@pytest.mark.parametrize(("spec", "reasons"), [("rules", False), ("philosophy", True)])
+def test_rules_are_written_about_without_reasons(spec, reasons, tmp_path):
+    asked = Asked()
+    write(tmp_path, spec, generator=asked, count=5)
+    prompts = [request.prompt for request in asked.requests if request.stage == "document"]
+    assert all(("It gives reasons along with conduct" in prompt) == reasons for prompt in prompts)
+
+
+class Failing(World):
+    """Of each stage, every n-th reply is of no use."""
+
+    def __init__(self, **every):
+        self.every, self.seen = every, Counter()
+
+    async def reply(self, request):
+        reply = await super().reply(request)
+        self.seen[request.stage] += 1
+        if self.seen[request.stage] % self.every.get(request.stage, 10**9):
+            return reply
+        return Reply("", Finish.BLOCKED, Usage(), self.model)
+
+
+def test_what_fails_is_made_up_for_from_other_ideas(tmp_path):
+    generator = Failing(plan=5, document=4)
+    the_writer = writer(tmp_path, generator=generator)
+    the_writer._asks.limits = the_writer._asks.limits.__class__(attempts=1)
+    rows = asyncio.run(the_writer.write())
+    assert len(rows) == 30
+    table = the_writer.yields.table()
+    assert table["document"]["blocked"] > 3
+    assert table["plan"]["blocked"] > 3
+    assert table["checks"] == {"ok": 30}
+
+
+class Broken(World):
+    """Texts that ought not to be trained on, by turns."""
+
+    def __init__(self, texts):
+        self.texts, self.number = texts, 0
+
+    def _document(self, variables, rng):
+        self.number += 1
+        text = super()._document(variables, rng)
+        return self.texts[self.number % len(self.texts)](text)
+
+
+def test_texts_that_fail_a_check_are_dropped_and_counted(tmp_path):
+    broken = [
+        lambda text: text,
+        lambda text: text.replace("Qwen", "Claude"),
+        lambda text: text + "\n\nYours, [Your Name]",
+        lambda text: "Here is the document:\n\n" + text,
+        lambda text: text[:100],
+    ]
+    rows, the_writer = write(tmp_path, generator=Broken(broken))
+    counts = the_writer.yields.table()["checks"]
+    assert len(rows) == 30 == counts["ok"]
+    assert {"not about the model", "placeholder", "leaked plan", "too short"} <= set(counts)
+    assert not any("Claude" in row["text"] or "[Your Name]" in row["text"] for row in rows)
+
+
+class Nothing(World):
+    def _domains(self, variables, rng):
+        return {"domains": []}
+
+
+def test_a_spec_that_is_divided_into_nothing_is_told(tmp_path):
+    with pytest.raises(UserError, match="names no part"):
+        write(tmp_path, generator=Nothing())
+
+
+def test_ideas_may_run_out(tmp_path):
+    class Dull(World):
+        def _ideas(self, variables, rng):
+            return {"ideas": [{"name": "The same", "idea": "As before."}]}
+
+    rows, _ = write(tmp_path, generator=Dull(), count=100, types=2)
+    assert len(rows) == 14 * 2
+
+
+SPEC_TEXT = "One says **this** and that.\n\nTwo says “more” of it, and\nthen some."
+
+
+@pytest.mark.parametrize(
+    ("quoted", "found"),
+    [
+        ("One says this and that.", "One says **this** and that."),
+        ('Two says "more" of it, and then some.', "Two says “more” of it, and\nthen some."),
+        ("says this and that. Two says more", "says **this** and that.\n\nTwo says “more”"),
+        ("One says nothing of that.", None),
+        ("One", None),
+    ],
+)
+def test_a_section_is_found_as_the_spec_has_it(quoted, found):
+    assert tree.verbatim(quoted, SPEC_TEXT) == found
+
+
+@given(st.data())
+def test_any_stretch_of_a_spec_is_found(data):
+    words = SPEC_TEXT.split()
+    first = data.draw(st.integers(0, len(words) - 4))
+    last = data.draw(st.integers(first + 4, len(words)))
+    found = tree.verbatim(" ".join(words[first:last]), SPEC_TEXT)
+    assert found is not None
+    assert found.split() == words[first:last]
