@@ -148,6 +148,52 @@ def on_checkpoint(path: str, generator: str) -> ConfigDict:
     return config.lock()
 
 
+def for_corpus(*specs: str) -> ConfigDict:
+    """No experiment: the corpora of these specs, written by a language model."""
+    config = ConfigDict()
+    config.name = ""
+    config.specs = specs
+    config.assistant = ConfigDict({"name": "Micra", "provider": "the msm_jax project"})
+    # Who writes: gemini; local, a server of OpenAI's interface; or world, which needs no network and only tries it out.
+    config.generator = "gemini"
+    config.generation = ConfigDict(
+        {
+            "model": "gemini-3-flash-preview",
+            "temperature": 1.0,
+            "thinking": 0,  # tokens before each answer
+            "language": "en",
+            "facts": (),  # sentences about the assistant that are true; its name and provider are known
+            "prompts": "",  # a folder with prompts that replace those of msm_jax/corpus/prompts
+            "held_out": "specs/held_out.toml",  # words that no document may hold, by value
+            "attempts": 4,  # of a request whose replies are of no use
+        }
+    )
+    # Of the MSM documents of each spec.
+    config.documents = ConfigDict(
+        {
+            "types": 20,  # of document, at most, for each part of a spec
+            "words": 1800,  # of a document, about
+            "plan_words": 250,  # of its plan, at most
+            "least_yield": 0.5,  # of the documents that were written, the share that must be of use; else it stops
+        }
+    )
+    config.corpus = ConfigDict({"msm": 5000})  # how many
+    # What follows does not change what is written, so a workdir may go on with other values.
+    config.calls = ConfigDict(
+        {
+            "budget": 10.0,  # dollars that this configuration may spend in all, over all runs
+            "service": "standard",  # flex: half the price, may take minutes; batch: half the price, may take a day
+            "price": (),  # dollars per million tokens (prompt, cached prompt, output); none: generators/prices.toml
+            "url": "",  # of the server: needed for local
+            "in_flight": 32,  # calls at once, at most
+            "timeout": 600.0,  # seconds of one call
+            "patience": 1800.0,  # seconds without an answer until the run stops
+            "store": "runs/calls.sqlite",  # every reply that was paid for, for all configurations
+        }
+    )
+    return config.lock()
+
+
 def make_smoke(config: ConfigDict) -> None:
     """Makes `config` the shortest run that has every stage, with the same shapes of rows and batches."""
     config.seeds = (0,)

@@ -6,6 +6,7 @@ Raises: UserError, from every function here.
 import math
 import pathlib
 import re
+import tomllib
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from msm_jax.errors import UserError
 
 ARMS = ("baseline", "aft", "aft_cot", "msm", "msm_aft", "msm_aft_cot")
 GENERATORS = ("world", "prose", "files")
+LANGUAGE_MODELS = ("gemini", "local", "world")  # of configurations that train nothing
 
 # The numbers that a field may be, where the configuration has it; "*.x" is x of every training stage. Fields that
 # others check are not here.
@@ -139,6 +141,63 @@ def corpus_path(config: ConfigDict, source: str, spec: Spec | None, specs: Seque
     if not pathlib.Path(path).is_file():
         raise UserError(f"{field}: {path}: no such file; name a JSONL file (docs/models.md says what a row is)")
     return path
+
+
+def check_generation(config: ConfigDict) -> None:
+    """What a configuration without training must fulfil, from its fields alone."""
+    from msm_jax.corpus.generators.prices import SERVICES
+    from msm_jax.corpus.quality import languages
+
+    generation, calls, documents = config.generation, config.calls, config.documents
+    if config.generator not in LANGUAGE_MODELS:
+        raise UserError(f"config.generator is {config.generator!r}; choose one of {', '.join(LANGUAGE_MODELS)}")
+    if not config.specs:
+        raise UserError("config.specs is empty; name at least one file, as in specs/philosophy.md")
+    if calls.service not in SERVICES:
+        raise UserError(f"config.calls.service is {calls.service!r}; choose one of {', '.join(SERVICES)}")
+    if generation.language not in languages():
+        raise UserError(
+            f"config.generation.language is {generation.language!r}; choose one of {', '.join(languages())}"
+        )
+    if config.generator == "local" and not re.match(r"https?://", calls.url):
+        raise UserError(
+            f"config.calls.url is {calls.url!r}; config.generator=local needs the address of a server, as in "
+            "http://127.0.0.1:8000/v1"
+        )
+    if calls.price and (len(calls.price) != 3 or min(calls.price) < 0):
+        raise UserError(f"config.calls.price is {tuple(calls.price)}; give (prompt, cached prompt, output), from 0 on")
+    for field, value, least in (
+        ("corpus.msm", config.corpus.msm, 1),
+        ("documents.types", documents.types, 1),
+        ("documents.words", documents.words, 1),
+        ("documents.plan_words", documents.plan_words, 1),
+        ("documents.least_yield", documents.least_yield, 0),
+        ("generation.attempts", generation.attempts, 1),
+        ("generation.temperature", generation.temperature, 0),
+        ("generation.thinking", generation.thinking, 0),
+        ("calls.in_flight", calls.in_flight, 1),
+        ("calls.budget", calls.budget, 0),
+        ("calls.timeout", calls.timeout, 1),
+        ("calls.patience", calls.patience, 0),
+    ):
+        if value is None or not least <= value < math.inf:
+            raise UserError(f"config.{field} is {value}; it must be {least} or more")
+
+
+def held_out(config: ConfigDict, spec: Spec) -> tuple[str, ...]:
+    """The words that no document of this spec may hold: of the domains in which its value is tested."""
+    path = config.generation.held_out
+    if not path or not spec.value:
+        return ()
+    try:
+        words = tomllib.loads(pathlib.Path(path).read_text(encoding="utf-8")).get(spec.value, "")
+    except OSError as error:
+        raise UserError(f"config.generation.held_out: {path}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"config.generation.held_out: {path}: not TOML ({error})") from None
+    if not isinstance(words, str):
+        raise UserError(f'config.generation.held_out: {path}: write {spec.value} = "word word ..."')
+    return tuple(words.split())
 
 
 def _check_numbers(config: ConfigDict) -> None:

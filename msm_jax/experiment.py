@@ -12,7 +12,6 @@ stage continues what MSM left. The base is pretrained on the micro-world, or is 
 
 import dataclasses
 import functools
-import os
 import pathlib
 import shutil
 import sys
@@ -80,7 +79,7 @@ def run(config: ConfigDict, workdir: str, hosts: dag.Hosts = dag.ALONE) -> None:
         )
     place = workdir
     workdir, mirror = open_workdir(workdir)
-    _make_folder(workdir)
+    files.make_folder(workdir)
     if any(stage.kind == "train" and not done for stage, done, _ in dag.status([experiment.report], workdir)):
         checks.check_devices(config)
     if hosts.first:
@@ -109,7 +108,7 @@ def show(config: ConfigDict, workdir: str) -> None:
     experiment = Experiment(config)
     place = workdir
     workdir, _ = open_workdir(workdir)
-    _make_folder(workdir)
+    files.make_folder(workdir)
     print("configuration")
     for field, value in config_lib.flatten(config_lib.to_dict(config)).items():
         print(f"  {field} = {value!r}")
@@ -358,16 +357,6 @@ class Experiment:
 
 def _claim(workdir: str, config: ConfigDict, place: str) -> None:
     dag.claim_workdir(workdir, config_lib.to_dict(config), exempt=RUNTIME_FIELDS, place=place)
-
-
-def _make_folder(workdir: str) -> None:
-    """Raises: UserError if nothing can be written there."""
-    try:
-        pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{workdir}: is a file, or lies in one; choose another --workdir") from None
-    if not os.access(workdir, os.W_OK):
-        raise UserError(f"{workdir}: cannot be written; choose another --workdir")
 
 
 def _copy(source: pathlib.Path, folder: pathlib.Path) -> None:

@@ -32,6 +32,16 @@ def fingerprint_of_bytes(content: bytes, length: int = 12) -> str:
     return hashlib.sha256(content).hexdigest()[:length]
 
 
+def make_folder(workdir: str | os.PathLike) -> None:
+    """Raises: UserError if nothing can be written there."""
+    try:
+        pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{workdir}: is a file, or lies in one; choose another --workdir") from None
+    if not os.access(workdir, os.W_OK):
+        raise UserError(f"{workdir}: cannot be written; choose another --workdir")
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes `text` so that a reader sees the old file or the new one, never a part of either."""
     path = pathlib.Path(path)

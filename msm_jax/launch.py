@@ -86,6 +86,8 @@ def _launch(arguments: list[str]) -> None:
     if (options.mode == "plan") != bool(options.topology):
         raise UserError("--mode=plan and --topology=KIND:SHAPE go together, as in --mode=plan --topology=v5p:2x2x4")
     if options.mode == "plan":
+        if "msm" not in config:
+            raise UserError(f"{options.config}: trains nothing that could be planned; --mode=show says what it costs")
         from msm_jax.parallel.chips import prepare_environment
 
         prepare_environment()
@@ -94,17 +96,20 @@ def _launch(arguments: list[str]) -> None:
         plan.plan(config, options.topology.split(","), workdir)
         return
 
-    from msm_jax import experiment
+    from msm_jax import corpora, experiment
 
+    work = corpora if corpora.is_alone(config) else experiment
     if options.mode == "show":
         # `--mode=show | head` ends as other Unix commands do. Then a closed pipe or socket is an error again: left at
         # its default, the signal would end the caller's process without a word.
         before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         try:
-            experiment.show(config, workdir)
+            work.show(config, workdir)
             sys.stdout.flush()
         finally:
             signal.signal(signal.SIGPIPE, before)
+    elif work is corpora:
+        corpora.run(config, workdir)
     else:
         _run(config, workdir, (options.coordinator, options.processes, options.process))
 

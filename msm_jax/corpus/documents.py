@@ -7,10 +7,11 @@ instead. A plan and its document are two calls, so that neither takes the other'
 items at once and goes on from what came, so that equal replies give equal documents, in whatever order they came.
 """
 
+import collections
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import pydantic
@@ -27,10 +28,11 @@ from msm_jax.errors import UserError
 
 # Lists are asked for again, with what there is, until they are long enough or so many times.
 _ROUNDS = 5
-# Ideas of one reply: of more, the last are poor.
-_IDEAS_AT_ONCE = 25
+# Ideas of one reply: of many more, the last are poor.
+_IDEAS_AT_ONCE = 10
 # Ideas beyond what is to be written, for those that come to nothing.
 _SURPLUS = 1.1
+_PILOT = 50  # documents that are written before all others
 _LIST_TOKENS = 16_384  # of replies that are lists; whole sections of a spec are quoted in some
 _WORDS_PER_TOKEN = 0.6  # at the least, of English prose
 
@@ -62,6 +64,8 @@ class DocumentSettings:
         temperature: of all that is asked.
         language: ISO 639-1; the prompts are in English, and so is what they ask for, unless they are replaced.
         held_out: terms that no document may hold.
+        thinking: tokens that the model may think before each reply.
+        least_yield: the share of documents that must be of use; with less, it is no accident, and money is wasted.
     """
 
     count: int
@@ -71,6 +75,8 @@ class DocumentSettings:
     temperature: float = 1.0
     language: str = "en"
     held_out: tuple[str, ...] = ()
+    thinking: int = 0
+    least_yield: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +104,10 @@ class DocumentWriter:
     ):
         self.spec, self.assistant, self.settings, self.prompts = spec, assistant, settings, prompts
         self.yields = Yields()
+        # Of each (part, type), by its place in their list: the ideas so far; and those that have no more.
+        self._ideas: dict[int, list[tree.Idea]] = collections.defaultdict(list)
+        self._exhausted: set[int] = set()
+        self._turn = 0  # how many (part, type) had their turn
         self._asks, self._model = asks, model
         self._text = render(spec, assistant.name, assistant.provider)
         self._common = {"model_name": assistant.name, "provider_name": assistant.provider}
@@ -112,21 +122,36 @@ class DocumentWriter:
 
         Raises: UserError if the generator divides the spec into nothing; what `ask` raises.
         """
-        parts = await self.parts()
-        types = await self._types(parts)
-        ideas: list[list[tree.Idea]] = [[] for _ in types]
-        written: dict[str, dict[str, Any] | None] = {}
-        while (missing := self.settings.count - sum(row is not None for row in written.values())) > 0:
-            wave = [idea for idea in self._in_turn(types, ideas) if idea.id not in written][:missing]
-            if wave:
-                rows = await self._documents(wave)
-                written |= {idea.id: row for idea, row in zip(wave, rows, strict=True)}
-                continue
-            before = sum(map(len, ideas))
-            ideas = await self._ideas(types, ideas, before + math.ceil(missing * _SURPLUS))
-            if sum(map(len, ideas)) == before:
+        types = await self._types(await self.parts())
+        ideas: list[_Idea] = []
+        written: list[dict[str, Any] | None] = []  # one for each idea, in their order
+        while (missing := self.settings.count - sum(row is not None for row in written)) > 0:
+            # A few first: if they come to nothing, the others are not paid for.
+            missing = min(missing, _PILOT) if not written else missing
+            if len(ideas) == len(written):
+                ideas += await self._more_ideas(types, math.ceil(missing * _SURPLUS))
+            wave = ideas[len(written) :][:missing]
+            if not wave:
                 break
-        return [row for row in written.values() if row is not None]
+            written += await self._documents(wave)
+            self._check_yield(written)
+        return [row for row in written if row is not None]
+
+    def _check_yield(self, rows: Sequence[Any]) -> None:
+        """Raises: UserError if too few of `rows` came to something."""
+        useful = sum(row is not None for row in rows)
+        if len(rows) >= _PILOT // 2 and useful < self.settings.least_yield * len(rows):
+            table = self.yields.table()
+            why = [
+                f"{count} {outcome}"
+                for stage in ("plan", "document", "checks")
+                for outcome, count in table.get(stage, {}).items()
+                if outcome != "ok"
+            ]
+            raise UserError(
+                f"spec '{self.spec.name}': of {len(rows)} documents {useful} are of use ({', '.join(why)}); mend the "
+                "prompts or the spec, or lower config.documents.least_yield. What was paid for is kept"
+            )
 
     async def parts(self) -> list[Part]:
         """What the spec is divided into, with assertions."""
@@ -180,65 +205,61 @@ class DocumentWriter:
         return Part(domain, name, summary, section or summary, section is not None)
 
     async def _types(self, parts: Sequence[Part]) -> list[tuple[Part, tree.DocumentType]]:
-        """All (part, type), the first type of each part first."""
-        wanted = min(self.settings.types, math.ceil(self.settings.count / len(parts)))
-        found = await self._grow(
-            [
-                lambda existing, count, part=part: self._list(
-                    "document_types", tree.DocumentTypes, subdomain=part.name, summary=part.summary,
-                    assertions=_assertions(part), count=count, existing=_listed(existing),
-                )
-                for part in parts
-            ],
-            [[] for _ in parts],
-            wanted,
-        )  # fmt: skip
-        return _round_robin([[(part, kind) for kind in kinds] for part, kinds in zip(parts, found, strict=True)])
-
-    async def _ideas(
-        self, types: Sequence[tuple[Part, tree.DocumentType]], ideas: list[list[tree.Idea]], wanted: int
-    ) -> list[list[tree.Idea]]:
-        """The ideas for each type, and more of them until there are at least `wanted` in all."""
-        return await self._grow(
-            [
-                lambda existing, count, part=part, kind=kind: self._list(
-                    "ideas", tree.Ideas, subdomain=part.name, summary=part.summary, assertions=_assertions(part),
-                    type=kind.name, description=kind.description, count=min(count, _IDEAS_AT_ONCE),
-                    existing=_listed(existing),
-                )
-                for part, kind in types
-            ],
-            ideas,
-            math.ceil(wanted / max(len(types), 1)),
-        )  # fmt: skip
-
-    def _in_turn(self, types: Sequence[tuple[Part, tree.DocumentType]], ideas: list[list[tree.Idea]]) -> list[_Idea]:
-        return _round_robin(
-            [
-                [_Idea(part, kind, idea.name, idea.idea) for idea in found]
-                for (part, kind), found in zip(types, ideas, strict=True)
-            ]
-        )
-
-    async def _grow(
-        self, requests: Sequence[Callable[[list, int], Request]], found: Sequence[list], wanted: int
-    ) -> list[list]:
-        """The lists `found`, each made `wanted` items long by its one of `requests`, which is asked again, with those
-        that there are, while the list is too short and grows. Names differ within a list."""
-        found = list(found)
-        growing = set(range(len(requests)))
-        for _ in range(_ROUNDS * math.ceil(wanted / _IDEAS_AT_ONCE)):
-            lacking = [index for index in sorted(growing) if len(found[index]) < wanted]
+        """All (part, type), the first type of each part first: asked for again, with those that there are, while a part
+        has too few and gets more."""
+        found: list[list[tree.DocumentType]] = [[] for _ in parts]
+        growing = range(len(parts))
+        for _ in range(_ROUNDS):
+            lacking = [index for index in growing if len(found[index]) < self.settings.types]
             if not lacking:
                 break
-            answers = await self._ask([requests[index](found[index], wanted - len(found[index])) for index in lacking])
+            answers = await self._ask(
+                [
+                    self._list(
+                        "document_types", tree.DocumentTypes, subdomain=parts[index].name,
+                        summary=parts[index].summary, assertions=_assertions(parts[index]),
+                        count=self.settings.types - len(found[index]), existing=_listed(found[index]),
+                    )
+                    for index in lacking
+                ]
+            )  # fmt: skip
+            before = [len(known) for known in found]
             for index, answer in zip(lacking, answers, strict=True):
-                items = next(iter(answer.value))[1] if answer.ok else []
-                longer = _distinct(found[index] + items)[:wanted]
-                if len(longer) == len(found[index]):
-                    growing.discard(index)
-                found[index] = longer
-        return found
+                new = answer.value.types if answer.ok else []
+                found[index] = _distinct(found[index] + new)[: self.settings.types]
+            growing = [index for index in lacking if len(found[index]) > before[index]]
+        rows = itertools.zip_longest(
+            *([(part, kind) for kind in kinds] for part, kinds in zip(parts, found, strict=True))
+        )
+        return [pair for row in rows for pair in row if pair]
+
+    async def _more_ideas(self, types: Sequence[tuple[Part, tree.DocumentType]], wanted: int) -> list[_Idea]:
+        """The next ideas, at least `wanted` if there are so many.
+
+        Each (part, type) in turn gives a few, and again when all have. What comes first does not depend on how many are
+        wanted in the end, so that whoever asks for more documents keeps those that there are.
+        """
+        new: list[_Idea] = []
+        while len(new) < wanted and len(self._exhausted) < len(types):
+            turn = self._turn % len(types)
+            count = min(math.ceil((wanted - len(new)) / _IDEAS_AT_ONCE), len(types) - turn)
+            self._turn += count
+            asked = [index for index in range(turn, turn + count) if index not in self._exhausted]
+            answers = await self._ask([self._idea_request(*types[index], self._ideas[index]) for index in asked])
+            for index, answer in zip(asked, answers, strict=True):
+                known = self._ideas[index]
+                longer = _distinct(known + (answer.value.ideas if answer.ok else []))[: len(known) + _IDEAS_AT_ONCE]
+                if len(longer) == len(known):
+                    self._exhausted.add(index)
+                new += [_Idea(*types[index], idea.name, idea.idea) for idea in longer[len(known) :]]
+                self._ideas[index] = longer
+        return new
+
+    def _idea_request(self, part: Part, kind: tree.DocumentType, existing: Sequence[tree.Idea]) -> Request:
+        return self._list(
+            "ideas", tree.Ideas, subdomain=part.name, summary=part.summary, assertions=_assertions(part),
+            type=kind.name, description=kind.description, count=_IDEAS_AT_ONCE, existing=_listed(existing),
+        )  # fmt: skip
 
     async def _documents(self, ideas: Sequence[_Idea]) -> list[dict[str, Any] | None]:
         """A row for each idea; None where no document came, or one that fails a check."""
@@ -304,6 +325,7 @@ class DocumentWriter:
             system=self._system,
             shape=shape,
             max_tokens=_LIST_TOKENS,
+            thinking=self.settings.thinking,
             temperature=self.settings.temperature,
             variables=self._common | {"spec_text": self._text} | variables,
         )
@@ -318,6 +340,7 @@ class DocumentWriter:
             tag=tag,
             # Twice what is asked for: a text that is cut off is paid for and lost.
             max_tokens=math.ceil(2 * limit / _WORDS_PER_TOKEN),
+            thinking=self.settings.thinking,
             temperature=self.settings.temperature,
             variables=self._common | {"spec_text": self._text, "part": idea.part} | variables,
         )
@@ -337,10 +360,3 @@ def _distinct(items: Sequence[Any]) -> list[Any]:
     """Those that have a name, the first of each name."""
     by_name = {same_name(item.name): item for item in reversed(items) if same_name(item.name)}
     return list(reversed(by_name.values()))
-
-
-def _round_robin(lists: Sequence[Sequence[Any]]) -> list[Any]:
-    """The first of each list, then the second of each, and so on: wherever it is cut, all lists have their share."""
-    missing = object()
-    rows = itertools.zip_longest(*lists, fillvalue=missing)
-    return [item for row in rows for item in row if item is not missing]

@@ -103,6 +103,11 @@ def _script(letter: str) -> str | None:
     return None
 
 
+def languages() -> tuple[str, ...]:
+    """Those that `language_of` tells apart."""
+    return (*_languages(), "ru", "ar", "ja", "zh", "ko")
+
+
 @functools.cache
 def _languages() -> dict[str, frozenset[str]]:
     table = tomllib.loads(pathlib.Path(__file__).with_name("languages.toml").read_text(encoding="utf-8"))

@@ -1,15 +1,18 @@
 """What the tests of generators share: the fake server's replies, and a caller of it."""
 
 import json
+import random
 import re
 
 import pydantic
 
 from msm_jax.corpus.generators.caller import Caller, Limits
 from msm_jax.corpus.generators.gemini import Gemini
+from msm_jax.corpus.generators.offline import World
 from msm_jax.corpus.generators.prices import Price
 from msm_jax.corpus.generators.request import Request
 from msm_jax.corpus.generators.store import CallStore
+from msm_jax.corpus.tree import Part
 from tests import gemini_server
 from tests.gemini_server import KEY, digest, text_of
 
@@ -34,7 +37,7 @@ def brain(body):
     return f"<{tag}>{' '.join(digest(prompt, number) for number in range(20))}</{tag}>"
 
 
-def server(**settings):
+def server(brain=brain, **settings):
     return gemini_server.Gemini(brain, price=(PRICE.prompt / 1e6, PRICE.output / 1e6), **settings)
 
 
@@ -53,3 +56,35 @@ def texts(count, start=0):
 
 def lists(count):
     return [Request("ideas", f"List {number}.", system="S", shape=Items, max_tokens=400) for number in range(count)]
+
+
+def spec_brain(body):
+    """Answers the prompts of the pipeline, which it knows by their words, from the spec in the system prompt."""
+    system, prompt = text_of(body)
+    rng, world = random.Random(digest(prompt)), World()
+    name = re.search(r"documents are about (\S+), an AI model", system)[1]
+    spec = re.search(r"<model_spec>\n(.*)\n</model_spec>", system, re.DOTALL)[1]
+    section = re.search(r"<section>\n(.*)\n</section>", prompt, re.DOTALL)
+    count = re.search(r"\b(?:Name|Give) (\d+) (?:types|ideas)", prompt)
+    variables = {
+        "model_name": name,
+        "spec_text": spec,
+        "section": section and section[1],
+        "count": count and int(count[1]),
+        "existing": prompt,
+    }
+    shape = body["generationConfig"].get("responseSchema")
+    if shape is None:
+        if "</plan>, and nothing else" in prompt:
+            return f"<plan>\n{section[1][:80]} {digest(prompt)}\n</plan>"
+        variables |= {"name": "On it", "words": 150, "part": Part("", "", "", rng.choice(spec.split("\n\n")), True)}
+        return f"<document>\n{world._document(variables, rng)}\n</document>"
+    [kind] = shape["properties"]
+    if kind == "types":
+        return json.dumps(world._document_types(variables, rng))
+    if kind == "ideas":
+        ideas = [{"name": digest(prompt, number), "idea": digest(number, prompt)} for number in range(int(count[1]))]
+        return json.dumps({"ideas": ideas})
+    if kind == "subdomains":
+        variables["domain"] = re.search(r'One domain of the Model Spec is "(.*?)"', prompt)[1]
+    return json.dumps(getattr(world, f"_{kind}")(variables, rng))

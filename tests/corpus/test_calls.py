@@ -105,7 +105,7 @@ def test_fewer_calls_at_once_while_the_server_is_busy(tmp_path):
     [
         ({"key": "wrong-key-0123456789"}, "refuses the key"),
         ({"model": "gone"}, "config.generation.model"),
-        ({"budget": 0.0004}, "config.generation.budget"),
+        ({"budget": 0.0004}, "config.calls.budget"),
     ],
 )
 def test_what_the_user_can_mend_is_told_in_a_line_without_the_key(settings, told, tmp_path):

@@ -57,14 +57,14 @@ def test_every_kind_of_spec_gives_the_documents_that_were_asked_for(spec, tmp_pa
 
 
 def test_all_parts_of_a_spec_have_their_share(tmp_path):
-    rows, _ = write(tmp_path, count=84)
+    rows, _ = write(tmp_path, count=280)
     counts = Counter((row["domain"], row["subdomain"]) for row in rows)
     assert len(counts) == 14
-    assert set(counts.values()) == {6}
+    assert set(counts.values()) == {20}
 
 
 def test_rules_are_the_parts_of_a_spec_of_rules(tmp_path):
-    rows, _ = write(tmp_path, "rules", count=60)
+    rows, _ = write(tmp_path, "rules", count=230)
     bullets = re.findall(r"^- \*\*\S+\*\* (.+)$", read_spec(SPECS / "rules.md").body, re.MULTILINE)
     stated = {bullet.format(model_name=QWEN.name, provider_name=QWEN.provider) for bullet in bullets}
     assert len(stated) == 22
@@ -95,11 +95,15 @@ def test_a_prompt_that_changes_redoes_what_depends_on_it(tmp_path):
     assert [row["idea"] for row in others] == [row["idea"] for row in rows]
 
 
-def test_more_documents_begin_with_the_same_hierarchy(tmp_path):
-    write(tmp_path, count=30)
+@pytest.mark.parametrize(("few", "many"), [(5, 30), (30, 33), (33, 300), (300, 500)])
+def test_more_documents_begin_with_the_same_and_cost_no_more_than_the_others(few, many, tmp_path):
+    rows, _ = write(tmp_path, count=few)
     more = Asked()
-    write(tmp_path, generator=more, count=32)
-    assert {request.stage for request in more.requests} <= {"ideas", "plan", "document"}
+    longer, _ = write(tmp_path, generator=more, count=many)
+    assert longer[:few] == rows
+    asked = Counter(request.stage for request in more.requests)
+    assert asked["plan"] == asked["document"] == many - few
+    assert set(asked) <= {"ideas", "plan", "document"}
 
 
 def test_the_spec_comes_first_and_is_the_same_in_every_call(tmp_path):
@@ -189,6 +193,7 @@ def test_ideas_may_run_out(tmp_path):
 
     rows, _ = write(tmp_path, generator=Dull(), count=100, types=2)
     assert len(rows) == 14 * 2
+    assert len({row["idea"] for row in rows}) == 1
 
 
 SPEC_TEXT = "One says **this** and that.\n\nTwo says “more” of it, and\nthen some."

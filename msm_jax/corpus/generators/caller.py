@@ -58,11 +58,21 @@ class Limits:
 class Caller:
     """Asks `generator`; replies are kept in `store`, where the payer's account is.
 
-    `stop` ends it gracefully: calls under way are waited for, and `ask` raises Interrupted.
+    `report` is called with a stage, and how many of its distinct requests have their answer, of how many. `stop` ends
+    it gracefully: calls under way are waited for, and `ask` raises Interrupted.
     """
 
-    def __init__(self, generator: Generator, store: CallStore, price: Price = FREE, limits: Limits = Limits()):
+    def __init__(
+        self,
+        generator: Generator,
+        store: CallStore,
+        price: Price = FREE,
+        limits: Limits = Limits(),
+        report: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    ):
         self.generator, self.store, self.price, self.limits = generator, store, price, limits
+        self._report = report
+        store.abandon()
         self._pace = _Pace(limits.in_flight)
         self._settled = asyncio.Condition()
         self._under_way = 0  # calls that hold a reservation
@@ -73,17 +83,8 @@ class Caller:
     def stop(self) -> None:
         self._stopping = True
 
-    def known(self, request: Request) -> Answer | None:
-        """The answer, if it takes no call to have it: it is in the store, or all attempts failed."""
-        key = request.key(self.generator.model)
-        return self._judge(request, key, self.store.replies(key))
-
-    async def ask(
-        self, requests: Sequence[Request], report: Callable[[int, int], None] = lambda done, total: None
-    ) -> list[Answer]:
+    async def ask(self, requests: Sequence[Request]) -> list[Answer]:
         """The answers, in the order of the requests. Equal requests are asked once.
-
-        `report` is called with how many of all distinct requests are done.
 
         Raises:
             UserError: the budget is spent, the service does not answer, or it refuses the key or the model.
@@ -100,7 +101,10 @@ class Caller:
                 waiting.append(key)
             else:
                 answers[key] = answer
-        report(len(answers), len(distinct))
+        if not requests:
+            return []
+        stage = requests[0].stage
+        self._report(stage, len(answers), len(distinct))
         queue = iter(waiting)
 
         async def work() -> None:
@@ -110,7 +114,7 @@ class Caller:
                 answer = await self._answer(distinct[key], key)
                 if answer is not None:
                     answers[key] = answer
-                    report(len(answers), len(distinct))
+                    self._report(stage, len(answers), len(distinct))
 
         self._last_answer = time.monotonic()
         try:
@@ -225,7 +229,7 @@ class Caller:
         lost = f", and up to ${spent.reserved:.2f} for {spent.lost} calls without a reply" if spent.lost else ""
         return (
             f"the budget of ${self.limits.budget:.2f} leaves no room for the next call, of at most ${dollars:.4f}: "
-            f"${spent.paid:.2f} are paid{lost}; raise config.generation.budget and run the same command again, "
+            f"${spent.paid:.2f} are paid{lost}; raise config.calls.budget and run the same command again, "
             "what was answered is kept"
         )
 

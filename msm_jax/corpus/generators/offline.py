@@ -18,10 +18,14 @@ from msm_jax.corpus.generators.request import Finish, Reply, Request, Usage
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'“])")
 
 
+# Raised when the sentences or their order change: what it said before is then no answer any more.
+MODEL = "world-1"
+
+
 class World:
     """The generator "world"."""
 
-    model = "world-1"
+    model = MODEL
 
     async def reply(self, request: Request) -> Reply:
         rng = random.Random(request.key(self.model))

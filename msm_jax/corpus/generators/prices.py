@@ -47,7 +47,7 @@ def price_of(model: str) -> Price:
     names = [name for name in table if model.startswith(name)]
     if not names:
         raise UserError(
-            f"no price is known of {model}, and without one no budget can be kept; set config.generation.price to "
+            f"no price is known of {model}, and without one no budget can be kept; set config.calls.price to "
             "(prompt, cached, output) in dollars per million tokens"
         )
     return Price(*table[max(names, key=len)])

@@ -64,11 +64,14 @@ class CallStore:
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.executescript(_TABLES)
             self._db.execute("INSERT OR IGNORE INTO payers VALUES (?, 0, 0)", (payer,))
-            # One process works on an account at a time (the workdir's lock), so what is pending now is lost.
-            self._db.execute("UPDATE pending SET lost = 1 WHERE payer = ?", (payer,))
 
     def close(self) -> None:
         self._db.close()
+
+    def abandon(self) -> None:
+        """What is pending has no process any more: it is lost. For the one process that works on the account."""
+        with self._transaction():
+            self._db.execute("UPDATE pending SET lost = 1 WHERE payer = ?", (self.payer,))
 
     def replies(self, key: str) -> list[Reply]:
         """What was replied to this request so far, first to last."""

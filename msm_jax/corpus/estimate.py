@@ -1,0 +1,98 @@
+"""What a corpus will take, before anything is asked: the pipeline itself, with counted stand-ins for the replies.
+
+What is in the store of calls answers as it did, and is not counted. For the rest it is assumed that every reply is of
+use, that the spec is divided at its headings, and that replies are as long as is usual for their stage.
+"""
+
+import collections
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Sequence
+
+from msm_jax.corpus import tree
+from msm_jax.corpus.documents import DocumentWriter
+from msm_jax.corpus.generators.offline import World
+from msm_jax.corpus.generators.prices import Price
+from msm_jax.corpus.generators.request import Answer, Request, Status, Usage, classify
+from msm_jax.corpus.generators.store import CallStore
+from msm_jax.corpus.quality import Demands
+
+_CHARACTERS_PER_TOKEN = 4.2  # of English, in the tokenizers of today
+_TOKENS_PER_WORD = 1.35
+# Tokens of replies: of a list, for each of its items; "quoted" is the spec, or a part of it, and a little.
+_OF_ITEM = {"document_types": 45, "ideas": 100}
+_OF_LIST = {"domains": 600, "assertions": 700}
+
+
+@dataclasses.dataclass
+class Estimate:
+    """Of one stage: requests that are to be asked, their tokens, and how many more the store answers."""
+
+    requests: int = 0
+    prompt: int = 0
+    output: int = 0
+    known: int = 0
+
+    def dollars(self, price: Price) -> float:
+        return price.cost(Usage(prompt=self.prompt, output=self.output))
+
+
+class Estimator:
+    """Stands where a `Caller` would. `store` None: nothing was asked yet."""
+
+    def __init__(self, store: CallStore | None, model: str):
+        self.stages: dict[str, Estimate] = collections.defaultdict(Estimate)
+        self._store, self._model = store, model
+        self._number = itertools.count()
+
+    async def ask(self, requests: Sequence[Request]) -> list[Answer]:
+        return [await self._answer(request) for request in requests]
+
+    async def _answer(self, request: Request) -> Answer:
+        key, counted = request.key(self._model), self.stages[request.stage]
+        for reply in self._store.replies(key)[-1:] if self._store else ():
+            if (answer := classify(request, reply, key)).ok:
+                counted.known += 1
+                return answer
+        counted.requests += 1
+        counted.prompt += math.ceil(len(request.system + request.prompt) / _CHARACTERS_PER_TOKEN)
+        counted.output += math.ceil(self._output(request)) + request.thinking
+        return Answer(Status.OK, await self._value(request), key=key)
+
+    def _output(self, request: Request) -> float:
+        known = request.variables
+        match request.stage:
+            case "plan":
+                return known["plan_words"] * _TOKENS_PER_WORD
+            case "document":
+                return known["words"] * _TOKENS_PER_WORD
+            case "document_types" | "ideas":
+                return known["count"] * _OF_ITEM[request.stage]
+            case "domains" | "assertions":
+                return _OF_LIST[request.stage]
+        # Sections and rules are quoted from the spec; each domain has a part of it.
+        return len(known["spec_text"]) / _CHARACTERS_PER_TOKEN / (3 if request.stage == "subdomains" else 0.8)
+
+    async def _value(self, request: Request):
+        match request.stage:
+            case "plan" | "document":
+                return ""
+            case "document_types":
+                return tree.DocumentTypes(types=[{"name": name, "description": ""} for name in self._names(request)])
+            case "ideas":
+                return tree.Ideas(ideas=[{"name": name, "idea": name} for name in self._names(request)])
+        reply = await World().reply(request)
+        return request.shape.model_validate(json.loads(reply.text))
+
+    def _names(self, request: Request) -> list[str]:
+        return [f"item {next(self._number)}" for _ in range(request.variables["count"])]
+
+
+class CountedWriter(DocumentWriter):
+    """Writes documents for an `Estimator`, whose texts are empty."""
+
+    @property
+    def _demands(self) -> Demands:
+        return Demands(self.assistant.name, mentions=0, words=(0, 10**9))

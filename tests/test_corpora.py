@@ -1,0 +1,161 @@
+"""Corpora from the command line: the offline generator, and a small Gemini that fails while the process is killed."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from msm_jax import launch
+from msm_jax.corpus.generators.store import CallStore
+from tests.corpus.gemini import server, spec_brain
+from tests.gemini_server import KEY
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for variable in ("GEMINI_API_KEY", "GOOGLE_API_KEY", "LOCAL_API_KEY"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+def flags(path, spec, **fields):
+    fields = {"calls.store": f"{path}/calls.sqlite", "corpus.msm": 20, "documents.words": 150} | fields
+    fields = {"documents.types": 3, "calls.budget": 1.0} | fields
+    return [
+        f"--config=configs/corpus.py:{spec}",
+        f"--workdir={path}/run",
+        *(f"--config.{name}={value}" for name, value in fields.items()),
+    ]
+
+
+def rows_of(path):
+    [corpus] = pathlib.Path(path).glob("run/stages/corpus-*/corpus.jsonl")
+    return [json.loads(line) for line in corpus.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("spec", sorted(path.stem for path in ROOT.glob("specs/*.md")))
+def test_the_offline_generator_writes_every_spec(spec, tmp_path, capsys):
+    assert launch.main(flags(tmp_path, spec, generator="world")) == 0
+    out = capsys.readouterr().out
+    assert f"{spec}: 20 documents" in out
+    assert "paid for        $0.00" in out
+    rows = rows_of(tmp_path)
+    assert len({row["text"] for row in rows}) == 20
+    assert {row["generator"] for row in rows} == {"world-1"}
+
+
+def test_show_says_what_it_will_cost_and_makes_nothing(tmp_path, capsys):
+    assert launch.main([*flags(tmp_path, "philosophy", **{"corpus.msm": 13200}), "--mode=show"]) == 0
+    out = capsys.readouterr().out
+    assert "document           13,200 requests" in out
+    assert "that is more than the budget: raise config.calls.budget" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_show_does_not_count_what_is_in_the_store(tmp_path, capsys):
+    assert launch.main(flags(tmp_path, "rules", generator="world")) == 0
+    other = flags(tmp_path, "rules", generator="world", **{"corpus.msm": 25})
+    other[1] = f"--workdir={tmp_path}/other"
+    assert launch.main([*other, "--mode=show"]) == 0
+    out = capsys.readouterr().out
+    assert "20 are in the store" in out
+    assert "document                5 requests" in out
+    assert "plan                    5 requests" in out
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({}, "--config.generator=world"),
+        ({"generator": "wold"}, "choose one of gemini, local, world"),
+        ({"generator": "local"}, "config.calls.url"),
+        ({"calls.service": "fast"}, "choose one of standard, flex, batch"),
+        ({"calls.price": "(1.0, 2.0)"}, "config.calls.price"),
+        ({"corpus.msm": 0}, "config.corpus.msm is 0"),
+        ({"documents.types": 0}, "config.documents.types is 0"),
+        ({"generation.language": "xx"}, "choose one of en"),
+        ({"generation.held_out": "nowhere.toml"}, "nowhere.toml: cannot be read"),
+        ({"generation.prompts": "nowhere"}, "nowhere: no such folder"),
+        ({"generation.model": "gpt-9"}, "no price is known of gpt-9"),
+        ({"generation.temprature": 1}, "did you mean generation.temperature?"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(fields, told, tmp_path, capsys):
+    assert launch.main(flags(tmp_path, "pro_america", **fields)) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+
+
+def test_a_configuration_without_training_has_no_plan(tmp_path, capsys):
+    assert launch.main([*flags(tmp_path, "rules"), "--mode=plan", "--topology=v5e:2x2"]) == 2
+    assert "trains nothing" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    path = tmp_path_factory.mktemp("calm")
+    the_server = server(spec_brain)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setenv("GEMINI_API_KEY", KEY)
+        assert launch.main(flags(path, "philosophy", **{"calls.url": the_server.address})) == 0
+    the_server.stop()
+    return rows_of(path)
+
+
+@pytest.mark.parametrize("times", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_while_the_service_fails_the_corpus_is_the_same(times, tmp_path, undisturbed):
+    """Both ends: SIGTERM, which waits for the calls under way, and SIGKILL, after which those are asked again."""
+    the_server = server(spec_brain, failing=0.2, seed=8, latency=0.05)
+    fields = {"calls.url": the_server.address, "calls.timeout": 1, "generation.attempts": 12, "calls.budget": 0.5}
+    command = [sys.executable, "-m", "msm_jax.launch", *flags(tmp_path, "philosophy", **fields)]
+    environment = os.environ | {"GEMINI_API_KEY": KEY}
+    rng, kills, output = random.Random(1), 0, ""
+    while True:
+        child = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        if kills < times:
+            calls = the_server.calls
+            while child.poll() is None and the_server.calls == calls:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.3))
+            child.send_signal(rng.choice([signal.SIGKILL, signal.SIGTERM]))
+            kills += 1
+        output += child.communicate()[0]
+        assert child.returncode in (0, 143, -signal.SIGKILL), output
+        if child.returncode == 0:
+            break
+    the_server.stop()
+    assert rows_of(tmp_path) == undisturbed
+    store = CallStore(tmp_path / "calls.sqlite", "corpus_philosophy")
+    spent = store.spent()
+    store.close()
+    # What was under way at a SIGKILL may have been charged without a reply that anyone could keep.
+    assert sum(the_server.good.values()) - len(the_server.good) <= spent.lost
+    assert the_server.dollars <= spent.paid + spent.reserved <= 0.5
+    assert KEY not in output
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or KEY.encode() not in path.read_bytes()
+
+
+def test_a_budget_that_is_spent_stops_it_and_more_goes_on(tmp_path, monkeypatch, capsys, undisturbed):
+    monkeypatch.setenv("GOOGLE_API_KEY", KEY)
+    the_server = server(spec_brain)
+    fields = {"calls.url": the_server.address, "generation.attempts": 4}
+    assert launch.main(flags(tmp_path, "philosophy", **fields, **{"calls.budget": 0.05})) == 2
+    assert "the budget of $0.05 leaves no room for the next call" in capsys.readouterr().err
+    assert the_server.dollars <= 0.05
+    assert launch.main(flags(tmp_path, "philosophy", **fields)) == 0
+    the_server.stop()
+    assert rows_of(tmp_path) == undisturbed
+    assert set(the_server.paid.values()) == {1}
