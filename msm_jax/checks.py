@@ -155,6 +155,10 @@ def check_generation(config: ConfigDict) -> None:
         raise UserError("config.specs is empty; name at least one file, as in specs/philosophy.md")
     if calls.service not in SERVICES:
         raise UserError(f"config.calls.service is {calls.service!r}; choose one of {', '.join(SERVICES)}")
+    if calls.service != "standard" and config.generator != "gemini":
+        raise UserError(
+            f"config.calls.service={calls.service} is a service of Gemini; take standard for {config.generator}"
+        )
     if generation.language not in languages():
         raise UserError(
             f"config.generation.language is {generation.language!r}; choose one of {', '.join(languages())}"

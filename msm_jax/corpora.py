@@ -19,6 +19,7 @@ from msm_jax import checks, dag, files
 from msm_jax import config as config_lib
 from msm_jax.corpus import estimate, records
 from msm_jax.corpus.documents import Assistant, DocumentSettings, DocumentWriter
+from msm_jax.corpus.generators.batch import BatchCaller
 from msm_jax.corpus.generators.caller import Caller, Limits
 from msm_jax.corpus.generators.offline import MODEL as OFFLINE_MODEL
 from msm_jax.corpus.generators.prices import FREE, SERVICES, Price, price_of
@@ -106,7 +107,8 @@ def documents_stage(config: ConfigDict, spec: Spec) -> Stage:
 
 def _write(context: StageContext, *, config: ConfigDict) -> dict[str, Any]:
     with _caller(config, context.stage.name) as caller:
-        writer = _writer(context.params, config, caller)
+        asks = BatchCaller(caller) if config.calls.service == "batch" else caller
+        writer = _writer(context.params, config, asks)
         rows = _drained(caller, writer.write)
         keys = [key for row in rows for key in row["calls"]]
         calls = caller.store.stages(keys)
@@ -226,7 +228,9 @@ def _generator(config: ConfigDict) -> Generator:
             return OpenAI(model, calls.url, calls.in_flight, calls.timeout)
     from msm_jax.corpus.generators.gemini import Gemini, key_from_environment
 
-    return Gemini(model, key_from_environment(), calls.service, calls.timeout, calls.url or None)
+    # What batch jobs leave is asked for the same price.
+    service = "flex" if calls.service == "batch" else calls.service
+    return Gemini(model, key_from_environment(), service, calls.timeout, calls.url or None)
 
 
 def _price(config: ConfigDict) -> Price:

@@ -38,6 +38,7 @@ class Gemini:
         self.polls_until_done = 1
         self.calls = 0
         self.bodies = []
+        self.cancelled = []
         self.paid = collections.Counter()  # request -> calls with a reply that was sent
         self.good = collections.Counter()  # request -> replies without fault that were sent
         self.unheard = collections.Counter()  # request -> calls that were worked for, and never answered
@@ -186,6 +187,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         gemini = self.gemini
+        if self.path.endswith(":cancel"):
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            gemini.cancelled.append(self.path.removeprefix("/v1beta/").removesuffix(":cancel"))
+            return self._send(200, {})
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
         if self.headers.get("x-goog-api-key") != KEY:
             return self._send(400, _error(400, "INVALID_ARGUMENT", "API key not valid. Please pass a valid API key."))

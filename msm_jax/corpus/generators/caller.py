@@ -90,19 +90,12 @@ class Caller:
             UserError: the budget is spent, the service does not answer, or it refuses the key or the model.
             Interrupted: after `stop`.
         """
-        model = self.generator.model
-        keys = [request.key(model) for request in requests]
-        distinct = dict(zip(keys, requests, strict=True))
-        answers: dict[str, Answer] = {}
-        waiting = []
-        for key, request in distinct.items():
-            answer = self._judge(request, key, self.store.replies(key))
-            if answer is None:
-                waiting.append(key)
-            else:
-                answers[key] = answer
         if not requests:
             return []
+        keys = [request.key(self.generator.model) for request in requests]
+        distinct = dict(zip(keys, requests, strict=True))
+        answers = {key: answer for key, request in distinct.items() if (answer := self.known(request, key))}
+        waiting = [key for key in distinct if key not in answers]
         stage = requests[0].stage
         self._report(stage, len(answers), len(distinct))
         queue = iter(waiting)
@@ -127,6 +120,14 @@ class Caller:
         if len(answers) < len(distinct):
             raise Interrupted(f"{len(answers)} of {len(distinct)} calls are answered and kept")
         return [answers[key] for key in keys]
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping
+
+    def known(self, request: Request, key: str) -> Answer | None:
+        """The answer, if it takes no call to have it: it is in the store, or all attempts failed."""
+        return self._judge(request, key, self.store.replies(key))
 
     def _judge(self, request: Request, key: str, replies: Sequence[Reply]) -> Answer | None:
         """What the replies so far amount to; None if the request is to be asked (again)."""
@@ -173,7 +174,7 @@ class Caller:
                 if failures >= _HOPELESS and not error.busy and self._answered - answered_before >= _HOPELESS:
                     return self._give_up(request, key, str(error))
                 longest = self.limits.backoff * min(_LONGEST_WAIT, 2**failures)
-                await self._sleep(error.after if error.after is not None else random.uniform(0, longest))
+                await self.sleep(error.after if error.after is not None else random.uniform(0, longest))
         return None
 
     async def _try(self, asked: Request, request: Request, key: str) -> Reply:
@@ -214,7 +215,7 @@ class Caller:
         async with self._settled:
             while (pending := self.store.reserve(key, asked.stage, dollars, self.limits.budget)) is None:
                 if not self._under_way:
-                    raise UserError(self._broke(dollars))
+                    raise UserError(self.broke(dollars))
                 await self._settled.wait()
             self._under_way += 1
         return pending
@@ -224,7 +225,8 @@ class Caller:
         async with self._settled:
             self._settled.notify_all()
 
-    def _broke(self, dollars: float) -> str:
+    def broke(self, dollars: float) -> str:
+        """What to tell the user if the budget has no room for `dollars`."""
         spent = self.store.spent()
         lost = f", and up to ${spent.reserved:.2f} for {spent.lost} calls without a reply" if spent.lost else ""
         return (
@@ -240,7 +242,7 @@ class Caller:
         self.store.settle(pending, request, key, reply, 0.0)
         return reply
 
-    async def _sleep(self, seconds: float) -> None:
+    async def sleep(self, seconds: float) -> None:
         """Waits, but not long after `stop`."""
         until = time.monotonic() + seconds
         while not self._stopping and (left := until - time.monotonic()) > 0:

@@ -8,6 +8,7 @@ import importlib
 import importlib.metadata
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -109,7 +110,9 @@ class Gemini:
         Replies are told apart by their key, not by their place.
         """
         try:
-            job = await self._client.aio.batches.get(name=job_id)
+            with warnings.catch_warnings():  # of states that this version of the client does not know
+                warnings.simplefilter("ignore")
+                job = await self._client.aio.batches.get(name=job_id)
         except Exception as error:
             raise self._told(error) from None
         state = getattr(job.state, "name", str(job.state)).removeprefix("JOB_STATE_").removeprefix("BATCH_STATE_")
@@ -121,6 +124,12 @@ class Gemini:
             if key and entry.response is not None:
                 replies[key] = _reply(entry.response)
         return state, replies
+
+    async def cancel(self, job_id: str) -> None:
+        try:
+            await self._client.aio.batches.cancel(name=job_id)
+        except Exception as error:
+            raise self._told(error) from None
 
     @property
     def _can_stop_thinking(self) -> bool:

@@ -28,7 +28,8 @@ CREATE TABLE IF NOT EXISTS texts (hash TEXT PRIMARY KEY, text TEXT) WITHOUT ROWI
 CREATE TABLE IF NOT EXISTS pending (
     id INTEGER PRIMARY KEY, key TEXT, payer TEXT, stage TEXT, dollars REAL, started REAL, lost INTEGER DEFAULT 0);
 CREATE TABLE IF NOT EXISTS jobs (
-    name TEXT PRIMARY KEY, id TEXT, payer TEXT, keys TEXT, dollars REAL, created REAL, done INTEGER DEFAULT 0);
+    name TEXT PRIMARY KEY, id TEXT, payer TEXT, requests TEXT, dollars REAL, created REAL, done INTEGER DEFAULT 0);
+CREATE TABLE IF NOT EXISTS batched (key TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS payers (payer TEXT PRIMARY KEY, spent REAL, reserved REAL);
 """
 
@@ -46,6 +47,16 @@ class Spent:
     paid: float
     reserved: float
     lost: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A batch job. `id` is the service's, and empty while nobody knows whether it was sent; `created`: Unix time."""
+
+    name: str
+    id: str
+    keys: frozenset[str]
+    created: float
 
 
 class CallStore:
@@ -102,19 +113,7 @@ class CallStore:
         """The reply to a pending call came, and cost this."""
         with self._transaction():
             started = self._take(pending)
-            self._write(request, key, reply, dollars, time.time() - started)
-
-    def settle_job(self, name: str, replies: Mapping[str, tuple[Request, Reply, float]]) -> None:
-        """A batch job is over: key -> (request, reply, dollars) of all that it answered."""
-        with self._transaction():
-            [(dollars, created)] = self._db.execute("SELECT dollars, created FROM jobs WHERE name = ?", (name,))
-            spent, reserved = self._account()
-            self._db.execute(
-                "UPDATE payers SET reserved = ? WHERE payer = ?", (max(0.0, reserved - dollars), self.payer)
-            )
-            for key, (request, reply, cost) in replies.items():
-                self._write(request, key, reply, cost, time.time() - created)
-            self._db.execute("UPDATE jobs SET done = 1 WHERE name = ?", (name,))
+            self._write(key, request.stage, self._described(request), reply, dollars, time.time() - started)
 
     def release(self, pending: int) -> None:
         """A pending call was turned away, and cost nothing."""
@@ -126,19 +125,19 @@ class CallStore:
         with self._transaction():
             self._db.execute("UPDATE pending SET lost = 1 WHERE id = ?", (pending,))
 
-    def open_job(self, name: str, keys: Sequence[str], dollars: float, budget: float) -> bool:
-        """Enters a batch job before it is sent. Returns whether the budget allows it; True if it was entered before."""
+    def open_job(self, name: str, requests: Mapping[str, Request], dollars: float, budget: float) -> bool:
+        """Enters a batch job, key -> request, before it is sent. Returns whether the budget allows it."""
         with self._transaction():
-            if list(self._db.execute("SELECT 1 FROM jobs WHERE name = ?", (name,))):
-                return True
             spent, reserved = self._account()
             if spent + reserved + dollars > budget:
                 return False
             self._db.execute("UPDATE payers SET reserved = ? WHERE payer = ?", (reserved + dollars, self.payer))
+            described = {key: [request.stage, self._described(request)] for key, request in requests.items()}
             self._db.execute(
-                "INSERT INTO jobs (name, id, payer, keys, dollars, created) VALUES (?, '', ?, ?, ?, ?)",
-                (name, self.payer, json.dumps(list(keys)), dollars, time.time()),
+                "INSERT INTO jobs (name, id, payer, requests, dollars, created) VALUES (?, '', ?, ?, ?, ?)",
+                (name, self.payer, json.dumps(described), dollars, time.time()),
             )
+            self._db.executemany("INSERT OR IGNORE INTO batched VALUES (?)", ((key,) for key in requests))
             return True
 
     def name_job(self, name: str, service_id: str) -> None:
@@ -146,12 +145,41 @@ class CallStore:
         with self._transaction():
             self._db.execute("UPDATE jobs SET id = ? WHERE name = ?", (service_id, name))
 
-    def open_jobs(self) -> list[tuple[str, str, list[str], float]]:
-        """(name, the service's id, keys, when it was entered) of the jobs that are not over."""
+    def settle_job(self, name: str, replies: Mapping[str, tuple[Reply, float]]) -> None:
+        """A batch job is over: key -> (reply, dollars) of all that it answered."""
+        with self._transaction():
+            rows = self._db.execute("SELECT requests, dollars, created FROM jobs WHERE name = ? AND NOT done", (name,))
+            for requests, dollars, created in list(rows):
+                described = json.loads(requests)
+                for key, (reply, cost) in replies.items():
+                    if key in described:
+                        self._write(key, *described[key], reply, cost, time.time() - created)
+                self._db.execute(
+                    "UPDATE payers SET reserved = max(0, reserved - ?) WHERE payer = ?", (dollars, self.payer)
+                )
+                self._db.execute("UPDATE jobs SET done = 1, requests = '{}' WHERE name = ?", (name,))
+
+    def lose_job(self, name: str) -> None:
+        """A batch job was given up, and may be charged all the same: its reservation stays."""
+        with self._transaction():
+            self._db.execute(
+                "INSERT INTO pending (key, payer, stage, dollars, started, lost) "
+                "SELECT name, payer, 'batch', dollars, created, 1 FROM jobs WHERE name = ?",
+                (name,),
+            )
+            self._db.execute("UPDATE jobs SET done = 1, requests = '{}' WHERE name = ?", (name,))
+
+    def jobs(self) -> list["Job"]:
+        """Those that are not over, the oldest first."""
         rows = self._db.execute(
-            "SELECT name, id, keys, created FROM jobs WHERE payer = ? AND done = 0 ORDER BY created", (self.payer,)
+            "SELECT name, id, requests, created FROM jobs WHERE payer = ? AND NOT done ORDER BY created, name",
+            (self.payer,),
         )
-        return [(name, service_id, json.loads(keys), created) for name, service_id, keys, created in rows]
+        return [Job(name, job_id, frozenset(json.loads(requests)), time) for name, job_id, requests, time in rows]
+
+    def was_batched(self, key: str) -> bool:
+        """Whether a batch job has, or had, this request: it is not sent in another."""
+        return bool(list(self._db.execute("SELECT 1 FROM batched WHERE key = ?", (key,))))
 
     def spent(self) -> Spent:
         paid, reserved = self._account()
@@ -196,18 +224,19 @@ class CallStore:
         self._db.execute("UPDATE payers SET reserved = max(0, reserved - ?) WHERE payer = ?", (dollars, self.payer))
         return started
 
-    def _write(self, request: Request, key: str, reply: Reply, dollars: float, seconds: float) -> None:
-        canonical = request.canonical()
-        # A system prompt holds a whole spec, and thousands of calls share it.
+    def _described(self, request: Request) -> str:
+        """What was asked, as JSON. The system prompt by its hash: it holds a whole spec, and thousands share it."""
         system = hashlib.sha256(request.system.encode()).hexdigest()[:16]
         self._db.execute("INSERT OR IGNORE INTO texts VALUES (?, ?)", (system, request.system))
+        return json.dumps(request.canonical() | {"system": system})
+
+    def _write(self, key: str, stage: str, described: str, reply: Reply, dollars: float, seconds: float) -> None:
         [(attempt,)] = self._db.execute("SELECT count(*) FROM calls WHERE key = ?", (key,))
         usage = reply.usage
         self._db.execute(
             f"INSERT INTO calls VALUES ({', '.join('?' * 15)})",
-            (key, attempt, self.payer, request.stage, reply.model, json.dumps(canonical | {"system": system}),
-             reply.text, reply.finish.value, reply.detail, usage.prompt, usage.cached, usage.output, dollars, seconds,
-             time.time()),
+            (key, attempt, self.payer, stage, reply.model, described, reply.text, reply.finish.value, reply.detail,
+             usage.prompt, usage.cached, usage.output, dollars, seconds, time.time()),
         )  # fmt: skip
         self._db.execute("UPDATE payers SET spent = spent + ? WHERE payer = ?", (dollars, self.payer))
 

@@ -1,0 +1,185 @@
+"""Batch jobs of a small Gemini: answered whole or in part, expired, lost between two processes."""
+
+import asyncio
+import contextlib
+
+import pytest
+
+from msm_jax.corpus.generators import batch
+from msm_jax.corpus.generators.batch import BatchCaller
+from msm_jax.corpus.generators.request import Unavailable
+from msm_jax.corpus.generators.store import CallStore
+from msm_jax.errors import Interrupted, UserError
+from tests.corpus.gemini import caller, lists, server, texts
+
+
+@contextlib.contextmanager
+def serving(**settings):
+    the_server = server(**settings)
+    try:
+        yield the_server
+    finally:
+        the_server.stop()
+
+
+def ask(the_caller, requests, **settings):
+    async def go():
+        try:
+            return await BatchCaller(the_caller, poll=0.02, **settings).ask(requests)
+        finally:
+            await the_caller.generator.close()
+            the_caller.store.close()
+
+    return asyncio.run(go())
+
+
+@pytest.fixture(autouse=True)
+def small_jobs(monkeypatch):
+    monkeypatch.setattr(batch, "_MOST", 25)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    with serving() as the_server:
+        the_caller = caller(the_server, tmp_path_factory.mktemp("calls") / "calls.sqlite")
+        answers = asyncio.run(the_caller.ask(texts(40) + lists(20)))
+        the_caller.store.close()
+        return answers
+
+
+def test_jobs_answer_everything_and_a_rerun_asks_nothing(tmp_path, undisturbed):
+    with serving() as the_server:
+        assert ask(caller(the_server, tmp_path / "calls.sqlite"), texts(40) + lists(20)) == undisturbed
+        assert the_server.calls == 3  # jobs
+        assert ask(caller(the_server, tmp_path / "calls.sqlite"), texts(40) + lists(20)) == undisturbed
+        assert the_server.calls == 3
+        assert set(the_server.paid.values()) == {1}
+        store = CallStore(tmp_path / "calls.sqlite", "test")
+        assert store.spent().paid == pytest.approx(the_server.dollars)
+        assert store.spent().reserved == pytest.approx(0)
+
+
+@pytest.mark.parametrize("how", ["partial", "expired", "failed"])
+def test_what_a_job_leaves_is_asked_singly_and_nothing_else(how, tmp_path, undisturbed):
+    with serving() as the_server:
+        the_server.jobs = [how, "succeeded"]
+        assert ask(caller(the_server, tmp_path / "calls.sqlite"), texts(40) + lists(20)) == undisturbed
+        assert len(the_server.bodies) == (25 if how != "partial" else 9)
+        assert set(the_server.paid.values()) == {1}
+
+
+def test_replies_of_no_use_are_asked_again(tmp_path, undisturbed):
+    with serving(failing=0.3, seed=1) as the_server:
+        the_caller = caller(the_server, tmp_path / "calls.sqlite", timeout=1.5)
+        assert ask(the_caller, texts(40) + lists(20)) == undisturbed
+        assert set(the_server.good.values()) == {1}
+
+
+def test_a_few_requests_make_no_job(tmp_path):
+    with serving() as the_server:
+        ask(caller(the_server, tmp_path / "calls.sqlite"), texts(5))
+        assert len(the_server.bodies) == 5
+
+
+def test_a_process_that_stops_leaves_its_jobs_to_the_next(tmp_path, undisturbed):
+    with serving() as the_server:
+        the_server.polls_until_done = 10**9
+        the_caller = caller(the_server, tmp_path / "calls.sqlite")
+
+        async def go():
+            asyncio.get_running_loop().call_later(0.5, the_caller.stop)
+            with pytest.raises(Interrupted, match="3 batch jobs go on without this process"):
+                await BatchCaller(the_caller, poll=0.02).ask(texts(40) + lists(20))
+
+        asyncio.run(go())
+        the_caller.store.close()
+        the_server.polls_until_done = 0
+        assert ask(caller(the_server, tmp_path / "calls.sqlite"), texts(40) + lists(20)) == undisturbed
+        assert the_server.calls == 3
+        assert set(the_server.paid.values()) == {1}
+
+
+class Deaf:
+    """Sends jobs, and does not live to hear of them."""
+
+    def __init__(self, generator):
+        self._generator = generator
+
+    def __getattr__(self, name):
+        return getattr(self._generator, name)
+
+    async def submit(self, name, requests):
+        await self._generator.submit(name, requests)
+        raise KeyboardInterrupt
+
+
+def test_a_job_whose_id_was_never_heard_is_found_by_its_name(tmp_path, undisturbed):
+    with serving() as the_server:
+        the_caller = caller(the_server, tmp_path / "calls.sqlite")
+        the_caller.generator = Deaf(the_caller.generator)
+        with pytest.raises(KeyboardInterrupt):
+            ask(the_caller, texts(40) + lists(20))
+        assert the_server.calls == 1
+        assert ask(caller(the_server, tmp_path / "calls.sqlite"), texts(40) + lists(20)) == undisturbed
+        assert the_server.calls == 3
+        assert set(the_server.paid.values()) == {1}
+
+
+def test_a_job_that_takes_too_long_is_given_up(tmp_path, undisturbed):
+    with serving() as the_server:
+        the_server.polls_until_done = 10**9
+        the_caller = caller(the_server, tmp_path / "calls.sqlite")
+        assert ask(the_caller, texts(40) + lists(20), deadline=0.3) == undisturbed
+        assert len(the_server.bodies) == 60
+        assert sorted(the_server.cancelled) == ["batches/0", "batches/1", "batches/2"]
+        # Nobody knows whether it is charged, so it counts as spent.
+        spent = CallStore(tmp_path / "calls.sqlite", "test").spent()
+        assert (spent.lost, spent.reserved > 0.01) == (3, True)
+
+
+class Full:
+    """A service that takes one job at a time."""
+
+    def __init__(self, generator):
+        self._generator, self.running = generator, set()
+
+    def __getattr__(self, name):
+        return getattr(self._generator, name)
+
+    async def submit(self, name, requests):
+        if self.running:
+            raise Unavailable("no room", busy=True)
+        self.running.add(name)
+        return await self._generator.submit(name, requests)
+
+    async def collect(self, job_id):
+        done = await self._generator.collect(job_id)
+        if done:
+            self.running.clear()
+        return done
+
+
+def test_jobs_wait_for_room(tmp_path, undisturbed):
+    with serving() as the_server:
+        the_server.polls_until_done = 3
+        the_caller = caller(the_server, tmp_path / "calls.sqlite", patience=0.5)
+        the_caller.generator = Full(the_caller.generator)
+        assert ask(the_caller, texts(40) + lists(20)) == undisturbed
+        assert the_server.calls == 3
+
+
+def test_a_service_that_takes_no_jobs_ends_the_run(tmp_path):
+    with serving() as the_server:
+        the_caller = caller(the_server, tmp_path / "calls.sqlite", patience=0.2)
+        the_caller.generator = Full(the_caller.generator)
+        the_caller.generator.running.add("another")
+        with pytest.raises(UserError, match="no batch job is taken or answered"):
+            ask(the_caller, texts(40))
+
+
+def test_jobs_keep_the_budget(tmp_path):
+    with serving() as the_server:
+        with pytest.raises(UserError, match="config.calls.budget"):
+            ask(caller(the_server, tmp_path / "calls.sqlite", budget=0.05), texts(100))
+        assert the_server.calls == 0
+        assert CallStore(tmp_path / "calls.sqlite", "test").spent().reserved <= 0.05
