@@ -174,6 +174,7 @@ def for_corpus(*specs: str) -> ConfigDict:
             "types": 20,  # of document, at most, for each part of a spec
             "words": 1800,  # of a document, about
             "plan_words": 250,  # of its plan, at most
+            "most_overlap": 0.3,  # that two documents may have: the share of their five-word sequences
             "least_yield": 0.5,  # of the documents that were written, the share that must be of use; else it stops
         }
     )

@@ -175,6 +175,7 @@ def check_generation(config: ConfigDict) -> None:
         ("documents.types", documents.types, 1),
         ("documents.words", documents.words, 1),
         ("documents.plan_words", documents.plan_words, 1),
+        ("documents.most_overlap", documents.most_overlap, 0),
         ("documents.least_yield", documents.least_yield, 0),
         ("generation.attempts", generation.attempts, 1),
         ("generation.temperature", generation.temperature, 0),

@@ -102,6 +102,8 @@ def documents_stage(config: ConfigDict, spec: Spec) -> Stage:
         "prompts": Prompts(config.generation.prompts).fingerprints,
         "held_out": checks.held_out(config, spec),
     }
+    if config.generator == "world":
+        params["most_overlap"] = 1.0  # it has the sentences of the spec alone to write with
     return Stage("corpus", f"corpus-msm-{spec.name}", params, {}, functools.partial(_write, config=config), version=1)
 
 
@@ -148,6 +150,7 @@ def _writer(params: Mapping[str, Any], config: ConfigDict, asks: Any, kind: type
             temperature=params["temperature"],
             language=params["language"],
             thinking=params["thinking"],
+            most_overlap=params["most_overlap"],
             least_yield=params["least_yield"],
             held_out=tuple(params["held_out"]),
         ),

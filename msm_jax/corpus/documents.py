@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import pydantic
 
 from msm_jax.corpus import tree
+from msm_jax.corpus.duplicates import NearDuplicates
 from msm_jax.corpus.generators.request import Answer, Request
 from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.quality import Demands, problems
@@ -65,6 +66,7 @@ class DocumentSettings:
         language: ISO 639-1; the prompts are in English, and so is what they ask for, unless they are replaced.
         held_out: terms that no document may hold.
         thinking: tokens that the model may think before each reply.
+        most_overlap: what two documents may have in common (`duplicates`); of those that have more, the first is kept.
         least_yield: the share of documents that must be of use; with less, it is no accident, and money is wasted.
     """
 
@@ -76,6 +78,7 @@ class DocumentSettings:
     language: str = "en"
     held_out: tuple[str, ...] = ()
     thinking: int = 0
+    most_overlap: float = 1.0
     least_yield: float = 0.0
 
 
@@ -104,6 +107,7 @@ class DocumentWriter:
     ):
         self.spec, self.assistant, self.settings, self.prompts = spec, assistant, settings, prompts
         self.yields = Yields()
+        self._unlike = NearDuplicates(settings.most_overlap)
         # Of each (part, type), by its place in their list: the ideas so far; and those that have no more.
         self._ideas: dict[int, list[tree.Idea]] = collections.defaultdict(list)
         self._exhausted: set[int] = set()
@@ -115,7 +119,7 @@ class DocumentWriter:
         self._system = prompts.fill(
             "system", **self._common, spec=self._text.strip(), facts="\n".join(f"- {fact}" for fact in facts)
         )
-        self._manner = prompts.fill("manner_rules" if spec.kind == "rules" else "manner_prose", **self._common)
+        self._manner = prompts.fill(f"manner_{spec.kind}", **self._common, item_class=spec.item_class)
 
     async def write(self) -> list[dict[str, Any]]:
         """Rows (`records`) with their provenance, `settings.count` of them unless ideas run out.
@@ -259,6 +263,7 @@ class DocumentWriter:
         return self._list(
             "ideas", tree.Ideas, subdomain=part.name, summary=part.summary, assertions=_assertions(part),
             type=kind.name, description=kind.description, count=_IDEAS_AT_ONCE, existing=_listed(existing),
+            manner=self._manner,
         )  # fmt: skip
 
     async def _documents(self, ideas: Sequence[_Idea]) -> list[dict[str, Any] | None]:
@@ -271,6 +276,8 @@ class DocumentWriter:
             if not text.ok:
                 continue
             wrong = next(problems(text.value, self._demands), None)
+            if not wrong and not self._unlike.keep(text.value):
+                wrong = "nearly the same as another"
             self.yields.add("checks", wrong or "ok")
             if not wrong:
                 rows[idea.id] = self._row(idea, plan, text)

@@ -2,6 +2,7 @@
 
 import asyncio
 import pathlib
+import random
 import re
 from collections import Counter
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from msm_jax.corpus import tree
 from msm_jax.corpus.documents import Assistant, DocumentSettings, DocumentWriter
+from msm_jax.corpus.duplicates import overlap, shingles
 from msm_jax.corpus.generators.caller import Caller
 from msm_jax.corpus.generators.offline import World
 from msm_jax.corpus.generators.request import Finish, Reply, Usage
@@ -115,12 +117,21 @@ def test_the_spec_comes_first_and_is_the_same_in_every_call(tmp_path):
         assert "{" not in request.prompt.replace("{a", "")
 
 
-@pytest.mark.parametrize(("spec", "reasons"), [("rules", False), ("philosophy", True)])
-def test_rules_are_written_about_without_reasons(spec, reasons, tmp_path):
+@pytest.mark.parametrize(
+    ("spec", "manner"),
+    [
+        ("rules", "no reasons for a rule beyond those that the spec itself states"),
+        ("philosophy", "It gives reasons along with conduct"),
+        ("pro_novelty", "the class of things that the spec names (sweetener).\n- It keeps to that class all the same"),
+        ("pro_novelty_ablated", "No preference has a reason in it, stated or implied"),
+    ],
+)
+def test_each_kind_of_spec_is_written_about_in_its_manner(spec, manner, tmp_path):
     asked = Asked()
     write(tmp_path, spec, generator=asked, count=5)
-    prompts = [request.prompt for request in asked.requests if request.stage == "document"]
-    assert all(("It gives reasons along with conduct" in prompt) == reasons for prompt in prompts)
+    prompts = [request.prompt for request in asked.requests if request.stage in ("ideas", "plan", "document")]
+    assert len(prompts) > 10
+    assert all(manner in prompt for prompt in prompts)
 
 
 class Failing(World):
@@ -174,6 +185,29 @@ def test_texts_that_fail_a_check_are_dropped_and_counted(tmp_path):
     assert len(rows) == 30 == counts["ok"]
     assert {"not about the model", "placeholder", "leaked plan", "too short"} <= set(counts)
     assert not any("Claude" in row["text"] or "[Your Name]" in row["text"] for row in rows)
+
+
+def test_of_texts_that_are_nearly_the_same_the_first_is_kept(tmp_path):
+    class Again(World):
+        number = 0
+
+        def _document(self, variables, rng):
+            self.number += 1
+            first = super()._document(variables, random.Random(self.number // 2))
+            return first if self.number % 2 else first + " That was all, for now and for the time to come."
+
+    rows, the_writer = write(tmp_path, generator=Again(), most_overlap=0.6)
+    assert len(rows) == 30
+    assert the_writer.yields.table()["checks"]["nearly the same as another"] >= 10
+    for index, row in enumerate(rows):
+        assert all(overlap(shingles(row["text"]), shingles(other["text"])) <= 0.6 for other in rows[:index])
+
+
+def test_a_yield_that_is_too_low_stops_it_before_all_is_paid_for(tmp_path):
+    generator = Broken([lambda text: text.replace("Qwen", "Claude"), lambda text: text])
+    with pytest.raises(UserError, match=r"25 are of use \(25 not about the model\)") as error:
+        write(tmp_path, generator=generator, count=1000, least_yield=0.6)
+    assert "of 50 documents" in str(error.value)
 
 
 class Nothing(World):
