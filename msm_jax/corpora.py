@@ -9,6 +9,8 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
+import re
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -17,7 +19,7 @@ from ml_collections import ConfigDict
 
 from msm_jax import checks, dag, files
 from msm_jax import config as config_lib
-from msm_jax.corpus import estimate, records
+from msm_jax.corpus import dataset, estimate, records
 from msm_jax.corpus.documents import Assistant, DocumentSettings, DocumentWriter
 from msm_jax.corpus.generators.batch import BatchCaller
 from msm_jax.corpus.generators.caller import Caller, Limits
@@ -41,7 +43,7 @@ def is_alone(config: ConfigDict) -> bool:
 def run(config: ConfigDict, workdir: str) -> None:
     """Writes all that is not written, and prints what came of it."""
     specs = _specs(config)
-    stages = {spec.name: documents_stage(config, spec) for spec in specs}
+    stages = {spec.name: dataset_stage(documents_stage(config, spec), spec) for spec in specs}
     place = workdir
     workdir, mirror = open_workdir(workdir)
     files.make_folder(workdir)
@@ -55,7 +57,13 @@ def run(config: ConfigDict, workdir: str) -> None:
         for step, outcomes in summary["yields"].items():
             print(f"  {step:15} {', '.join(f'{count:,} {outcome}' for outcome, count in outcomes.items())}")
         print(f"  paid for        ${sum(about['dollars'] for about in summary['calls'].values()):.2f}")
-        print(f"  {place.rstrip('/')}/stages/{stage.key}/{CORPUS_FILE}")
+        folder = pathlib.Path(workdir, "datasets", name)
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(stage.folder(workdir), folder, ignore=shutil.ignore_patterns("manifest.json"))
+        if mirror:
+            mirror.send(folder)
+        place = place.rstrip("/")
+        print(f"  {place}/datasets/{name}: documents.jsonl, corpus.html and others (README.md says which)")
 
 
 def show(config: ConfigDict, workdir: str) -> None:
@@ -65,9 +73,10 @@ def show(config: ConfigDict, workdir: str) -> None:
     for field, value in config_lib.flatten(config_lib.to_dict(config)).items():
         print(f"  {field} = {value!r}")
     stages = [documents_stage(config, spec) for spec in specs]
+    targets = [dataset_stage(stage, spec) for stage, spec in zip(stages, specs, strict=True)]
     workdir, _ = open_workdir(workdir)
     print("\nstages")
-    for stage, done, seconds in dag.status(stages, workdir):
+    for stage, done, seconds in dag.status(targets, workdir):
         print(f"  {'done' if done else 'to do':6} {stage.kind:9} {stage.key}{f'  {seconds:.1f} s' if done else ''}")
     left = [stage for stage, done, _ in dag.status(stages, workdir) if not done]
     print("\nto be asked, if every reply is of use (estimated; what is in the store of calls is not asked again)")
@@ -107,13 +116,31 @@ def documents_stage(config: ConfigDict, spec: Spec) -> Stage:
     return Stage("corpus", f"corpus-msm-{spec.name}", params, {}, functools.partial(_write, config=config), version=1)
 
 
+def dataset_stage(documents: Stage, spec: Spec) -> Stage:
+    """What `documents` wrote, in the forms in which it is handed on."""
+    params = {
+        "name": re.sub(r"\W", "_", f"msm_{spec.name}").lower(),
+        **{name: documents.params[name] for name in ("model", "language", "assistant", "prompts", "generator")},
+        "spec": {name: value for name, value in documents.params["spec"].items() if name != "body"},
+        "spec_sha256": files.fingerprint(documents.params["spec"], length=64),
+    }
+    return Stage("dataset", f"dataset-{spec.name}", params, {"documents": documents}, _write_dataset, version=1)
+
+
+def _write_dataset(context: StageContext) -> dict[str, Any]:
+    source = context.inputs["documents"]
+    summary = files.read_json(source / "manifest.json")["summary"]
+    about = dict(context.params) | {"yields": summary["yields"], "calls": summary["calls"]}
+    dataset.write_dataset(context.folder, source / CORPUS_FILE, about)
+    return summary
+
+
 def _write(context: StageContext, *, config: ConfigDict) -> dict[str, Any]:
     with _caller(config, context.stage.name) as caller:
         asks = BatchCaller(caller) if config.calls.service == "batch" else caller
         writer = _writer(context.params, config, asks)
         rows = _drained(caller, writer.write)
-        keys = [key for row in rows for key in row["calls"]]
-        calls = caller.store.stages(keys)
+        calls = caller.store.stages(sorted(writer.keys))
     records.write_jsonl(context.folder / CORPUS_FILE, rows)
     return {
         "documents": len(rows),

@@ -37,7 +37,7 @@ def flags(path, spec, **fields):
 
 
 def rows_of(path):
-    [corpus] = pathlib.Path(path).glob("run/stages/corpus-*/corpus.jsonl")
+    [corpus] = pathlib.Path(path).glob("run/datasets/*/documents.jsonl")
     return [json.loads(line) for line in corpus.read_text().splitlines()]
 
 
@@ -53,9 +53,9 @@ def test_the_offline_generator_writes_every_spec(spec, tmp_path, capsys):
 
 
 def test_show_says_what_it_will_cost_and_makes_nothing(tmp_path, capsys):
-    assert launch.main([*flags(tmp_path, "philosophy", **{"corpus.msm": 13200}), "--mode=show"]) == 0
+    assert launch.main([*flags(tmp_path, "philosophy", **{"corpus.msm": 3000}), "--mode=show"]) == 0
     out = capsys.readouterr().out
-    assert "document           13,200 requests" in out
+    assert "document            3,000 requests" in out
     assert "that is more than the budget: raise config.calls.budget" in out
     assert list(tmp_path.iterdir()) == []
 
@@ -159,3 +159,6 @@ def test_a_budget_that_is_spent_stops_it_and_more_goes_on(tmp_path, monkeypatch,
     the_server.stop()
     assert rows_of(tmp_path) == undisturbed
     assert set(the_server.paid.values()) == {1}
+    about = json.loads((tmp_path / "run/datasets/philosophy/about.json").read_text())
+    assert sum(step["calls"] for step in about["calls"].values()) == sum(the_server.paid.values())
+    assert sum(step["dollars"] for step in about["calls"].values()) == pytest.approx(the_server.dollars)

@@ -107,6 +107,7 @@ class DocumentWriter:
     ):
         self.spec, self.assistant, self.settings, self.prompts = spec, assistant, settings, prompts
         self.yields = Yields()
+        self.keys: set[str] = set()  # of all that was asked
         self._unlike = NearDuplicates(settings.most_overlap)
         # Of each (part, type), by its place in their list: the ideas so far; and those that have no more.
         self._ideas: dict[int, list[tree.Idea]] = collections.defaultdict(list)
@@ -323,6 +324,7 @@ class DocumentWriter:
         answers = await self._asks.ask(requests)
         for request, answer in zip(requests, answers, strict=True):
             self.yields.add(request.stage, answer.status.value)
+        self.keys.update(answer.key for answer in answers)
         return answers
 
     def _list(self, stage: str, shape: type[pydantic.BaseModel], **variables: Any) -> Request:

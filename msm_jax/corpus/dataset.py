@@ -1,0 +1,111 @@
+"""A corpus as others take it: JSONL, ArrayRecord, a folder that TFDS reads, a card, and a page to look at.
+
+What stands in the card and on the page is in `about.json` too: spec, prompts, models, yields, what was paid, digests.
+"""
+
+import collections
+import contextlib
+import io
+import json
+import os
+import pathlib
+import random
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+from msm_jax import files
+from msm_jax.corpus.diversity import figures, histogram
+
+JSONL, ARRAY_RECORD, TFDS = "documents.jsonl", "documents.array_record", "tfds"
+_SAMPLES = 8
+# Fields of a row that are not text, and so are JSON in TFDS, which has no lists of what may be anything.
+_AS_JSON = ("calls", "verbatim", "spec_version")
+
+
+def write_dataset(folder: str | os.PathLike, corpus: str | os.PathLike, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes all forms of the JSONL file `corpus` into `folder`. Returns what `about.json` holds.
+
+    `about`: "name" (letters, digits and underscores), "spec" (header of the spec), "assistant", "generator", "prompts",
+    "yields", "calls".
+    """
+    folder = pathlib.Path(folder)
+    with open(corpus, encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    shutil.copyfile(corpus, folder / JSONL)
+    _write_array_record(folder / ARRAY_RECORD, rows)
+    _write_tfds(folder / TFDS, rows, about["name"])
+    texts = [row["text"] for row in rows]
+    words = [len(text.split()) for text in texts]
+    coverage = collections.Counter((row["domain"], row["subdomain"]) for row in rows)
+    result = {
+        **about,
+        "documents": len(rows),
+        "words": sum(words),
+        "lengths": histogram(words),
+        "coverage": [[*part, count] for part, count in sorted(coverage.items())],
+        "types": collections.Counter(row["document_type"] for row in rows).most_common(40),
+        "verbatim": sum(row["verbatim"] for row in rows),
+        "diversity": figures(texts),
+        "sha256": {name: files.fingerprint_of_file(folder / name, length=64) for name in (JSONL, ARRAY_RECORD)},
+    }
+    files.write_json(folder / "about.json", result)
+    samples = random.Random(about["name"]).sample(rows, min(_SAMPLES, len(rows)))
+    files.write_text(folder / "README.md", _render("card.md.j2", result, samples))
+    files.write_text(folder / "corpus.html", _render("corpus.html.j2", result, samples))
+    return result
+
+
+def _write_array_record(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Records are the lines of the JSONL file. One to a group, so that each can be read alone."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for row in rows:
+        writer.write(json.dumps(row, ensure_ascii=False).encode())
+    writer.close()
+
+
+def _write_tfds(folder: pathlib.Path, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+    """What `tfds.builder_from_directory` reads, without TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    fields = list(rows[0])
+    features = tfds.features.FeaturesDict({field: tfds.features.Text() for field in fields})
+
+    def plain(row: Mapping[str, Any]) -> dict[str, str]:
+        return {field: json.dumps(row[field]) if field in _AS_JSON else row[field] for field in fields}
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        code_path = None  # it has no folder with checksums of downloads
+
+        def _info(self):
+            return self.dataset_info_from_configs(features=features, description="Documents that discuss a Model Spec.")
+
+        def _split_generators(self, download_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for row in rows:
+                yield row["id"], plain(row)
+
+    Builder.name = name
+    shutil.rmtree(folder, ignore_errors=True)
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):  # it tells of downloads, and there are none
+        Builder(data_dir=folder, file_format="array_record").download_and_prepare()
+    shutil.rmtree(folder / "downloads", ignore_errors=True)
+
+
+def _render(template: str, about: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).with_name("templates")),
+        autoescape=template.endswith("html.j2"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template(template).render(about=about, samples=samples) + "\n"

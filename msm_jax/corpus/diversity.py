@@ -1,0 +1,68 @@
+"""How varied the texts of a corpus are, in figures that can be compared from one corpus to the next."""
+
+import re
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from msm_jax.corpus.duplicates import overlap, shingles
+
+_WORD = re.compile(r"\w+")
+# Texts that are compared with each other, and words of each that are counted: enough for a stable figure, and the same
+# for every corpus, since all of these figures fall with the amount of text.
+_TEXTS = 300
+_WORDS = 200_000
+
+
+def figures(texts: Sequence[str]) -> dict[str, Any]:
+    """Figures of the first texts.
+
+    Returns: "distinct": the share of different ones among all sequences of 1, 2 and 3 words (Li et al., 2016,
+        arXiv 1510.03055); "compression": how many times smaller zlib makes the text; "nearest": quantiles (0, .25, .5,
+        .75, 1) of what a text has in common with the one that is most like it (`duplicates.overlap`); "openings": the
+        commonest first three words, with the share of texts that begin so.
+    """
+    texts = texts[:_TEXTS]
+    words: list[str] = []
+    for text in texts:
+        words += _WORD.findall(text.lower())
+    words = words[:_WORDS]
+    together = "\n".join(texts).encode()
+    openings = Counter(" ".join(_WORD.findall(text)[:3]) for text in texts)
+    return {
+        "texts": len(texts),
+        "words": len(words),
+        "distinct": {str(size): _distinct(words, size) for size in (1, 2, 3)},
+        "compression": len(together) / max(len(zlib.compress(together, 6)), 1),
+        "nearest": [float(value) for value in np.quantile(_nearest(texts), (0, 0.25, 0.5, 0.75, 1))],
+        "openings": [[opening, count / len(texts)] for opening, count in openings.most_common(8)],
+    }
+
+
+def histogram(values: Sequence[float], bins: int = 20) -> dict[str, list[float]]:
+    """Counts, and the borders between them: round numbers."""
+    top = max(values, default=1) or 1
+    step = 10 ** np.floor(np.log10(max(top / bins, 1e-9)))
+    step = next(step * factor for factor in (1, 2, 5, 10) if step * factor * bins >= top)
+    edges = np.arange(0, top + step, step)
+    counts, _ = np.histogram(values, edges)
+    return {"counts": counts.tolist(), "edges": edges.tolist()}
+
+
+def _distinct(words: Sequence[str], size: int) -> float:
+    runs = Counter(zip(*(words[start:] for start in range(size)), strict=False))
+    return len(runs) / max(runs.total(), 1)
+
+
+def _nearest(texts: Sequence[str]) -> np.ndarray:
+    """What each text has in common with the one most like it."""
+    sets = [shingles(text) for text in texts]
+    best = np.zeros(len(sets))
+    for index, one in enumerate(sets):
+        for other in range(index):
+            common = overlap(one, sets[other])
+            best[index], best[other] = max(best[index], common), max(best[other], common)
+    return best if len(best) else np.zeros(1)
