@@ -12,6 +12,7 @@ import pathlib
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -30,6 +31,7 @@ from msm_jax.corpus.generators.store import CallStore, Spent
 from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.specs import Spec, read_spec
 from msm_jax.dag import Stage, StageContext
+from msm_jax.errors import Interrupted
 from msm_jax.mirror import open_workdir
 from msm_jax.progress import Progress
 from msm_jax.stages import CORPUS_FILE
@@ -37,7 +39,7 @@ from msm_jax.stages import CORPUS_FILE
 
 def is_alone(config: ConfigDict) -> bool:
     """Whether this configuration writes corpora and trains nothing."""
-    return "msm" not in config
+    return "calls" in config and "msm" not in config
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -187,16 +189,30 @@ def _writer(params: Mapping[str, Any], config: ConfigDict, asks: Any, kind: type
 
 
 def _drained(caller: Caller, write: Callable[[], Any]) -> Any:
-    """Runs `write` to its end. SIGTERM or Ctrl-C makes no further calls, and waits for those under way."""
+    """Runs `write` to its end. After SIGTERM or Ctrl-C no further calls are made, and those under way are waited for;
+    after a second one they are dropped."""
 
     async def go() -> Any:
-        loop = asyncio.get_running_loop()
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+        def on_signal() -> None:
+            if caller.stopping:
+                task.cancel()
+            else:
+                print(
+                    "stopping: waiting for the calls under way, which are paid for; once more drops them",
+                    file=sys.stderr,
+                )
+                caller.stop()
+
         for number in (signal.SIGTERM, signal.SIGINT):
             # In another thread than the main one there are no signals, and nobody to send them.
             with contextlib.suppress(ValueError, RuntimeError):
-                loop.add_signal_handler(number, caller.stop)
+                loop.add_signal_handler(number, on_signal)
         try:
             return await write()
+        except asyncio.CancelledError:
+            raise Interrupted("calls under way were dropped, and may be charged; all others are kept") from None
         finally:
             await caller.generator.close()
 

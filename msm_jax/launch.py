@@ -86,7 +86,7 @@ def _launch(arguments: list[str]) -> None:
     if (options.mode == "plan") != bool(options.topology):
         raise UserError("--mode=plan and --topology=KIND:SHAPE go together, as in --mode=plan --topology=v5p:2x2x4")
     if options.mode == "plan":
-        if "msm" not in config:
+        if "calls" in config and "msm" not in config:
             raise UserError(f"{options.config}: trains nothing that could be planned; --mode=show says what it costs")
         from msm_jax.parallel.chips import prepare_environment
 

