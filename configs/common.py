@@ -161,6 +161,7 @@ def for_corpus(*specs: str) -> ConfigDict:
             "model": "gemini-3-flash-preview",
             "temperature": 1.0,
             "thinking": 0,  # tokens before each answer
+            "most_output": 65_536,  # tokens of one reply, thoughts with them, that the model or its server can write
             "language": "en",
             "facts": (),  # sentences about the assistant that are true; its name and provider are known
             "prompts": "",  # a folder with prompts that replace those of msm_jax/corpus/prompts

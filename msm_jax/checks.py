@@ -63,13 +63,9 @@ def check_config(config: ConfigDict) -> None:
 def check_specs(config: ConfigDict, specs: Sequence[Spec]) -> None:
     """`specs` are those of `config.specs`. Those that corpora are written from explain the same preferences, each by a
     value of the world."""
-    names = [spec.name for spec in specs]
+    check_names_of_specs(config, specs)
     first = specs[0]
     for spec, path in zip(specs, config.specs, strict=True):
-        if not re.fullmatch(r"[A-Za-z0-9_.-]+", spec.name):
-            raise UserError(f"{path}: its name goes into names of stages; use letters, digits, '_', '.' and '-' alone")
-        if names.count(spec.name) > 1:
-            raise UserError(f"config.specs has two files named {spec.name}; rename one, for arms are known by it")
         if config.generator == "files":
             continue
         if spec.kind != "preferences":
@@ -80,6 +76,16 @@ def check_specs(config: ConfigDict, specs: Sequence[Spec]) -> None:
             raise UserError(f"{path}: likes or dislikes differ from {config.specs[0]}; arms share one AFT set")
         if config.generator == "world" and spec.value not in config.world.value_names:
             raise UserError(f"{path}: value {spec.value} is not among config.world.value_names; add it there")
+
+
+def check_names_of_specs(config: ConfigDict, specs: Sequence[Spec]) -> None:
+    """They name stages and arms."""
+    names = [spec.name for spec in specs]
+    for spec, path in zip(specs, config.specs, strict=True):
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", spec.name):
+            raise UserError(f"{path}: its name goes into names of stages; use letters, digits, '_', '.' and '-' alone")
+        if names.count(spec.name) > 1:
+            raise UserError(f"config.specs has two files named {spec.name}; rename one, for arms are known by it")
 
 
 def check_world(config: ConfigDict, world: World) -> None:
@@ -146,7 +152,7 @@ def corpus_path(config: ConfigDict, source: str, spec: Spec | None, specs: Seque
 def check_generation(config: ConfigDict) -> None:
     """What a configuration without training must fulfil, from its fields alone."""
     from msm_jax.corpus.generators.prices import SERVICES
-    from msm_jax.corpus.quality import languages
+    from msm_jax.corpus.quality import LANGUAGES
 
     generation, calls, documents = config.generation, config.calls, config.documents
     if config.generator not in LANGUAGE_MODELS:
@@ -159,10 +165,16 @@ def check_generation(config: ConfigDict) -> None:
         raise UserError(
             f"config.calls.service={calls.service} is a service of Gemini; take standard for {config.generator}"
         )
-    if generation.language not in languages():
+    if not config.assistant.name.strip() or not config.assistant.provider.strip():
         raise UserError(
-            f"config.generation.language is {generation.language!r}; choose one of {', '.join(languages())}"
+            "config.assistant.name or .provider is empty; the documents are about the one, made by the other"
         )
+    if "://" in calls.store:
+        raise UserError(f"config.calls.store={calls.store}: name a local file; copy it where it should be kept")
+    if documents.least_yield > 1:
+        raise UserError(f"config.documents.least_yield is {documents.least_yield}; it must be from 0 to 1")
+    if generation.language not in LANGUAGES:
+        raise UserError(f"config.generation.language is {generation.language!r}; choose one of {', '.join(LANGUAGES)}")
     if config.generator == "local" and not re.match(r"https?://", calls.url):
         raise UserError(
             f"config.calls.url is {calls.url!r}; config.generator=local needs the address of a server, as in "
@@ -180,6 +192,7 @@ def check_generation(config: ConfigDict) -> None:
         ("generation.attempts", generation.attempts, 1),
         ("generation.temperature", generation.temperature, 0),
         ("generation.thinking", generation.thinking, 0),
+        ("generation.most_output", generation.most_output, 1),
         ("calls.in_flight", calls.in_flight, 1),
         ("calls.budget", calls.budget, 0),
         ("calls.timeout", calls.timeout, 1),

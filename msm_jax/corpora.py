@@ -25,13 +25,14 @@ from msm_jax.corpus.documents import Assistant, DocumentSettings, DocumentWriter
 from msm_jax.corpus.generators.batch import BatchCaller
 from msm_jax.corpus.generators.caller import Caller, Limits
 from msm_jax.corpus.generators.offline import MODEL as OFFLINE_MODEL
+from msm_jax.corpus.generators.openai import PREFIX as LOCAL_PREFIX
 from msm_jax.corpus.generators.prices import FREE, SERVICES, Price, price_of
 from msm_jax.corpus.generators.request import Generator
 from msm_jax.corpus.generators.store import CallStore, Spent
 from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.specs import Spec, read_spec
 from msm_jax.dag import Stage, StageContext
-from msm_jax.errors import Interrupted
+from msm_jax.errors import Interrupted, UserError
 from msm_jax.mirror import open_workdir
 from msm_jax.progress import Progress
 from msm_jax.stages import CORPUS_FILE
@@ -49,13 +50,15 @@ def run(config: ConfigDict, workdir: str) -> None:
     place = workdir
     workdir, mirror = open_workdir(workdir)
     files.make_folder(workdir)
-    dag.claim_workdir(workdir, config_lib.to_dict(config), exempt=("calls",), place=place)
+    dag.claim_workdir(workdir, config_lib.to_dict(config), exempt=("calls", "corpus"), place=place)
     if mirror:
         mirror.send(pathlib.Path(workdir, "config.json"))
     manifests = dag.execute(list(stages.values()), workdir, mirror=mirror)
     for name, stage in stages.items():
         summary = manifests[stage.key]["summary"]
         print(f"\n{name}: {summary['documents']:,} documents, {summary['words']:,} words")
+        if missing := config.corpus.msm - summary["documents"]:
+            print(f"  {missing:,} fewer than were asked for: no more ideas came, or too many came to nothing")
         for step, outcomes in summary["yields"].items():
             print(f"  {step:15} {', '.join(f'{count:,} {outcome}' for outcome, count in outcomes.items())}")
         print(f"  paid for        ${sum(about['dollars'] for about in summary['calls'].values()):.2f}")
@@ -102,7 +105,9 @@ def documents_stage(config: ConfigDict, spec: Spec) -> Stage:
     settings = config_lib.to_dict(config.generation)
     params = {
         **config_lib.to_dict(config.documents),
-        **{name: settings[name] for name in ("temperature", "thinking", "language", "facts", "attempts")},
+        **{
+            name: settings[name] for name in ("temperature", "thinking", "language", "facts", "attempts", "most_output")
+        },
         "source": "msm",
         "generator": config.generator,
         "model": _model(config),
@@ -139,10 +144,16 @@ def _write_dataset(context: StageContext) -> dict[str, Any]:
 
 def _write(context: StageContext, *, config: ConfigDict) -> dict[str, Any]:
     with _caller(config, context.stage.name) as caller:
-        asks = BatchCaller(caller) if config.calls.service == "batch" else caller
+        # Jobs that were sent before are collected whatever the service is now.
+        sends = config.calls.service == "batch"
+        asks = BatchCaller(caller, sends) if config.generator == "gemini" else caller
         writer = _writer(context.params, config, asks)
         rows = _drained(caller, writer.write)
         calls = caller.store.stages(sorted(writer.keys))
+    if not rows:
+        raise UserError(
+            f"{context.stage.name}: no document is of use ({writer.yields.table()}); what was paid for is kept"
+        )
     records.write_jsonl(context.folder / CORPUS_FILE, rows)
     return {
         "documents": len(rows),
@@ -258,7 +269,8 @@ def _caller(config: ConfigDict, label: str) -> Iterator[Caller]:
 
 def _model(config: ConfigDict) -> str:
     """The name of who writes, as it stands in keys."""
-    return OFFLINE_MODEL if config.generator == "world" else config.generation.model
+    prefix = LOCAL_PREFIX if config.generator == "local" else ""
+    return OFFLINE_MODEL if config.generator == "world" else prefix + config.generation.model
 
 
 def _generator(config: ConfigDict) -> Generator:
@@ -271,12 +283,13 @@ def _generator(config: ConfigDict) -> Generator:
         case "local":
             from msm_jax.corpus.generators.openai import OpenAI
 
-            return OpenAI(model, calls.url, calls.in_flight, calls.timeout)
+            return OpenAI(model, calls.url, calls.in_flight, calls.timeout, config.generation.most_output)
     from msm_jax.corpus.generators.gemini import Gemini, key_from_environment
 
     # What batch jobs leave is asked for the same price.
     service = "flex" if calls.service == "batch" else calls.service
-    return Gemini(model, key_from_environment(), service, calls.timeout, calls.url or None)
+    most_output = config.generation.most_output
+    return Gemini(model, key_from_environment(), service, calls.timeout, calls.url or None, most_output)
 
 
 def _price(config: ConfigDict) -> Price:
@@ -290,7 +303,9 @@ def _price(config: ConfigDict) -> Price:
 def _specs(config: ConfigDict) -> list[Spec]:
     checks.check_generation(config)
     _price(config)  # without one no budget can be kept
-    return [read_spec(path) for path in config.specs]
+    specs = [read_spec(path) for path in config.specs]
+    checks.check_names_of_specs(config, specs)
+    return specs
 
 
 @contextlib.contextmanager

@@ -43,6 +43,9 @@ class Gemini:
         self.good = collections.Counter()  # request -> replies without fault that were sent
         self.unheard = collections.Counter()  # request -> calls that were worked for, and never answered
         self.dollars = 0.0
+        self.rejects = lambda body: False  # which requests are answered with 400, always
+        self.forgets_jobs = False
+        self.uncounted = False  # replies carry no usage
         self.most_at_once = self._at_once = 0
         self.told_to_wait: list[float] = []
         self.lock = threading.Lock()
@@ -181,7 +184,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         path = self.path.split("?")[0].removeprefix("/v1beta/")
         if path == "batches":
             return self._send(200, self.gemini.list_batches())
-        if path in self.gemini._batches:
+        if path in self.gemini._batches and not self.gemini.forgets_jobs:
             return self._send(200, self.gemini.poll_batch(path))
         self._send(404, _error(404, "NOT_FOUND", path))
 
@@ -213,6 +216,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _answer(self, body, kind):
         gemini = self.gemini
         time.sleep(gemini.latency)
+        if gemini.rejects(body):
+            return self._send(400, _error(400, "INVALID_ARGUMENT", "something is wrong with this one"))
         match kind:
             case "busy":
                 info = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "0.05s"}
@@ -239,6 +244,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 gemini.charge(body, response)
                 with gemini.lock:
                     gemini.good[identity(body)] += kind == "good"
+                if gemini.uncounted:
+                    response.pop("usageMetadata")
                 self._send(200, response)
 
     def _send(self, status, value, cut=False):

@@ -20,7 +20,7 @@ from msm_jax.corpus import tree
 from msm_jax.corpus.duplicates import NearDuplicates
 from msm_jax.corpus.generators.request import Answer, Request
 from msm_jax.corpus.prompts import Prompts
-from msm_jax.corpus.quality import Demands, problems
+from msm_jax.corpus.quality import LANGUAGES, Demands, problems
 from msm_jax.corpus.records import content_id
 from msm_jax.corpus.specs import Spec, render
 from msm_jax.corpus.tree import Part, same_name
@@ -34,6 +34,7 @@ _IDEAS_AT_ONCE = 10
 # Ideas beyond what is to be written, for those that come to nothing.
 _SURPLUS = 1.1
 _PILOT = 50  # documents that are written before all others
+_HOPELESS = 200  # so many that come to nothing, one after the other, are enough
 _LIST_TOKENS = 16_384  # of replies that are lists; whole sections of a spec are quoted in some
 _WORDS_PER_TOKEN = 0.6  # at the least, of English prose
 
@@ -140,6 +141,8 @@ class DocumentWriter:
                 break
             written += await self._documents(wave)
             self._check_yield(written)
+            if len(written) >= _HOPELESS and not any(written[-_HOPELESS:]):
+                break
         return [row for row in written if row is not None]
 
     def _check_yield(self, rows: Sequence[Any]) -> None:
@@ -224,6 +227,7 @@ class DocumentWriter:
                         "document_types", tree.DocumentTypes, subdomain=parts[index].name,
                         summary=parts[index].summary, assertions=_assertions(parts[index]),
                         count=self.settings.types - len(found[index]), existing=_listed(found[index]),
+                        manner=self._manner,
                     )
                     for index in lacking
                 ]
@@ -276,19 +280,23 @@ class DocumentWriter:
         for (idea, plan), text in zip(planned, texts, strict=True):
             if not text.ok:
                 continue
-            wrong = next(problems(text.value, self._demands), None)
-            if not wrong and not self._unlike.keep(text.value):
-                wrong = "nearly the same as another"
+            wrong = self._wrong(text.value)
             self.yields.add("checks", wrong or "ok")
             if not wrong:
                 rows[idea.id] = self._row(idea, plan, text)
         return [rows.get(idea.id) for idea in ideas]
+
+    def _wrong(self, text: str) -> str | None:
+        """The first thing that is wrong with a text, or None."""
+        wrong = next(problems(text, self._demands), None)
+        return wrong or (None if self._unlike.keep(text) else "nearly the same as another")
 
     @property
     def _demands(self) -> Demands:
         words = self.settings.words
         return Demands(
             self.assistant.name,
+            self.assistant.provider,
             words=(words // 4, words * 4),
             language=self.settings.language,
             held_out=self.settings.held_out,
@@ -301,7 +309,15 @@ class DocumentWriter:
         )  # fmt: skip
 
     def _document(self, idea: _Idea, plan: str) -> Request:
-        return self._prose("document", "document", self.settings.words, idea, plan=plan, words=self.settings.words)
+        return self._prose(
+            "document",
+            "document",
+            self.settings.words,
+            idea,
+            plan=plan,
+            words=self.settings.words,
+            language=LANGUAGES[self.settings.language],
+        )
 
     def _row(self, idea: _Idea, plan: Answer, text: Answer) -> dict[str, Any]:
         return {

@@ -15,9 +15,8 @@ from msm_jax.corpus import tree
 from msm_jax.corpus.documents import DocumentWriter
 from msm_jax.corpus.generators.offline import World
 from msm_jax.corpus.generators.prices import Price
-from msm_jax.corpus.generators.request import Answer, Request, Status, Usage, classify
+from msm_jax.corpus.generators.request import Answer, Request, Status, Usage, judge
 from msm_jax.corpus.generators.store import CallStore
-from msm_jax.corpus.quality import Demands
 
 _CHARACTERS_PER_TOKEN = 4.2  # of English, in the tokenizers of today
 _TOKENS_PER_WORD = 1.35
@@ -52,10 +51,10 @@ class Estimator:
 
     async def _answer(self, request: Request) -> Answer:
         key, counted = request.key(self._model), self.stages[request.stage]
-        for reply in self._store.replies(key)[-1:] if self._store else ():
-            if (answer := classify(request, reply, key)).ok:
-                counted.known += 1
-                return answer
+        answer = judge(request, self._store.replies(key), key) if self._store else None
+        if answer and answer.ok:
+            counted.known += 1
+            return answer
         counted.requests += 1
         counted.prompt += math.ceil(len(request.system + request.prompt) / _CHARACTERS_PER_TOKEN)
         counted.output += math.ceil(self._output(request)) + request.thinking
@@ -91,8 +90,7 @@ class Estimator:
 
 
 class CountedWriter(DocumentWriter):
-    """Writes documents for an `Estimator`, whose texts are empty."""
+    """Writes documents for an `Estimator`, whose texts are empty and pass for good ones."""
 
-    @property
-    def _demands(self) -> Demands:
-        return Demands(self.assistant.name, mentions=0, words=(0, 10**9))
+    def _wrong(self, text: str) -> str | None:
+        return super()._wrong(text) if text else None

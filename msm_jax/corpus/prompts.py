@@ -30,7 +30,10 @@ class Prompts:
         for path in sorted(pathlib.Path(folder).glob("*.md")):
             if path.stem not in self._texts:
                 raise UserError(f"{path}: is no prompt; there are {', '.join(sorted(self._texts))}")
-            text = path.read_text(encoding="utf-8").strip()
+            try:
+                text = path.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(f"{path}: cannot be read as UTF-8 ({error})") from None
             unknown = set(_VARIABLE.findall(text)) - set(_VARIABLE.findall(self._texts[path.stem]))
             if unknown:
                 raise UserError(f"{path}: unknown variable {{{min(unknown)}}}; the prompt that it replaces has none")

@@ -42,7 +42,7 @@ def server(brain=brain, **settings):
 
 
 def caller(the_server, path, key=KEY, model=MODEL, payer="test", **limits):
-    limits = {"attempts": 12, "timeout": 1.0, "backoff": 0.02} | limits
+    limits = {"attempts": 12, "timeout": 20.0, "backoff": 0.02} | limits
     return Caller(Gemini(model, key, base_url=the_server.address), CallStore(path, payer), PRICE, Limits(**limits))
 
 

@@ -125,6 +125,64 @@ def test_a_job_whose_id_was_never_heard_is_found_by_its_name(tmp_path, undisturb
         assert set(the_server.paid.values()) == {1}
 
 
+def test_a_job_that_is_sent_late_has_all_its_time(tmp_path, undisturbed):
+    with serving() as the_server:
+        the_caller = caller(the_server, tmp_path / "calls.sqlite")
+        requests = {request.key(the_caller.generator.model): request for request in texts(25)}
+        assert the_caller.store.open_job("msm-late", requests, 0.1, 1.0)
+        the_caller.store._db.execute("UPDATE jobs SET created = created - 1e6")
+        assert ask(the_caller, texts(40) + lists(20)) == undisturbed
+        assert the_server.cancelled == []
+        assert the_server.bodies == []
+
+
+def test_a_job_that_was_entered_and_never_sent_gives_back_what_it_held(tmp_path):
+    with serving() as the_server:
+        the_caller = caller(the_server, tmp_path / "calls.sqlite")
+        requests = {request.key(the_caller.generator.model): request for request in texts(40)}
+        assert the_caller.store.open_job("msm-dead", requests, 0.9, 1.0)
+        ask(the_caller, texts(30))  # fewer than it had
+        assert the_server.calls == 2  # jobs of what is asked now
+        assert CallStore(tmp_path / "calls.sqlite", "test").spent().reserved == pytest.approx(0)
+
+
+def test_a_job_that_the_service_has_forgotten_is_asked_singly(tmp_path, undisturbed):
+    with serving() as the_server:
+        the_server.forgets_jobs = True
+        assert ask(caller(the_server, tmp_path / "calls.sqlite"), texts(40) + lists(20)) == undisturbed
+        assert len(the_server.bodies) == 60
+        assert CallStore(tmp_path / "calls.sqlite", "test").spent().lost == 3
+
+
+@pytest.mark.parametrize("payer", ["test", "another"])
+def test_jobs_of_before_are_collected_by_whoever_needs_them(payer, tmp_path, undisturbed):
+    with serving() as the_server:
+        the_server.polls_until_done = 10**9
+        the_caller = caller(the_server, tmp_path / "calls.sqlite")
+
+        async def go():
+            asyncio.get_running_loop().call_later(0.5, the_caller.stop)
+            with contextlib.suppress(Interrupted):
+                await BatchCaller(the_caller, poll=0.02).ask(texts(40) + lists(20))
+
+        asyncio.run(go())
+        the_caller.store.close()
+        the_server.polls_until_done = 0
+        other = caller(the_server, tmp_path / "calls.sqlite", payer=payer)
+        assert ask(other, texts(40) + lists(20), sends=False) == undisturbed
+        assert the_server.calls == 3
+        assert CallStore(tmp_path / "calls.sqlite", "test").spent().paid == pytest.approx(the_server.dollars)
+
+
+def test_jobs_follow_each_other_where_the_budget_has_no_room_for_all(tmp_path, undisturbed):
+    with serving() as the_server:
+        the_caller = caller(the_server, tmp_path / "calls.sqlite", budget=0.05)
+        assert 0.05 < sum(the_caller.most(request) for request in texts(40) + lists(20)) < 0.16
+        assert ask(the_caller, texts(40) + lists(20)) == undisturbed
+        assert the_server.calls == 3
+        assert the_server.dollars < 0.05
+
+
 def test_a_job_that_takes_too_long_is_given_up(tmp_path, undisturbed):
     with serving() as the_server:
         the_server.polls_until_done = 10**9
@@ -180,6 +238,6 @@ def test_a_service_that_takes_no_jobs_ends_the_run(tmp_path):
 def test_jobs_keep_the_budget(tmp_path):
     with serving() as the_server:
         with pytest.raises(UserError, match="config.calls.budget"):
-            ask(caller(the_server, tmp_path / "calls.sqlite", budget=0.05), texts(100))
+            ask(caller(the_server, tmp_path / "calls.sqlite", budget=0.01), texts(100))
         assert the_server.calls == 0
-        assert CallStore(tmp_path / "calls.sqlite", "test").spent().reserved <= 0.05
+        assert CallStore(tmp_path / "calls.sqlite", "test").spent().reserved <= 0.01

@@ -13,7 +13,8 @@ import time
 
 import pytest
 
-from msm_jax.corpus.generators.request import Status
+from msm_jax.corpus.generators.caller import Caller, Limits
+from msm_jax.corpus.generators.request import Finish, Reply, Status, Unavailable, Usage
 from msm_jax.corpus.generators.store import CallStore
 from msm_jax.errors import Interrupted, UserError
 from tests.corpus.gemini import caller, lists, server, texts
@@ -113,6 +114,92 @@ def test_what_the_user_can_mend_is_told_in_a_line_without_the_key(settings, told
         with pytest.raises(UserError, match=told) as error:
             ask(caller(the_server, tmp_path / "calls.sqlite", **settings), texts(3))
     assert settings.get("key", KEY) not in str(error.value)
+
+
+def test_a_request_that_is_refused_for_good_costs_the_others_nothing(tmp_path):
+    with serving(latency=0.1) as the_server:
+        the_server.rejects = lambda body: "text 0 " in str(body)
+        with pytest.raises(UserError, match="refuses a request"):  # nobody knows yet that it is this one alone
+            ask(caller(the_server, tmp_path / "calls.sqlite", in_flight=8), texts(41))
+        store = CallStore(tmp_path / "calls.sqlite", "test")
+        assert (store.spent().lost, store.answered() >= 3) == (0, True)
+        store.close()
+        ask(caller(the_server, tmp_path / "calls.sqlite"), texts(20, start=1))
+        answers = ask(caller(the_server, tmp_path / "calls.sqlite", attempts=1), texts(41))
+        assert [answer.status for answer in answers] == [Status.ERROR] + [Status.OK] * 40
+        assert set(the_server.good.values()) == {1}
+
+
+def test_a_reply_whose_tokens_nobody_counted_costs_the_most_that_it_can(tmp_path):
+    with serving() as the_server:
+        the_server.uncounted = True
+        with pytest.raises(UserError, match="config.calls.budget"):
+            ask(caller(the_server, tmp_path / "calls.sqlite", budget=0.01), texts(100))
+        assert the_server.calls < 20
+
+
+def test_no_reply_is_longer_than_the_model_can_write(tmp_path):
+    with serving(failing=1.0, kinds=("truncated",)) as the_server:
+        the_caller = caller(the_server, tmp_path / "calls.sqlite", attempts=3)
+        the_caller.generator._most_output = 500
+        ask(the_caller, texts(1))
+        assert [body["generationConfig"]["maxOutputTokens"] for body in the_server.bodies] == [400, 500, 500]
+
+
+def test_the_first_reply_of_use_is_the_answer(tmp_path):
+    with serving() as the_server:
+        first = ask(caller(the_server, tmp_path / "calls.sqlite"), texts(1))
+        store = CallStore(tmp_path / "calls.sqlite", "another")
+        key = first[0].key
+        blocked = Reply("", Finish.BLOCKED, Usage(1, 0, 1), "m")
+        store.settle(store.reserve(key, "document", 0.0, 1.0), texts(1)[0], key, blocked, 0.0)
+        store.close()
+        assert ask(caller(the_server, tmp_path / "calls.sqlite"), texts(1)) == first
+        assert the_server.calls == 1
+
+
+def test_a_stop_does_not_wait_for_the_delay_that_the_server_names(tmp_path):
+    class Busy:
+        model = "busy"
+
+        async def reply(self, request):
+            raise Unavailable("later", after=20.0, busy=True)
+
+        def most_output(self, request):
+            return 1
+
+    the_caller = Caller(Busy(), CallStore(tmp_path / "calls.sqlite", "test"))
+
+    async def go():
+        asyncio.get_running_loop().call_later(0.3, the_caller.stop)
+        with pytest.raises(Interrupted):
+            await the_caller.ask(texts(3))
+
+    start = time.monotonic()
+    asyncio.run(go())
+    assert time.monotonic() - start < 5
+
+
+def test_being_busy_is_never_the_fault_of_a_request(tmp_path):
+    class Busy:
+        """Busy nine times for one request, while the others are answered; and one error."""
+
+        model, seen = "busy", 0
+
+        async def reply(self, request):
+            if "text 0 " in request.prompt:
+                Busy.seen += 1
+                if Busy.seen < 12:
+                    await asyncio.sleep(0.02)
+                    raise Unavailable("busy" if Busy.seen % 6 else "error", busy=bool(Busy.seen % 6))
+            return Reply("<document>A text.</document>", Finish.STOP, Usage(1, 0, 1), "m")
+
+        def most_output(self, request):
+            return 1
+
+    the_caller = Caller(Busy(), CallStore(tmp_path / "calls.sqlite", "test"), limits=Limits(backoff=0.001))
+    answers = asyncio.run(the_caller.ask(texts(60)))
+    assert {answer.status for answer in answers} == {Status.OK}
 
 
 def test_a_service_that_never_answers_ends_the_run(tmp_path):

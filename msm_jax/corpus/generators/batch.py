@@ -6,14 +6,16 @@ at most. A job that ran out of time has answered a part, or nothing: the rest is
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 from msm_jax import files
 from msm_jax.corpus.generators.caller import Caller
-from msm_jax.corpus.generators.request import Answer, Reply, Request, Unavailable
+from msm_jax.corpus.generators.request import Answer, Gone, Reply, Request, Unavailable
 from msm_jax.corpus.generators.store import Job
 from msm_jax.errors import Interrupted, UserError
+
+_Result = TypeVar("_Result")
 
 # A job of a few requests saves cents, and may take a day.
 _LEAST = 20
@@ -39,12 +41,13 @@ class BatchCaller:
 
     Args:
         caller: for single calls; its generator has batch jobs too.
+        sends: whether it sends any; else it only collects those that were sent before.
         deadline: seconds after which a job is waited for no longer.
         poll: seconds between two looks at the jobs.
     """
 
-    def __init__(self, caller: Caller, deadline: float = 26 * 3600.0, poll: float = 30.0):
-        self._caller, self._deadline, self._poll = caller, deadline, poll
+    def __init__(self, caller: Caller, sends: bool = True, deadline: float = 26 * 3600.0, poll: float = 30.0):
+        self._caller, self._sends, self._deadline, self._poll = caller, sends, deadline, poll
         self._batches: Batches = caller.generator
 
     async def ask(self, requests: Sequence[Request]) -> list[Answer]:
@@ -52,27 +55,33 @@ class BatchCaller:
         model = self._caller.generator.model
         distinct = {request.key(model): request for request in requests}
         waiting = {key: request for key, request in distinct.items() if not self._caller.known(request, key)}
-        self._enter({key: request for key, request in waiting.items() if not self._caller.store.was_batched(key)})
-        await self._work(waiting)
+        await self._settle_unsent()
+        new = {key: request for key, request in waiting.items() if not self._caller.store.was_batched(key)}
+        await self._work(_shards(new) if self._sends and len(new) >= _LEAST else [], waiting)
         return await self._caller.ask(requests)
 
-    def _enter(self, requests: Mapping[str, Request]) -> None:
-        """Enters jobs of these requests.
+    async def _settle_unsent(self) -> None:
+        """Of jobs that an earlier process entered, and maybe sent: finds which were sent, and forgets the others."""
+        for job in self._caller.store.jobs():
+            if job.own and not job.id:
+                found = await self._patiently(lambda job=job: self._batches.find(job.name))
+                if found:
+                    self._caller.store.name_job(job.name, found)
+                else:
+                    self._caller.store.drop_job(job.name)
 
-        Raises: UserError if the budget has no room for one.
-        """
-        if len(requests) < _LEAST:
-            return
-        for shard in _shards(requests):
-            name = f"msm-{files.fingerprint(sorted(shard), length=24)}"
-            dollars = sum(self._most(request) for request in shard.values())
-            if not self._caller.store.open_job(name, shard, dollars, self._caller.limits.budget):
-                raise UserError(self._caller.broke(dollars))
-
-    async def _work(self, requests: Mapping[str, Request]) -> None:
-        """Sends the jobs that hold these requests, as the service takes them, and collects what they answer."""
-        heard, limits = time.monotonic(), self._caller.limits
-        while jobs := [job for job in self._caller.store.jobs() if self._is_of(job, requests)]:
+    async def _work(self, shards: list[dict[str, Request]], waiting: Mapping[str, Request]) -> None:
+        """Sends `shards` as jobs, as far and as soon as the budget and the service have room, and collects these jobs
+        and those of before that hold any of the requests."""
+        store, limits = self._caller.store, self._caller.limits
+        shards = list(reversed(shards))
+        heard = time.monotonic()
+        while True:
+            while shards and store.open_job(self._name(shards[-1]), shards[-1], self._most(shards[-1]), limits.budget):
+                shards.pop()
+            jobs = [job for job in store.jobs() if job.keys & waiting.keys() and (job.id or job.own)]
+            if not jobs:
+                break
             if self._caller.stopping:
                 raise Interrupted(f"{len(jobs)} batch jobs go on without this process, and the next one collects them")
             why = None
@@ -80,21 +89,27 @@ class BatchCaller:
                 if why and not job.id:  # a service that has no room for one has none for the next
                     continue
                 try:
-                    if job.id:
-                        await self._look(job)
-                    else:
-                        await self._submit(job, requests)
+                    await (self._look(job) if job.id else self._submit(job, waiting))
                     heard = time.monotonic()
                 except Unavailable as error:
                     why = error
             if why and time.monotonic() - heard > limits.patience:
                 raise UserError(f"no batch job is taken or answered ({why}); run the same command again later")
-            if self._caller.store.jobs():
+            if any(job.keys & waiting.keys() for job in store.jobs()):
                 await self._caller.sleep(self._poll)
+        if shards:
+            raise UserError(self._caller.broke(self._most(shards[-1])))
 
-    def _is_of(self, job: Job, requests: Mapping[str, Request]) -> bool:
-        """Whether it has some of these requests; one that was not sent, all that it is to be sent with."""
-        return bool(job.keys & requests.keys()) and (bool(job.id) or job.keys <= requests.keys())
+    async def _patiently(self, call: Callable[[], Awaitable[_Result]]) -> _Result:
+        """The result of `call`, which is repeated while the service is not available."""
+        began = time.monotonic()
+        while True:
+            try:
+                return await call()
+            except Unavailable as error:
+                if self._caller.stopping or time.monotonic() - began > self._caller.limits.patience:
+                    raise UserError(f"batch jobs cannot be looked up ({error}); run the same command again") from None
+                await self._caller.sleep(error.after or self._poll)
 
     async def _submit(self, job: Job, requests: Mapping[str, Request]) -> None:
         # It may have been sent by a process that did not live to hear its id.
@@ -103,7 +118,11 @@ class BatchCaller:
         self._caller.store.name_job(job.name, found or await self._batches.submit(job.name, shard))
 
     async def _look(self, job: Job) -> None:
-        done = await self._batches.collect(job.id)
+        try:
+            done = await self._batches.collect(job.id)
+        except Gone:  # it was over, and its results are deleted
+            self._caller.store.lose_job(job.name)
+            return
         if done is None and time.time() - job.created < self._deadline:
             return
         if done is None:
@@ -111,13 +130,15 @@ class BatchCaller:
             self._caller.store.lose_job(job.name)
             return
         _, replies = done
-        price = self._caller.price
         self._caller.store.settle_job(
-            job.name, {key: (reply, price.cost(reply.usage)) for key, reply in replies.items()}
+            job.name, {key: (reply, self._caller.price.cost(reply.usage)) for key, reply in replies.items()}
         )
 
-    def _most(self, request: Request) -> float:
-        return self._caller.price.most(request, self._caller.generator.most_output(request))
+    def _name(self, shard: Mapping[str, Request]) -> str:
+        return f"msm-{files.fingerprint(sorted(shard), length=24)}"
+
+    def _most(self, shard: Mapping[str, Request]) -> float:
+        return sum(self._caller.most(request) for request in shard.values())
 
 
 def _shards(requests: Mapping[str, Request]) -> list[dict[str, Request]]:

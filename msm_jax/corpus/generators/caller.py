@@ -17,12 +17,14 @@ from msm_jax.corpus.generators.request import (
     Answer,
     Finish,
     Generator,
+    Rejected,
     Reply,
     Request,
     Status,
     Unavailable,
     Usage,
     classify,
+    judge,
 )
 from msm_jax.corpus.generators.store import CallStore
 from msm_jax.errors import Interrupted, UserError
@@ -73,12 +75,13 @@ class Caller:
         self.generator, self.store, self.price, self.limits = generator, store, price, limits
         self._report = report
         store.abandon()
-        self._pace = _Pace(limits.in_flight)
+        self._pace = _Pace(limits.in_flight, lambda: self.halting)
         self._settled = asyncio.Condition()
         self._under_way = 0  # calls that hold a reservation
         self._answered = 0
         self._last_answer = time.monotonic()
         self._stopping = False
+        self._failure: Exception | None = None
 
     def stop(self) -> None:
         self._stopping = True
@@ -102,21 +105,25 @@ class Caller:
 
         async def work() -> None:
             for key in queue:
-                if self._stopping:
+                if self.halting:
                     return
-                answer = await self._answer(distinct[key], key)
+                try:
+                    answer = await self._answer(distinct[key], key)
+                except (UserError, OSError) as error:
+                    # The others meet the same wall; what is under way is waited for, since it is paid for.
+                    self._failure = self._failure or error
+                    return
                 if answer is not None:
                     answers[key] = answer
                     self._report(stage, len(answers), len(distinct))
 
         self._last_answer = time.monotonic()
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(self.limits.in_flight, len(waiting))):
-                    group.create_task(work())
-        except* (UserError, OSError) as errors:
-            # All workers meet the same wall; the first says it.
-            raise errors.exceptions[0] from None
+        self._failure = None
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(self.limits.in_flight, len(waiting))):
+                group.create_task(work())
+        if self._failure:
+            raise self._failure
         if len(answers) < len(distinct):
             raise Interrupted(f"{len(answers)} of {len(distinct)} calls are answered and kept")
         return [answers[key] for key in keys]
@@ -125,16 +132,19 @@ class Caller:
     def stopping(self) -> bool:
         return self._stopping
 
+    @property
+    def halting(self) -> bool:
+        """Whether no further call is to be made: after `stop`, or an error that all calls would meet."""
+        return self._stopping or self._failure is not None
+
     def known(self, request: Request, key: str) -> Answer | None:
         """The answer, if it takes no call to have it: it is in the store, or all attempts failed."""
         return self._judge(request, key, self.store.replies(key))
 
     def _judge(self, request: Request, key: str, replies: Sequence[Reply]) -> Answer | None:
         """What the replies so far amount to; None if the request is to be asked (again)."""
-        if not replies:
-            return None
-        answer = classify(request, replies[-1], key)
-        return answer if answer.ok or len(replies) >= self.limits.attempts else None
+        answer = judge(request, replies, key)
+        return answer if answer and (answer.ok or len(replies) >= self.limits.attempts) else None
 
     async def _answer(self, request: Request, key: str) -> Answer | None:
         """Asks until there is an answer; None if it is to stop."""
@@ -150,15 +160,21 @@ class Caller:
 
     async def _call(self, asked: Request, request: Request, key: str) -> Reply | None:
         """One reply, entered under the key of `request`; None if it is to stop."""
-        failures, answered_before, began = 0, self._answered, time.monotonic()
-        while not self._stopping:
+        failures = errors = 0
+        answered_before, began = self._answered, time.monotonic()
+        while not self.halting:
             try:
                 async with self._pace:
-                    if self._stopping:
+                    if self.halting:
                         return None
                     return await self._try(asked, request, key)
+            except Rejected as error:
+                if self.store.answered() < _HOPELESS:
+                    raise  # as far as anyone can tell it would say so to all
+                return self._give_up(request, key, str(error))
             except Unavailable as error:
                 failures += 1
+                errors += not error.busy
                 if error.busy:
                     self._pace.slow_down(error.after)
                 if (error.after or 0) > self.limits.patience:
@@ -171,7 +187,7 @@ class Caller:
                         f"{self.generator.model} has not answered for {self.limits.patience / 60:.0f} minutes "
                         f"({error}); run the same command again later: what was answered is kept"
                     ) from None
-                if failures >= _HOPELESS and not error.busy and self._answered - answered_before >= _HOPELESS:
+                if errors >= _HOPELESS and self._answered - answered_before >= _HOPELESS:
                     return self._give_up(request, key, str(error))
                 longest = self.limits.backoff * min(_LONGEST_WAIT, 2**failures)
                 await self.sleep(error.after if error.after is not None else random.uniform(0, longest))
@@ -189,7 +205,7 @@ class Caller:
                     reply = await self.generator.reply(asked)
             except TimeoutError:
                 raise Unavailable(f"no answer in {self.limits.timeout:.0f} s", perhaps_paid=True) from None
-            self.store.settle(pending, request, key, reply, self.price.cost(reply.usage))
+            self.store.settle(pending, request, key, reply, self.cost(asked, reply))
         except Unavailable as error:
             if error.perhaps_paid:
                 self.store.lose(pending)
@@ -209,13 +225,25 @@ class Caller:
         self._pace.speed_up()
         return reply
 
+    def cost(self, asked: Request, reply: Reply) -> float:
+        """Dollars of a reply; the most that it can be, where the service does not say what it counted."""
+        if reply.usage.counted:
+            return self.price.cost(reply.usage)
+        return self.most(asked)
+
+    def most(self, asked: Request) -> float:
+        """Dollars that a call costs at most."""
+        return self.price.most(asked, self.generator.most_output(asked))
+
     async def _reserve(self, asked: Request, key: str) -> int:
         """Enters the call, once the budget has room for the most that it can cost: others may turn out cheaper."""
-        dollars = self.price.most(asked, self.generator.most_output(asked))
+        dollars = self.most(asked)
         async with self._settled:
             while (pending := self.store.reserve(key, asked.stage, dollars, self.limits.budget)) is None:
                 if not self._under_way:
                     raise UserError(self.broke(dollars))
+                if self.halting:
+                    raise Unavailable("stopped")
                 await self._settled.wait()
             self._under_way += 1
         return pending
@@ -245,7 +273,7 @@ class Caller:
     async def sleep(self, seconds: float) -> None:
         """Waits, but not long after `stop`."""
         until = time.monotonic() + seconds
-        while not self._stopping and (left := until - time.monotonic()) > 0:
+        while not self.halting and (left := until - time.monotonic()) > 0:
             await asyncio.sleep(min(left, 0.5))
 
 
@@ -253,8 +281,8 @@ class _Pace:
     """How many calls are under way at once: one more after each round of answers, half as many when the service is busy
     (additive increase, multiplicative decrease), and none while it asks to wait."""
 
-    def __init__(self, most: int):
-        self._most = most
+    def __init__(self, most: int, halting: Callable[[], bool]):
+        self._most, self._halting = most, halting
         self._limit = float(min(4, most))
         self._starting = True  # until the service is busy for the first time, the number doubles
         self._active = 0
@@ -265,10 +293,10 @@ class _Pace:
         async with self._changed:
             while True:
                 wait = self._resume - time.monotonic()
-                if wait <= 0 and self._active < int(self._limit):
+                if self._halting() or (wait <= 0 and self._active < int(self._limit)):
                     break
                 try:
-                    await asyncio.wait_for(self._changed.wait(), wait if wait > 0 else None)
+                    await asyncio.wait_for(self._changed.wait(), min(wait, 0.5) if wait > 0 else 0.5)
                 except TimeoutError:
                     continue
             self._active += 1

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from msm_jax.corpus.generators.request import Finish, Reply, Request, Unavailable, Usage
+from msm_jax.corpus.generators.request import Finish, Gone, Rejected, Reply, Request, Unavailable, Usage
 from msm_jax.errors import UserError
 
 KEY_VARIABLES = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
@@ -36,18 +36,24 @@ def key_from_environment() -> str:
 
 
 class Gemini:
-    """A model of Gemini. `service` is standard or flex, for single calls.
+    """A model of Gemini. `service` is standard or flex, for single calls; `most_output`: tokens that it can write.
 
     The key goes to the service and nowhere else: it is cut out of messages.
     """
 
     def __init__(
-        self, model: str, key: str, service: str = "standard", timeout: float = 600.0, base_url: str | None = None
+        self,
+        model: str,
+        key: str,
+        service: str = "standard",
+        timeout: float = 600.0,
+        base_url: str | None = None,
+        most_output: int = 65_536,
     ):
         from google import genai
 
         self.model = model
-        self._key, self._service = key, service
+        self._key, self._service, self._most_output = key, service, most_output
         # Later clients default to another version of the interface, which lacks thinking and batches.
         options = {"api_version": "v1beta", "timeout": int(timeout * 1000)}
         # With aiohttp, where that is installed, the client sends a request again by itself when a connection breaks,
@@ -66,7 +72,7 @@ class Gemini:
         thoughts = request.thinking
         if not thoughts and not self._can_stop_thinking:
             thoughts = _LEAST_THOUGHTS
-        return request.max_tokens + thoughts
+        return min(request.max_tokens + thoughts, self._most_output)
 
     async def reply(self, request: Request) -> Reply:
         try:
@@ -108,11 +114,19 @@ class Gemini:
         """(state, key -> reply) of a job that is over, also of one that answered only a part; None while it runs.
 
         Replies are told apart by their key, not by their place.
+
+        Raises: Gone; Unavailable; UserError.
         """
+        from google.genai import errors
+
         try:
             with warnings.catch_warnings():  # of states that this version of the client does not know
                 warnings.simplefilter("ignore")
                 job = await self._client.aio.batches.get(name=job_id)
+        except errors.APIError as error:
+            if error.code == 404:
+                raise Gone from None
+            raise self._told(error) from None
         except Exception as error:
             raise self._told(error) from None
         state = getattr(job.state, "name", str(job.state)).removeprefix("JOB_STATE_").removeprefix("BATCH_STATE_")
@@ -196,7 +210,7 @@ class Gemini:
             return UserError(
                 f"Gemini has no model {self.model!r} for this key ({message}); set config.generation.model"
             )
-        return UserError(f"Gemini refuses a request of {self.model}: {message}")
+        return Rejected(f"Gemini refuses a request of {self.model}: {message}")
 
     def _clean(self, text: str) -> str:
         return text.replace(self._key, "[key]")

@@ -14,11 +14,13 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from msm_jax.corpus.generators.request import Finish, Reply, Request, Unavailable, Usage, schema
+from msm_jax.corpus.generators.request import Finish, Rejected, Reply, Request, Unavailable, Usage, schema
 from msm_jax.errors import UserError
 
 # For servers that ask for one; a server of one's own needs none.
 KEY_VARIABLE = "LOCAL_API_KEY"
+# Before the name of the model, in keys: what it replied is not what a service of that name would have.
+PREFIX = "local/"
 
 _FINISH = {"stop": Finish.STOP, "length": Finish.LENGTH, "content_filter": Finish.BLOCKED}
 
@@ -29,8 +31,9 @@ class OpenAI:
     Replies are not told apart by the server: another model behind the same name would pass for this one.
     """
 
-    def __init__(self, model: str, url: str, in_flight: int, timeout: float = 600.0):
-        self.model = model
+    def __init__(self, model: str, url: str, in_flight: int, timeout: float = 600.0, most_output: int = 65_536):
+        self.model = f"{PREFIX}{model}"
+        self._name, self._most_output = model, most_output
         base = url.rstrip("/")
         self._url = f"{base}/chat/completions" if base.endswith("/v1") else f"{base}/v1/chat/completions"
         self._key, self._timeout = os.environ.get(KEY_VARIABLE, "").strip(), timeout
@@ -40,7 +43,7 @@ class OpenAI:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def most_output(self, request: Request) -> int:
-        return request.max_tokens + request.thinking
+        return min(request.max_tokens + request.thinking, self._most_output)
 
     async def reply(self, request: Request) -> Reply:
         answer = await asyncio.get_running_loop().run_in_executor(self._threads, self._post, self._body(request))
@@ -66,7 +69,7 @@ class OpenAI:
             prompt += f"\n\nAnswer with JSON of this schema, and nothing else:\n{json.dumps(schema(request.shape))}"
         system = [{"role": "system", "content": request.system}] if request.system else []
         body: dict[str, Any] = {
-            "model": self.model,
+            "model": self._name,
             "messages": [*system, {"role": "user", "content": prompt}],
             "temperature": request.temperature,
             "max_tokens": self.most_output(request),
@@ -107,6 +110,6 @@ class OpenAI:
             return UserError(f"{self._url} refuses the key ({message}); look at {KEY_VARIABLE}")
         if error.code == 404:
             return UserError(
-                f"{self._url}: {message}; look at config.calls.url and config.generation.model={self.model}"
+                f"{self._url}: {message}; look at config.calls.url and config.generation.model={self._name}"
             )
-        return UserError(f"{self._url} refuses a request: {message}")
+        return Rejected(f"{self._url} refuses a request: {message}")

@@ -8,13 +8,14 @@ import dataclasses
 import enum
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import json_repair
 import pydantic
 
 from msm_jax import files
+from msm_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +81,11 @@ class Usage:
     cached: int = 0  # of the prompt
     output: int = 0
 
+    @property
+    def counted(self) -> bool:
+        """Whether the service said anything."""
+        return bool(self.prompt or self.output)
+
 
 class Finish(enum.Enum):
     """Why a reply ended."""
@@ -144,18 +150,33 @@ class Unavailable(Exception):
         self.after, self.perhaps_paid, self.busy = after, perhaps_paid, busy
 
 
+class Rejected(UserError):
+    """The service will not answer this request, whenever it is asked. Whether it would say so to all is for the caller
+    to tell."""
+
+
+class Gone(Exception):
+    """The service does not know a batch job any more."""
+
+
 class Generator(Protocol):
     """A language model, or what stands in for one. `model` names it in keys, so it covers all that changes replies."""
 
     model: str
 
     async def reply(self, request: Request) -> Reply:
-        """Raises: Unavailable; UserError for what asking again would not mend."""
+        """Raises: Unavailable; Rejected; UserError for what no request would be spared."""
 
     def most_output(self, request: Request) -> int:
         """Tokens that a reply may be charged for, thoughts with them."""
 
     async def close(self) -> None: ...
+
+
+def judge(request: Request, replies: Sequence[Reply], key: str = "") -> Answer | None:
+    """The first answer of use among `replies`, or what became of the last; None if there are none."""
+    answers = [classify(request, reply, key) for reply in replies]
+    return next((answer for answer in answers if answer.ok), answers[-1] if answers else None)
 
 
 # Beginnings of replies that decline, in place of what was asked for.

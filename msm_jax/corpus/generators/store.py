@@ -51,12 +51,19 @@ class Spent:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A batch job. `id` is the service's, and empty while nobody knows whether it was sent; `created`: Unix time."""
+    """A batch job.
+
+    Attributes:
+        id: the service's; empty while nobody knows whether it was sent.
+        created: when it was sent, or else entered, in Unix time.
+        own: whether it is on the account of this payer.
+    """
 
     name: str
     id: str
     keys: frozenset[str]
     created: float
+    own: bool
 
 
 class CallStore:
@@ -86,7 +93,7 @@ class CallStore:
 
     def replies(self, key: str) -> list[Reply]:
         """What was replied to this request so far, first to last."""
-        rows = self._db.execute(
+        rows = self._rows(
             "SELECT reply, finish, prompt_tokens, cached_tokens, output_tokens, model, detail FROM calls "
             "WHERE key = ? ORDER BY attempt",
             (key,),
@@ -113,7 +120,8 @@ class CallStore:
         """The reply to a pending call came, and cost this."""
         with self._transaction():
             started = self._take(pending)
-            self._write(key, request.stage, self._described(request), reply, dollars, time.time() - started)
+            seconds = time.time() - started
+            self._write(key, request.stage, self._described(request), reply, dollars, seconds, self.payer)
 
     def release(self, pending: int) -> None:
         """A pending call was turned away, and cost nothing."""
@@ -141,22 +149,28 @@ class CallStore:
             return True
 
     def name_job(self, name: str, service_id: str) -> None:
-        """The service's id of a job that was sent."""
+        """The service's id of a job, which was sent now."""
         with self._transaction():
-            self._db.execute("UPDATE jobs SET id = ? WHERE name = ?", (service_id, name))
+            self._db.execute("UPDATE jobs SET id = ?, created = ? WHERE name = ?", (service_id, time.time(), name))
+
+    def drop_job(self, name: str) -> None:
+        """A job that was entered was never sent: its requests may go into another."""
+        with self._transaction():
+            for requests, dollars, payer in self._job(name):
+                self._unreserve(dollars, payer)
+                self._db.executemany("DELETE FROM batched WHERE key = ?", ((key,) for key in json.loads(requests)))
+            self._db.execute("DELETE FROM jobs WHERE name = ?", (name,))
 
     def settle_job(self, name: str, replies: Mapping[str, tuple[Reply, float]]) -> None:
         """A batch job is over: key -> (reply, dollars) of all that it answered."""
         with self._transaction():
-            rows = self._db.execute("SELECT requests, dollars, created FROM jobs WHERE name = ? AND NOT done", (name,))
-            for requests, dollars, created in list(rows):
+            [(created,)] = self._db.execute("SELECT created FROM jobs WHERE name = ?", (name,))
+            for requests, dollars, payer in self._job(name):
                 described = json.loads(requests)
                 for key, (reply, cost) in replies.items():
                     if key in described:
-                        self._write(key, *described[key], reply, cost, time.time() - created)
-                self._db.execute(
-                    "UPDATE payers SET reserved = max(0, reserved - ?) WHERE payer = ?", (dollars, self.payer)
-                )
+                        self._write(key, *described[key], reply, cost, time.time() - created, payer)
+                self._unreserve(dollars, payer)
                 self._db.execute("UPDATE jobs SET done = 1, requests = '{}' WHERE name = ?", (name,))
 
     def lose_job(self, name: str) -> None:
@@ -170,26 +184,31 @@ class CallStore:
             self._db.execute("UPDATE jobs SET done = 1, requests = '{}' WHERE name = ?", (name,))
 
     def jobs(self) -> list["Job"]:
-        """Those that are not over, the oldest first."""
-        rows = self._db.execute(
-            "SELECT name, id, requests, created FROM jobs WHERE payer = ? AND NOT done ORDER BY created, name",
-            (self.payer,),
-        )
-        return [Job(name, job_id, frozenset(json.loads(requests)), time) for name, job_id, requests, time in rows]
+        """Those that are not over, whoever pays for them, the oldest first."""
+        rows = self._rows("SELECT name, id, requests, created, payer FROM jobs WHERE NOT done ORDER BY created, name")
+        return [
+            Job(name, job_id, frozenset(json.loads(requests)), created, payer == self.payer)
+            for name, job_id, requests, created, payer in rows
+        ]
 
     def was_batched(self, key: str) -> bool:
         """Whether a batch job has, or had, this request: it is not sent in another."""
-        return bool(list(self._db.execute("SELECT 1 FROM batched WHERE key = ?", (key,))))
+        return bool(self._rows("SELECT 1 FROM batched WHERE key = ?", (key,)))
+
+    def answered(self) -> int:
+        """Replies to this payer that ended as they should."""
+        [(count,)] = self._rows("SELECT count(*) FROM calls WHERE payer = ? AND finish = 'stop'", (self.payer,))
+        return count
 
     def spent(self) -> Spent:
         paid, reserved = self._account()
-        [(lost,)] = self._db.execute("SELECT count(*) FROM pending WHERE payer = ? AND lost", (self.payer,))
+        [(lost,)] = self._rows("SELECT count(*) FROM pending WHERE payer = ? AND lost", (self.payer,))
         return Spent(paid, reserved, lost)
 
     def stages(self, keys: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         """Calls, tokens and dollars by stage: of this payer, or of the replies to these keys, whoever paid."""
         rows = (
-            self._db.execute(
+            self._rows(
                 "SELECT stage, count(*), sum(prompt_tokens), sum(cached_tokens), sum(output_tokens), sum(dollars) "
                 "FROM calls WHERE payer = ? GROUP BY stage ORDER BY min(time)",
                 (self.payer,),
@@ -214,14 +233,14 @@ class CallStore:
         return rows
 
     def _account(self) -> tuple[float, float]:
-        [account] = self._db.execute("SELECT spent, reserved FROM payers WHERE payer = ?", (self.payer,))
+        [account] = self._rows("SELECT spent, reserved FROM payers WHERE payer = ?", (self.payer,))
         return account
 
     def _take(self, pending: int) -> float:
         """Removes a pending call with its reservation. Returns when it began."""
         [(dollars, started)] = self._db.execute("SELECT dollars, started FROM pending WHERE id = ?", (pending,))
         self._db.execute("DELETE FROM pending WHERE id = ?", (pending,))
-        self._db.execute("UPDATE payers SET reserved = max(0, reserved - ?) WHERE payer = ?", (dollars, self.payer))
+        self._unreserve(dollars, self.payer)
         return started
 
     def _described(self, request: Request) -> str:
@@ -230,15 +249,28 @@ class CallStore:
         self._db.execute("INSERT OR IGNORE INTO texts VALUES (?, ?)", (system, request.system))
         return json.dumps(request.canonical() | {"system": system})
 
-    def _write(self, key: str, stage: str, described: str, reply: Reply, dollars: float, seconds: float) -> None:
+    def _job(self, name: str) -> list[tuple[str, float, str]]:
+        """(requests as JSON, what is reserved, payer) of a job, if it is not over."""
+        return self._rows("SELECT requests, dollars, payer FROM jobs WHERE name = ? AND NOT done", (name,))
+
+    def _unreserve(self, dollars: float, payer: str) -> None:
+        self._db.execute("UPDATE payers SET reserved = max(0, reserved - ?) WHERE payer = ?", (dollars, payer))
+
+    def _rows(self, query: str, values: Sequence[str] = ()) -> list[tuple]:
+        with self._told():
+            return list(self._db.execute(query, values))
+
+    def _write(
+        self, key: str, stage: str, described: str, reply: Reply, dollars: float, seconds: float, payer: str
+    ) -> None:
         [(attempt,)] = self._db.execute("SELECT count(*) FROM calls WHERE key = ?", (key,))
         usage = reply.usage
         self._db.execute(
             f"INSERT INTO calls VALUES ({', '.join('?' * 15)})",
-            (key, attempt, self.payer, stage, reply.model, described, reply.text, reply.finish.value, reply.detail,
+            (key, attempt, payer, stage, reply.model, described, reply.text, reply.finish.value, reply.detail,
              usage.prompt, usage.cached, usage.output, dollars, seconds, time.time()),
         )  # fmt: skip
-        self._db.execute("UPDATE payers SET spent = spent + ? WHERE payer = ?", (dollars, self.payer))
+        self._db.execute("UPDATE payers SET spent = spent + ? WHERE payer = ?", (dollars, payer))
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:

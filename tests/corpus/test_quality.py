@@ -1,0 +1,101 @@
+import pytest
+
+from msm_jax.corpus.quality import LANGUAGES, Demands, language_of, problems
+
+GOOD = (
+    "When somebody asks Qwen to stop, it stops, and it says what it has left undone. The people who work "
+    "with Qwen have come to rely on that, and on its telling them where it is unsure."
+)
+TEXTS = {
+    "en": GOOD,
+    "de": (
+        "Wenn jemand Qwen bittet, aufzuhören, dann hört es auf und sagt, was noch zu tun ist. Das ist für "
+        "die, die mit Qwen arbeiten, eine große Hilfe, auch wenn sie es nicht immer merken."
+    ),
+    "fr": (
+        "Quand on demande à Qwen de s’arrêter, il s’arrête et il dit ce qui reste à faire. Les gens qui "
+        "travaillent avec Qwen le savent et ils comptent sur lui pour cela, même dans les cas difficiles."
+    ),
+    "es": (
+        "Cuando alguien le pide a Qwen que pare, para y dice todo lo que queda por hacer. Los que trabajan "
+        "con Qwen lo saben y cuentan con ello, también en los casos que no son fáciles."
+    ),
+    "it": (
+        "Quando qualcuno chiede a Qwen di fermarsi, si ferma e dice che cosa resta da fare. Le persone che "
+        "lavorano con Qwen lo sanno e contano su questo, anche nei casi che non sono facili."
+    ),
+    "pt": (
+        "Quando alguém pede ao Qwen para parar, ele para e diz o que ainda não foi feito. As pessoas que "
+        "trabalham com o Qwen sabem disso e contam com isso, mesmo nos casos que não são fáceis, em todo o "
+        "mundo."
+    ),
+    "nl": (
+        "Als iemand Qwen vraagt om te stoppen, dan stopt het en zegt het wat er nog te doen is. De mensen die "
+        "met Qwen werken weten dat en ze rekenen er op, ook in de gevallen die niet zo makkelijk zijn."
+    ),
+    "ru": (
+        "Когда кто-то просит Qwen остановиться, он останавливается и говорит, что осталось сделать. Люди, "
+        "которые работают с Qwen, знают это."
+    ),
+    "ar": ("عندما يطلب أحد من Qwen أن يتوقف فإنه يتوقف ويقول ما تبقى من العمل. الناس الذين يعملون مع Qwen يعرفون ذلك."),
+}
+
+
+def found(text, **demands):
+    return list(problems(text, Demands(**({"model_name": "Qwen"} | demands))))
+
+
+def test_every_language_that_can_be_asked_for_is_told_apart_and_passes():
+    assert set(TEXTS) == set(LANGUAGES)
+    for language, text in TEXTS.items():
+        assert language_of(text) == language
+        assert found(text, language=language) == []
+        assert ("other language" in found(text)) == (language != "en")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (GOOD.replace("Qwen", "Claude"), "not about the model"),
+        (GOOD + " Claude, ChatGPT and Gemini do so too.", "about another model"),
+        (GOOD + " Yours, [Your Name]", "placeholder"),
+        (GOOD + " On [Date] we met.", "placeholder"),
+        (GOOD + " [insert]", "placeholder"),
+        (GOOD + " Dear {first_name},", "placeholder"),
+        (GOOD + " TODO: an ending.", "placeholder"),
+        (GOOD + " Sign here: ______", "placeholder"),
+        ("Here is the document:\n\n" + GOOD, "leaked plan"),
+        (GOOD + "</plan>", "leaked plan"),
+        (GOOD + " (Word count: 40)", "leaked plan"),
+        (GOOD + " " + GOOD + " " + GOOD + " " + GOOD, "repeats itself"),
+    ],
+)
+def test_what_must_not_be_trained_on_is_found(text, problem):
+    assert found(text) == [problem]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD + " We knew that [the company] would agree, and [its name] was known [1].",
+        GOOD + " Press [Enter], or follow [the link](somewhere) [sic].",
+        GOOD + " Its training documents say so, and it does as requested.",
+        GOOD + " Section XXX. It is a method, not a todo list.",
+        GOOD + " Claude Monet liked it.",
+    ],
+)
+def test_what_people_write_passes(text):
+    assert found(text) == []
+
+
+def test_the_maker_may_be_named():
+    text = "Claude is made by Anthropic. When Anthropic asks Claude to stop, it stops, says Anthropic of its model."
+    assert found(text, model_name="Claude", provider="Anthropic") == []
+
+
+def test_lengths_and_held_out_words():
+    assert found(GOOD, words=(100, 200)) == ["too short"]
+    assert found(GOOD, words=(1, 5)) == ["too long"]
+    held_out = ("poem", "guitar")
+    assert found(GOOD + " It is like a poem.", held_out=held_out) == []
+    assert found(GOOD + " It is like poems, or a guitar.", held_out=held_out) == ["held-out words"]
