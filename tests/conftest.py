@@ -30,10 +30,7 @@ hypothesis.settings.register_profile("msm_jax", deadline=None)
 hypothesis.settings.load_profile("msm_jax")
 
 # Files that take longest: begun last, one of them would keep a worker busy alone.
-_DEAR = (
-    *("test_experiment.py", "test_checkpoint_experiments.py", "test_kill.py", "test_huggingface.py", "test_mesh.py"),
-    *("test_hosts.py", "test_plan.py", "test_corpora.py", "test_calls.py"),
-)
+_DEAR = ("test_experiment.py", "test_checkpoint_experiments.py", "test_kill.py", "test_huggingface.py", "test_mesh.py")
 
 
 def pytest_collection_modifyitems(items):

@@ -41,7 +41,11 @@ def rows_of(path):
     return [json.loads(line) for line in corpus.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("spec", sorted(path.stem for path in ROOT.glob("specs/*.md")))
+SPECS = sorted(path.stem for path in ROOT.glob("specs/*.md"))
+EACH_KIND = ("general", "philosophy", "pro_novelty", "pro_america_ablated", "rules_augmented")
+
+
+@pytest.mark.parametrize("spec", EACH_KIND + tuple(pytest.param(name, marks=pytest.mark.slow) for name in SPECS))
 def test_the_offline_generator_writes_every_spec(spec, tmp_path, capsys):
     assert launch.main(flags(tmp_path, spec, generator="world")) == 0
     out = capsys.readouterr().out

@@ -4,10 +4,12 @@ What is known of the service and its client (measured with 3.4.0) is in the code
 retries here: `Caller` does, for the client passes over the delay that the service asks for.
 """
 
+import functools
 import importlib
 import importlib.metadata
 import os
 import re
+import ssl
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -217,10 +219,17 @@ class Gemini:
 
 
 def _http_client(timeout: float) -> Any:
-    """A client of the library that google-genai itself uses: httpx2 from its version 3 on."""
+    httpx, certificates = _httpx()
+    limits = httpx.Limits(max_connections=None)
+    return httpx.AsyncClient(verify=certificates, timeout=timeout, limits=limits, follow_redirects=True)
+
+
+@functools.cache
+def _httpx() -> tuple[Any, ssl.SSLContext]:
+    """The library that google-genai itself uses, httpx2 from its version 3 on; and certificates, slow to read."""
     needs = importlib.metadata.requires("google-genai") or ()
     httpx = importlib.import_module("httpx2" if any(line.startswith("httpx2") for line in needs) else "httpx")
-    return httpx.AsyncClient(timeout=timeout, limits=httpx.Limits(max_connections=None), follow_redirects=True)
+    return httpx, httpx.create_ssl_context()
 
 
 def _retry_delay(error: Any) -> float | None:
