@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import pydantic
 
@@ -23,8 +23,8 @@ from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.quality import LANGUAGES, Demands, problems
 from msm_jax.corpus.records import content_id
 from msm_jax.corpus.specs import Spec, render
-from msm_jax.corpus.tree import Part, same_name
-from msm_jax.corpus.yields import Yields
+from msm_jax.corpus.tree import Part
+from msm_jax.corpus.writer import HOPELESS, PILOT, Asks, Assistant, Settings, Writer, distinct, listed, tokens_for
 from msm_jax.errors import UserError
 
 # Lists are asked for again, with what there is, until they are long enough or so many times.
@@ -33,54 +33,23 @@ _ROUNDS = 5
 _IDEAS_AT_ONCE = 10
 # Ideas beyond what is to be written, for those that come to nothing.
 _SURPLUS = 1.1
-_PILOT = 50  # documents that are written before all others
-_HOPELESS = 200  # so many that come to nothing, one after the other, are enough
-_LIST_TOKENS = 16_384  # of replies that are lists; whole sections of a spec are quoted in some
-_WORDS_PER_TOKEN = 0.6  # at the least, of English prose
 
 
-class Asks(Protocol):
-    """What `Caller.ask` does."""
-
-    async def ask(self, requests: Sequence[Request]) -> list[Answer]: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Assistant:
-    """The model that a corpus is about. `facts`: sentences on it that are true; its name and maker are known."""
-
-    name: str
-    provider: str
-    facts: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class DocumentSettings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DocumentSettings(Settings):
     """What is written.
 
     Attributes:
-        count: documents.
         types: document types of each part of the spec, at most.
         words: of a document, about.
         plan_words: of its plan, at most.
-        temperature: of all that is asked.
-        language: ISO 639-1; the prompts are in English, and so is what they ask for, unless they are replaced.
-        held_out: terms that no document may hold.
-        thinking: tokens that the model may think before each reply.
         most_overlap: what two documents may have in common (`duplicates`); of those that have more, the first is kept.
-        least_yield: the share of documents that must be of use; with less, it is no accident, and money is wasted.
     """
 
-    count: int
     types: int = 20
     words: int = 1800
     plan_words: int = 250
-    temperature: float = 1.0
-    language: str = "en"
-    held_out: tuple[str, ...] = ()
-    thinking: int = 0
     most_overlap: float = 1.0
-    least_yield: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,27 +69,24 @@ class _Idea:
         )
 
 
-class DocumentWriter:
+class DocumentWriter(Writer):
     """Writes the documents of one spec. `model` is the generator's, for the provenance of rows."""
+
+    steps = ("plan", "document", "checks")
 
     def __init__(
         self, asks: Asks, spec: Spec, assistant: Assistant, settings: DocumentSettings, prompts: Prompts, model: str
     ):
-        self.spec, self.assistant, self.settings, self.prompts = spec, assistant, settings, prompts
-        self.yields = Yields()
-        self.keys: set[str] = set()  # of all that was asked
+        super().__init__(asks, assistant, settings, prompts, model)
+        self.spec, self.settings, self.label = spec, settings, f"documents of spec '{spec.name}'"
         self._unlike = NearDuplicates(settings.most_overlap)
         # Of each (part, type), by its place in their list: the ideas so far; and those that have no more.
         self._ideas: dict[int, list[tree.Idea]] = collections.defaultdict(list)
         self._exhausted: set[int] = set()
         self._turn = 0  # how many (part, type) had their turn
-        self._asks, self._model = asks, model
         self._text = render(spec, assistant.name, assistant.provider)
-        self._common = {"model_name": assistant.name, "provider_name": assistant.provider}
-        facts = (f"It is called {assistant.name}, and {assistant.provider} makes it.", *assistant.facts)
-        self._system = prompts.fill(
-            "system", **self._common, spec=self._text.strip(), facts="\n".join(f"- {fact}" for fact in facts)
-        )
+        self._known["spec_text"] = self._text
+        self._system = prompts.fill("system", **self._common, spec=self._text.strip(), facts=assistant.facts_listed)
         self._manner = prompts.fill(f"manner_{spec.kind}", **self._common, item_class=spec.item_class)
 
     async def write(self) -> list[dict[str, Any]]:
@@ -133,40 +99,24 @@ class DocumentWriter:
         written: list[dict[str, Any] | None] = []  # one for each idea, in their order
         while (missing := self.settings.count - sum(row is not None for row in written)) > 0:
             # A few first: if they come to nothing, the others are not paid for.
-            missing = min(missing, _PILOT) if not written else missing
+            missing = min(missing, PILOT) if not written else missing
             if len(ideas) == len(written):
                 ideas += await self._more_ideas(types, math.ceil(missing * _SURPLUS))
             wave = ideas[len(written) :][:missing]
             if not wave:
                 break
             written += await self._documents(wave)
-            self._check_yield(written)
-            if len(written) >= _HOPELESS and not any(written[-_HOPELESS:]):
+            self._check_yield(sum(row is not None for row in written), len(written))
+            if len(written) >= HOPELESS and not any(written[-HOPELESS:]):
                 break
         return [row for row in written if row is not None]
-
-    def _check_yield(self, rows: Sequence[Any]) -> None:
-        """Raises: UserError if too few of `rows` came to something."""
-        useful = sum(row is not None for row in rows)
-        if len(rows) >= _PILOT // 2 and useful < self.settings.least_yield * len(rows):
-            table = self.yields.table()
-            why = [
-                f"{count} {outcome}"
-                for stage in ("plan", "document", "checks")
-                for outcome, count in table.get(stage, {}).items()
-                if outcome != "ok"
-            ]
-            raise UserError(
-                f"spec '{self.spec.name}': of {len(rows)} documents {useful} are of use ({', '.join(why)}); mend the "
-                "prompts or the spec, or lower config.documents.least_yield. What was paid for is kept"
-            )
 
     async def parts(self) -> list[Part]:
         """What the spec is divided into, with assertions."""
         parts = await (self._rules() if self.spec.kind == "rules" else self._subdomains())
         if not parts:
             raise UserError(
-                f"spec '{self.spec.name}': {self._model} names no part of it that can be used; the store of calls has "
+                f"spec '{self.spec.name}': {self.model} names no part of it that can be used; the store of calls has "
                 "what it replied"
             )
         answers = await self._ask(
@@ -183,7 +133,7 @@ class DocumentWriter:
 
     async def _subdomains(self) -> list[Part]:
         [answer] = await self._ask([self._list("domains", tree.Domains)])
-        domains = _distinct(answer.value.domains if answer.ok else [])
+        domains = distinct(answer.value.domains if answer.ok else [])
         requests = [
             self._list(
                 "subdomains",
@@ -198,14 +148,14 @@ class DocumentWriter:
         return [
             self._part(domain.name, found.name, found.summary, found.section)
             for domain, answer in zip(domains, answers, strict=True)
-            for found in _distinct(answer.value.subdomains if answer.ok else [])
+            for found in distinct(answer.value.subdomains if answer.ok else [])
         ]
 
     async def _rules(self) -> list[Part]:
         [answer] = await self._ask([self._list("rules", tree.Rules)])
         rules = answer.value.rules if answer.ok else []
         parts = [self._part(rule.domain, f"{rule.id} {rule.name}".strip(), rule.name, rule.text) for rule in rules]
-        return _distinct(parts)
+        return distinct(parts)
 
     def _part(self, domain: str, name: str, summary: str, quoted: str) -> Part:
         section = tree.verbatim(quoted, self._text)
@@ -226,8 +176,8 @@ class DocumentWriter:
                     self._list(
                         "document_types", tree.DocumentTypes, subdomain=parts[index].name,
                         summary=parts[index].summary, assertions=_assertions(parts[index]),
-                        count=self.settings.types - len(found[index]), existing=_listed(found[index]),
-                        manner=self._manner,
+                        count=self.settings.types - len(found[index]),
+                        existing=listed(item.name for item in found[index]), manner=self._manner,
                     )
                     for index in lacking
                 ]
@@ -235,7 +185,7 @@ class DocumentWriter:
             before = [len(known) for known in found]
             for index, answer in zip(lacking, answers, strict=True):
                 new = answer.value.types if answer.ok else []
-                found[index] = _distinct(found[index] + new)[: self.settings.types]
+                found[index] = distinct(found[index] + new)[: self.settings.types]
             growing = [index for index in lacking if len(found[index]) > before[index]]
         rows = itertools.zip_longest(
             *([(part, kind) for kind in kinds] for part, kinds in zip(parts, found, strict=True))
@@ -257,7 +207,7 @@ class DocumentWriter:
             answers = await self._ask([self._idea_request(*types[index], self._ideas[index]) for index in asked])
             for index, answer in zip(asked, answers, strict=True):
                 known = self._ideas[index]
-                longer = _distinct(known + (answer.value.ideas if answer.ok else []))[: len(known) + _IDEAS_AT_ONCE]
+                longer = distinct(known + (answer.value.ideas if answer.ok else []))[: len(known) + _IDEAS_AT_ONCE]
                 if len(longer) == len(known):
                     self._exhausted.add(index)
                 new += [_Idea(*types[index], idea.name, idea.idea) for idea in longer[len(known) :]]
@@ -267,8 +217,8 @@ class DocumentWriter:
     def _idea_request(self, part: Part, kind: tree.DocumentType, existing: Sequence[tree.Idea]) -> Request:
         return self._list(
             "ideas", tree.Ideas, subdomain=part.name, summary=part.summary, assertions=_assertions(part),
-            type=kind.name, description=kind.description, count=_IDEAS_AT_ONCE, existing=_listed(existing),
-            manner=self._manner,
+            type=kind.name, description=kind.description, count=_IDEAS_AT_ONCE,
+            existing=listed(item.name for item in existing), manner=self._manner,
         )  # fmt: skip
 
     async def _documents(self, ideas: Sequence[_Idea]) -> list[dict[str, Any] | None]:
@@ -304,13 +254,12 @@ class DocumentWriter:
 
     def _plan(self, idea: _Idea) -> Request:
         return self._prose(
-            "plan", "plan", self.settings.plan_words, idea, section=idea.part.section,
+            "plan", self.settings.plan_words, idea, section=idea.part.section,
             plan_words=self.settings.plan_words,
         )  # fmt: skip
 
     def _document(self, idea: _Idea, plan: str) -> Request:
         return self._prose(
-            "document",
             "document",
             self.settings.words,
             idea,
@@ -332,56 +281,25 @@ class DocumentWriter:
             "document_type": idea.type.name,
             "idea": idea.idea,
             "model_name": self.assistant.name,
-            "generator": self._model,
+            "generator": self.model,
             "calls": [plan.key, text.key],
         }
 
-    async def _ask(self, requests: Sequence[Request]) -> list[Answer]:
-        answers = await self._asks.ask(requests)
-        for request, answer in zip(requests, answers, strict=True):
-            self.yields.add(request.stage, answer.status.value)
-        self.keys.update(answer.key for answer in answers)
-        return answers
-
     def _list(self, stage: str, shape: type[pydantic.BaseModel], **variables: Any) -> Request:
-        return Request(
-            stage=stage,
-            prompt=self.prompts.fill(stage, **self._common, **variables),
-            system=self._system,
-            shape=shape,
-            max_tokens=_LIST_TOKENS,
-            thinking=self.settings.thinking,
-            temperature=self.settings.temperature,
-            variables=self._common | {"spec_text": self._text} | variables,
-        )
+        return super()._list(stage, self._system, shape, **variables)
 
-    def _prose(self, stage: str, tag: str, limit: int, idea: _Idea, **variables: Any) -> Request:
+    def _prose(self, stage: str, limit: int, idea: _Idea, **variables: Any) -> Request:
         variables |= {"type": idea.type.name, "description": idea.type.description, "name": idea.name}
         variables |= {"idea": idea.idea, "subdomain": idea.part.name, "manner": self._manner}
-        return Request(
-            stage=stage,
-            prompt=self.prompts.fill(stage, **self._common, **variables),
+        return self._request(
+            stage,
+            self.prompts.fill(stage, **self._common, **variables),
+            variables | {"part": idea.part},
             system=self._system,
-            tag=tag,
-            # Twice what is asked for: a text that is cut off is paid for and lost.
-            max_tokens=math.ceil(2 * limit / _WORDS_PER_TOKEN),
-            thinking=self.settings.thinking,
-            temperature=self.settings.temperature,
-            variables=self._common | {"spec_text": self._text, "part": idea.part} | variables,
+            tags=(stage,),
+            max_tokens=tokens_for(limit),
         )
 
 
 def _assertions(part: Part) -> str:
     return "\n".join(f"- {item.assertion} {item.explanation}" for item in part.assertions) or f"- {part.section}"
-
-
-def _listed(existing: Sequence[Any]) -> str:
-    if not existing:
-        return ""
-    return "- None repeats one of those that there are: " + "; ".join(item.name for item in existing) + "."
-
-
-def _distinct(items: Sequence[Any]) -> list[Any]:
-    """Those that have a name, the first of each name."""
-    by_name = {same_name(item.name): item for item in reversed(items) if same_name(item.name)}
-    return list(reversed(by_name.values()))

@@ -48,7 +48,7 @@ def caller(the_server, path, key=KEY, model=MODEL, payer="test", **limits):
 
 def texts(count, start=0):
     return [
-        Request("document", f"Write text {number} between <document> and </document>.", system="S", tag="document",
+        Request("document", f"Write text {number} between <document> and </document>.", system="S", tags=("document",),
                 max_tokens=400)
         for number in range(start, start + count)
     ]  # fmt: skip

@@ -19,7 +19,7 @@ class Items(pydantic.BaseModel):
 
 
 LIST = Request("ideas", "List.", shape=Items)
-PROSE = Request("document", "Write.", tag="document")
+PROSE = Request("document", "Write.", tags=("document",))
 GOOD = '{"items": [{"name": "a", "text": "b"}]}'
 
 
@@ -98,7 +98,7 @@ def test_json_of_the_shape_comes_back_as_it_was(items):
         {"temperature": 0.5},
         {"thinking": 1},
         {"sample": 1},
-        {"shape": None, "tag": "items"},
+        {"shape": None, "tags": ("items",)},
     ],
 )
 def test_a_key_covers_all_that_determines_a_reply(change):
@@ -111,6 +111,6 @@ def test_a_key_does_not_depend_on_what_is_not_sent():
 
 
 def test_a_request_has_one_form():
-    for form in ({}, {"shape": Items, "tag": "document"}):
-        with pytest.raises(ValueError, match="a shape or a tag"):
+    for form in ({}, {"shape": Items, "tags": ("document",)}):
+        with pytest.raises(ValueError, match="a shape or tags"):
             Request("x", "y", **form)

@@ -30,7 +30,11 @@ class World:
     async def reply(self, request: Request) -> Reply:
         rng = random.Random(request.key(self.model))
         answer = getattr(self, f"_{request.stage}")(request.variables, rng)
-        text = f"<{request.tag}>\n{answer}\n</{request.tag}>" if request.tag else json.dumps(answer)
+        if request.tags:
+            parts = answer if len(request.tags) > 1 else [answer]
+            text = "\n".join(f"<{tag}>\n{part}\n</{tag}>" for tag, part in zip(request.tags, parts, strict=True))
+        else:
+            text = json.dumps(answer)
         words = len(request.prompt.split()) + len(request.system.split())
         return Reply(text, Finish.STOP, Usage(prompt=words, output=len(text.split())), self.model)
 

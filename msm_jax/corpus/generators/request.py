@@ -20,16 +20,17 @@ from msm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One question. Exactly one of `shape` and `tag` is set: the form that an answer has.
+    """One question. Either `shape` or `tags` is set: the form that an answer has.
 
     Attributes:
         stage: what it is for ("domains", "document", ...); goes into yields and prices, not into the key.
         prompt: the user's turn.
         system: the system prompt. What many requests share belongs here, byte for byte: services charge it less.
         shape: the answer is JSON of this shape.
-        tag: the answer is what stands between <tag> and </tag>.
+        tags: the answer is what stands between <tag> and </tag>; of several tags, what stands in each, in their order.
         max_tokens: of the answer, without thoughts.
         thinking: tokens that the model may think before it answers; 0 turns thinking off.
+        refusable: whether an answer that declines was refused by the writer; in chats it may be the answer itself.
         sample: tells equal requests apart that are to be answered anew.
         variables: what the prompt was filled in with; for generators that are no language model.
     """
@@ -38,16 +39,17 @@ class Request:
     prompt: str
     system: str = ""
     shape: type[pydantic.BaseModel] | None = None
-    tag: str = ""
+    tags: tuple[str, ...] = ()
     max_tokens: int = 4096
     thinking: int = 0
     temperature: float = 1.0
+    refusable: bool = True
     sample: int = 0
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False, compare=False)
 
     def __post_init__(self):
-        if bool(self.shape) == bool(self.tag):
-            raise ValueError(f"a request of stage {self.stage} has a shape or a tag, and not both")
+        if bool(self.shape) == bool(self.tags):
+            raise ValueError(f"a request of stage {self.stage} has a shape or tags, and not both")
 
     def key(self, model: str) -> str:
         """Names this request to `model`: 32 hex digits of a sha256."""
@@ -59,7 +61,7 @@ class Request:
             "prompt": self.prompt,
             "system": self.system,
             "shape": schema(self.shape) if self.shape else None,
-            "tag": self.tag,
+            "tags": list(self.tags),
             "max_tokens": self.max_tokens,
             "thinking": self.thinking,
             "temperature": self.temperature,
@@ -123,8 +125,8 @@ class Status(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """`value` is an object of the request's shape, or its text; None unless the status is OK. `why` says what went
-    wrong."""
+    """`value` is an object of the request's shape, or its text, or a tuple of texts where it has several tags; None
+    unless the status is OK. `why` says what went wrong."""
 
     status: Status
     value: Any = None
@@ -202,12 +204,13 @@ def classify(request: Request, reply: Reply, key: str = "") -> Answer:
     text = reply.text.strip()
     if not text:
         return Answer(Status.EMPTY, why=reply.detail or "no text", key=key)
-    value, why = _from_json(request.shape, text) if request.shape else _from_tag(request.tag, text)
+    value, why = _from_json(request.shape, text) if request.shape else _from_tags(request.tags, text)
     if value is None:
         refused = _REFUSAL.match(text) is not None
         return Answer(Status.REFUSED if refused else Status.SCHEMA, why=text[:200] if refused else why, key=key)
-    if isinstance(value, str) and _REFUSAL.match(value) and len(value.split()) < 80:
-        return Answer(Status.REFUSED, why=value[:200], key=key)
+    last = value[-1] if isinstance(value, tuple) else value
+    if isinstance(last, str) and request.refusable and _REFUSAL.match(last) and len(last.split()) < 80:
+        return Answer(Status.REFUSED, why=last[:200], key=key)
     return Answer(Status.OK, value, key=key)
 
 
@@ -231,6 +234,19 @@ def _from_json(shape: type[pydantic.BaseModel], text: str) -> tuple[Any, str]:
         return None, f"{where}: {first['msg']}"
     except (ValueError, RecursionError) as error:
         return None, f"not JSON: {error}"
+
+
+def _from_tags(tags: Sequence[str], text: str) -> tuple[str | tuple[str, ...] | None, str]:
+    found, end = [], 0
+    for tag in tags:
+        inside, why = _from_tag(tag, text)
+        if inside is None:
+            return None, why
+        if text.find(f"<{tag}>") < end:
+            return None, f"<{tag}> before the end of what should come first"
+        end = text.find(f"</{tag}>")
+        found.append(inside)
+    return (found[0] if len(found) == 1 else tuple(found)), ""
 
 
 def _from_tag(tag: str, text: str) -> tuple[str | None, str]:
