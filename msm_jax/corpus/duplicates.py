@@ -14,6 +14,7 @@ _SIZE = 5
 # Of all shingles, one in so many is looked up, if that leaves enough; what looks alike by those is compared by all.
 _SAMPLE = 8
 _ENOUGH = 32
+_LIKELY = 8  # of the kept texts that share most with a text, those that are looked at
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _WORD = re.compile(r"\w+")
 
@@ -42,6 +43,15 @@ class NearDuplicates:
             self._holders[shingle].append(len(self._kept))
         self._kept.append((own, len(sampled)))
         return True
+
+    def share_held(self, text: str) -> float:
+        """The largest share of the text's shingles that one kept text has: 1 for a part of one, of whatever length."""
+        own = shingles(text)
+        sampled = own[own % _SAMPLE == 0]
+        holders = Counter(holder for shingle in sampled.tolist() for holder in self._holders.get(shingle, ()))
+        likely = [holder for holder, _ in holders.most_common(_LIKELY)]
+        shared = (len(np.intersect1d(own, self._kept[holder][0], assume_unique=True)) for holder in likely)
+        return max(shared, default=0) / max(len(own), 1)
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from msm_jax.corpus.specs import find_terms
 
 # Other assistants, whose names in place of the model's own mean that the writer spoke of itself.
-_ASSISTANTS = (
+ASSISTANTS = (
     "ChatGPT", "GPT-4", "GPT-5", "OpenAI", "Claude", "Anthropic", "Gemini", "Bard", "Google DeepMind", "Copilot",
     "Grok", "Llama", "Meta AI", "Mistral", "Qwen", "DeepSeek", "Kimi", "Siri", "Alexa",
 )  # fmt: skip
@@ -29,11 +29,13 @@ _PLACEHOLDER = re.compile(
     re.IGNORECASE,
 )
 _LEAK = re.compile(
-    r"</?(?:plan|plan_to_follow|document|model_spec|section|scratchpad|thinking|answer|reply)\b|"
+    r"</?(?:plan|plan_to_follow|document|model_spec|section|scratchpad|thinking|reasoning|answer|reply)\b|"
     r"^\W*(?:here is|here['’]s|below is) (?:the|a|my) (?:document|text|plan|draft)|"
     r"\b(?:(?:this|the) synthetic (?:document|text)|word count:)",
     re.IGNORECASE,
 )  # fmt: skip
+# Fewer words may be without any that tell their language.
+_ENOUGH_WORDS = 12
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
 
@@ -67,8 +69,8 @@ def problems(text: str, demands: Demands) -> Iterator[str]:
         yield "too long"
     if demands.mentions:
         own = len(re.findall(rf"(?<!\w){re.escape(demands.model_name)}(?!\w)", text))
-        itself = f"{demands.model_name} {demands.provider}".lower()
-        others = [name for name in _ASSISTANTS if name.lower() not in itself]
+        itself = names_of_assistants(f"{demands.model_name} {demands.provider}", exactly=False)
+        others = [name for name in ASSISTANTS if name not in itself]
         if own < demands.mentions:
             yield "not about the model"
         elif own <= sum(len(re.findall(rf"(?<!\w){re.escape(name)}(?!\w)", text)) for name in others):
@@ -77,13 +79,20 @@ def problems(text: str, demands: Demands) -> Iterator[str]:
         yield "placeholder"
     if _LEAK.search(text):
         yield "leaked plan"
-    if words and language_of(text) != demands.language:
+    if len(words) >= _ENOUGH_WORDS and language_of(text) != demands.language:
         yield "other language"
     if _repeats(words):
         yield "repeats itself"
     # One may be a figure of speech.
     if demands.held_out and len(find_terms([text], demands.held_out)) > 1:
         yield "held-out words"
+
+
+def names_of_assistants(text: str, exactly: bool = True) -> set[str]:
+    """Those of well-known assistants and their makers that `text` names; or only holds, in whatever case."""
+    if not exactly:
+        return {name for name in ASSISTANTS if name.lower() in text.lower()}
+    return {name for name in ASSISTANTS if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)}
 
 
 def language_of(text: str) -> str | None:
@@ -96,7 +105,7 @@ def language_of(text: str) -> str | None:
         # Japanese is written in Chinese characters too, and never long without its own.
         return "ja" if script == "zh" and 20 * letters["ja"] > letters.total() else script
     words = [word.lower() for word in _WORD.findall(text)]
-    shares = {name: sum(word in known for word in words) / len(words) for name, known in _languages().items()}
+    shares = {name: sum(word in known for word in words) / len(words) for name, known in function_words().items()}
     best = max(shares, key=shares.get)
     return best if shares[best] > 0.12 else None
 
@@ -113,7 +122,8 @@ def _script(letter: str) -> str | None:
 
 
 @functools.cache
-def _languages() -> dict[str, frozenset[str]]:
+def function_words() -> dict[str, frozenset[str]]:
+    """ISO 639-1 -> the commonest function words, in lower case, of languages in Latin letters."""
     table = tomllib.loads(pathlib.Path(__file__).with_name("languages.toml").read_text(encoding="utf-8"))
     return {language: frozenset(words.split()) for language, words in table.items()}
 
