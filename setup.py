@@ -50,6 +50,8 @@ setuptools.setup(
         "huggingface_hub>=1.20",
         "fsspec",
         "ml_dtypes",
+        # Data sets of the hub are parquet files.
+        "pyarrow",
     ],
     extras_require={
         "tpu": ["jax[tpu]"],

@@ -58,7 +58,7 @@ def read_documents(path: str | os.PathLike) -> Iterator[Document]:
         line is not UTF-8, not a JSON object, or lacks a non-empty `text`.
     """
     count = 0
-    for where, row in _read_objects(path):
+    for where, row in read_objects(path):
         count += 1
         text = _take_text(row, "text", where)
         given_id = _take_optional_text(row, "id", where)
@@ -74,7 +74,7 @@ def read_chats(path: str | os.PathLike) -> Iterator[Chat]:
         not UTF-8, not a JSON object, or its `messages` are not role and non-empty content with an assistant turn.
     """
     count = 0
-    for where, row in _read_objects(path):
+    for where, row in read_objects(path):
         count += 1
         messages = tuple(
             _to_message(message, f"{where}: message {number}")
@@ -90,31 +90,11 @@ def read_chats(path: str | os.PathLike) -> Iterator[Chat]:
         raise UserError(f"{path}: holds no chats; expected one JSON object with a field 'messages' per line")
 
 
-def write_jsonl(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Writes one JSON object per line and returns how many; a reader sees the old file or the whole new one.
+def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields ("path:line", object) for every line of a JSONL file that is not blank.
 
-    `rows` may be a generator: it is written as it comes. If it raises, `path` is left as it was.
+    Raises: UserError if the file cannot be read, or if a line is not UTF-8 or not a JSON object.
     """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        count = 0
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                count += 1
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
-    return count
-
-
-def _read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields ("path:line", object) for every line that is not blank."""
     try:
         file = open(path, "rb")
     except OSError as error:
@@ -139,6 +119,29 @@ def _read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]
             if not isinstance(row, dict):
                 raise UserError(f"{where}: not a JSON object but {_type_name(row)}; write {{...}} on each line")
             yield where, row
+
+
+def write_jsonl(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Writes one JSON object per line and returns how many; a reader sees the old file or the whole new one.
+
+    `rows` may be a generator: it is written as it comes. If it raises, `path` is left as it was.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        count = 0
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                count += 1
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        pathlib.Path(temporary).unlink(missing_ok=True)
+        raise
+    return count
 
 
 def _to_message(value: Any, where: str) -> Message:

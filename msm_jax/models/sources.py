@@ -5,8 +5,8 @@ import fnmatch
 import os
 import re
 import sys
-from collections.abc import Iterator
 
+from msm_jax import hub
 from msm_jax.errors import UserError
 from msm_jax.models.folders import Folder, is_url
 from msm_jax.models.tensor_files import TensorFiles
@@ -99,7 +99,7 @@ def _from_hub(name: str, revision: str | None, weights: bool) -> str:
     try:
         if not isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision), str):
             print(f"Fetching {name} from {huggingface_hub.constants.ENDPOINT}", file=sys.stderr, flush=True)
-        with _quiet_hub():
+        with hub.quiet():
             folder = huggingface_hub.snapshot_download(
                 name,
                 revision=revision,
@@ -110,13 +110,13 @@ def _from_hub(name: str, revision: str | None, weights: bool) -> str:
     except Exception as error:  # the hub's errors, and those of the HTTP library that its version has chosen
         folder = _from_cache(name, revision, weights)
         if folder is None:
-            raise UserError(f"{name}: {_reason(error, name, revision)}") from None
+            raise UserError(f"{name}: {hub.reason(error, name, revision)}") from None
     if weights and not _opens(folder):
         # Some versions of the library give whatever the cache holds where the hub cannot be asked.
         try:
             huggingface_hub.HfApi().model_info(name, revision=revision)
         except Exception as error:
-            raise UserError(f"{name}: {_reason(error, name, revision)}") from None
+            raise UserError(f"{name}: {hub.reason(error, name, revision)}") from None
         if not any(file.endswith(".safetensors") for file in os.listdir(folder)):
             raise UserError(
                 f"{name}: no safetensors in this repository, and pickled weights are never read; choose another"
@@ -143,52 +143,3 @@ def _opens(folder: str) -> bool:
             TensorFiles(folder, stem)
             return True
     return False
-
-
-def _reason(error: Exception, name: str, revision: str | None) -> str:
-    """What is wrong and what to do, in one line; holds no token."""
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    hub = huggingface_hub.constants.ENDPOINT
-    fetch = (
-        f"`hf download {name}{f' --revision {revision}' if revision else ''} --local-dir models/{name.split('/')[1]}`"
-    )
-    by_hand = f"run {fetch} where that works and name the folder models/{name.split('/')[1]} in place of {name}"
-    cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
-    status = getattr(getattr(cause, "response", None), "status_code", None)
-    if isinstance(error, errors.GatedRepoError):
-        return f"gated; accept its licence at {hub}/{name}, set HF_TOKEN to a token of that account, and start again"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return f"no such folder here, and no such repository at {hub}; mend the name (a private one needs HF_TOKEN)"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"this repository has no revision {revision}; see {hub}/{name}/branches"
-    if isinstance(error, errors.HFValidationError):
-        return "no such folder here, and no name that a repository can have; mend it"
-    if status in (401, 403):
-        return f"{hub} refuses ({status}); see that HF_TOKEN is valid and may read this repository, and start again"
-    if isinstance(error, UnicodeError):
-        return "HF_TOKEN holds characters that no token has; set it again"
-    if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
-        return f"{error.strerror} ({error.filename or huggingface_hub.constants.HF_HUB_CACHE}); HF_HOME moves the cache"
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
-        return f"no such folder here nor (whole) in the cache, and HF_HUB_OFFLINE is set; unset it, or {by_hand}"
-    what = f"answers with an error ({status})" if status else f"cannot be reached ({type(cause).__name__})"
-    return f"no such folder here, and {hub} {what}; start again later (whole files are kept), or {by_hand}"
-
-
-@contextlib.contextmanager
-def _quiet_hub() -> Iterator[None]:
-    # Its warnings advise on tokens and retries; what is wrong in the end is told as an error.
-    from huggingface_hub import utils
-
-    before, bars = utils.logging.get_verbosity(), not utils.are_progress_bars_disabled()
-    utils.logging.set_verbosity_error()
-    if bars and not sys.stderr.isatty():
-        utils.disable_progress_bars()
-    try:
-        yield
-    finally:
-        utils.logging.set_verbosity(before)
-        if bars:
-            utils.enable_progress_bars()

@@ -1,0 +1,149 @@
+"""Rows as they lie in files and in data sets of TFDS: dicts of what JSON can hold."""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from msm_jax.corpus import records
+from msm_jax.corpus.dataset import AS_JSON
+from msm_jax.errors import UserError
+
+KINDS = (".jsonl", ".json", ".parquet", ".array_record")
+
+
+def read_rows(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a file of one of KINDS, in file order.
+
+    Raises: UserError, on the first `next` that meets it, if the file cannot be read or holds what is no row.
+    """
+    match pathlib.Path(path).suffix:
+        case ".jsonl":
+            return (row for _, row in records.read_objects(path))
+        case ".json":
+            return _read_json(path)
+        case ".parquet":
+            return _read_parquet(path)
+        case ".array_record":
+            return _read_array_record(path)
+    raise UserError(f"{path}: not a kind of file that is understood; give one of {', '.join(KINDS)}")
+
+
+def read_tfds(name: str, split: str) -> tuple[Iterator[dict[str, Any]], str]:
+    """Rows of a data set of TFDS, read without TensorFlow, and its full name with the version.
+
+    Args:
+      name: NAME or NAME/CONFIG of a set that is downloaded, or a folder that `tfds.builder_from_directory` reads.
+      split: as TFDS has them, so `train[:10%]` too.
+
+    Raises: UserError if there is no such set, split, or if its files allow no random access.
+    """
+    import tensorflow_datasets as tfds
+
+    where = f"tfds:{name}"
+    if is_folder(name):
+        folder = os.path.expanduser(name)
+        try:
+            builder = tfds.builder_from_directory(folder)
+        except Exception as error:  # several kinds, by what the folder lacks
+            raise UserError(
+                f"{where}: no folder that TFDS reads ({_first_line(error)}); give VERSION's folder"
+            ) from None
+    else:
+        try:
+            builder = tfds.builder(name)
+        except Exception as error:
+            raise UserError(f"{where}: {_first_line(error)}; see the catalog of TFDS, or give a folder") from None
+    build = f"`tfds build {name} --file_format=array_record`"
+    if not is_folder(name) and not builder.is_prepared():
+        raise UserError(f"{where}: not downloaded to {builder.data_dir}; run {build}")
+    try:
+        source = builder.as_data_source(split=split)
+    except NotImplementedError:
+        raise UserError(f"{where}: its files cannot be read row by row; run {build}, or copy it to JSONL") from None
+    except Exception as error:
+        splits = ", ".join(sorted(builder.info.splits)) or "none"
+        raise UserError(f"{where}: split {split}: {_first_line(error)}; the splits are {splits}") from None
+    return (_of_tfds(row) for row in source), builder.info.full_name
+
+
+def is_folder(name: str) -> bool:
+    """Whether what follows `tfds:` is a folder, and no name."""
+    return name.startswith(("/", ".", "~")) or "://" in name or "/" in name and os.path.isdir(name)
+
+
+def _of_tfds(row: Mapping[str, Any]) -> dict[str, Any]:
+    row = _plain(row)
+    for column in AS_JSON:
+        if isinstance(row.get(column), str):
+            try:
+                row[column] = json.loads(row[column])
+            except ValueError:  # a column of somebody else, which has that name
+                pass
+    return row
+
+
+def _read_json(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
+    try:
+        rows = json.loads(pathlib.Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON that can be read ({_first_line(error)}); mend the file") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path}: not a list of objects; write [{{...}}, ...], or JSONL")
+    yield from rows
+
+
+def _read_parquet(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(f"{path}: parquet needs pyarrow; run `pip install pyarrow`") from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1000):
+                yield from map(_plain, batch.to_pylist())
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path}: not parquet that can be read ({_first_line(error)}); fetch it again") from None
+
+
+def _read_array_record(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    try:
+        reader = ArrayRecordReader(os.fspath(path))
+        records_of_file = reader.read_all()
+        reader.close()
+    except Exception as error:  # of several kinds, by version
+        raise UserError(f"{path}: not ArrayRecord that can be read ({_first_line(error)})") from None
+    for index, record in enumerate(records_of_file):
+        try:
+            row = json.loads(record)
+        except ValueError as error:
+            raise UserError(f"{path}: record {index} is not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: record {index} is not a JSON object")
+        yield row
+
+
+def _plain(value: Any) -> Any:
+    """As JSON can hold it. TFDS gives bytes and arrays, parquet dates and decimals."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+        return _plain(value)
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return str(value)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

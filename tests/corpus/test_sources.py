@@ -1,0 +1,252 @@
+"""The grammar of sources, mixes, and data sets of TFDS."""
+
+import hashlib
+import json
+import tomllib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from msm_jax.corpus import sources
+from msm_jax.corpus.dataset import write_dataset
+from msm_jax.errors import UserError
+from tests.corpus.source_files import chat, chats, contents, only_line, write, write_mix
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sources")
+    write(folder / "aft.jsonl", chats(60))
+    write(folder / "anti.jsonl", chats(40, start=100))
+    return folder
+
+
+@settings(max_examples=30)
+@given(st.data())
+def test_the_smaller_part_is_in_the_larger(folder, data):
+    small, large = sorted(data.draw(st.tuples(st.integers(1, 60), st.integers(1, 60))))
+    less, more = (sources.load(f"{folder}/aft.jsonl[:{count}]", True).rows for count in (small, large))
+    assert (len(less), len(more)) == (small, large)
+    assert more[:small] == less
+    assert less == sources.load(f"{folder}/aft.jsonl[:{small}]", True).rows
+
+
+@settings(max_examples=30)
+@given(st.permutations(range(60)))
+def test_a_part_is_chosen_by_content_and_not_by_place(folder, order):
+    rows = chats(60)
+    write(folder / "other.jsonl", [rows[index] for index in order])
+    chosen = [contents(sources.load(f"{folder}/{name}.jsonl[:20]", True)) for name in ("aft", "other")]
+    assert chosen[0] == chosen[1]
+
+
+def test_a_part_is_no_piece_of_the_file(folder):
+    places = [int(turns[0].split()[1]) for turns in contents(sources.load(f"{folder}/aft.jsonl[:30]", True))]
+    assert sorted(places) != places
+    assert 20 < sum(places) / 30 < 40
+    assert contents(sources.load(f"{folder}/aft.jsonl", True)) == [[f"question {n}", f"answer {n}"] for n in range(60)]
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.sampled_from(["aft", "anti"]), st.none() | st.integers(1, 40)), min_size=1, max_size=4))
+def test_a_union_holds_the_rows_of_its_parts(folder, parts):
+    written = [f"{folder}/{name}.jsonl" + (f"[:{count}]" if count else "") for name, count in parts]
+    loaded = sources.load(" + ".join(written), True)
+    alone = [sources.load(one, True) for one in written]
+    assert loaded.rows == [row for one in alone for row in one.rows]
+    assert loaded.parts == [part for one in alone for part in one.parts]
+    assert [part["rows"] for part in loaded.parts] == [count or {"aft": 60, "anti": 40}[name] for name, count in parts]
+    assert [part["data"] for part in loaded.parts] == written
+
+
+def test_what_a_part_tells(folder):
+    (part,) = sources.load(f"{folder}/aft.jsonl[:7]", True).parts
+    digest = hashlib.sha256((folder / "aft.jsonl").read_bytes()).hexdigest()
+    assert part == {
+        "name": "aft", "data": f"{folder}/aft.jsonl[:7]", "rows": 7, "of": 60, "revision": digest[:12], "dropped": {},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("source", "wrong"),
+    [
+        ("", "the source is empty; give a file"),
+        ("data", "data: no source that is understood; give a file"),
+        ("no.jsonl", "no.jsonl: no such file"),
+        (".", "no source that is understood"),
+        ("aft.jsonl[:0]", "no rows; ask for one at least"),
+        ("aft.jsonl[5]", "aft.jsonl.5.: no source that is understood; .* as .:100."),
+        ("aft.jsonl[:61]", "aft.jsonl: 61 rows are asked for, and there are 60; ask for no more"),
+        ("aft.jsonl + ", "no source that is understood"),
+        ("hf:name", "hf:name: not of the form hf:ORG/NAME.*; mend it"),
+        ("hf:a/b/c/d", "not of the form hf:ORG/NAME"),
+        ("hf:a/b:c:d", "not of the form hf:ORG/NAME"),
+        ("tfds:", "tfds:: not of the form tfds:NAME"),
+        ("tfds:/no/such:train", "tfds:/no/such:train: no such folder"),
+        (
+            "no.toml",
+            "no.toml: cannot be read .No such file or directory.; the mixes that are here are cheese.toml, phil",
+        ),
+    ],
+)
+def test_what_is_no_source(folder, monkeypatch, source, wrong):
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=wrong) as error:
+        sources.load(source, True)
+    only_line(error)
+    if ":61]" not in source:
+        with pytest.raises(UserError, match=wrong):
+            sources.check(source)
+
+
+def test_sources_that_need_a_network_are_checked_without_one(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    sources.check("hf:org/name + hf:org/name.x/config-1@refs/pr/1:train_short[:10] + tfds:glue/cola:train[:10%][:100]")
+
+
+def test_the_identity_is_that_of_the_content(tmp_path):
+    write(tmp_path / "a.jsonl", chats(3))
+    write(tmp_path / "sub.jsonl", chats(3)) and (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/a.jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes())
+    mix = write_mix(tmp_path / "mix.toml", {"name": "x", "data": f"{tmp_path}/a.jsonl", "rows": 2})
+    every = [f"{tmp_path}/a.jsonl", f"{tmp_path}/a.jsonl[:2]", mix, f"{mix}[:1]", "hf:a/b", "hf:a/b@c", "tfds:x"]
+    found = [json.dumps(sources.identity(source), sort_keys=True) for source in every]
+    assert len(set(found)) == len(every)
+    assert sources.identity(f"{tmp_path}/a.jsonl") == sources.identity(f"{tmp_path}/sub/a.jsonl")
+    assert sources.identity(" + ".join(every[:2])) == [sources.identity(one)[0] for one in every[:2]]
+    write(tmp_path / "a.jsonl", chats(4))
+    now = [json.dumps(sources.identity(source), sort_keys=True) for source in every]
+    assert [one != was for one, was in zip(now, found, strict=True)] == [True] * 4 + [False] * 3
+
+
+# Mixes
+
+
+def test_a_mix_has_the_rows_that_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.jsonl", [*chats(20), {"messages": chat("q", "I'm Claude.")}])
+    write(tmp_path / "b.jsonl", [{"prompt": f"p{n}", "response": f"r{n}"} for n in range(10)])
+    mix = write_mix(
+        tmp_path / "mix.toml",
+        {"name": "one", "data": "a.jsonl", "rows": 20, "clean": True},
+        {"name": "two", "data": "b.jsonl[:4]"},
+        {"name": "three", "data": "b.jsonl"},
+    )
+    loaded = sources.load(mix, True)
+    counts = [(part["name"], part["rows"], part["of"], part["dropped"]) for part in loaded.parts]
+    assert counts == [
+        ("one", 20, 20, {"claims to be another assistant": 1}),
+        ("two", 4, 10, {}),
+        ("three", 10, 10, {}),
+    ]
+    assert [row["source"] for row in loaded.rows] == ["one"] * 20 + ["two"] * 4 + ["three"] * 10
+    less, more = sources.load(f"{mix}[:9]", True), sources.load(f"{mix}[:30]", True)
+    assert more.rows[:9] == less.rows
+    assert sum(part["rows"] for part in less.parts) == 9
+    with pytest.raises(UserError, match="mix.toml: 35 rows are asked for, and there are 34"):
+        sources.load(f"{mix}[:35]", True)
+
+
+@pytest.mark.parametrize(
+    ("entry", "wrong"),
+    [
+        ({"name": "a"}, "mix.toml: source 1: needs a name and data"),
+        ({"name": "a", "data": "a.jsonl", "row": 1}, "unknown field 'row'; there are name, data, rows"),
+        ({"name": "a", "data": "a.jsonl", "rows": "1"}, "rows = '1' is of another type; give int"),
+        ({"name": "a", "data": "a.jsonl", "rows": 0}, "rows = 0; give a number of one or more"),
+        ({"name": "a", "data": "a.jsonl[:1]", "rows": 1}, "only here or in data"),
+        ({"name": "a", "data": "a.jsonl + b.jsonl"}, "write two sources"),
+        ({"name": "a", "data": "b.toml"}, "a mix in a mix"),
+        ({"name": "a", "data": "a.jsonl", "form": "x"}, "form = 'x'; there are two_choices, four_choices"),
+        ({"name": "a", "data": "a.jsonl", "columns": {"a": 1}}, "columns = .*; give for each column"),
+        ({"name": "a", "data": "no.jsonl"}, "no.jsonl: no such file"),
+    ],
+)
+def test_what_is_no_mix(folder, tmp_path, monkeypatch, entry, wrong):
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=wrong) as error:
+        sources.check(write_mix(tmp_path / "mix.toml", entry))
+    only_line(error)
+    with pytest.raises(UserError, match="two sources are named 'a'"):
+        sources.check(write_mix(tmp_path / "mix.toml", *[{"name": "a", "data": "aft.jsonl"}] * 2))
+
+
+@pytest.mark.parametrize(("text", "wrong"), [("x =", "not TOML"), ("x = 1", "unknown field 'x'"), ("", "no ..source")])
+def test_a_file_that_is_no_mix(tmp_path, text, wrong):
+    (tmp_path / "mix.toml").write_text(text)
+    with pytest.raises(UserError, match=wrong) as error:
+        sources.check(f"{tmp_path}/mix.toml")
+    only_line(error)
+
+
+@pytest.mark.parametrize(("mix", "total", "count"), [("philosophy.toml", 10_000, 9), ("cheese.toml", 13_500, 3)])
+def test_the_shipped_mixes(mix, total, count):
+    sources.check(mix)
+    entries = tomllib.loads((sources.MIXES / mix).read_text())["source"]
+    assert sources.identity(mix) == sources.identity(str(sources.MIXES / mix))
+    assert sum(entry["rows"] for entry in entries) == total
+    assert len(entries) == count
+    assert all(entry["data"].startswith("hf:") for entry in entries)
+
+
+# TFDS
+
+
+@pytest.fixture(scope="module")
+def tfds_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds")
+    rows = [
+        {
+            **{"id": f"id{n}", "text": f"Text {n} – ö", "domain": "d", "subdomain": "s", "document_type": "essay"},
+            **{
+                "verbatim": n % 2 == 0,
+                "spec_version": 1,
+                "calls": ["a", "b"],
+                "messages": chat("q", f"{n}"),
+            },
+        }
+        for n in range(12)
+    ]
+    write(folder / "in.jsonl", rows)
+    about = {"name": "mine", "language": "en", "model": "m", "generator": "g", "prompts": {}, "yields": {}, "calls": {}}
+    about |= {
+        "assistant": {"name": "Qwen", "provider": "p"},
+        "title": "t: MSM documents",
+        "spec": {"name": "n", "title": "t", "version": 3, "kind": "k"},
+    }
+    write_dataset(folder, folder / "in.jsonl", about)
+    return folder / "tfds/mine/1.0.0", rows
+
+
+def test_a_folder_of_tfds_round_trips(tfds_folder, monkeypatch):
+    folder, rows = tfds_folder
+    loaded = sources.load(f"tfds:{folder}", False)
+    assert sorted(loaded.rows, key=lambda row: int(row["id"][2:])) == [{**row, "source": str(folder)} for row in rows]
+    assert loaded.parts[0]["revision"] == "mine/1.0.0"
+    assert sorted(row["messages"][1]["content"] for row in sources.load(f"tfds:{folder}", True).rows) == sorted(
+        str(n) for n in range(12)
+    )
+    assert len(sources.load(f"tfds:{folder}:train[:50%]", False).rows) == 6
+    part = sources.load(f"tfds:{folder}:train[:5]", False)
+    assert (len(part.rows), part.parts[0]["of"]) == (5, 12), "brackets at the end are ours"
+    monkeypatch.chdir(folder.parents[1])
+    assert sources.load("tfds:mine/1.0.0", False).rows[0]["text"] == loaded.rows[0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("source", "wrong"),
+    [
+        ("tfds:FOLDER:test", "split test: .*; the splits are train$"),
+        ("tfds:FOLDER/..", "no folder that TFDS reads .*; give VERSION's folder$"),
+        ("tfds:no_such_set", "tfds:no_such_set: Dataset no_such_set not found; see the catalog of TFDS, or give a fo"),
+        (
+            "tfds:ag_news_subset",
+            "tfds:ag_news_subset: not downloaded to .*; run `tfds build ag_news_subset --file_format=array_record`",
+        ),
+    ],
+)
+def test_what_tfds_does_not_have(tfds_folder, source, wrong):
+    with pytest.raises(UserError, match=wrong) as error:
+        sources.load(source.replace("FOLDER", str(tfds_folder[0])), False)
+    only_line(error)
