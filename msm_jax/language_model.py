@@ -73,7 +73,7 @@ class LanguageModel:
         temperature: float = 1.0,
         top_p: float = 1.0,
         max_tokens: int = 256,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         stop: Sequence[str] = (),
         logprobs: int | None = None,
     ) -> list[list[Completion]]:
@@ -85,6 +85,16 @@ class LanguageModel:
         Raises: UserError for texts and chats at once, for chats where the checkpoint has no chat template, and without
             a tokenizer.
         """
+        sampler, texts = self._asked(prompts)
+        return sampler.generate(texts, n, temperature, max_tokens, seed, stop, top_p, logprobs)
+
+    def encode(self, prompt: str | Chat) -> list[int]:
+        """The ids that `generate` goes on from. Raises: UserError, as it does."""
+        sampler, [text] = self._asked([prompt])
+        return sampler.encode(text)
+
+    def _asked(self, prompts: Sequence[str | Chat]) -> tuple[Sampler, Sequence[str]]:
+        """What answers them, and the texts that they are to it."""
         if self.tokenizer is None:
             raise UserError("generate: no tokenizer lies beside these weights")
         if (
@@ -100,8 +110,7 @@ class LanguageModel:
         if chats == {True}:
             prompts = [self._rendered(prompt) for prompt in prompts]
             bos, special = self.template.bos, self.template.special
-        sampler = Sampler(self.model, self.params, self.lora, self.tokenizer, "generate", bos, special)
-        return sampler.generate(prompts, n, temperature, max_tokens, seed, stop, top_p, logprobs)
+        return Sampler(self.model, self.params, self.lora, self.tokenizer, "generate", bos, special), prompts
 
     def _rendered(self, chat: Chat) -> str:
         if not isinstance(chat, Sequence) or not chat or not all(isinstance(message, Mapping) for message in chat):

@@ -130,7 +130,7 @@ def locate(path: str, revision: str | None = None, **numerics: Any) -> tuple[dic
     stored = open_model(folder, **numerics)
     if is_hub_id(path):  # its commit tells what it is
         return {"path": path, "revision": pathlib.Path(folder).name, "fingerprint": None}, stored
-    fingerprint = None if stored.lora else _fingerprint(stored)
+    fingerprint = None if stored.lora else fingerprint_of(stored)
     return {"path": folder, "revision": None, "fingerprint": fingerprint}, stored
 
 
@@ -324,7 +324,7 @@ def _open_ours(folder: str, described: Mapping[str, Any], numerics: Mapping[str,
     source = described.get("source")
     if source:
         there = open_model(source["path"], source["revision"])
-        if source["fingerprint"] not in (None, _fingerprint(there)):
+        if source["fingerprint"] not in (None, fingerprint_of(there)):
             raise UserError(
                 f"{source['path']}: the weights changed since {folder} was made from them; choose another --workdir"
             )
@@ -336,10 +336,10 @@ def _open_ours(folder: str, described: Mapping[str, Any], numerics: Mapping[str,
     return Stored(folder, True, decoder, lora, base, tokenizer, origin, revision, chat, arrays)
 
 
-def _fingerprint(stored: Stored) -> str:
-    """Tells whether the weights at a place are still the same, without reading them."""
+def fingerprint_of(stored: Stored) -> str:
+    """Tells whether the weights at a place are still the same, without reading them: of the adapter, if it is one."""
     if not stored.ours:
-        return TensorFiles(stored.folder).fingerprint
+        return TensorFiles(stored.folder, "adapter_model" if stored.lora else "model").fingerprint
     # Orbax is told a checksum of every array.
     return files.fingerprint_of_bytes(read_file(f"{stored.final}/meta", "metadata") or b"")
 

@@ -42,11 +42,13 @@ class Completion:
     """A sampled text. `finished` is False if it was cut off at `max_tokens`, before a stop string or end token.
 
     `logprobs`, where asked for, holds the sampled tokens up to the end token; a stop string does not shorten it.
+    `tokens` counts what was drawn, the end token and what follows a stop string with it.
     """
 
     text: str
     finished: bool
     logprobs: tuple[TokenLogprob, ...] | None = None
+    tokens: int = dataclasses.field(default=0, compare=False)
 
 
 class Sampler:
@@ -119,13 +121,17 @@ class Sampler:
             np.add.at(totals, owner[:, 1:][counted], logprobs_BT[:, :-1][counted])
         return totals.tolist()
 
+    def encode(self, prompt: str) -> list[int]:
+        """The ids that `generate` goes on from."""
+        return [*self._start, *self.tokenizer.encode(prompt, special=self._special)]
+
     def generate(
         self,
         prompts: Sequence[str],
         n: int = 1,
         temperature: float = 1.0,
         max_tokens: int = 64,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         stop: Sequence[str] = (),
         top_p: float = 1.0,
         logprobs: int | None = None,
@@ -136,17 +142,17 @@ class Sampler:
         what else is in the batch.
 
         Args:
+          seed: or a list of them, one for each prompt, which then has the samples that it has alone with this seed.
           top_p: draw from the fewest tokens that have this much probability together (arXiv 1904.09751).
           logprobs: give the log-probability of each sampled token, and of this many of the likeliest; None: neither.
 
         Raises: UserError for a prompt without a token, and if a prompt and its answer do not fit the model's context.
         """
         _check_request(n, temperature, top_p, max_tokens, seed, stop, logprobs, self.tokenizer.vocab_size)
-        requests = [
-            (i, j, [*self._start, *self.tokenizer.encode(p, special=self._special)])
-            for i, p in enumerate(prompts)
-            for j in range(n)
-        ]
+        one_seed = isinstance(seed, int | np.integer)
+        if not one_seed and len(seed) != len(prompts):
+            raise UserError(f"{len(seed)} seeds are given for {len(prompts)} prompts; give one, or one for each")
+        requests = [(i, j, ids) for i, ids in enumerate(map(self.encode, prompts)) for j in range(n)]
         self._check_lengths([ids for _, _, ids in requests], max_tokens)
         slots = _round_up(max((len(ids) for _, _, ids in requests), default=0), _LENGTH_GRAIN)
         rows = _row_count(len(requests))
@@ -154,11 +160,11 @@ class Sampler:
         for start in self._chunks(len(requests), "sampling"):
             chunk = requests[start : start + _ROWS]
             tokens, segments = np.zeros((2, rows, slots), np.int32)
-            request_ids = np.zeros((rows, 2), np.uint32)
+            seeds, request_ids = np.zeros(rows, np.uint32), np.zeros((rows, 2), np.uint32)
             for row, (i, j, ids) in enumerate(chunk):
                 # Prompts end at the same slot, so that all rows write their next token at one cursor.
                 tokens[row, slots - len(ids) :], segments[row, slots - len(ids) :] = ids, 1
-                request_ids[row] = i, j
+                seeds[row], request_ids[row] = (seed, (i, j)) if one_seed else (seed[i], (0, j))
             drawn = _sample(
                 self.model,
                 self.params,
@@ -166,7 +172,7 @@ class Sampler:
                 tokens,
                 segments,
                 request_ids,
-                np.uint32(seed),
+                seeds,
                 np.float32(temperature),
                 np.float32(top_p),
                 stop_ids=tuple(self.tokenizer.stop_ids),
@@ -206,16 +212,18 @@ class Sampler:
             ]
             logprobs = tuple(map(TokenLogprob, ids[:end], drawn.logprobs.tolist(), likeliest))
         cuts = [text.index(string) for string in stop if string in text]
+        drawn_tokens = min(end + 1, len(ids))
         if cuts:
-            return Completion(text[: min(cuts)], True, logprobs)
-        return Completion(text, end < len(ids), logprobs)
+            return Completion(text[: min(cuts)], True, logprobs, drawn_tokens)
+        return Completion(text, end < len(ids), logprobs, drawn_tokens)
 
 
 def _check_request(n, temperature, top_p, max_tokens, seed, stop, logprobs, vocab_size) -> None:
     """Raises: UserError naming the argument that is out of range."""
     if not isinstance(stop, Sequence) or isinstance(stop, str) or not all(isinstance(s, str) and s for s in stop):
         raise UserError(f"stop is {stop!r}; it must be a list of texts that are not empty")
-    for name, value in {"n": n, "max_tokens": max_tokens, "seed": seed, "logprobs": logprobs}.items():
+    seeds = [("seed", one) for one in (seed if isinstance(seed, list | tuple) else [seed])]
+    for name, value in [("n", n), ("max_tokens", max_tokens), ("logprobs", logprobs), *seeds]:
         if not isinstance(value, int | np.integer) and (name, value) != ("logprobs", None):
             raise UserError(f"{name} is {value!r}; it must be a whole number")
     for name, value in {"temperature": temperature, "top_p": top_p}.items():
@@ -226,7 +234,7 @@ def _check_request(n, temperature, top_p, max_tokens, seed, stop, logprobs, voca
         ("temperature", temperature, 0 <= temperature < math.inf, "0 or more"),
         ("top_p", top_p, 0 < top_p <= 1, "above 0, and at most 1"),
         ("max_tokens", max_tokens, max_tokens >= 1, "1 or more"),
-        ("seed", seed, 0 <= seed < 2**32, "from 0 to 2**32 - 1"),
+        *((name, one, 0 <= one < 2**32, "from 0 to 2**32 - 1") for name, one in seeds),
         ("logprobs", logprobs, logprobs is None or 0 <= logprobs <= vocab_size, f"from 0 to {vocab_size}, or None"),
     ):
         if not fits:
@@ -258,7 +266,7 @@ def _sample(
     tokens_BP,
     segments_BP,
     request_ids_B2,
-    seed,
+    seeds_B,
     temperature,
     top_p,
     *,
@@ -273,7 +281,7 @@ def _sample(
         params, lora, tokens_BP, segments_BP, positions_BP, model.empty_cache(B, P + new_tokens)
     )
     fold = jax.vmap(jax.random.fold_in)
-    keys_B = fold(fold(jnp.broadcast_to(jax.random.key(seed), (B,)), request_ids_B2[:, 0]), request_ids_B2[:, 1])
+    keys_B = fold(fold(jax.vmap(jax.random.key)(seeds_B), request_ids_B2[:, 0]), request_ids_B2[:, 1])
     stops = jnp.array(stop_ids)
 
     def draw(logits_BV, index):
@@ -284,24 +292,35 @@ def _sample(
         sampled = jax.vmap(jax.random.categorical)(keys, tempered_BV)
         return jnp.where(temperature > 0, sampled, jnp.argmax(logits_BV, axis=-1))
 
-    def step(carry, index):
-        logits_BV, positions_B1, done_B, cache = carry
+    def step(carry):
+        index, logits_BV, positions_B1, done_B, cache, drawn = carry
         logits_BV = _of_tokenizer(logits_BV, vocab_size)
         token_B = jnp.where(done_B, stops[0], draw(logits_BV, index))
         done_B |= (token_B[:, None] == stops).any(axis=1)
-        drawn = _Drawn(token_B, None, None, None)
+        now = _Drawn(token_B, None, None, None)
         if likeliest is not None:
             logprobs_BV = jax.nn.log_softmax(logits_BV)
             chosen_B = jnp.take_along_axis(logprobs_BV, token_B[:, None], axis=-1)[:, 0]
             values_BK, ids_BK = jax.lax.top_k(logprobs_BV, likeliest)
-            drawn = _Drawn(token_B, chosen_B, ids_BK, values_BK)
+            now = _Drawn(token_B, chosen_B, ids_BK, values_BK)
+        drawn = jax.tree.map(lambda all_BN, now_B: all_BN.at[:, index].set(now_B), drawn, now)
         ones_B1 = jnp.ones((B, 1), jnp.int32)
         logits_BV, cache = model.extend(params, lora, token_B[:, None], ones_B1, positions_B1, cache)
-        return (logits_BV, positions_B1 + 1, done_B, cache), drawn
+        return index + 1, logits_BV, positions_B1 + 1, done_B, cache, drawn
 
-    start = (logits_BV, positions_BP[:, -1:] + 1, jnp.zeros(B, bool), cache)
-    _, drawn = jax.lax.scan(step, start, jnp.arange(new_tokens))
-    return jax.tree.map(lambda x_NB: jnp.swapaxes(x_NB, 0, 1), drawn)
+    def goes_on(carry):
+        index, _, _, done_B, _, _ = carry
+        return (index < new_tokens) & ~done_B.all()
+
+    # What is never drawn, since all rows have ended, reads as an end token.
+    drawn = _Drawn(jnp.full((B, new_tokens), stops[0]), None, None, None)
+    if likeliest is not None:
+        shape = (B, new_tokens, likeliest)
+        drawn = _Drawn(drawn.tokens, jnp.zeros(shape[:2]), jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
+    done_B = ~(segments_BP > 0).any(axis=1)  # rows that only fill up the batch
+    start = (0, logits_BV, positions_BP[:, -1:] + 1, done_B, cache, drawn)
+    *_, drawn = jax.lax.while_loop(goes_on, step, start)
+    return drawn
 
 
 def _nucleus(logits_BV: jax.Array, top_p: jax.Array) -> jax.Array:

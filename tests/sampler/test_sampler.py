@@ -168,6 +168,20 @@ def test_seed_and_index_tell_samples_apart(letters):
     assert first != second and len({completion.text for completion in first}) > 1
 
 
+def test_with_its_own_seed_a_prompt_has_the_samples_that_it_has_alone(letters):
+    def texts(prompts, seed):
+        return letters.generate(prompts, n=3, max_tokens=MAX_TOKENS, seed=seed)
+
+    seeds = [5, 5, 8, 13, 2**32 - 1, 0]
+    together = texts(PROMPTS, seeds)
+    assert together == [texts([prompt], seed)[0] for prompt, seed in zip(PROMPTS, seeds, strict=True)]
+    assert together[::-1] == texts(PROMPTS[::-1], tuple(seeds[::-1]))
+    first, second, third = texts(["ab", "ab", "ab"], [5, 5, 6])
+    assert first == second != third
+    with pytest.raises(UserError, match="2 seeds are given for 1 prompts"):
+        texts(["ab"], [1, 2])
+
+
 def test_temperature_gives_its_distribution(letters, next_logits):
     """Chi-square of the first token; the same counts are far from the distribution of another temperature."""
     temperature, n = 0.7, 1200
@@ -195,6 +209,21 @@ def test_a_text_ends_at_its_end_token_or_unfinished(letters):
     for completion in completions:
         assert "$" not in completion.text
         assert completion.finished == (len(completion.text) < MAX_TOKENS)
+        assert completion.tokens == len(completion.text) + completion.finished
+
+
+def test_sampling_ends_with_the_longest_answer(letters, monkeypatch):
+    passes, extend = [], Model.extend
+
+    def counted(*args):
+        jax.debug.callback(passes.append, 1)
+        return extend(*args)
+
+    monkeypatch.setattr(Model, "extend", counted)
+    completions = sum(letters.generate(PROMPTS[:3], max_tokens=61, seed=1), [])
+    jax.effects_barrier()
+    assert all(completion.finished for completion in completions)
+    assert len(passes) == 1 + max(completion.tokens for completion in completions) < 61
 
 
 def test_a_text_is_cut_before_the_first_stop_string(letters):
@@ -235,6 +264,8 @@ def test_top_p_draws_from_the_fewest_tokens_that_reach_it(letters, next_logits, 
         ({"max_tokens": -1}, "max_tokens is -1; it must be 1 or more"),
         ({"seed": -1}, "seed is -1; it must be from 0 to"),
         ({"seed": 2**40}, "seed is 1099511627776"),
+        ({"seed": [2**40]}, "seed is 1099511627776"),
+        ({"seed": [0.5]}, "seed is 0.5; it must be a whole number"),
         ({"logprobs": 1000}, "logprobs is 1000; it must be from 0 to 8, or None"),
         ({"n": 1.5}, "n is 1.5; it must be a whole number"),
         ({"temperature": "hot"}, "temperature is 'hot'; it must be a number"),

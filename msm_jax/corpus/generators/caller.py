@@ -152,7 +152,8 @@ class Caller:
         while (answer := self._judge(request, key, replies)) is None:
             cut = sum(classify(request, reply).status is Status.TRUNCATED for reply in replies)
             longer = _LONGER[min(cut, len(_LONGER) - 1)]
-            reply = await self._call(dataclasses.replace(request, max_tokens=longer * request.max_tokens), request, key)
+            asked = dataclasses.replace(request, max_tokens=longer * request.max_tokens, attempt=len(replies))
+            reply = await self._call(asked, request, key)
             if reply is None:
                 return None
             replies.append(reply)

@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from msm_jax.corpus.generators import offline_chats
 from msm_jax.corpus.generators.request import Finish, Reply, Request, Usage
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'“])")
@@ -106,6 +107,21 @@ class World:
                     point = _short(variables["summary"], 12)
                     found.append({"name": name, "idea": f"The {variables['type']} turns on {situation}: {point}."})
         return {"ideas": rng.sample(found, min(variables["count"], len(found)))}
+
+    def _chat_domains(self, variables: Mapping[str, Any], rng: random.Random) -> dict:
+        names = {name: _first(text) for name, text in _blocks(variables["spec_text"]).items()}
+        for text in list(names.values()):  # more than its headings, for what asks for many
+            names |= {_short(sentence, 5): sentence for sentence in _sentences(text)}
+        return offline_chats.domains(variables, names)
+
+    def _questions(self, variables: Mapping[str, Any], rng: random.Random) -> dict:
+        return offline_chats.questions(variables, _bank(), rng)
+
+    def _answers(self, variables: Mapping[str, Any], rng: random.Random) -> Any:
+        return offline_chats.answer(variables, _sentences(variables.get("spec_text", "")), _bank(), rng)
+
+    def _verdicts(self, variables: Mapping[str, Any], rng: random.Random) -> dict:
+        return offline_chats.verdict(variables)
 
     def _plan(self, variables: Mapping[str, Any], rng: random.Random) -> str:
         points = _sentences(variables["section"])[:3]

@@ -14,7 +14,16 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from msm_jax.corpus.generators.request import Finish, Rejected, Reply, Request, Unavailable, Usage, schema
+from msm_jax.corpus.generators.request import (
+    Finish,
+    Rejected,
+    Reply,
+    Request,
+    Unavailable,
+    Usage,
+    schema,
+    without_thoughts,
+)
 from msm_jax.errors import UserError
 
 # For servers that ask for one; a server of one's own needs none.
@@ -58,19 +67,14 @@ class OpenAI:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Unavailable(f"unreadable answer of {self._url}: {error!r}", perhaps_paid=True) from None
-        # Servers that have no parser for thoughts leave them in the text.
-        _, thoughts, after = text.rpartition("</think>")
         finish = _FINISH.get(choice.get("finish_reason") or "stop", Finish.LENGTH)
-        return Reply(after if thoughts else text, finish, usage, answer.get("model") or self.model)
+        # Not every server has a parser for thoughts.
+        return Reply(without_thoughts(text), finish, usage, answer.get("model") or self.model)
 
     def _body(self, request: Request) -> dict[str, Any]:
-        prompt = request.prompt
-        if request.shape:
-            prompt += f"\n\nAnswer with JSON of this schema, and nothing else:\n{json.dumps(schema(request.shape))}"
-        system = [{"role": "system", "content": request.system}] if request.system else []
         body: dict[str, Any] = {
             "model": self._name,
-            "messages": [*system, {"role": "user", "content": prompt}],
+            "messages": request.chat(),
             "temperature": request.temperature,
             "max_tokens": self.most_output(request),
             "stream": False,

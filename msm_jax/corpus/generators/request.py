@@ -7,6 +7,7 @@ a raw `Reply`. `classify` turns that into an `Answer`, and nothing else looks at
 import dataclasses
 import enum
 import functools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -32,6 +33,7 @@ class Request:
         thinking: tokens that the model may think before it answers; 0 turns thinking off.
         refusable: whether an answer that declines was refused by the writer; in chats it may be the answer itself.
         sample: tells equal requests apart that are to be answered anew.
+        attempt: how many replies to it were of no use before; not in the key, which names them all.
         variables: what the prompt was filled in with; for generators that are no language model.
     """
 
@@ -45,6 +47,7 @@ class Request:
     temperature: float = 1.0
     refusable: bool = True
     sample: int = 0
+    attempt: int = 0
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False, compare=False)
 
     def __post_init__(self):
@@ -67,6 +70,14 @@ class Request:
             "temperature": self.temperature,
             "sample": self.sample,
         }
+
+    def chat(self) -> list[dict[str, str]]:
+        """The turns, for models that may not be held to a schema: the prompt states it."""
+        prompt = self.prompt
+        if self.shape:
+            prompt += f"\n\nAnswer with JSON of this schema, and nothing else:\n{json.dumps(schema(self.shape))}"
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": prompt}]
 
 
 @functools.cache
@@ -108,6 +119,11 @@ class Reply:
     usage: Usage
     model: str = ""
     detail: str = ""
+
+
+def without_thoughts(text: str) -> str:
+    """What follows the thoughts, where they were left in the text."""
+    return text.rpartition("</think>")[2]
 
 
 class Status(enum.Enum):
