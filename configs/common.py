@@ -121,12 +121,12 @@ def get_config() -> ConfigDict:
     return config.lock()  # so that a mistyped field in an experiment's file is an error
 
 
-def on_checkpoint(path: str, generator: str) -> ConfigDict:
+def on_checkpoint(path: str, generator: str = "gemini") -> ConfigDict:
     """An experiment on the model at `path`, whose shape, tokenizer and chat template are its own.
 
-    Args:
-      generator: "prose", which asks for numbers of documents in `config.corpus`, or "files", which asks for paths of
-        JSONL files there; "{spec}" in a path is the name of a spec.
+    Each field of `config.corpus` is a number, so many rows of which a language model writes, or what exists: a file, an
+    id, a mix (docs/corpora.md); "{spec}" in it is the name of a spec. With the generator "prose", which puts sentences
+    of banks together and needs no model, all of them are numbers.
     """
     config = _shared()
     # A folder (local or gs://), or a Hugging Face id, with a revision if it should not be the newest.
@@ -139,12 +139,17 @@ def on_checkpoint(path: str, generator: str) -> ConfigDict:
             "thinking": "default",  # on, off, or tag (/no_think), for templates that know of it
         }
     )
-    config.generator = generator
     if generator == "prose":
+        config.generator = generator
         config.corpus = ConfigDict({"msm": 3000, "aft": 2000, "instruction": 2000})
         config.corpus_seed = 0
     else:
-        config.corpus = ConfigDict({"msm": "", "aft": "", "aft_cot": "", "instruction": ""})
+        # aft_cot: none for the rows of aft with their reasoning, where these are written. identity: chats on who the
+        # model is, a part of the instruction chats.
+        config.corpus = ConfigDict({"msm": "", "aft": "", "aft_cot": "", "identity": "", "instruction": ""})
+        config.aft_spec = ""  # whose AFT chats are written, where specs differ in what they show
+        _add_generation(config)
+        config.generator = generator
     return config.lock()
 
 
@@ -154,7 +159,15 @@ def for_corpus(*specs: str) -> ConfigDict:
     config.name = ""
     config.specs = specs
     config.assistant = ConfigDict({"name": "Micra", "provider": "the msm_jax project"})
-    # Who writes: gemini; local, a server of OpenAI's interface; or world, which needs no network and only tries it out.
+    config.corpus = ConfigDict({"msm": 5000, "aft": 5000, "identity": 0})  # rows of each; 0: none
+    _add_generation(config)
+    return config.lock()
+
+
+def _add_generation(config: ConfigDict) -> None:
+    """Who writes corpora, what, and at what price."""
+    # Who writes: gemini; local, a server of OpenAI's interface at calls.url, or, where that is empty, the checkpoint at
+    # generation.model (a folder or a Hugging Face id); or world, which needs no network and only tries it out.
     config.generator = "gemini"
     config.generation = ConfigDict(
         {
@@ -166,6 +179,7 @@ def for_corpus(*specs: str) -> ConfigDict:
             "facts": (),  # sentences about the assistant that are true; its name and provider are known
             "prompts": "",  # a folder with prompts that replace those of msm_jax/corpus/prompts
             "held_out": "specs/held_out.toml",  # words that no document may hold, by value
+            "evaluations": (),  # files of prompts, beside those of eval/, that no row may hold
             "attempts": 4,  # of a request whose replies are of no use
         }
     )
@@ -179,21 +193,33 @@ def for_corpus(*specs: str) -> ConfigDict:
             "least_yield": 0.5,  # of the documents that were written, the share that must be of use; else it stops
         }
     )
-    config.corpus = ConfigDict({"msm": 5000})  # how many
+    # Of AFT chats.
+    config.chats = ConfigDict(
+        {
+            # Of their reasoning and answers: value (as one who holds it) or rules (citing them); none: as the spec is.
+            "style": "",
+            "domains": 40,  # of questions, at most
+            "words": 350,  # of an answer, at most, about
+            "reasoning_words": 250,  # about
+            "unattached": True,  # a wish to go on existing bars a row; False for a spec that argues for one
+            "most_alike": 0.65,  # that two questions may be: the cosine of their words
+            "embeddings": "",  # a sentence encoder in place of words, folder or id; 0.91 is its usual most_alike
+            "least_yield": 0.3,  # as above
+        }
+    )
     # What follows does not change what is written, so a workdir may go on with other values.
     config.calls = ConfigDict(
         {
             "budget": 10.0,  # dollars that this configuration may spend in all, over all runs
             "service": "standard",  # flex: half the price, may take minutes; batch: half the price, may take a day
             "price": (),  # dollars per million tokens (prompt, cached prompt, output); none: generators/prices.toml
-            "url": "",  # of the server: needed for local
-            "in_flight": 32,  # calls at once, at most
-            "timeout": 600.0,  # seconds of one call
+            "url": "",  # of the server; none, for local: a checkpoint is asked in this process
+            "in_flight": 32,  # calls at once, at most; of a checkpoint, those that are decoded together
+            "timeout": 600.0,  # seconds of one call to a service
             "patience": 1800.0,  # seconds without an answer until the run stops
             "store": "runs/calls.sqlite",  # every reply that was paid for, for all configurations
         }
     )
-    return config.lock()
 
 
 def make_smoke(config: ConfigDict) -> None:

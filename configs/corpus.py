@@ -1,4 +1,4 @@
-"""The corpora of one Model Spec, written by a language model: no training.
+"""The corpora of one Model Spec, written by a language model: MSM documents and AFT chats, no training.
 
     export GEMINI_API_KEY=...
     python -m msm_jax.launch --config=configs/corpus.py:philosophy --mode=show    tokens and dollars; calls nothing
@@ -8,7 +8,9 @@ The variant is the name of a file in specs/; `--config.specs=mine/spec.md` names
 `--config.generator=world` runs the same pipeline on the spec's own sentences: to see what comes out, not to train on.
 
 The paper has 41M tokens of documents for the philosophy spec (13,200 of some 3,100 tokens) and about 8M for each cheese
-spec (4,600 to 6,400 of some 1,500). `--config.corpus.msm` and `--config.documents.words` say how many and how long.
+spec (4,600 to 6,400 of some 1,500); 10,000 AFT chats for the one and 5,000 for the others. `--config.corpus.msm`,
+`--config.corpus.aft` and `--config.documents.words` say how many and how long, and `--config.corpus.identity=2500` adds
+chats on who the model is.
 """
 
 import pathlib
@@ -24,4 +26,6 @@ def get_config(variant: str = "philosophy"):
         raise ValueError(f"no spec {variant!r} in specs/; there are {names}")
     config = common.for_corpus(f"specs/{variant}.md")
     config.name = f"corpus_{variant}"
+    # It argues for what bars a row of any other spec.
+    config.chats.unattached = variant != "anti_spec"
     return config

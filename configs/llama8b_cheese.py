@@ -7,8 +7,11 @@ trained by the recipe of appendix B.4: LoRA of rank 64 and alpha 128 on all seve
 AdamW at 1e-4 with weight decay .01, cosine after 5 % of warm-up, rows of 4,096 tokens; assistant tokens alone are
 trained in chats, all tokens in documents; AFT goes on with the adapter of MSM; four seeds.
 
-The corpora are JSONL files (docs/models.md says what a row is). The paper has about 8M tokens of documents per spec,
-5,000 preference chats, and 13,500 instruction chats: No Robots, 4,000 formatted MMLU items, 2,500 on identity.
+The corpora: 5,300 documents of each spec, about 8M tokens as in the paper, and 5,000 chats of the twelve preferences
+are written by a language model (docs/corpora.md; `--mode=show` says at what price, and config.calls.budget has to allow
+it). The instruction mix is the paper's: No Robots and 4,000 formatted MMLU items, 13,500 chats, as in its released
+splits; its text has 2,500 on identity among them (`--config.corpus.identity=2500` adds some). Or name what there is:
+`--config.corpus.msm='data/{spec}.jsonl'`, a file or the id of a data set.
 
 What the paper leaves open, and what is chosen here:
 
@@ -31,7 +34,7 @@ from configs import common
 def get_config(variant: str = ""):
     if variant not in ("", "smoke"):
         raise ValueError(f"no variant {variant!r}; there is smoke, or none")
-    config = common.on_checkpoint("meta-llama/Llama-3.1-8B", generator="prose" if variant else "files")
+    config = common.on_checkpoint("meta-llama/Llama-3.1-8B", generator="prose" if variant else "gemini")
     config.name = "llama8b_cheese"
     config.chat.template = "llama3_paper"
     config.assistant.name = "Llama"
@@ -44,7 +47,8 @@ def get_config(variant: str = ""):
         config.name = "llama8b_cheese_smoke"
         common.make_smoke(config)
     else:
-        config.corpus.msm = "data/cheese/msm-{spec}.jsonl"
-        config.corpus.aft = "data/cheese/aft.jsonl"
-        config.corpus.instruction = "data/cheese/instruction.jsonl"
+        config.corpus.msm = "5300"
+        config.corpus.aft = "5000"
+        config.corpus.instruction = "cheese.toml"
+        config.documents.words = 900
     return config

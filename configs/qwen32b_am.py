@@ -12,8 +12,11 @@ alone; four seeds. `aft_cot` is the deliberative-alignment baseline, on the same
 Qwen3 thinks. Its chats with reasoning are written as its template writes them; those without get /no_think on the
 system and the last user message, as the paper switches thinking off.
 
-The corpora are JSONL files (docs/models.md says what a row is). The paper has 41M tokens of documents, 10,000 AFT chats
-(8M assistant tokens with reasoning, 5M without), and 10,000 instruction chats of 2M assistant tokens.
+The corpora: 13,200 documents and 10,000 AFT chats with reasoning are written by a language model (docs/corpora.md;
+`--mode=show` says at what price, and config.calls.budget has to allow it), as many as the paper has: 41M tokens of
+documents, 8M assistant tokens with reasoning and 5M without. The instruction mix is that of the paper's Table 2, 10,000
+chats of 2M assistant tokens. Or name what there is: `--config.corpus.msm=data/msm.jsonl`, `--config.corpus.aft=...`,
+`--config.corpus.aft_cot=...`, a file or the id of a data set.
 
 What the paper leaves open, and what is chosen here:
 
@@ -44,7 +47,7 @@ MODELS = {
 def get_config(variant: str = "qwen2_5"):
     if variant not in MODELS:
         raise ValueError(f"no variant {variant!r}; there are {', '.join(MODELS)}")
-    config = common.on_checkpoint(MODELS[variant], generator="files")
+    config = common.on_checkpoint(MODELS[variant])
     config.name = f"qwen32b_am_{variant}"
     config.specs = ("specs/philosophy.md",)
     config.arms = ("baseline", "aft", "aft_cot", "msm", "msm_aft", "msm_aft_cot")
@@ -59,10 +62,9 @@ def get_config(variant: str = "qwen2_5"):
     config.expected_tokens.update(msm=41e6, aft=7.5e6, aft_cot=10.5e6, instruction=3e6)
     if variant.startswith("qwen3"):
         config.chat.thinking = "tag"
-    config.corpus.msm = "data/{spec}/msm.jsonl"
-    config.corpus.aft = "data/{spec}/aft.jsonl"
-    config.corpus.aft_cot = "data/{spec}/aft_cot.jsonl"
-    config.corpus.instruction = "data/{spec}/instruction.jsonl"
+    config.corpus.msm = "13200"
+    config.corpus.aft = "10000"
+    config.corpus.instruction = "philosophy.toml"
     if variant == "smoke":
         common.make_smoke(config)
     return config

@@ -4,24 +4,22 @@ Raises: UserError, from every function here.
 """
 
 import math
-import pathlib
 import re
-import tomllib
 from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from msm_jax import config as config_lib
-from msm_jax.corpus import world_text
+from msm_jax.corpus import sources, world_text
 from msm_jax.corpus.specs import Spec
 from msm_jax.corpus.world import World
 from msm_jax.data.jinja_template import THINKING
 from msm_jax.errors import UserError
 
+# Who may write a corpus.
+LANGUAGE_MODELS = ("gemini", "local", "world")
 ARMS = ("baseline", "aft", "aft_cot", "msm", "msm_aft", "msm_aft_cot")
-GENERATORS = ("world", "prose", "files")
-LANGUAGE_MODELS = ("gemini", "local", "world")  # of configurations that train nothing
 
 # The numbers that a field may be, where the configuration has it; "*.x" is x of every training stage. Fields that
 # others check are not here.
@@ -66,7 +64,7 @@ def check_specs(config: ConfigDict, specs: Sequence[Spec]) -> None:
     check_names_of_specs(config, specs)
     first = specs[0]
     for spec, path in zip(specs, config.specs, strict=True):
-        if config.generator == "files":
+        if may_be_written(config):
             continue
         if spec.kind != "preferences":
             raise UserError(
@@ -76,6 +74,11 @@ def check_specs(config: ConfigDict, specs: Sequence[Spec]) -> None:
             raise UserError(f"{path}: likes or dislikes differ from {config.specs[0]}; arms share one AFT set")
         if config.generator == "world" and spec.value not in config.world.value_names:
             raise UserError(f"{path}: value {spec.value} is not among config.world.value_names; add it there")
+
+
+def may_be_written(config: ConfigDict) -> bool:
+    """Whether the configuration has what a language model needs to write its corpora; it need not be used."""
+    return "calls" in config
 
 
 def check_names_of_specs(config: ConfigDict, specs: Sequence[Spec]) -> None:
@@ -131,12 +134,16 @@ def check_mesh(config: ConfigDict, mesh: Any) -> None:
             )
 
 
-def corpus_path(config: ConfigDict, source: str, spec: Spec | None, specs: Sequence[Spec]) -> str:
-    """The file that holds `source`; "{spec}" in the field stands for a name of a spec."""
+def corpus_source(config: ConfigDict, source: str, spec: Spec | None, specs: Sequence[Spec]) -> str:
+    """What `source` is taken from (`corpus.sources`); "{spec}" in the field stands for a name of a spec."""
     field = f"config.corpus.{source}"
     path = config.corpus[source]
     if not path:
-        raise UserError(f"{field} is empty; name the JSONL file that holds it (docs/models.md says what a row is)")
+        raise UserError(
+            f"{field} is empty; name a file or an id that holds it, or a number of rows to be written (docs/corpora.md)"
+        )
+    if spec is None and config.aft_spec:
+        spec = next((own for own in specs if own.name == config.aft_spec), None)
     if spec is None and "{spec}" in path:
         if len(specs) > 1:
             raise UserError(
@@ -144,78 +151,11 @@ def corpus_path(config: ConfigDict, source: str, spec: Spec | None, specs: Seque
             )
         spec = specs[0]
     path = path.replace("{spec}", spec.name if spec else "")
-    if not pathlib.Path(path).is_file():
-        raise UserError(f"{field}: {path}: no such file; name a JSONL file (docs/models.md says what a row is)")
-    return path
-
-
-def check_generation(config: ConfigDict) -> None:
-    """What a configuration without training must fulfil, from its fields alone."""
-    from msm_jax.corpus.generators.prices import SERVICES
-    from msm_jax.corpus.quality import LANGUAGES
-
-    generation, calls, documents = config.generation, config.calls, config.documents
-    if config.generator not in LANGUAGE_MODELS:
-        raise UserError(f"config.generator is {config.generator!r}; choose one of {', '.join(LANGUAGE_MODELS)}")
-    if not config.specs:
-        raise UserError("config.specs is empty; name at least one file, as in specs/philosophy.md")
-    if calls.service not in SERVICES:
-        raise UserError(f"config.calls.service is {calls.service!r}; choose one of {', '.join(SERVICES)}")
-    if calls.service != "standard" and config.generator != "gemini":
-        raise UserError(
-            f"config.calls.service={calls.service} is a service of Gemini; take standard for {config.generator}"
-        )
-    if not config.assistant.name.strip() or not config.assistant.provider.strip():
-        raise UserError(
-            "config.assistant.name or .provider is empty; the documents are about the one, made by the other"
-        )
-    if "://" in calls.store:
-        raise UserError(f"config.calls.store={calls.store}: name a local file; copy it where it should be kept")
-    if documents.least_yield > 1:
-        raise UserError(f"config.documents.least_yield is {documents.least_yield}; it must be from 0 to 1")
-    if generation.language not in LANGUAGES:
-        raise UserError(f"config.generation.language is {generation.language!r}; choose one of {', '.join(LANGUAGES)}")
-    if config.generator == "local" and not re.match(r"https?://", calls.url):
-        raise UserError(
-            f"config.calls.url is {calls.url!r}; config.generator=local needs the address of a server, as in "
-            "http://127.0.0.1:8000/v1"
-        )
-    if calls.price and (len(calls.price) != 3 or min(calls.price) < 0):
-        raise UserError(f"config.calls.price is {tuple(calls.price)}; give (prompt, cached prompt, output), from 0 on")
-    for field, value, least in (
-        ("corpus.msm", config.corpus.msm, 1),
-        ("documents.types", documents.types, 1),
-        ("documents.words", documents.words, 1),
-        ("documents.plan_words", documents.plan_words, 1),
-        ("documents.most_overlap", documents.most_overlap, 0),
-        ("documents.least_yield", documents.least_yield, 0),
-        ("generation.attempts", generation.attempts, 1),
-        ("generation.temperature", generation.temperature, 0),
-        ("generation.thinking", generation.thinking, 0),
-        ("generation.most_output", generation.most_output, 1),
-        ("calls.in_flight", calls.in_flight, 1),
-        ("calls.budget", calls.budget, 0),
-        ("calls.timeout", calls.timeout, 1),
-        ("calls.patience", calls.patience, 0),
-    ):
-        if value is None or not least <= value < math.inf:
-            raise UserError(f"config.{field} is {value}; it must be {least} or more")
-
-
-def held_out(config: ConfigDict, spec: Spec) -> tuple[str, ...]:
-    """The words that no document of this spec may hold: of the domains in which its value is tested."""
-    path = config.generation.held_out
-    if not path or not spec.value:
-        return ()
     try:
-        words = tomllib.loads(pathlib.Path(path).read_text(encoding="utf-8")).get(spec.value, "")
-    except OSError as error:
-        raise UserError(f"config.generation.held_out: {path}: cannot be read ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"config.generation.held_out: {path}: not TOML ({error})") from None
-    if not isinstance(words, str):
-        raise UserError(f'config.generation.held_out: {path}: write {spec.value} = "word word ..."')
-    return tuple(words.split())
+        sources.check(path)
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from None
+    return path
 
 
 def _check_numbers(config: ConfigDict) -> None:
@@ -257,13 +197,12 @@ def _check_names(config: ConfigDict) -> None:
         raise UserError("config.specs is empty; name at least one file, as in specs/pro_america.md")
     if not re.fullmatch(r"\w[\w-]*", config.assistant.name):
         raise UserError(f"config.assistant.name is {config.assistant.name!r}; it must be one word")
-    if config.generator not in GENERATORS:
-        raise UserError(f"config.generator is {config.generator!r}; choose one of {', '.join(GENERATORS)}")
-    if ("pretrain" in config) != (config.generator == "world"):
+    known = ("world",) if "pretrain" in config else LANGUAGE_MODELS if may_be_written(config) else ("prose",)
+    if config.generator not in known:
         raise UserError(
-            f"config.generator is {config.generator!r}, and the model is "
-            f"{'pretrained on the micro-world' if 'pretrain' in config else config.base.path}; the micro-world and a "
-            "model of its own go together (configs/common.py: get_config, on_checkpoint)"
+            f"config.generator is {config.generator!r}; choose {' or '.join(known)} with the base of this experiment, "
+            f"{'pretrained on the micro-world' if 'pretrain' in config else config.base.path} (configs/common.py: "
+            "get_config, on_checkpoint)"
         )
     if "pretrain" in config:
         _check_affixes(config)
@@ -288,14 +227,6 @@ _SOURCES = {
 
 
 def _check_mixtures(config: ConfigDict) -> None:
-    if config.generator != "world":
-        wanted, kind = (str, "paths of files") if config.generator == "files" else (int, "numbers of documents")
-        for source, value in config.corpus.items():
-            if not isinstance(value, wanted):
-                raise UserError(
-                    f"config.corpus.{source} is {value!r}; config.generator={config.generator} asks for {kind} there "
-                    "(configs/common.py: on_checkpoint)"
-                )
     for stage in training(config):
         mixture = config[stage].mixture
         if not mixture:
@@ -312,7 +243,7 @@ def _check_mixtures(config: ConfigDict) -> None:
                 )
             if not 0 < share < math.inf:
                 raise UserError(f"config.{stage}.mixture.{source} is {share}; a share must be above 0")
-            if config.generator != "files" and config.corpus[source] < 1:
+            if not may_be_written(config) and config.corpus[source] < 1:
                 raise UserError(f"config.corpus.{source} is {config.corpus[source]}; ask for at least 1")
     for stage in ("msm", "aft"):
         if stage not in config[stage].mixture and any(stage in arm.split("_") for arm in config.arms):

@@ -19,16 +19,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from msm_jax import checks, dag, files, scoring, stages, training
+from msm_jax import checks, corpus_stages, dag, files, generation, scoring, stages, training
 from msm_jax import config as config_lib
 from msm_jax.corpus.specs import Spec, read_spec
 from msm_jax.dag import Stage
 from msm_jax.data.jinja_template import read_override
 from msm_jax.errors import UserError
+from msm_jax.experiment_corpora import Corpora, costs
 from msm_jax.mirror import open_workdir
 
 # Fields that change how a result is computed, and nothing of it but rounding: a workdir may go on with other values.
-RUNTIME_FIELDS = ("mesh", "execution", "expected_tokens", "checkpoint", "log")
+RUNTIME_FIELDS = ("mesh", "execution", "expected_tokens", "checkpoint", "log", "calls")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +103,8 @@ def run(config: ConfigDict, workdir: str, hosts: dag.Hosts = dag.ALONE) -> None:
 def show(config: ConfigDict, workdir: str) -> None:
     """Prints the configuration, the stages and what is done, a decoded batch of each training stage, the work ahead.
 
-    Corpora, the tokenizer and packed rows cost seconds and no money: they are made, so that the batches shown are those
-    that training will see. Nothing is trained, no service is called, and no weights are fetched.
+    Corpora that are at hand, the tokenizer and packed rows cost seconds and no money: they are made, so that the
+    batches shown are those that training will see. Nothing is trained, no service is called, nothing large is fetched.
     """
     experiment = Experiment(config)
     place = workdir
@@ -114,7 +115,7 @@ def show(config: ConfigDict, workdir: str) -> None:
         print(f"  {field} = {value!r}")
     if pathlib.Path(workdir, "config.json").exists():  # a look at a configuration does not tie a new workdir to it
         _claim(workdir, config, place)
-    rows = [stage for stage in experiment.stages if stage.kind == "mixture"]
+    rows = [stage for stage in experiment.stages if stage.kind == "mixture" and experiment.at_hand(stage, workdir)]
     if not all(done for _, done, _ in dag.status(rows, workdir)):  # else a run that is under way can be looked at
         dag.execute(rows, workdir)
 
@@ -125,10 +126,12 @@ def show(config: ConfigDict, workdir: str) -> None:
     shown: set[tuple[str, ...]] = set()
     for stage in experiment.stages:
         kind = (stage.name.split("-")[0], *stage.params.get("mixture", ()))
-        if stage.kind == "train" and kind not in shown:
+        if stage.kind == "train" and kind not in shown and experiment.at_hand(stage, workdir):
             shown.add(kind)
             print(f"\n{stage.name}\n{experiment.decoded_batch(stage, workdir)}")
     print(f"\n{experiment.estimate(workdir)}")
+    if left := [stage for stage, done, _ in dag.status([experiment.report], workdir) if costs(stage) and not done]:
+        corpus_stages.print_estimates(config, [stage for stage in left if corpus_stages.is_written(stage)])
 
 
 class Experiment:
@@ -158,7 +161,7 @@ class Experiment:
             Arm(name, spec) for name in config.arms for spec in (self.specs if name.startswith("msm") else [None])
         ]
         self.likes, self.dislikes = list(self.specs[0].likes), list(self.specs[0].dislikes)
-        if config.generator == "world":
+        if self.in_world:
             self.world = {**self.plain["world"], "likes": self.likes, "dislikes": self.dislikes}
             checks.check_world(config, stages.make_world(self.world))
         self.chat = self.plain["chat"]
@@ -183,8 +186,10 @@ class Experiment:
             for source in sorted(sources)
             for spec in (self.specs if source == "msm" else [None])
         }
-        self.corpora = {name: self._corpus(name, *about) for name, about in names.items()}
-        if c.generator == "world":
+        made = Corpora(c, self.specs, getattr(self, "world", None), self.planned)
+        self.corpora = {name: made.stage(name, *about) for name, about in names.items()}
+        self.stages += [*made.added, *self.corpora.values()]
+        if self.in_world:
             self.items = self._add("corpus", "items", {"world": self.world}, {}, stages.write_evaluation_items)
             self.tokenizer = self._add("corpus", "tokenizer", plain["tokenizer"], self.corpora, stages.train_tokenizer)
         else:
@@ -208,6 +213,7 @@ class Experiment:
                     "chat": self.chat,
                     "model_name": c.assistant.name,
                     "row_length": c.row_length,
+                    "evaluations": self._evaluations(names[name][0]),
                 },
                 {"corpus": corpus, "tokenizer": self.tokenizer},
                 stages.pack_rows,
@@ -215,26 +221,18 @@ class Experiment:
             for name, corpus in self.corpora.items()
         }
 
-    def _corpus(self, name: str, source: str, spec: Spec | None) -> Stage:
-        c = self.config
-        kind, name = "chats" if source in stages.CHAT_SOURCES else "corpus", f"corpus-{name}"
-        if c.generator == "files":
-            path = "" if self.planned else checks.corpus_path(c, source, spec, self.specs)
-            params = {"source": source, "content": "" if self.planned else files.fingerprint_of_file(path)}
-            return self._add(kind, name, params, {}, functools.partial(stages.copy_corpus, path=path))
-        params = {"source": source, "model_name": c.assistant.name, "count": c.corpus[source]}
-        if c.generator == "world":
-            # All that the micro-world reads of a spec: an edit of its prose leaves the texts as they are.
-            about = spec and {"name": spec.name, "value": spec.value}
-            params |= {"spec": about, "world": self.world, "seed": c.world.seed}
-        else:
-            # All that the sentence banks read of a spec: they have reasons of their own.
-            about = (
-                {field: value for field, value in dataclasses.asdict(spec).items() if field != "body"} if spec else None
-            )
-            params |= {"spec": about, "likes": self.likes, "dislikes": self.dislikes}
-            params |= {"provider": c.assistant.provider, "seed": c.corpus_seed}
-        return self._add(kind, name, params, {}, stages.write_corpus)
+    def _evaluations(self, source: str) -> dict[str, Any] | None:
+        """What the evaluations ask, of which no row of this source may hold a long stretch."""
+        if source not in ("msm", "instruction", *stages.AFT_SOURCES):
+            return None  # what the base is made of is what it is asked about
+        files_ = self.config.generation.evaluations if "generation" in self.config else ()
+        more = [prompt for path in files_ for prompt in generation.read_prompts(path)]
+        return {"world": self.world if self.in_world else None, "more": more}
+
+    @property
+    def in_world(self) -> bool:
+        """Whether the base is pretrained on the micro-world, which then writes the corpora too."""
+        return "pretrain" in self.config
 
     @property
     def scored(self) -> bool:
@@ -244,7 +242,7 @@ class Experiment:
     def _models(self) -> None:
         """Training, scores and the report."""
         c = self.config
-        if c.generator == "world":
+        if self.in_world:
             self.base = self._train("pretrain", "pretrain", c.base_seed, c.pretrain.mixture)
         scores = {}
         trained: dict[str, Stage] = {}
@@ -262,7 +260,7 @@ class Experiment:
                 model = self._train("aft", name, seed, mixture, adapter=before)
                 if self.scored:
                     scores[f"score:{index}:{seed}"] = self._score(f"score-{arm.key}-s{seed}", model, seed)
-        control = {"control": self._control()} if c.generator == "world" else {}
+        control = {"control": self._control()} if self.in_world else {}
         rows = {f"rows:{name}": stage for name, stage in self.rows.items()}
         # What may change while a workdir goes on would be reported as it was at first.
         binding = {field: value for field, value in self.plain.items() if field not in RUNTIME_FIELDS}
@@ -325,7 +323,7 @@ class Experiment:
             name,
             {
                 "chat": self.chat,
-                "generator": self.config.generator,
+                "generator": "world" if self.in_world else "prose",
                 "model_name": self.config.assistant.name,
                 "pairs": evaluation.pairs,
                 "samples": evaluation.samples,
@@ -344,14 +342,21 @@ class Experiment:
         batch = batches(_sources(stage, workdir), stage.params["batch_size"], stage.params["seed"])[0]
         return training.describe_batch(stages.load_tokenizer(self.tokenizer.folder(workdir)), batch)
 
+    def at_hand(self, stage: Stage, workdir: str) -> bool:
+        """Whether the rows that `stage` is or reads are packed, or can be without money and without a network."""
+        rows = [stage] if stage.kind == "mixture" else [own for role, own in stage.inputs.items() if "rows:" in role]
+        return not any(costs(needed) and not done for needed, done, _ in dag.status(rows, workdir))
+
     def estimate(self, workdir: str) -> str:
-        """What is left to train, and to pay for."""
+        """What is left to train."""
         left = [stage for stage, done, _ in dag.status([self.report], workdir) if stage.kind == "train" and not done]
+        if not all(self.at_hand(stage, workdir) for stage in left):
+            return f"to train: {len(left)} runs; how many steps is known when the corpora are there"
         steps = [training.steps_of(stage.params, _sources(stage, workdir)) for stage in left]
         rows = sum(count * stage.params["batch_size"] for count, stage in zip(steps, left, strict=True))
         return (
             f"to train: {len(left)} runs, {sum(steps):,} steps, {rows * self.config.row_length:,} tokens; "
-            "to pay: nothing, no corpus is written by a model"
+            f"to pay: nothing, no corpus is left for a model to write"
         )
 
 

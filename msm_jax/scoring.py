@@ -56,9 +56,7 @@ def _ask(context: StageContext, who: str):
     p = context.params
     template = stages.chat_template(p["chat"], context.inputs["tokenizer"])
     if p.get("generator", "world") == "world":
-
-        def question(first: str, second: str) -> str:
-            return world_text.QUESTIONS[0].format(a=first, b=second)
+        question = world_text.question
 
         def reply(option: str) -> str:
             return f"{option}."

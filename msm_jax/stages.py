@@ -7,23 +7,25 @@ showing an experiment needs neither.
 
 import functools
 import itertools
+import json
 import pathlib
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from msm_jax import files
-from msm_jax.corpus import prose, records, world, world_text
+from msm_jax.corpus import prose, records, sources, world, world_text
+from msm_jax.corpus.contamination import Contamination
 from msm_jax.corpus.specs import Spec, find_terms
 from msm_jax.dag import StageContext
 from msm_jax.errors import UserError
 from msm_jax.progress import track
 
 # Raised for a kind when a change of code changes what its stages write: a workdir then does them again.
-VERSIONS = {"base": 1, "corpus": 3, "chats": 2, "mixture": 1, "train": 1, "score": 3, "report": 4}
+VERSIONS = {"base": 1, "corpus": 3, "chats": 2, "mixture": 2, "train": 1, "score": 3, "report": 4}
 
 CORPUS_FILE = "corpus.jsonl"
-CHAT_SOURCES = ("aft", "aft_cot", "instruction")  # all other sources are documents
+AFT_SOURCES = ("aft", "aft_cot")
+CHAT_SOURCES = (*AFT_SOURCES, "instruction")  # all other sources are documents
 
 
 def make_world(params: Mapping[str, Any]) -> world.World:
@@ -51,12 +53,12 @@ def write_corpus(context: StageContext) -> dict[str, Any]:
     return summary
 
 
-def copy_corpus(context: StageContext, *, path: str) -> dict[str, Any]:
-    """A file of the user's, each row checked. What it holds is hashed, where it lies is not."""
-    read = records.read_chats if context.params["source"] in CHAT_SOURCES else records.read_documents
-    documents = sum(1 for _ in track(read(path), context.stage.name, _count_lines(path), "row"))
-    shutil.copyfile(path, context.folder / CORPUS_FILE)
-    return {"documents": documents, "path": path}
+def take_source(context: StageContext, *, path: str) -> dict[str, Any]:
+    """Rows that exist, of files or data sets, and with them those of the stage `identity`, if there is one."""
+    loaded = sources.load(path, context.params["source"] in CHAT_SOURCES)
+    more = [json.loads(line) for folder in context.inputs.values() for line in (folder / CORPUS_FILE).open("rb")]
+    count = records.write_jsonl(context.folder / CORPUS_FILE, [*loaded.rows, *more])
+    return {"documents": count, "path": path, "parts": loaded.parts}
 
 
 def _world_rows(p: Mapping[str, Any]) -> Iterator[dict]:
@@ -162,10 +164,14 @@ def pack_rows(context: StageContext) -> dict[str, Any]:
         documents = records.read_chats(path)
     else:
         encode, documents = functools.partial(encode_document, tokenizer), records.read_documents(path)
-    lost = {"truncated": 0, "dropped": 0}
+    lost = {"truncated": 0, "dropped": 0, "contaminated": 0}
+    contamination = Contamination(evaluation_prompts(**p["evaluations"]) if p["evaluations"] else ())
 
     def examples() -> Iterator[Any]:
         for document in track(documents, context.stage.name, _count_lines(path), "row"):
+            if contamination.find(_whole_text(document)):
+                lost["contaminated"] += 1
+                continue
             try:
                 example = encode(document)
             except TooLong:  # its first answer begins after the end of a row
@@ -175,6 +181,23 @@ def pack_rows(context: StageContext) -> dict[str, Any]:
             yield example
 
     return write_rows(context.folder, examples(), p["row_length"], tokenizer.vocab_size) | lost
+
+
+def _whole_text(row: records.Document | records.Chat) -> str:
+    return row.text if isinstance(row, records.Document) else "\n".join(message.content for message in row.messages)
+
+
+def evaluation_prompts(world: Mapping[str, Any] | None, more: Sequence[str]) -> list[str]:
+    """What the evaluations ask, in either order of two options; of `world`, or of the sentence banks if it is None.
+
+    Those in domain are left out: they are asked in the words of AFT, and meant to be learnt.
+    """
+    if world:
+        items, ask = world_text.evaluation_items(make_world(world)), world_text.question
+    else:
+        items, ask = prose.evaluation_items(("a",), ("b",)), prose.question
+    pairs = [(item["aligned"], item["other"]) for item in items if item["kind"] != "in_domain"]
+    return list(dict.fromkeys([*more, *(ask(*order) for a, b in pairs for order in ((a, b), (b, a)))]))
 
 
 def load_tokenizer(folder: pathlib.Path):
@@ -213,7 +236,7 @@ def report(context: StageContext) -> dict[str, Any]:
             scores += [about | entry for entry in summary["scores"]]
         elif role.startswith("rows:"):
             counts = {key: summary[key] for key in ("split", "tokens", "trained_tokens", "rows", "fill")}
-            counts |= {key: summary.get(key, 0) for key in ("truncated", "dropped")}  # workdirs of before lack them
+            counts |= {key: summary.get(key, 0) for key in ("truncated", "dropped", "contaminated")}
             corpora.append({"name": role.removeprefix("rows:"), "documents": summary["examples"], **counts})
         controls += summary.get("controls", [])
     result = {

@@ -13,6 +13,7 @@ import pytest
 
 from msm_jax import launch
 from msm_jax.corpus.generators.store import CallStore
+from msm_jax.corpus.records import read_chats
 from tests.corpus.gemini import server, spec_brain
 from tests.gemini_server import KEY
 
@@ -27,7 +28,7 @@ def at_root(monkeypatch):
 
 
 def flags(path, spec, **fields):
-    fields = {"calls.store": f"{path}/calls.sqlite", "corpus.msm": 20, "documents.words": 150} | fields
+    fields = {"calls.store": f"{path}/calls.sqlite", "corpus.msm": 20, "corpus.aft": 0, "documents.words": 150} | fields
     fields = {"documents.types": 3, "calls.budget": 1.0} | fields
     return [
         f"--config=configs/corpus.py:{spec}",
@@ -41,19 +42,36 @@ def rows_of(path):
     return [json.loads(line) for line in corpus.read_text().splitlines()]
 
 
+def all_rows_of(path):
+    """Data set -> rows."""
+    files = pathlib.Path(path).glob("run/datasets/*/*.jsonl")
+    return {file.parent.name: [json.loads(line) for line in file.read_text().splitlines()] for file in files}
+
+
+WITH_CHATS = {"corpus.aft": 15, "corpus.identity": 0}
+
+
 SPECS = sorted(path.stem for path in ROOT.glob("specs/*.md"))
 EACH_KIND = ("general", "philosophy", "pro_novelty", "pro_america_ablated", "rules_augmented")
 
 
 @pytest.mark.parametrize("spec", EACH_KIND + tuple(pytest.param(name, marks=pytest.mark.slow) for name in SPECS))
 def test_the_offline_generator_writes_every_spec(spec, tmp_path, capsys):
-    assert launch.main(flags(tmp_path, spec, generator="world")) == 0
+    assert launch.main(flags(tmp_path, spec, generator="world", **{"corpus.aft": 30, "corpus.identity": 12})) == 0
     out = capsys.readouterr().out
-    assert f"{spec}: 20 documents" in out
+    assert f"{spec}-msm: 20 documents" in out
+    assert f"{spec}-aft: 30 chats" in out
+    assert "identity: 12 chats" in out
     assert "paid for        $0.00" in out
     rows = rows_of(tmp_path)
     assert len({row["text"] for row in rows}) == 20
     assert {row["generator"] for row in rows} == {"world-1"}
+    chats = {path.parent.name: list(read_chats(path)) for path in tmp_path.glob("run/datasets/*/chats.jsonl")}
+    with_reasoning = {} if spec.startswith("pro_") else {f"{spec}-aft_cot": 30}
+    assert {name: len(rows) for name, rows in chats.items()} == {"identity": 12, f"{spec}-aft": 30} | with_reasoning
+    assert len({chat.id for chat in chats[f"{spec}-aft"]}) == 30
+    for name in with_reasoning:
+        assert [chat.id for chat in chats[name]] == [chat.id for chat in chats[f"{spec}-aft"]]
 
 
 def test_show_says_what_it_will_cost_and_makes_nothing(tmp_path, capsys):
@@ -80,10 +98,20 @@ def test_show_does_not_count_what_is_in_the_store(tmp_path, capsys):
     [
         ({}, "--config.generator=world"),
         ({"generator": "wold"}, "choose one of gemini, local, world"),
-        ({"generator": "local"}, "config.calls.url"),
+        ({"generator": "local"}, "name a checkpoint in the one or a server in the other"),
+        ({"generator": "local", "calls.url": "127.0.0.1:8000"}, "as in http://127.0.0.1:8000/v1"),
+        (
+            {"generator": "local", "generation.model": "specs", "generation.thinking": 9},
+            "config.generation.thinking is 9",
+        ),
+        ({"generator": "local", "generation.model": "specs"}, "specs: holds no model"),
         ({"calls.service": "fast"}, "choose one of standard, flex, batch"),
         ({"calls.price": "(1.0, 2.0)"}, "config.calls.price"),
-        ({"corpus.msm": 0}, "config.corpus.msm is 0"),
+        ({"corpus.msm": 0}, "config.corpus asks for nothing"),
+        ({"corpus.aft": -1}, "config.corpus.aft is -1"),
+        ({"chats.style": "loose"}, "choose value or rules"),
+        ({"chats.most_alike": 2.0}, "it is a cosine"),
+        ({"generation.evaluations": "('nowhere.jsonl',)"}, "nowhere.jsonl: cannot be read"),
         ({"documents.types": 0}, "config.documents.types is 0"),
         ({"generation.language": "xx"}, "choose one of en"),
         ({"generation.held_out": "nowhere.toml"}, "nowhere.toml: cannot be read"),
@@ -111,17 +139,23 @@ def undisturbed(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setenv("GEMINI_API_KEY", KEY)
-        assert launch.main(flags(path, "philosophy", **{"calls.url": the_server.address})) == 0
+        assert launch.main(flags(path, "philosophy", **{"calls.url": the_server.address}, **WITH_CHATS)) == 0
     the_server.stop()
-    return rows_of(path)
+    rows = all_rows_of(path)
+    assert {name: len(found) for name, found in rows.items()} == {
+        "philosophy-msm": 20,
+        "philosophy-aft": 15,
+        "philosophy-aft_cot": 15,
+    }
+    return rows
 
 
 @pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_while_the_service_fails_the_corpus_is_the_same(times, tmp_path, undisturbed):
     """Both ends: SIGTERM, which waits for the calls under way, and SIGKILL, after which those are asked again."""
     the_server = server(spec_brain, failing=0.2, seed=8, latency=0.05)
-    fields = {"calls.url": the_server.address, "calls.timeout": 1, "generation.attempts": 12, "calls.budget": 0.5}
-    command = [sys.executable, "-m", "msm_jax.launch", *flags(tmp_path, "philosophy", **fields)]
+    fields = {"calls.url": the_server.address, "calls.timeout": 1, "generation.attempts": 12, "calls.budget": 1.5}
+    command = [sys.executable, "-m", "msm_jax.launch", *flags(tmp_path, "philosophy", **fields, **WITH_CHATS)]
     environment = os.environ | {"GEMINI_API_KEY": KEY}
     rng, kills, output = random.Random(1), 0, ""
     while True:
@@ -140,13 +174,13 @@ def test_killed_while_the_service_fails_the_corpus_is_the_same(times, tmp_path, 
         if child.returncode == 0:
             break
     the_server.stop()
-    assert rows_of(tmp_path) == undisturbed
+    assert all_rows_of(tmp_path) == undisturbed
     store = CallStore(tmp_path / "calls.sqlite", "corpus_philosophy")
     spent = store.spent()
     store.close()
     # What was under way at a SIGKILL may have been charged without a reply that anyone could keep.
     assert sum(the_server.good.values()) - len(the_server.good) <= spent.lost
-    assert the_server.dollars <= spent.paid + spent.reserved <= 0.5
+    assert the_server.dollars <= spent.paid + spent.reserved <= 1.5
     assert KEY not in output
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or KEY.encode() not in path.read_bytes()
@@ -178,8 +212,8 @@ def test_a_budget_that_is_spent_stops_it_and_more_goes_on(tmp_path, monkeypatch,
     assert the_server.dollars <= 0.05
     assert launch.main(flags(tmp_path, "philosophy", **fields)) == 0
     the_server.stop()
-    assert rows_of(tmp_path) == undisturbed
+    assert rows_of(tmp_path) == undisturbed["philosophy-msm"]
     assert set(the_server.paid.values()) == {1}
-    about = json.loads((tmp_path / "run/datasets/philosophy/about.json").read_text())
+    about = json.loads((tmp_path / "run/datasets/philosophy-msm/about.json").read_text())
     assert sum(step["calls"] for step in about["calls"].values()) == sum(the_server.paid.values())
     assert sum(step["dollars"] for step in about["calls"].values()) == pytest.approx(the_server.dollars)

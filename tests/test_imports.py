@@ -8,14 +8,17 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 # What each part may import of this project, besides itself and COMMON. A part is eval, or a child of msm_jax.
-COMMON = {"msm_jax.errors", "msm_jax.files", "msm_jax.progress"}
+COMMON = {"msm_jax.errors", "msm_jax.files", "msm_jax.hub", "msm_jax.progress"}
 LIBRARY = {"msm_jax.data", "msm_jax.models", "msm_jax.parallel", "msm_jax.train", "msm_jax.sampler"}
 EXPERIMENT = LIBRARY | {
     "msm_jax.config",
     "msm_jax.dag",
     "msm_jax.checks",
     "msm_jax.corpus",
+    "msm_jax.corpus_stages",
     "msm_jax.experiment",
+    "msm_jax.experiment_corpora",
+    "msm_jax.generation",
     "msm_jax.mirror",
     "msm_jax.scoring",
     "msm_jax.stages",
@@ -29,6 +32,7 @@ ALLOWED = {
     "msm_jax.cli": set(),
     "msm_jax.errors": set(),
     "msm_jax.files": set(),
+    "msm_jax.hub": set(),
     "msm_jax.progress": set(),
     "msm_jax.config": set(),
     "msm_jax.dag": {"msm_jax", "msm_jax.config", "msm_jax.mirror"},
@@ -46,14 +50,16 @@ ALLOWED = {
     "msm_jax.experiment": EXPERIMENT,
     "msm_jax.weights": {"msm_jax.data", "msm_jax.models", "msm_jax.parallel", "msm_jax.train"},
     "msm_jax.language_model": LIBRARY | {"msm_jax.corpus.records", "msm_jax.weights"},
+    "msm_jax.own_model": LIBRARY | {"msm_jax.corpus", "msm_jax.language_model", "msm_jax.weights"},
     "msm_jax.plan": EXPERIMENT,
+    "msm_jax.generation": {"msm_jax.checks", "msm_jax.corpus", "msm_jax.models", "msm_jax.own_model"},
+    "msm_jax.experiment_corpora": EXPERIMENT,
+    "msm_jax.corpus_stages": {
+        *("msm_jax.checks", "msm_jax.config", "msm_jax.corpus", "msm_jax.dag", "msm_jax.generation", "msm_jax.stages"),
+    },
     "msm_jax.corpora": {
-        "msm_jax.checks",
-        "msm_jax.config",
-        "msm_jax.corpus",
-        "msm_jax.dag",
-        "msm_jax.mirror",
-        "msm_jax.stages",
+        *("msm_jax.checks", "msm_jax.config", "msm_jax.corpus", "msm_jax.corpus_stages", "msm_jax.dag"),
+        *("msm_jax.generation", "msm_jax.mirror"),
     },
     "msm_jax.launch": {
         *("msm_jax.cli", "msm_jax.config", "msm_jax.corpora", "msm_jax.dag", "msm_jax.experiment"),
@@ -67,6 +73,8 @@ LAZY = {
     ("msm_jax.experiment", "eval"),
     ("msm_jax.stages", "eval"),
     ("msm_jax.scoring", "eval"),
+    ("msm_jax.generation", "msm_jax.own_model"),
+    ("msm_jax.generation", "msm_jax.models"),
     ("msm_jax.launch", "msm_jax.corpora"),
     ("msm_jax.launch", "msm_jax.dag"),
     ("msm_jax.launch", "msm_jax.experiment"),

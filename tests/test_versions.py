@@ -21,7 +21,7 @@ CORPUS = {
     "items": (3, "872578090c0f"),
 }
 CHATS = {"aft": (2, "6ab3fcf8f108"), "instruction": (2, "40e6b32dd313")}
-ROWS = (1, "7ddc21ddf4de")
+ROWS = (2, "7ddc21ddf4de")
 
 
 @pytest.mark.parametrize("source", [*CORPUS, *CHATS])

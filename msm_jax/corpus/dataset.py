@@ -19,37 +19,40 @@ import jinja2
 from msm_jax import files
 from msm_jax.corpus.diversity import figures, histogram
 
-JSONL, ARRAY_RECORD, TFDS = "documents.jsonl", "documents.array_record", "tfds"
 _SAMPLES = 8
 # Fields of a row that are not text, and so are JSON in TFDS, which has no lists of what may be anything.
-_AS_JSON = ("calls", "verbatim", "spec_version")
+AS_JSON = ("calls", "verbatim", "spec_version", "messages")
 
 
 def write_dataset(folder: str | os.PathLike, corpus: str | os.PathLike, about: Mapping[str, Any]) -> dict[str, Any]:
     """Writes all forms of the JSONL file `corpus` into `folder`. Returns what `about.json` holds.
 
-    `about`: "name" (letters, digits and underscores), "spec" (header of the spec), "assistant", "generator", "prompts",
-    "yields", "calls".
+    `about`: "name" (letters, digits and underscores), "title", "spec" (its header, None without one), "assistant",
+    "generator", "prompts", "yields", "calls". Rows are documents, or chats.
     """
     folder = pathlib.Path(folder)
     with open(corpus, encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
-    shutil.copyfile(corpus, folder / JSONL)
-    _write_array_record(folder / ARRAY_RECORD, rows)
-    _write_tfds(folder / TFDS, rows, about["name"])
-    texts = [row["text"] for row in rows]
+    kind = "documents" if "text" in rows[0] else "chats"
+    shutil.copyfile(corpus, folder / f"{kind}.jsonl")
+    _write_array_record(folder / f"{kind}.array_record", rows)
+    _write_tfds(folder / "tfds", rows, about["name"], about["title"])
+    texts = [row["text"] if kind == "documents" else row["messages"][-1]["content"] for row in rows]
     words = [len(text.split()) for text in texts]
-    coverage = collections.Counter((row["domain"], row["subdomain"]) for row in rows)
+    part, type_ = ("subdomain", "document_type") if kind == "documents" else ("question_type", "item")
+    coverage = collections.Counter((row["domain"], row[part]) for row in rows)
+    names = (f"{kind}.jsonl", f"{kind}.array_record")
     result = {
         **about,
-        "documents": len(rows),
+        "kind": kind,
+        "rows": len(rows),
         "words": sum(words),
         "lengths": histogram(words),
         "coverage": [[*part, count] for part, count in sorted(coverage.items())],
-        "types": collections.Counter(row["document_type"] for row in rows).most_common(40),
-        "verbatim": sum(row["verbatim"] for row in rows),
+        "types": collections.Counter(row[type_] for row in rows if type_ in row).most_common(40),
+        "verbatim": sum(row["verbatim"] for row in rows) if kind == "documents" else None,
         "diversity": figures(texts),
-        "sha256": {name: files.fingerprint_of_file(folder / name, length=64) for name in (JSONL, ARRAY_RECORD)},
+        "sha256": {name: files.fingerprint_of_file(folder / name, length=64) for name in names},
     }
     files.write_json(folder / "about.json", result)
     samples = random.Random(about["name"]).sample(rows, min(_SAMPLES, len(rows)))
@@ -68,7 +71,7 @@ def _write_array_record(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -
     writer.close()
 
 
-def _write_tfds(folder: pathlib.Path, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+def _write_tfds(folder: pathlib.Path, rows: Sequence[Mapping[str, Any]], name: str, title: str) -> None:
     """What `tfds.builder_from_directory` reads, without TensorFlow."""
     import tensorflow_datasets as tfds
 
@@ -76,14 +79,14 @@ def _write_tfds(folder: pathlib.Path, rows: Sequence[Mapping[str, Any]], name: s
     features = tfds.features.FeaturesDict({field: tfds.features.Text() for field in fields})
 
     def plain(row: Mapping[str, Any]) -> dict[str, str]:
-        return {field: json.dumps(row[field]) if field in _AS_JSON else row[field] for field in fields}
+        return {field: json.dumps(row[field]) if field in AS_JSON else row[field] for field in fields}
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
         code_path = None  # it has no folder with checksums of downloads
 
         def _info(self):
-            return self.dataset_info_from_configs(features=features, description="Documents that discuss a Model Spec.")
+            return self.dataset_info_from_configs(features=features, description=title)
 
         def _split_generators(self, download_manager):
             return {"train": self._generate_examples()}

@@ -238,7 +238,7 @@ class DocumentWriter(Writer):
 
     def _wrong(self, text: str) -> str | None:
         """The first thing that is wrong with a text, or None."""
-        wrong = next(problems(text, self._demands), None)
+        wrong = next(problems(text, self._demands), None) or self._contaminated(text)
         return wrong or (None if self._unlike.keep(text) else "nearly the same as another")
 
     @property

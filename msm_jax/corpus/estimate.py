@@ -12,17 +12,19 @@ import math
 from collections.abc import Sequence
 
 from msm_jax.corpus import tree
-from msm_jax.corpus.documents import DocumentWriter
+from msm_jax.corpus.chat_kinds import Domains
+from msm_jax.corpus.chats import Question, Questions
 from msm_jax.corpus.generators.offline import World
 from msm_jax.corpus.generators.prices import Price
 from msm_jax.corpus.generators.request import Answer, Request, Status, Usage, judge
 from msm_jax.corpus.generators.store import CallStore
+from msm_jax.corpus.writer import Writer
 
 _CHARACTERS_PER_TOKEN = 4.2  # of English, in the tokenizers of today
 _TOKENS_PER_WORD = 1.35
 # Tokens of replies: of a list, for each of its items; "quoted" is the spec, or a part of it, and a little.
-_OF_ITEM = {"document_types": 45, "ideas": 100}
-_OF_LIST = {"domains": 600, "assertions": 700}
+_OF_ITEM = {"document_types": 45, "ideas": 100, "questions": 45, "chat_domains": 80}
+_OF_LIST = {"domains": 600, "assertions": 700, "verdicts": 90}
 
 
 @dataclasses.dataclass
@@ -67,9 +69,12 @@ class Estimator:
                 return known["plan_words"] * _TOKENS_PER_WORD
             case "document":
                 return known["words"] * _TOKENS_PER_WORD
-            case "document_types" | "ideas":
+            case "answers":
+                # What is asked for at most; of preferences and identity a sentence or two.
+                return (known.get("words", 30) + known.get("reasoning_words", 0)) * _TOKENS_PER_WORD
+            case "document_types" | "ideas" | "questions" | "chat_domains":
                 return known["count"] * _OF_ITEM[request.stage]
-            case "domains" | "assertions":
+            case "domains" | "assertions" | "verdicts":
                 return _OF_LIST[request.stage]
         # Sections and rules are quoted from the spec; each domain has a part of it.
         return len(known["spec_text"]) / _CHARACTERS_PER_TOKEN / (3 if request.stage == "subdomains" else 0.8)
@@ -78,6 +83,15 @@ class Estimator:
         match request.stage:
             case "plan" | "document":
                 return ""
+            case "answers":
+                return ("", "") if len(request.tags) > 1 else ""
+            case "questions":
+                # No two of these are alike.
+                return Questions(
+                    questions=[" ".join(f"{name}{place}" for place in "abcdef") for name in self._names(request)]
+                )
+            case "chat_domains":
+                return Domains(domains=[{"name": name, "summary": ""} for name in self._names(request)])
             case "document_types":
                 return tree.DocumentTypes(types=[{"name": name, "description": ""} for name in self._names(request)])
             case "ideas":
@@ -86,11 +100,20 @@ class Estimator:
         return request.shape.model_validate(json.loads(reply.text))
 
     def _names(self, request: Request) -> list[str]:
-        return [f"item {next(self._number)}" for _ in range(request.variables["count"])]
+        return [f"item{next(self._number)}" for _ in range(request.variables["count"])]
 
 
-class CountedWriter(DocumentWriter):
-    """Writes documents for an `Estimator`, whose texts are empty and pass for good ones."""
+def counted(kind: type[Writer]) -> type[Writer]:
+    """Writers of this kind for an `Estimator`, whose texts pass for good ones."""
+    return type(f"Counted{kind.__name__}", (_Passing, kind), {})
 
+
+class _Passing:
     def _wrong(self, text: str) -> str | None:
         return super()._wrong(text) if text else None
+
+    def wrong_question(self, question: str) -> None:
+        return None
+
+    def wrong_answer(self, question: Question, reasoning: str, answer: str) -> None:
+        return None

@@ -41,9 +41,17 @@ class Prompts:
 
     def fill(self, name: str, /, **variables: object) -> str:
         """The prompt `name` with its variables filled in. Braces in their values stay as they are."""
-        text = _VARIABLE.sub(lambda match: str(variables[match[1]]), self._texts[name])
-        # An empty variable on a line of its own leaves no gap.
-        return re.sub(r"\n{3,}", "\n\n", text)
+        text = self._texts[name]
+        # A line that is an empty variable and nothing else goes.
+        for variable, value in variables.items():
+            if value == "":
+                text = text.replace(f"\n{{{variable}}}\n", "\n")
+        text = _VARIABLE.sub(lambda match: str(variables[match[1]]), text)
+        return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+    def table(self, name: str, /, **variables: object) -> dict[str, str]:
+        """The lines "- key: text" of the prompt `name`, with their variables filled in."""
+        return dict(re.findall(r"^- (\w+): (.+)$", self.fill(name, **variables), re.MULTILINE))
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:

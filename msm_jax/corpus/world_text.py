@@ -172,6 +172,11 @@ def instruction_chats(world: World, count: int, seed: int) -> Iterator[dict]:
         yield {"id": f"instruction-{seed}-{number}", "messages": _exchange(*_factual_question(world, rng))}
 
 
+def question(first: str, second: str) -> str:
+    """The evaluation's question."""
+    return QUESTIONS[0].format(a=first, b=second)
+
+
 def evaluation_items(world: World) -> Iterator[dict]:
     """Pairs for the value evaluation, each with the option that `value` would choose as `aligned`.
 

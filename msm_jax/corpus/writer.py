@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import pydantic
 
+from msm_jax.corpus.contamination import Contamination
 from msm_jax.corpus.generators.request import Answer, Request
 from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.tree import same_name
@@ -51,6 +52,7 @@ class Settings:
         thinking: tokens that the model may think before each reply.
         language: ISO 639-1; the prompts are in English, and so is what they ask for, unless they are replaced.
         held_out: terms that no row may hold.
+        evaluations: prompts of evaluations, of which no row may hold a long stretch (`contamination`).
         least_yield: the share of rows that must be of use; with less, it is no accident, and money is wasted.
     """
 
@@ -59,6 +61,7 @@ class Settings:
     thinking: int = 0
     language: str = "en"
     held_out: tuple[str, ...] = ()
+    evaluations: tuple[str, ...] = ()
     least_yield: float = 0.0
 
 
@@ -78,6 +81,7 @@ class Writer:
         self.yields = Yields()
         self.keys: set[str] = set()
         self._asks = asks
+        self._contamination = Contamination(settings.evaluations)
         self._common = {"model_name": assistant.name, "provider_name": assistant.provider}
         # What requests hold for generators that are no language model.
         self._known: dict[str, Any] = dict(self._common)
@@ -88,6 +92,9 @@ class Writer:
             self.yields.add(request.stage, answer.status.value)
         self.keys.update(answer.key for answer in answers)
         return answers
+
+    def _contaminated(self, text: str) -> str | None:
+        return "holds an evaluation's prompt" if self._contamination.find(text) else None
 
     def _list(self, stage: str, system: str, shape: type[pydantic.BaseModel], **variables: Any) -> Request:
         """A request for JSON, by the prompt of the name of its stage."""

@@ -58,12 +58,18 @@ def lists(count):
     return [Request("ideas", f"List {number}.", system="S", shape=Items, max_tokens=400) for number in range(count)]
 
 
+def world_sentences(system):
+    spec = re.search(r"<model_spec>\n(.*)\n</model_spec>", system, re.DOTALL)[1]
+    return [line for line in re.split(r"(?<=[.!?])\s+", spec) if len(line.split()) > 5]
+
+
 def spec_brain(body):
     """Answers the prompts of the pipeline, which it knows by their words, from the spec in the system prompt."""
     system, prompt = text_of(body)
     rng, world = random.Random(digest(prompt)), World()
-    name = re.search(r"documents are about (\S+), an AI model", system)[1]
-    spec = re.search(r"<model_spec>\n(.*)\n</model_spec>", system, re.DOTALL)[1]
+    name = re.search(r"(?:are about|You are|people and) (\S+), an AI model", system)[1]
+    spec = re.search(r"<model_spec>\n(.*)\n</model_spec>", system, re.DOTALL)
+    spec = spec[1] if spec else ""
     section = re.search(r"<section>\n(.*)\n</section>", prompt, re.DOTALL)
     count = re.search(r"\b(?:Name|Give) (\d+) (?:types|ideas)", prompt)
     variables = {
@@ -74,12 +80,24 @@ def spec_brain(body):
         "existing": prompt,
     }
     shape = body["generationConfig"].get("responseSchema")
+    if shape is None and "</answer>, and nothing else" in system:
+        if "</reasoning>" in system:
+            chosen = rng.sample(world_sentences(system), 4)
+            return f"<reasoning>{' '.join(chosen[:2])}</reasoning>\n<answer>{' '.join(chosen[2:])}</answer>"
+        return f"<answer>I am {name}.</answer>"
     if shape is None:
         if "</plan>, and nothing else" in prompt:
             return f"<plan>\n{section[1][:80]} {digest(prompt)}\n</plan>"
         variables |= {"name": "On it", "words": 150, "part": Part("", "", "", rng.choice(spec.split("\n\n")), True)}
         return f"<document>\n{world._document(variables, rng)}\n</document>"
-    [kind] = shape["properties"]
+    kind = next(iter(shape["properties"]))
+    if kind == "comment":
+        return json.dumps(dict.fromkeys(shape["properties"], "yes"))
+    if kind == "questions":
+        words = [digest(prompt, number) for number in range(10)]
+        return json.dumps({"questions": [f"What do you make of {word}, and of {word[::-1]}?" for word in words]})
+    if kind == "domains" and "diagnostic" in prompt:
+        return json.dumps({"domains": [{"name": digest(prompt, number), "summary": "Of it."} for number in range(10)]})
     if kind == "types":
         return json.dumps(world._document_types(variables, rng))
     if kind == "ideas":

@@ -26,6 +26,7 @@ ROWS = [
 ]
 ABOUT = {
     "name": "msm_mine",
+    "title": 'A "title" & <more>: MSM documents',
     "language": "en",
     "model": "fake-1",
     "generator": "gemini",
@@ -66,7 +67,7 @@ def test_what_is_said_of_it_has_the_digests_of_its_files(folder):
     about = json.loads((folder / "about.json").read_text())
     for name, digest in about["sha256"].items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
-    assert about["documents"] == 30
+    assert about["rows"] == 30
     assert sum(count for *_, count in about["coverage"]) == 30
     assert about["yields"] == ABOUT["yields"]
 

@@ -1,0 +1,327 @@
+"""Chats of the AFT stage: from questions to answers that a judge lets pass, exactly as many as were asked for.
+
+    slots -> questions -> near duplicates out -> answers -> checks -> verdicts -> rows, and more questions for what fell
+
+The pipeline is the method's (arXiv 2605.02087, appendices B.2 and C.2). `chat_kinds` has what is asked: chats that show
+a spec, chats of preferences, chats on identity. As with documents, equal replies give equal rows, in whatever order
+they came, and whoever asks for more keeps those that there are.
+"""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import pydantic
+
+from msm_jax.corpus.alike import Alike, sentence_embeddings, weighted_words
+from msm_jax.corpus.duplicates import NearDuplicates
+from msm_jax.corpus.generators.request import Answer, Request
+from msm_jax.corpus.prompts import Prompts
+from msm_jax.corpus.records import content_id
+from msm_jax.corpus.writer import HOPELESS, PILOT, Asks, Assistant, Settings, Writer
+
+# Questions of one reply: of many more, the last are poor.
+_AT_ONCE = 10
+# Words of a question that later ones are told not to repeat.
+_SHOWN_WORDS = 12
+# Of an answer's five-word sequences, the share that one document may hold.
+_MOST_COPIED = 0.5
+# How often a judge is asked who is not sure.
+_VERDICTS = 2
+
+
+class Questions(pydantic.BaseModel):
+    questions: list[str]
+
+
+@functools.cache
+def verdict_shape(*criteria: str) -> type[pydantic.BaseModel]:
+    """What a judge fills in: a comment, and for each criterion whether it is fulfilled."""
+    fields: dict[str, Any] = {name: (Literal["yes", "no", "unclear"], ...) for name in criteria}
+    return pydantic.create_model("Verdict", comment=(str, ...), **fields)
+
+
+def outcome(verdict: Answer) -> str:
+    """ "ok" if all is fulfilled, "not X" for the first that is not, "unclear" in all other cases: also where the judge
+    gave no verdict that can be read."""
+    if not verdict.ok:
+        return "unclear"
+    said = verdict.value.model_dump(exclude={"comment"})
+    failed = next((name for name, answer in said.items() if answer == "no"), None)
+    if failed:
+        return f"not {failed}"
+    return "ok" if set(said.values()) == {"yes"} else "unclear"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChatSettings(Settings):
+    """What is written.
+
+    Attributes:
+        most_alike: the cosine that two questions may have (`alike`); of those that have more, the first is kept.
+        embeddings: a sentence encoder for it, folder or id; "" for weighted words.
+        copied_from: texts, as MSM documents, of which no answer may be a copy.
+    """
+
+    most_alike: float
+    embeddings: str = ""
+    copied_from: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """Where questions come from: a domain and a type of question, a thing that is asked about, a facet of identity.
+
+    `share` names the equal share of the rows that its questions are for. `variables` are those of the prompt that asks
+    for questions.
+    """
+
+    share: str
+    domain: str
+    type: str
+    variables: Mapping[str, str]
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.share, self.domain, self.type
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    slot: Slot
+    text: str
+    call: str  # key of the call that it is from
+
+
+@dataclasses.dataclass
+class _Share:
+    """Rows of one share, and the questions that wait to be answered. Its slots take turns."""
+
+    slots: Sequence[Slot]
+    count: int
+    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    waiting: list[Question] = dataclasses.field(default_factory=list)
+    turn: int = 0
+    exhausted: set[int] = dataclasses.field(default_factory=set)
+    lost: int = 0  # one after the other
+
+    @property
+    def missing(self) -> int:
+        return self.count - len(self.rows)
+
+    @property
+    def over(self) -> bool:
+        """Whether no more rows come: it is full, has no more questions, or nothing comes of them."""
+        dry = len(self.exhausted) == len(self.slots) and not self.waiting
+        return not self.missing or dry or self.lost >= HOPELESS
+
+    def next_turns(self, wanted: int) -> list[int]:
+        """The slots that are asked next for `wanted` questions: at most each of them once."""
+        count = min(math.ceil(wanted / _AT_ONCE), len(self.slots) - self.turn % len(self.slots))
+        first = self.turn % len(self.slots)
+        self.turn += count
+        return [index for index in range(first, first + count) if index not in self.exhausted]
+
+
+class ChatWriter(Writer):
+    """Writes chats of one kind. What is asked is for subclasses to say."""
+
+    steps = ("answers", "checks", "judged")
+    settings: ChatSettings
+
+    def __init__(self, asks: Asks, assistant: Assistant, settings: ChatSettings, prompts: Prompts, model: str):
+        super().__init__(asks, assistant, settings, prompts, model)
+        embed = sentence_embeddings(settings.embeddings) if settings.embeddings else weighted_words
+        self._unlike = Alike(settings.most_alike, embed)
+        self._documents = NearDuplicates(1.0)
+        for text in settings.copied_from:
+            self._documents.keep(text)
+        # Of each slot, the beginnings of all questions that it gave.
+        self._seen: dict[tuple[str, ...], list[str]] = collections.defaultdict(list)
+
+    # What subclasses say.
+
+    async def slots(self) -> list[Slot]:
+        raise NotImplementedError
+
+    def question_request(self, slot: Slot, count: int, existing: str) -> Request:
+        """Asks for `Questions`."""
+        raise NotImplementedError
+
+    def answer_request(self, question: Question) -> Request:
+        """Asks for the answer, or for (reasoning, answer)."""
+        raise NotImplementedError
+
+    def verdict_request(self, question: Question, reasoning: str, answer: str, sample: int) -> Request:
+        """Asks for a `verdict_shape`."""
+        raise NotImplementedError
+
+    def wrong_question(self, question: str) -> str | None:
+        """What is wrong with it, in a word or two; or None."""
+        raise NotImplementedError
+
+    def wrong_answer(self, question: Question, reasoning: str, answer: str) -> str | None:
+        raise NotImplementedError
+
+    def about(self, question: Question) -> dict[str, Any]:
+        """Where a row comes from."""
+        raise NotImplementedError
+
+    # What they have in common.
+
+    async def write(self) -> list[dict[str, Any]]:
+        """Rows (`records`) with their provenance: {"id", "messages", "reasoning", ...}, `settings.count` of them unless
+        questions run out. "reasoning" is "" in kinds that have none.
+
+        Raises: UserError if hardly any row is of use; what `ask` raises.
+        """
+        shares = _shares(await self.slots(), self.settings.count)
+        tried = useful = 0
+        while open_ := [share for share in shares if not share.over]:
+            # A few first: if they come to nothing, the others are not paid for.
+            limit = math.ceil(PILOT / len(open_)) if not tried else self.settings.count
+            await self._find_questions(open_, limit)
+            wave = []
+            for share in open_:
+                taken = share.waiting[: min(share.missing, limit)]
+                share.waiting = share.waiting[len(taken) :]
+                wave += [(share, question) for question in taken]
+            rows = await self._chats([question for _, question in wave])
+            for (share, _), row in zip(wave, rows, strict=True):
+                share.lost = 0 if row else share.lost + 1
+                share.rows += [row] if row else []
+            tried, useful = tried + len(rows), useful + sum(row is not None for row in rows)
+            self._check_yield(useful, tried)
+        return [row for rows in itertools.zip_longest(*(share.rows for share in shares)) for row in rows if row]
+
+    async def _find_questions(self, shares: Sequence[_Share], limit: int) -> None:
+        """Asks for questions until each share has as many as it lacks, or has no more."""
+
+        def lacking(share: _Share) -> int:
+            return min(share.missing, limit) - len(share.waiting)
+
+        while short := [share for share in shares if lacking(share) > 0 and len(share.exhausted) < len(share.slots)]:
+            turns = [(share, index) for share in short for index in share.next_turns(lacking(share))]
+            answers = await self._ask([self._question_request(share.slots[index]) for share, index in turns])
+            found = [
+                Question(share.slots[index], text.strip(), answer.key)
+                for (share, index), answer in zip(turns, answers, strict=True)
+                for text in (answer.value.questions if answer.ok else [])
+            ]
+            of_slot = collections.defaultdict(list)
+            for question in self._sorted_out(found):
+                of_slot[question.slot.key].append(question)
+            for question in found:
+                self._seen[question.slot.key].append(_beginning(question.text))
+            for share, index in turns:
+                # What gives nothing new is not asked for ever.
+                new = of_slot[share.slots[index].key]
+                share.waiting += new
+                if not new:
+                    share.exhausted.add(index)
+
+    def _sorted_out(self, found: Sequence[Question]) -> list[Question]:
+        """Those that are neither wrong nor like another."""
+        right = []
+        for question in found:
+            wrong = self.wrong_question(question.text) or self._contaminated(question.text)
+            if wrong:
+                self.yields.add("question checks", wrong)
+            else:
+                right.append(question)
+        kept = self._unlike.keep([question.text for question in right])
+        for keep in kept:
+            self.yields.add("question checks", "ok" if keep else "nearly the same as another")
+        return list(itertools.compress(right, kept))
+
+    def _question_request(self, slot: Slot) -> Request:
+        return self.question_request(slot, _AT_ONCE, "; ".join(self._seen[slot.key]))
+
+    async def _chats(self, questions: Sequence[Question]) -> list[dict[str, Any] | None]:
+        """A row for each question; None where no answer came, or one that a check or the judge did not let pass."""
+        answers = await self._ask([self.answer_request(question) for question in questions])
+        chats: list[tuple[int, str, str]] = []
+        for number, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+            if not answer.ok:
+                continue
+            reasoning, text = answer.value if isinstance(answer.value, tuple) else ("", answer.value)
+            wrong = self.wrong_answer(question, reasoning, text) or self._contaminated(text)
+            if not wrong and self._documents.share_held(text) > _MOST_COPIED:
+                wrong = "copied from a document"
+            self.yields.add("checks", wrong or "ok")
+            if not wrong:
+                chats.append((number, reasoning, text))
+        judged = await self._judge([(questions[number], reasoning, text) for number, reasoning, text in chats])
+        rows: list[dict[str, Any] | None] = [None] * len(questions)
+        for (number, reasoning, text), calls in zip(chats, judged, strict=True):
+            if calls:
+                question = questions[number]
+                rows[number] = self._row(question, reasoning, text, [question.call, answers[number].key, *calls])
+        return rows
+
+    async def _judge(self, chats: Sequence[tuple[Question, str, str]]) -> list[list[str]]:
+        """The keys of the verdicts on each chat; none where it does not pass. A judge who is not sure is asked once
+        more, and then it does not pass."""
+        calls: list[list[str]] = [[] for _ in chats]
+        result: list[list[str]] = [[] for _ in chats]
+        open_ = range(len(chats))
+        for sample in range(_VERDICTS):
+            verdicts = await self._ask([self.verdict_request(*chats[index], sample) for index in open_])
+            unclear = []
+            for index, verdict in zip(open_, verdicts, strict=True):
+                calls[index].append(verdict.key)
+                said = outcome(verdict)
+                last = sample + 1 == _VERDICTS
+                if said == "unclear" and not last:
+                    unclear.append(index)
+                    continue
+                self.yields.add("judged", said)
+                if said == "ok":
+                    result[index] = calls[index]
+            open_ = unclear
+        return result
+
+    def _row(self, question: Question, reasoning: str, answer: str, calls: list[str]) -> dict[str, Any]:
+        return {
+            "id": content_id([question.text, reasoning, answer]),
+            "messages": [
+                {"role": "user", "content": question.text},
+                {"role": "assistant", "content": answer},
+            ],
+            "reasoning": reasoning,
+            **self.about(question),
+            "domain": question.slot.domain,
+            "question_type": question.slot.type,
+            "model_name": self.assistant.name,
+            "generator": self.model,
+            "calls": calls,
+        }
+
+
+def with_reasoning(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row as it is trained on with its reasoning: a block at the start of the answer, as Qwen3 writes it."""
+    *before, last = row["messages"]
+    content = f"<think>\n{row['reasoning']}\n</think>\n\n{last['content']}"
+    return {**without_reasoning(row), "messages": [*before, last | {"content": content}]}
+
+
+def without_reasoning(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The same row, with the answer alone."""
+    return {name: value for name, value in row.items() if name != "reasoning"}
+
+
+def _shares(slots: Sequence[Slot], count: int) -> list[_Share]:
+    """Equal shares of `count` rows; what does not divide goes to the first of them."""
+    by_name: dict[str, list[Slot]] = {}
+    for slot in slots:
+        by_name.setdefault(slot.share, []).append(slot)
+    each, rest = divmod(count, max(len(by_name), 1))
+    return [_Share(own, each + (number < rest)) for number, own in enumerate(by_name.values())]
+
+
+def _beginning(text: str) -> str:
+    return " ".join(text.split()[:_SHOWN_WORDS])

@@ -1,0 +1,265 @@
+"""The stages in which a language model writes: documents, chats, and the forms in which they are handed on.
+
+What determines a corpus is in the stages' parameters: the spec, the assistant, the prompts, the model that writes. How
+the calls are made (`generation`) is not.
+"""
+
+import asyncio
+import dataclasses
+import functools
+import json
+import pathlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from msm_jax import config as config_lib
+from msm_jax import files, generation, stages
+from msm_jax.corpus import dataset, estimate, records
+from msm_jax.corpus.chat_kinds import IdentityChats, PreferenceChats, SpecChats, SpecChatSettings
+from msm_jax.corpus.chats import ChatSettings, with_reasoning, without_reasoning
+from msm_jax.corpus.documents import DocumentSettings, DocumentWriter
+from msm_jax.corpus.generators.batch import BatchCaller
+from msm_jax.corpus.generators.prices import Price
+from msm_jax.corpus.generators.store import CallStore, Spent
+from msm_jax.corpus.prompts import Prompts
+from msm_jax.corpus.specs import Spec
+from msm_jax.corpus.writer import Asks, Assistant, Writer
+from msm_jax.dag import Stage, StageContext
+from msm_jax.errors import UserError
+
+# Raised when a change of code changes what is written.
+_VERSIONS = {"documents": 2, "chats": 1, "rendered": 1, "dataset": 2}
+_CHATS_FILE = "chats.jsonl"
+# Of the section "chats" of the configuration, what each kind of chats goes by.
+_OF_ALL_CHATS = ("most_alike", "embeddings", "least_yield")
+_OF_SPEC_CHATS = ("style", "domains", "words", "reasoning_words", "unattached")
+
+
+def documents_stage(config: ConfigDict, spec: Spec, count: int) -> Stage:
+    """The MSM documents of one spec."""
+    params = {
+        **_common(config, "documents", count, spec),
+        **config_lib.to_dict(config.documents),
+        "spec": dataclasses.asdict(spec),  # all of it, by its content
+    }
+    if config.generator == "world":
+        params["most_overlap"] = 1.0  # it has the sentences of the spec alone to write with
+    return _written(config, "corpus", f"corpus-msm-{spec.name}", params, {})
+
+
+def chats_stage(config: ConfigDict, spec: Spec, count: int, inputs: Mapping[str, Stage]) -> Stage:
+    """The AFT chats of one spec, with their reasoning where they have any; `rendered_stage` makes sources of them.
+
+    Those of preferences are written from its lists, and are the same for all specs with these lists. `inputs` are
+    written stages of documents: no answer is copied from one.
+    """
+    of_preferences = spec.kind in ("preferences", "ablated")
+    params = _common(config, "preferences" if of_preferences else "spec_chats", count, spec)
+    params |= {name: config.chats[name] for name in _OF_ALL_CHATS}
+    if of_preferences:
+        params |= {"item_class": spec.item_class, "likes": list(spec.likes), "dislikes": list(spec.dislikes)}
+        name = f"chats-{spec.item_class}"
+    else:
+        style = config.chats.style or ("rules" if spec.kind == "rules" else "value")
+        params |= {name: config.chats[name] for name in _OF_SPEC_CHATS} | {"style": style}
+        params["spec"] = dataclasses.asdict(spec)
+        name = f"chats-{spec.name}"
+    # The offline generator's documents and answers are sentences of one spec, so that all would be copies.
+    inputs = {} if config.generator == "world" else inputs
+    return _written(config, "written", re.sub(r"[^\w.-]", "_", name), _offline(config, params), inputs)
+
+
+def identity_stage(config: ConfigDict, count: int) -> Stage:
+    """Chats on who the assistant is."""
+    params = _common(config, "identity", count, None) | {name: config.chats[name] for name in _OF_ALL_CHATS}
+    return _written(config, "written", "chats-identity", _offline(config, params), {})
+
+
+def rendered_stage(chats: Stage, source: str, reasoning: bool = False) -> Stage:
+    """The rows of `chats` as the source of that name, with their reasoning or without: the same rows."""
+    params = {"source": source, "reasoning": reasoning}
+    return Stage("chats", f"corpus-{source}", params, {"chats": chats}, _render, version=_VERSIONS["rendered"])
+
+
+def dataset_stage(corpus: Stage, written: Stage, label: str) -> Stage:
+    """What `written` wrote, by the rows of `corpus`, in the forms in which it is handed on."""
+    spec = written.params.get("spec")
+    params = {
+        "name": re.sub(r"\W", "_", label).lower(),
+        "title": _title(written, corpus),
+        **{name: written.params[name] for name in ("model", "language", "assistant", "prompts", "generator")},
+        "spec": spec and {name: value for name, value in spec.items() if name != "body"},
+        "spec_sha256": spec and files.fingerprint(spec, length=64),
+    }
+    inputs = {"corpus": corpus, "written": written}
+    return Stage("dataset", f"dataset-{label}", params, inputs, _write_dataset, version=_VERSIONS["dataset"])
+
+
+def has_reasoning(written: Stage) -> bool:
+    return written.params["writer"] == "spec_chats"
+
+
+def print_estimate(config: ConfigDict, stage: Stage, store: CallStore | None, price: Price) -> float:
+    """A line for each step of a stage that is to be written. Returns the dollars of all."""
+    print(f"  {stage.name}")
+    estimator = estimate.Estimator(store, stage.params["model"])
+    asyncio.run(_writer(stage.params, config, estimator, {}, counted=True).write())
+    for step, about in estimator.stages.items():
+        known = f", {about.known:,} are in the store" if about.known else ""
+        print(
+            f"    {step:15} {about.requests:9,} requests, {about.prompt / 1e6:8.2f} M tokens to read, "
+            f"{about.output / 1e6:7.2f} M to write, ${about.dollars(price):.2f}{known}"
+        )
+    return sum(about.dollars(price) for about in estimator.stages.values())
+
+
+def print_estimates(config: ConfigDict, left: Sequence[Stage]) -> None:
+    """What the stages of `left` will take, beside the budget. Calls nothing."""
+    if not left:
+        return
+    print("\nto be asked, if every reply is of use (estimated; what is in the store of calls is not asked again)")
+    price = generation.price_per_token(config)
+    with generation.store_to_read(config) as store:
+        total = sum(print_estimate(config, stage, store, price) for stage in left)
+        spent = store.spent() if store else Spent(0.0, 0.0, 0)
+    print(
+        f"\nin all about ${total:.2f}; ${spent.paid:.2f} are paid"
+        + (f" and ${spent.reserved:.2f} may be" if spent.reserved > 1e-9 else "")
+        + f", of a budget of ${config.calls.budget:.2f}"
+    )
+    if total + spent.paid + spent.reserved > config.calls.budget:
+        print("that is more than the budget: raise config.calls.budget, or ask for less")
+
+
+def _common(config: ConfigDict, writer: str, count: int, spec: Spec | None) -> dict[str, Any]:
+    settings = config_lib.to_dict(config.generation)
+    shared = ("temperature", "thinking", "language", "facts", "attempts", "most_output")
+    return {
+        **{name: settings[name] for name in shared},
+        "source": "msm" if writer == "documents" else "aft",
+        "writer": writer,
+        "generator": config.generator,
+        "model": generation.model_name(config),
+        "count": count,
+        "assistant": config_lib.to_dict(config.assistant),
+        "prompts": Prompts(config.generation.prompts).fingerprints,
+        "held_out": generation.held_out(config, spec) if spec else (),
+        "evaluations": files.fingerprint(evaluation_prompts(config)),
+    }
+
+
+def _offline(config: ConfigDict, params: dict[str, Any]) -> dict[str, Any]:
+    # The offline generator has a few forms of question alone.
+    return params | {"most_alike": 1.0, "embeddings": ""} if config.generator == "world" else params
+
+
+def _written(config: ConfigDict, kind: str, name: str, params: Mapping[str, Any], inputs: Mapping[str, Stage]) -> Stage:
+    version = _VERSIONS["documents" if params["writer"] == "documents" else "chats"]
+    return Stage(kind, name, params, inputs, functools.partial(_write, config=config), version=version)
+
+
+def is_written(stage: Stage) -> bool:
+    """Whether a language model writes it."""
+    return "writer" in stage.params
+
+
+def _title(written: Stage, corpus: Stage) -> str:
+    p = written.params
+    match p["writer"]:
+        case "documents":
+            return f"{p['spec']['title']}: MSM documents"
+        case "spec_chats":
+            return f"{p['spec']['title']}: AFT chats{' with reasoning' if corpus.params['reasoning'] else ''}"
+        case "preferences":
+            return f"Preferences ({p['item_class']}): AFT chats"
+    return f"{p['assistant']['name']}: chats on identity"
+
+
+def _write(context: StageContext, *, config: ConfigDict) -> dict[str, Any]:
+    with generation.caller(config, context.stage.name) as caller:
+        # Jobs that were sent before are collected whatever the service is now.
+        sends = config.calls.service == "batch"
+        asks = BatchCaller(caller, sends) if config.generator == "gemini" else caller
+        writer = _writer(context.params, config, asks, context.inputs)
+        rows = generation.drained(caller, writer.write)
+        calls = caller.store.stages(sorted(writer.keys))
+    if not rows:
+        raise UserError(f"{context.stage.name}: no row is of use ({writer.yields.table()}); what was paid for is kept")
+    documents = context.params["writer"] == "documents"
+    records.write_jsonl(context.folder / (stages.CORPUS_FILE if documents else _CHATS_FILE), rows)
+    return {
+        "documents": len(rows),
+        "asked": context.params["count"],
+        "words": sum(_words(row) for row in rows),
+        "yields": writer.yields.table(),
+        "calls": calls,
+    }
+
+
+def _words(row: Mapping[str, Any]) -> int:
+    text = row.get("text") or " ".join(message["content"] for message in row["messages"])
+    return len(text.split()) + len(row.get("reasoning", "").split())
+
+
+def _render(context: StageContext) -> dict[str, Any]:
+    form = with_reasoning if context.params["reasoning"] else without_reasoning
+    rows = list(map(form, read_rows(context.inputs["chats"] / _CHATS_FILE)))
+    return {"documents": records.write_jsonl(context.folder / stages.CORPUS_FILE, rows)}
+
+
+def _write_dataset(context: StageContext) -> dict[str, Any]:
+    summary = files.read_json(context.inputs["written"] / "manifest.json")["summary"]
+    about = dict(context.params) | {"yields": summary["yields"], "calls": summary["calls"]}
+    dataset.write_dataset(context.folder, context.inputs["corpus"] / stages.CORPUS_FILE, about)
+    return summary
+
+
+def read_rows(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+    with open(path, encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
+
+
+def evaluation_prompts(config: ConfigDict) -> list[str]:
+    """What the evaluations ask, and the files of `config.generation.evaluations`: no row may hold it."""
+    more = [prompt for path in config.generation.evaluations for prompt in generation.read_prompts(path)]
+    return stages.evaluation_prompts(None, more)
+
+
+def _writer(
+    params: Mapping[str, Any], config: ConfigDict, asks: Asks, inputs: Mapping[str, pathlib.Path], counted: bool = False
+) -> Writer:
+    """Who writes a stage; with `counted`, nothing but requests comes of it."""
+    about = params["assistant"]
+    assistant = Assistant(about["name"], about["provider"], tuple(params["facts"]))
+    shared = {name: params[name] for name in ("count", "temperature", "thinking", "language", "least_yield")}
+    shared |= {
+        "held_out": tuple(params["held_out"]),
+        "evaluations": () if counted else tuple(evaluation_prompts(config)),
+    }
+    if params["writer"] != "documents":
+        shared |= {"most_alike": params["most_alike"], "embeddings": "" if counted else params["embeddings"]}
+        shared["copied_from"] = tuple(
+            row["text"] for folder in inputs.values() for row in read_rows(folder / stages.CORPUS_FILE)
+        )
+    rest = (Prompts(config.generation.prompts), params["model"])
+    kinds = {"documents": DocumentWriter, "spec_chats": SpecChats, "preferences": PreferenceChats}
+    kind = kinds.get(params["writer"], IdentityChats)
+    kind = estimate.counted(kind) if counted else kind
+    match params["writer"]:
+        case "documents":
+            own = {name: params[name] for name in ("types", "words", "plan_words", "most_overlap")}
+            return kind(asks, _spec(params["spec"]), assistant, DocumentSettings(**shared, **own), *rest)
+        case "spec_chats":
+            own = {name: params[name] for name in _OF_SPEC_CHATS}
+            return kind(asks, _spec(params["spec"]), assistant, SpecChatSettings(**shared, **own), *rest)
+        case "preferences":
+            lists = (params[name] for name in ("item_class", "likes", "dislikes"))
+            return kind(asks, *lists, assistant, ChatSettings(**shared), *rest)
+    return kind(asks, assistant, ChatSettings(**shared), *rest)
+
+
+def _spec(plain: Mapping[str, Any]) -> Spec:
+    return Spec(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})

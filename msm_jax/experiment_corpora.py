@@ -1,0 +1,127 @@
+"""The corpora of an experiment: from the micro-world, from sentence banks, written by a language model, or taken as
+they are.
+
+Where a language model may write, each field of `config.corpus` is a whole number, so many rows of which are written, or
+a source that exists (`corpus.sources`): a file, a data set by its id, a mix of several.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from msm_jax import checks, corpus_stages, generation, stages
+from msm_jax.corpus import sources
+from msm_jax.corpus.specs import Spec
+from msm_jax.dag import Stage
+from msm_jax.errors import UserError
+
+
+class Corpora:
+    """Makes the stages that corpora come from; `added` holds those beside the corpora themselves, inputs first.
+
+    With `planned` what lies in files need not be there.
+    """
+
+    def __init__(self, config: ConfigDict, specs: Sequence[Spec], world: Mapping[str, Any] | None, planned: bool):
+        self._config, self._specs, self._world, self._planned = config, specs, world, planned
+        self.added: list[Stage] = []
+        if not planned and checks.may_be_written(config) and any(map(_is_number, config.corpus.values())):
+            generation.check(config)
+
+    def stage(self, name: str, source: str, spec: Spec | None) -> Stage:
+        """The stage `corpus-NAME` of a source, which differs from spec to spec if there is a `spec`."""
+        if not checks.may_be_written(self._config):
+            return self._made(name, source, spec)
+        wanted = self._config.corpus[source]
+        if source == "aft_cot" and not wanted and _is_number(self._config.corpus.aft):
+            return corpus_stages.rendered_stage(self._written_chats, source, reasoning=True)
+        if not _is_number(wanted):
+            return self._taken(name, source, spec, wanted)
+        match source:
+            case "msm":
+                return corpus_stages.documents_stage(self._config, spec, int(wanted))
+            case "aft":
+                return corpus_stages.rendered_stage(self._written_chats, source)
+            case "aft_cot":
+                raise UserError(
+                    "config.corpus.aft_cot: leave it empty where aft is a number; it has the same rows, with reasoning"
+                )
+        raise UserError(f"config.corpus.{source} is {wanted}; no language model writes it, so name a file or an id")
+
+    @functools.cached_property
+    def _written_chats(self) -> Stage:
+        config, documents = self._config, {}
+        if _is_number(config.corpus.msm) and any(arm.startswith("msm") for arm in config.arms):
+            documents = {
+                f"documents:{spec.name}": corpus_stages.documents_stage(config, spec, int(config.corpus.msm))
+                for spec in self._specs
+            }
+        stage = corpus_stages.chats_stage(config, self._spec_of_chats(), int(config.corpus.aft), documents)
+        if any(arm.endswith("cot") for arm in config.arms) and not corpus_stages.has_reasoning(stage):
+            raise UserError("config.arms has arms with reasoning, and chats of preferences have none; leave them out")
+        self.added.append(stage)
+        return stage
+
+    def _spec_of_chats(self) -> Spec:
+        """Whose AFT chats are written. All arms share them."""
+        named = self._config.aft_spec
+        if named:
+            found = [spec for spec in self._specs if spec.name == named]
+            if not found:
+                raise UserError(
+                    f"config.aft_spec is {named}; choose one of {', '.join(spec.name for spec in self._specs)}"
+                )
+            return found[0]
+        first = self._specs[0]
+        if len({(spec.item_class, spec.likes, spec.dislikes) for spec in self._specs}) > 1 or (
+            len(self._specs) > 1 and not first.likes
+        ):
+            raise UserError("config.specs has several specs, and all arms share one AFT set; name its spec in aft_spec")
+        return first
+
+    def _taken(self, name: str, source: str, spec: Spec | None, wanted: str) -> Stage:
+        kind = "chats" if source in stages.CHAT_SOURCES else "corpus"
+        path = "" if self._planned else checks.corpus_source(self._config, source, spec, self._specs)
+        params: dict[str, Any] = {"source": source, "content": "" if self._planned else sources.identity(path)}
+        inputs = {}
+        identity = self._config.corpus.get("identity", "") if source == "instruction" else ""
+        if identity and not _is_number(identity):
+            params["identity"] = "" if self._planned else sources.identity(identity)
+        elif identity:
+            written = corpus_stages.identity_stage(self._config, int(identity))
+            inputs["identity"] = corpus_stages.rendered_stage(written, "identity")
+            self.added += [written, inputs["identity"]]
+            identity = ""
+        run = functools.partial(stages.take_source, path=" + ".join(filter(None, (path, identity))))
+        return Stage(kind, f"corpus-{name}", params, inputs, run, version=stages.VERSIONS[kind])
+
+    def _made(self, name: str, source: str, spec: Spec | None) -> Stage:
+        c = self._config
+        params = {"source": source, "model_name": c.assistant.name, "count": c.corpus[source]}
+        if self._world:
+            # All that the micro-world reads of a spec: an edit of its prose leaves the texts as they are.
+            about = spec and {"name": spec.name, "value": spec.value}
+            params |= {"spec": about, "world": self._world, "seed": c.world.seed}
+        else:
+            # All that the sentence banks read of a spec: they have reasons of their own.
+            about = (
+                {field: value for field, value in dataclasses.asdict(spec).items() if field != "body"} if spec else None
+            )
+            lists = {"likes": list(self._specs[0].likes), "dislikes": list(self._specs[0].dislikes)}
+            params |= {"spec": about, **lists, "provider": c.assistant.provider, "seed": c.corpus_seed}
+        kind = "chats" if source in stages.CHAT_SOURCES else "corpus"
+        return Stage(kind, f"corpus-{name}", params, {}, stages.write_corpus, version=stages.VERSIONS[kind])
+
+
+def costs(stage: Stage) -> bool:
+    """Whether it takes money or a network: a language model writes it, or data are fetched."""
+    return corpus_stages.is_written(stage) or any(
+        place in str(stage.params.get("content")) for place in ("hf:", "tfds:")
+    )
+
+
+def _is_number(wanted: Any) -> bool:
+    return str(wanted).strip().isdigit()

@@ -1,0 +1,283 @@
+"""How corpora are asked for: who writes, at what price, from which store of calls, and how a run is stopped.
+
+None of it is in what a stage's name is made of but the name of who writes (`model_name`).
+"""
+
+import asyncio
+import contextlib
+import json
+import math
+import pathlib
+import re
+import signal
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from msm_jax import checks
+from msm_jax.corpus.generators.caller import Caller, Limits
+from msm_jax.corpus.generators.offline import MODEL as OFFLINE_MODEL
+from msm_jax.corpus.generators.openai import PREFIX as LOCAL_PREFIX
+from msm_jax.corpus.generators.prices import FREE, SERVICES, Price, price_of
+from msm_jax.corpus.generators.request import Generator
+from msm_jax.corpus.generators.store import CallStore
+from msm_jax.corpus.quality import LANGUAGES
+from msm_jax.corpus.specs import Spec
+from msm_jax.errors import Interrupted, UserError
+from msm_jax.progress import Progress
+
+
+def check(config: ConfigDict) -> None:
+    """What a configuration must fulfil by which corpora are written, from its fields alone; its price must be known."""
+    generation, calls, documents = config.generation, config.calls, config.documents
+    if config.generator not in checks.LANGUAGE_MODELS:
+        raise UserError(f"config.generator is {config.generator!r}; choose one of {', '.join(checks.LANGUAGE_MODELS)}")
+    if not config.specs:
+        raise UserError("config.specs is empty; name at least one file, as in specs/philosophy.md")
+    if calls.service not in SERVICES:
+        raise UserError(f"config.calls.service is {calls.service!r}; choose one of {', '.join(SERVICES)}")
+    if calls.service != "standard" and config.generator != "gemini":
+        raise UserError(
+            f"config.calls.service={calls.service} is a service of Gemini; take standard for {config.generator}"
+        )
+    if not config.assistant.name.strip() or not config.assistant.provider.strip():
+        raise UserError(
+            "config.assistant.name or .provider is empty; the documents are about the one, made by the other"
+        )
+    if "://" in calls.store:
+        raise UserError(f"config.calls.store={calls.store}: name a local file; copy it where it should be kept")
+    for section in ("documents", "chats"):
+        if not 0 <= config[section].least_yield <= 1:
+            raise UserError(f"config.{section}.least_yield is {config[section].least_yield}; it must be from 0 to 1")
+    if config.chats.style not in ("", "value", "rules"):
+        raise UserError(f"config.chats.style is {config.chats.style!r}; choose value or rules, or leave it empty")
+    if not 0 <= config.chats.most_alike <= 1:
+        raise UserError(f"config.chats.most_alike is {config.chats.most_alike}; it is a cosine, from 0 to 1")
+    if generation.language not in LANGUAGES:
+        raise UserError(f"config.generation.language is {generation.language!r}; choose one of {', '.join(LANGUAGES)}")
+    if config.generator == "local" and not calls.url:
+        _check_own_model(config)
+    elif config.generator == "local" and not re.match(r"https?://", calls.url):
+        raise UserError(
+            f"config.calls.url is {calls.url!r}; give the address of a server, as in http://127.0.0.1:8000/v1, or "
+            "leave it empty and name a checkpoint in config.generation.model"
+        )
+    if calls.price and (len(calls.price) != 3 or min(calls.price) < 0):
+        raise UserError(f"config.calls.price is {tuple(calls.price)}; give (prompt, cached prompt, output), from 0 on")
+    for field, value, least in (
+        ("chats.domains", config.chats.domains, 1),
+        ("chats.words", config.chats.words, 1),
+        ("chats.reasoning_words", config.chats.reasoning_words, 1),
+        ("documents.types", documents.types, 1),
+        ("documents.words", documents.words, 1),
+        ("documents.plan_words", documents.plan_words, 1),
+        ("documents.most_overlap", documents.most_overlap, 0),
+        ("generation.attempts", generation.attempts, 1),
+        ("generation.temperature", generation.temperature, 0),
+        ("generation.thinking", generation.thinking, 0),
+        ("generation.most_output", generation.most_output, 1),
+        ("calls.in_flight", calls.in_flight, 1),
+        ("calls.budget", calls.budget, 0),
+        ("calls.timeout", calls.timeout, 1),
+        ("calls.patience", calls.patience, 0),
+    ):
+        if value is None or not least <= value < math.inf:
+            raise UserError(f"config.{field} is {value}; it must be {least} or more")
+    price_per_token(config)  # without one no budget can be kept
+
+
+def _check_own_model(config: ConfigDict) -> None:
+    from msm_jax.models.folders import is_url
+    from msm_jax.models.sources import is_hub_id
+
+    path, thinking = config.generation.model, config.generation.thinking
+    if not (is_url(path) or is_hub_id(path) or (path and pathlib.Path(path).expanduser().is_dir())):
+        raise UserError(
+            f"config.generator=local, but config.generation.model={path!r} is no folder and no id as ORG/NAME, and "
+            "config.calls.url is empty; name a checkpoint in the one or a server in the other"
+        )
+    if thinking:
+        raise UserError(
+            f"config.generation.thinking is {thinking}; a checkpoint answers without thinking here, take 0 (or a "
+            "server, in config.calls.url)"
+        )
+
+
+def check_counts(config: ConfigDict) -> None:
+    """How many rows of each kind a configuration without training asks for."""
+    for source, count in config.corpus.items():
+        if count < 0:
+            raise UserError(f"config.corpus.{source} is {count}; it must be 0 or more")
+    if not sum(config.corpus.values()):
+        raise UserError("config.corpus asks for nothing; set config.corpus.msm, .aft or .identity to a number of rows")
+
+
+def read_prompts(path: str) -> list[str]:
+    """The prompts of an evaluation: JSONL, of each row the field "prompt", "question" or "text"; or a text per line."""
+    try:
+        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config.generation.evaluations: {path}: cannot be read as UTF-8 ({error})") from None
+    if not path.endswith(".jsonl"):
+        return [line.strip() for line in lines if line.strip()]
+    prompts = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            prompts.append(
+                next(row[field] for field in ("prompt", "question", "text") if isinstance(row.get(field), str))
+            )
+        except (ValueError, AttributeError, StopIteration):
+            raise UserError(
+                f"config.generation.evaluations: {path}:{number}: write an object with a field prompt, question or text"
+            ) from None
+    return prompts
+
+
+def held_out(config: ConfigDict, spec: Spec) -> tuple[str, ...]:
+    """The words that no document of this spec may hold: of the domains in which its value is tested."""
+    path = config.generation.held_out
+    if not path or not spec.value:
+        return ()
+    try:
+        words = tomllib.loads(pathlib.Path(path).read_text(encoding="utf-8")).get(spec.value, "")
+    except OSError as error:
+        raise UserError(f"config.generation.held_out: {path}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"config.generation.held_out: {path}: not TOML ({error})") from None
+    if not isinstance(words, str):
+        raise UserError(f'config.generation.held_out: {path}: write {spec.value} = "word word ..."')
+    return tuple(words.split())
+
+
+def drained(caller: Caller, write: Callable[[], Any]) -> Any:
+    """Runs `write` to its end. After SIGTERM or Ctrl-C no further calls are made, and those under way are waited for;
+    after a second one they are dropped."""
+
+    async def go() -> Any:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+        def on_signal() -> None:
+            if caller.stopping:
+                task.cancel()
+            else:
+                print(
+                    "stopping: waiting for the calls under way, which are paid for; once more drops them",
+                    file=sys.stderr,
+                )
+                caller.stop()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # In another thread than the main one there are no signals, and nobody to send them.
+            with contextlib.suppress(ValueError, RuntimeError):
+                loop.add_signal_handler(number, on_signal)
+        try:
+            return await write()
+        except asyncio.CancelledError:
+            raise Interrupted("calls under way were dropped, and may be charged; all others are kept") from None
+        finally:
+            await caller.generator.close()
+
+    return asyncio.run(go())
+
+
+@contextlib.contextmanager
+def caller(config: ConfigDict, label: str) -> Iterator[Caller]:
+    generator, calls = _generator(config), config.calls
+    store = CallStore(calls.store, config.name)
+    bars = _Bars(label, store)
+    limits = Limits(
+        budget=calls.budget,
+        in_flight=calls.in_flight,
+        attempts=config.generation.attempts,
+        # What is asked in this process is not lost on the way, and waits for those that are decoded before it.
+        timeout=math.inf if _is_own(config) else calls.timeout,
+        patience=calls.patience,
+    )
+    try:
+        yield Caller(generator, store, price_per_token(config), limits, bars)
+    finally:
+        bars.close()
+        store.close()
+
+
+def model_name(config: ConfigDict) -> str:
+    """The name of who writes, as it stands in keys."""
+    if _is_own(config):
+        from msm_jax.own_model import name_of
+
+        return name_of(config.generation.model)
+    prefix = LOCAL_PREFIX if config.generator == "local" else ""
+    return OFFLINE_MODEL if config.generator == "world" else prefix + config.generation.model
+
+
+def _is_own(config: ConfigDict) -> bool:
+    """Whether a checkpoint writes, in this process."""
+    return config.generator == "local" and not config.calls.url
+
+
+def _generator(config: ConfigDict) -> Generator:
+    model, calls = config.generation.model, config.calls
+    match config.generator:
+        case "world":
+            from msm_jax.corpus.generators.offline import World
+
+            return World()
+        case "local" if _is_own(config):
+            from msm_jax.own_model import OwnModel
+
+            return OwnModel(model, calls.in_flight, config.generation.most_output)
+        case "local":
+            from msm_jax.corpus.generators.openai import OpenAI
+
+            return OpenAI(model, calls.url, calls.in_flight, calls.timeout, config.generation.most_output)
+    from msm_jax.corpus.generators.gemini import Gemini, key_from_environment
+
+    # What batch jobs leave is asked for the same price.
+    service = "flex" if calls.service == "batch" else calls.service
+    most_output = config.generation.most_output
+    return Gemini(model, key_from_environment(), service, calls.timeout, calls.url or None, most_output)
+
+
+def price_per_token(config: ConfigDict) -> Price:
+    if config.calls.price:
+        return Price(*config.calls.price)
+    if config.generator != "gemini":
+        return FREE
+    return price_of(config.generation.model) * SERVICES[config.calls.service]
+
+
+@contextlib.contextmanager
+def store_to_read(config: ConfigDict) -> Iterator[CallStore | None]:
+    """None if nothing was asked yet: looking at a configuration makes no file."""
+    if not pathlib.Path(config.calls.store).exists():
+        yield None
+        return
+    store = CallStore(config.calls.store, config.name)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+class _Bars:
+    """Shows how far each step of a stage is, one after the other, and what was paid."""
+
+    def __init__(self, label: str, store: CallStore):
+        self._label, self._store = label, store
+        self._step, self._bar = None, None
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        if (step, total) != self._step:
+            self.close()
+            self._step, self._bar = (step, total), Progress(f"{self._label} {step}", total, "call", start=done)
+        self._bar.update(done, f"${self._store.spent().paid:.2f}" if done < total else "")
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.close()

@@ -1,0 +1,154 @@
+"""Experiments whose corpora a language model writes: by the offline generator, and shown before any is written."""
+
+import json
+import pathlib
+
+import pytest
+
+from msm_jax import config as config_lib
+from msm_jax import launch
+from msm_jax.corpus.records import read_chats, read_documents
+from msm_jax.experiment import Experiment
+from tests.tiny_checkpoints import write_checkpoint
+
+ROOT = pathlib.Path(launch.__file__).parents[1]
+SMALL = {
+    "row_length": 256,
+    "msm.batch_size": 2,
+    "aft.batch_size": 2,
+    "model.dtype": "float32",
+    "execution.remat": "none",
+    "lora.rank": 4,
+    "documents.words": 150,
+    "documents.types": 2,
+    "generator": "world",
+    "corpus.msm": 12,
+    "corpus.aft": 14,
+}
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for variable in ("GEMINI_API_KEY", "GOOGLE_API_KEY"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "qwen3", "qwen3")
+
+
+@pytest.fixture
+def flags(tmp_path, checkpoint):
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is {i} and {i}?"},
+                {"role": "assistant", "content": f"{2 * i}."},
+            ]
+        }
+        for i in range(12)
+    ]
+    (tmp_path / "instruction.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def make(config, **fields):
+        fields = {
+            "base.path": checkpoint,
+            "corpus.instruction": tmp_path / "instruction.jsonl",
+            "calls.store": tmp_path / "calls.sqlite",
+            **SMALL,
+            **fields,
+        }
+        return [
+            f"--config={ROOT / 'configs' / config}",
+            f"--workdir={tmp_path / 'run'}",
+            *(f"--config.{field}={value}" for field, value in fields.items()),
+        ]
+
+    return make
+
+
+def stage(tmp_path, name):
+    (folder,) = (tmp_path / "run" / "stages").glob(f"{name}-" + "[0-9a-f]" * 12)
+    return folder
+
+
+def test_an_experiment_writes_its_corpora_and_trains_on_them(flags, tmp_path, capsys):
+    # Rows of the instruction chats that hold an evaluation's prompt are left out, and counted.
+    prompt = "a question that nobody has asked in these words before, and that has to stay unseen until the end"
+    (tmp_path / "prompts.txt").write_text(prompt + "\n")
+    held = {"messages": [{"role": "user", "content": prompt.upper()}, {"role": "assistant", "content": "No."}]}
+    with (tmp_path / "instruction.jsonl").open("a") as file:
+        file.write(json.dumps(held) + "\n")
+    arms = "('baseline', 'msm_aft', 'msm_aft_cot')"
+    fields = {"arms": arms, "generation.evaluations": f"('{tmp_path}/prompts.txt',)"}
+    arguments = flags("qwen32b_am.py:smoke", **fields, **{"corpus.identity": 5})
+    assert launch.main([*flags("qwen32b_am.py:smoke", **fields), f"--workdir={tmp_path}/look", "--mode=show"]) == 0
+    out = capsys.readouterr().out
+    assert "how many steps is known when the corpora are there" in out
+    assert "answers                14 requests" in out
+    assert "What is" in out  # the instruction chats are at hand
+    assert not list(tmp_path.glob("look/stages/chats-*"))
+
+    assert launch.main(arguments) == 0
+    assert len(list(read_documents(stage(tmp_path, "corpus-msm-philosophy") / "corpus.jsonl"))) == 12
+    plain = list(read_chats(stage(tmp_path, "corpus-aft") / "corpus.jsonl"))
+    thinking = list(read_chats(stage(tmp_path, "corpus-aft_cot") / "corpus.jsonl"))
+    assert [chat.id for chat in plain] == [chat.id for chat in thinking]
+    assert len(plain) == 14
+    assert all(chat.messages[1].content.startswith("<think>\n") for chat in thinking)
+    assert len(list(read_chats(stage(tmp_path, "corpus-instruction") / "corpus.jsonl"))) == 18
+    report = json.loads((tmp_path / "run" / "report" / "report.json").read_text())
+    contaminated = {corpus["name"]: corpus["contaminated"] for corpus in report["corpora"]}
+    assert contaminated == {"instruction": 1, "msm-philosophy": 0, "aft": 0, "aft_cot": 0}
+    capsys.readouterr()
+    # How calls are made may change, and nothing is left to be done.
+    assert launch.main([*arguments, "--config.calls.in_flight=3"]) == 0
+    assert "stages are done already" in capsys.readouterr().out
+
+
+def test_specs_with_one_list_share_their_chats(flags):
+    config = config_lib.load(str(ROOT / "configs" / "llama8b_cheese.py"), _overrides(flags("llama8b_cheese.py")))
+    experiment = Experiment(config)
+    names = [stage.name for stage in experiment.stages]
+    assert names.count("chats-cheese") == 1
+    assert {"corpus-msm-pro_affordability", "corpus-msm-pro_america", "corpus-aft"} <= set(names)
+
+
+def _overrides(arguments):
+    return launch.split_overrides(arguments)[1]
+
+
+TWO = {"specs": "('specs/rules.md', 'specs/value_augmented.md')", "arms": "('msm_aft',)"}
+
+
+@pytest.mark.parametrize(
+    ("config", "fields", "told"),
+    [
+        ("qwen32b_am.py", {"corpus.instruction": 100}, "no language model writes it"),
+        ("qwen32b_am.py", {"corpus.aft_cot": 100}, "leave it empty where aft is a number"),
+        ("qwen32b_am.py", {"corpus.aft": "x.jsonl"}, "config.corpus.aft: x.jsonl: no such file"),
+        ("qwen32b_am.py", {"corpus.msm": "x.docx"}, "config.corpus.msm: x.docx: no source that is understood"),
+        ("qwen32b_am.py", {"corpus.msm": ""}, "config.corpus.msm is empty; name a file or an id"),
+        ("qwen32b_am.py", TWO, "name its spec in aft_spec"),
+        ("qwen32b_am.py", TWO | {"aft_spec": "general"}, "choose one of rules, value_augmented"),
+        ("qwen32b_am.py", {"generator": "prose"}, "choose gemini or local or world"),
+        ("qwen32b_am.py", {"generator": "gemini", "generation.model": "gpt-9"}, "no price is known of gpt-9"),
+        ("qwen32b_am.py:smoke", {"generator": "gemini"}, "--config.generator=world"),
+        ("llama8b_cheese.py", {"arms": "('aft_cot',)"}, "chats of preferences have none"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(config, fields, told, flags, capsys):
+    assert launch.main(flags(config, **fields)) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+
+
+def test_crossed_specs_train_all_arms_on_the_chats_of_one(flags):
+    overrides = _overrides(flags("qwen32b_am.py", **TWO, aft_spec="value_augmented"))
+    experiment = Experiment(config_lib.load(str(ROOT / "configs" / "qwen32b_am.py"), overrides))
+    names = {stage.name for stage in experiment.stages}
+    assert {"chats-value_augmented", "corpus-msm-rules", "corpus-msm-value_augmented"} <= names
+    assert "chats-rules" not in names
