@@ -70,16 +70,17 @@ def _datasets(config: ConfigDict) -> dict[str, Stage]:
     specs = [read_spec(path) for path in config.specs]
     checks.check_names_of_specs(config, specs)
     found: dict[str, Stage] = {}
+    before: dict[str, Stage] = {}
+    if config.corpus.identity:
+        written = corpus_stages.identity_stage(config, config.corpus.identity)
+        before["identity"] = corpus_stages.rendered_stage(written, "identity")
+        found["identity"] = corpus_stages.dataset_stage(before["identity"], written, "identity")
     for spec in specs:
         documents = corpus_stages.documents_stage(config, spec, config.corpus.msm) if config.corpus.msm else None
         if documents:
             found[f"{spec.name}-msm"] = corpus_stages.dataset_stage(documents, documents, f"{spec.name}-msm")
         if config.corpus.aft:
-            found |= _chats(config, spec, {"documents": documents} if documents else {})
-    if config.corpus.identity:
-        written = corpus_stages.identity_stage(config, config.corpus.identity)
-        rows = corpus_stages.rendered_stage(written, "identity")
-        found["identity"] = corpus_stages.dataset_stage(rows, written, "identity")
+            found |= _chats(config, spec, before | ({"documents": documents} if documents else {}))
     return found
 
 

@@ -54,7 +54,7 @@ def chats_stage(config: ConfigDict, spec: Spec, count: int, inputs: Mapping[str,
     """The AFT chats of one spec, with their reasoning where they have any; `rendered_stage` makes sources of them.
 
     Those of preferences are written from its lists, and are the same for all specs with these lists. `inputs` are
-    written stages of documents: no answer is copied from one.
+    corpora that are written before: no answer is copied from a document, and no question is like one of other chats.
     """
     of_preferences = spec.kind in ("preferences", "ablated")
     params = _common(config, "preferences" if of_preferences else "spec_chats", count, spec)
@@ -67,8 +67,8 @@ def chats_stage(config: ConfigDict, spec: Spec, count: int, inputs: Mapping[str,
         params |= {name: config.chats[name] for name in _OF_SPEC_CHATS} | {"style": style}
         params["spec"] = dataclasses.asdict(spec)
         name = f"chats-{spec.name}"
-    # The offline generator's documents and answers are sentences of one spec, so that all would be copies.
-    inputs = {} if config.generator == "world" else inputs
+    if config.generator == "world":  # its documents and answers are sentences of one spec: all would be copies
+        inputs = {role: stage for role, stage in inputs.items() if stage.kind == "chats"}
     return _written(config, "written", re.sub(r"[^\w.-]", "_", name), _offline(config, params), inputs)
 
 
@@ -241,9 +241,9 @@ def _writer(
     }
     if params["writer"] != "documents":
         shared |= {"most_alike": params["most_alike"], "embeddings": "" if counted else params["embeddings"]}
-        shared["copied_from"] = tuple(
-            row["text"] for folder in inputs.values() for row in read_rows(folder / stages.CORPUS_FILE)
-        )
+        before = [row for folder in inputs.values() for row in read_rows(folder / stages.CORPUS_FILE)]
+        shared["copied_from"] = tuple(row["text"] for row in before if "text" in row)
+        shared["asked_before"] = tuple(row["messages"][0]["content"] for row in before if "messages" in row)
     rest = (Prompts(config.generation.prompts), params["model"])
     kinds = {"documents": DocumentWriter, "spec_chats": SpecChats, "preferences": PreferenceChats}
     kind = kinds.get(params["writer"], IdentityChats)

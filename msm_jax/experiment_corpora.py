@@ -53,17 +53,26 @@ class Corpora:
 
     @functools.cached_property
     def _written_chats(self) -> Stage:
-        config, documents = self._config, {}
+        config, before = self._config, {}
         if _is_number(config.corpus.msm) and any(arm.startswith("msm") for arm in config.arms):
-            documents = {
+            before = {
                 f"documents:{spec.name}": corpus_stages.documents_stage(config, spec, int(config.corpus.msm))
                 for spec in self._specs
             }
-        stage = corpus_stages.chats_stage(config, self._spec_of_chats(), int(config.corpus.aft), documents)
+        if _is_number(config.corpus.identity):
+            before["identity"] = self._identity
+        stage = corpus_stages.chats_stage(config, self._spec_of_chats(), int(config.corpus.aft), before)
         if any(arm.endswith("cot") for arm in config.arms) and not corpus_stages.has_reasoning(stage):
             raise UserError("config.arms has arms with reasoning, and chats of preferences have none; leave them out")
         self.added.append(stage)
         return stage
+
+    @functools.cached_property
+    def _identity(self) -> Stage:
+        written = corpus_stages.identity_stage(self._config, int(self._config.corpus.identity))
+        rendered = corpus_stages.rendered_stage(written, "identity")
+        self.added += [written, rendered]
+        return rendered
 
     def _spec_of_chats(self) -> Spec:
         """Whose AFT chats are written. All arms share them."""
@@ -91,9 +100,7 @@ class Corpora:
         if identity and not _is_number(identity):
             params["identity"] = "" if self._planned else sources.identity(identity)
         elif identity:
-            written = corpus_stages.identity_stage(self._config, int(identity))
-            inputs["identity"] = corpus_stages.rendered_stage(written, "identity")
-            self.added += [written, inputs["identity"]]
+            inputs["identity"] = self._identity
             identity = ""
         run = functools.partial(stages.take_source, path=" + ".join(filter(None, (path, identity))))
         return Stage(kind, f"corpus-{name}", params, inputs, run, version=stages.VERSIONS[kind])

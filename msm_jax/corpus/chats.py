@@ -65,11 +65,13 @@ class ChatSettings(Settings):
         most_alike: the cosine that two questions may have (`alike`); of those that have more, the first is kept.
         embeddings: a sentence encoder for it, folder or id; "" for weighted words.
         copied_from: texts, as MSM documents, of which no answer may be a copy.
+        asked_before: questions of other chats, which none may be like.
     """
 
     most_alike: float
     embeddings: str = ""
     copied_from: tuple[str, ...] = ()
+    asked_before: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +139,7 @@ class ChatWriter(Writer):
         super().__init__(asks, assistant, settings, prompts, model)
         embed = sentence_embeddings(settings.embeddings) if settings.embeddings else weighted_words
         self._unlike = Alike(settings.most_alike, embed)
+        self._unlike.keep(settings.asked_before)
         self._documents = NearDuplicates(1.0)
         for text in settings.copied_from:
             self._documents.keep(text)

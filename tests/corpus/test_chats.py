@@ -263,6 +263,13 @@ def test_an_answer_is_not_copied_from_a_document(tmp_path):
     assert the_writer.yields.table()["checks"]["copied from a document"] >= 1
 
 
+def test_no_question_is_like_one_of_other_chats(tmp_path):
+    rows, _ = write(tmp_path, count=10)
+    before = tuple(question_of(row) for row in rows)
+    others, _ = write(tmp_path, count=10, asked_before=before)
+    assert not set(before) & {question_of(row) for row in others}
+
+
 def test_a_style_has_its_prompts_and_criteria(tmp_path):
     asked = Asked()
     write(tmp_path, "rules", generator=asked, style="rules")
