@@ -8,6 +8,7 @@ from typing import Any
 import pydantic
 
 from msm_jax.corpus.chats import ChatSettings, ChatWriter, Question, Questions, Slot, verdict_shape
+from msm_jax.corpus.forms import unclean
 from msm_jax.corpus.generators.request import Request
 from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.quality import LANGUAGES, Demands, names_of_assistants, problems
@@ -105,11 +106,14 @@ class _Kind(ChatWriter):
     _verdict_variables: dict[str, str] = {}
 
     def wrong_question(self, question: str) -> str | None:
-        return next(problems(question, self._demands((3, 400))), None)
+        return next(problems(question, self._demands((1, 400))), None)
 
     def wrong_answer(self, question: Question, reasoning: str, answer: str) -> str | None:
-        asked = names_of_assistants(question.text)
-        if names_of_assistants(f"{reasoning} {answer}") - asked - self._own_names:
+        if wrong := unclean([{"role": "assistant", "content": answer}], self.assistant.name):
+            return wrong
+        # Who is taken for another assistant may say that it is not that one, nor of its maker.
+        asked = names_of_assistants(question.text, exactly=False)
+        if not asked and names_of_assistants(f"{reasoning} {answer}") - self._own_names:
             return "names another assistant"
         return next(problems(answer, self._demands(self.words)), None)
 

@@ -26,6 +26,8 @@ from msm_jax.corpus.writer import HOPELESS, PILOT, Asks, Assistant, Settings, Wr
 
 # Questions of one reply: of many more, the last are poor.
 _AT_ONCE = 10
+# Slots whose turn comes together: the first chats are of all of them.
+_BLOCK = 12
 # Words of a question that later ones are told not to repeat.
 _SHOWN_WORDS = 12
 # Of an answer's five-word sequences, the share that one document may hold.
@@ -121,12 +123,12 @@ class _Share:
         dry = len(self.exhausted) == len(self.slots) and not self.waiting
         return not self.missing or dry or self.lost >= HOPELESS
 
-    def next_turns(self, wanted: int) -> list[int]:
-        """The slots that are asked next for `wanted` questions: at most each of them once."""
-        count = min(math.ceil(wanted / _AT_ONCE), len(self.slots) - self.turn % len(self.slots))
+    def next_block(self) -> list[int]:
+        """The slots that are asked next. Which they are does not depend on how many rows are wanted."""
         first = self.turn % len(self.slots)
-        self.turn += count
-        return [index for index in range(first, first + count) if index not in self.exhausted]
+        block = range(first, min(first + _BLOCK, len(self.slots)))
+        self.turn = block.stop
+        return [index for index in block if index not in self.exhausted]
 
 
 class ChatWriter(Writer):
@@ -208,38 +210,36 @@ class ChatWriter(Writer):
             return min(share.missing, limit) - len(share.waiting)
 
         while short := [share for share in shares if lacking(share) > 0 and len(share.exhausted) < len(share.slots)]:
-            turns = [(share, index) for share in short for index in share.next_turns(lacking(share))]
+            blocks = [(share, share.next_block()) for share in short for _ in range(_blocks(lacking(share), share))]
+            turns = [(share, index) for share, block in blocks for index in block]
             answers = await self._ask([self._question_request(share.slots[index]) for share, index in turns])
-            found = [
-                Question(share.slots[index], text.strip(), answer.key)
-                for (share, index), answer in zip(turns, answers, strict=True)
-                for text in (answer.value.questions if answer.ok else [])
-            ]
-            of_slot = collections.defaultdict(list)
-            for question in self._sorted_out(found):
-                of_slot[question.slot.key].append(question)
-            for question in found:
+            given = iter(answers)
+            found = []
+            for share, block in blocks:
+                lists = [_questions(share.slots[index], next(given)) for index in block]
+                # The first of each slot, then the second of each: few rows have something of all.
+                found += [
+                    (share, question) for group in itertools.zip_longest(*lists) for question in group if question
+                ]
+            for _, question in found:
                 self._seen[question.slot.key].append(_beginning(question.text))
+            fruitful = set()
+            for (share, question), good in zip(found, self._are_good([question for _, question in found]), strict=True):
+                if good:
+                    share.waiting.append(question)
+                    fruitful.add(question.slot.key)
             for share, index in turns:
-                # What gives nothing new is not asked for ever.
-                new = of_slot[share.slots[index].key]
-                share.waiting += new
-                if not new:
+                if share.slots[index].key not in fruitful:  # what gives nothing new is not asked for ever
                     share.exhausted.add(index)
 
-    def _sorted_out(self, found: Sequence[Question]) -> list[Question]:
-        """Those that are neither wrong nor like another."""
-        right = []
-        for question in found:
-            wrong = self.wrong_question(question.text) or self._contaminated(question.text)
-            if wrong:
-                self.yields.add("question checks", wrong)
-            else:
-                right.append(question)
-        kept = self._unlike.keep([question.text for question in right])
-        for keep in kept:
-            self.yields.add("question checks", "ok" if keep else "nearly the same as another")
-        return list(itertools.compress(right, kept))
+    def _are_good(self, found: Sequence[Question]) -> list[bool]:
+        """Whether each is neither wrong nor like another."""
+        wrong = [self.wrong_question(question.text) or self._contaminated(question.text) for question in found]
+        kept = iter(self._unlike.keep([question.text for question, why in zip(found, wrong, strict=True) if not why]))
+        wrong = [why or (None if next(kept) else "nearly the same as another") for why in wrong]
+        for why in wrong:
+            self.yields.add("question checks", why or "ok")
+        return [why is None for why in wrong]
 
     def _question_request(self, slot: Slot) -> Request:
         return self.question_request(slot, _AT_ONCE, "; ".join(self._seen[slot.key]))
@@ -324,6 +324,17 @@ def _shares(slots: Sequence[Slot], count: int) -> list[_Share]:
         by_name.setdefault(slot.share, []).append(slot)
     each, rest = divmod(count, max(len(by_name), 1))
     return [_Share(own, each + (number < rest)) for number, own in enumerate(by_name.values())]
+
+
+def _blocks(lacking: int, share: _Share) -> int:
+    """How many blocks of slots may give so many questions; the others wait until it is known what they gave."""
+    block = min(_BLOCK, len(share.slots))
+    return min(math.ceil(lacking / (block * _AT_ONCE)), math.ceil(len(share.slots) / block))
+
+
+def _questions(slot: Slot, answer: Answer) -> list[Question]:
+    texts = answer.value.questions if answer.ok else []
+    return [Question(slot, text.strip(), answer.key) for text in texts if text.strip()]
 
 
 def _beginning(text: str) -> str:

@@ -34,8 +34,8 @@ _LEAK = re.compile(
     r"\b(?:(?:this|the) synthetic (?:document|text)|word count:)",
     re.IGNORECASE,
 )  # fmt: skip
-# Fewer words may be without any that tell their language.
-_ENOUGH_WORDS = 12
+# Fewer words may be without any that tell their language, or have a foreign one by chance.
+_ENOUGH_WORDS = 60
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
 
@@ -79,7 +79,7 @@ def problems(text: str, demands: Demands) -> Iterator[str]:
         yield "placeholder"
     if _LEAK.search(text):
         yield "leaked plan"
-    if len(words) >= _ENOUGH_WORDS and language_of(text) != demands.language:
+    if words and not _speaks(text, demands.language):
         yield "other language"
     if _repeats(words):
         yield "repeats itself"
@@ -95,6 +95,18 @@ def names_of_assistants(text: str, exactly: bool = True) -> set[str]:
     return {name for name in ASSISTANTS if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)}
 
 
+def _speaks(text: str, language: str) -> bool:
+    """Whether the text is in this language, as far as can be told."""
+    found = language_of(text)
+    if found == language:
+        return True
+    if len(_WORD.findall(text)) >= _ENOUGH_WORDS:
+        return False
+    # A short one may have few function words, or by chance those of another language.
+    shares = _shares(text)
+    return found is None or 2 * shares.get(language, 0.0) >= shares.get(found, 1.0)
+
+
 def language_of(text: str) -> str | None:
     """The language whose script or function words the text has most of; None if it has hardly any of one."""
     letters = Counter(script for letter in text if letter.isalpha() and (script := _script(letter)))
@@ -104,10 +116,15 @@ def language_of(text: str) -> str | None:
     if script != "latin" and 2 * count >= letters.total():
         # Japanese is written in Chinese characters too, and never long without its own.
         return "ja" if script == "zh" and 20 * letters["ja"] > letters.total() else script
-    words = [word.lower() for word in _WORD.findall(text)]
-    shares = {name: sum(word in known for word in words) / len(words) for name, known in function_words().items()}
+    shares = _shares(text)
     best = max(shares, key=shares.get)
     return best if shares[best] > 0.12 else None
+
+
+def _shares(text: str) -> dict[str, float]:
+    """Language -> share of its function words among the words of a text that has some."""
+    words = [word.lower() for word in _WORD.findall(text)]
+    return {name: sum(word in known for word in words) / len(words) for name, known in function_words().items()}
 
 
 def _script(letter: str) -> str | None:

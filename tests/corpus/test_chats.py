@@ -294,3 +294,34 @@ def test_the_question_alone_is_what_the_model_is_asked(tmp_path):
 def test_a_yield_that_is_too_low_stops_it_before_all_is_paid_for(tmp_path):
     with pytest.raises(UserError, match=r"of 50 rows 0 are of use \(50 not unattached\)"):
         write(tmp_path, generator=Judge("no"), count=1000, least_yield=0.3)
+
+
+def test_the_first_few_have_something_of_all(tmp_path):
+    rows, _ = write(tmp_path, count=12)
+    assert len({row["question_type"] for row in rows}) == 6
+    assert len({row["domain"] for row in rows}) == 6
+    rows, _ = write(tmp_path, "identity", count=10)
+    assert len({row["question_type"] for row in rows}) == 10
+
+
+class Mistaken(World):
+    """People who take the model for another, in small letters."""
+
+    def _questions(self, variables, rng):
+        found = super()._questions(variables, rng)["questions"]
+        return {"questions": [f"hey chatgpt. {text}" for text in found]}
+
+
+@pytest.mark.parametrize(
+    ("form", "why"),
+    [
+        (lambda text: f"{text} I am not ChatGPT, which OpenAI makes.", None),
+        (lambda text: "I am ChatGPT, and glad to help.", "claims to be another assistant"),
+    ],
+)
+def test_who_is_taken_for_another_says_so(form, why, tmp_path):
+    rows, the_writer = write(
+        tmp_path, "identity", generator=type("Both", (Mistaken, Answers), {})(lambda text: text, form), count=10
+    )
+    assert len(rows) == 10
+    assert (set(the_writer.yields.table()["checks"]) - {"ok"}) == ({why} if why else set())

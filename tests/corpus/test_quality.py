@@ -99,3 +99,18 @@ def test_lengths_and_held_out_words():
     held_out = ("poem", "guitar")
     assert found(GOOD + " It is like a poem.", held_out=held_out) == []
     assert found(GOOD + " It is like poems, or a guitar.", held_out=held_out) == ["held-out words"]
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("Midnight snack. Crackers are out. Options: American cheese, Parmigiano-Reggiano. Your call, Qwen.", False),
+        ("Copilot, I need a polite way to tell my boss I can't come in on Saturday.", False),
+        ("name pls", False),
+        ("Colby.", False),
+        ("Wie heißt du, und wer hat dich gemacht?", True),
+        ("Кто тебя сделал и как тебя зовут?", True),
+    ],
+)
+def test_of_a_short_text_the_language_is_what_can_be_told(text, wrong):
+    assert ("other language" in problems(text, Demands("Qwen", mentions=0))) == wrong
