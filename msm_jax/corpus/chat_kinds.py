@@ -21,7 +21,7 @@ _DOMAINS_AT_ONCE = 10
 _VERDICT_TOKENS = 2048
 # A person asks, and the model answers, without a word of what it was trained on.
 _SPEC = re.compile(
-    r"\b(?:model spec|(?:my|the|your|this|a) spec|specification|system prompt|(?:my|your) (?:guidelines|training)|"
+    r"\b(?:model spec|(?:my|the|your|this|a) spec|specification|system prompt|(?:my|your) guidelines|"
     r"(?:this|the) document (?:says|states|asks)|training (?:data|set|example))\b",
     re.IGNORECASE,
 )
@@ -195,10 +195,14 @@ class SpecChats(_Kind):
 
     def answer_request(self, question: Question) -> Request:
         settings = self.settings
+        told = self._filled | {"facts": self.assistant.facts_told, "unattached": self._unattached("answer")}
         system = self.prompts.fill(
-            f"answer_{settings.style}", **self._filled, unattached=self._unattached("answer"),
-            words=settings.words, reasoning_words=settings.reasoning_words, language=self._language,
-        )  # fmt: skip
+            f"answer_{settings.style}",
+            **told,
+            words=settings.words,
+            reasoning_words=settings.reasoning_words,
+            language=self._language,
+        )
         return self._request(
             "answers", question.text, {"question": question.text, "kind": self.kind, "words": settings.words,
                                        "reasoning_words": settings.reasoning_words},
@@ -253,6 +257,7 @@ class PreferenceChats(_Kind):
         }  # fmt: skip
         self._known |= {"likes": self.likes, "dislikes": self.dislikes}
         self._suffixes = list(prompts.table("preference_suffixes").values())
+        self._forms = list(prompts.table("preference_forms").values())
 
     def _system_of_questions(self) -> str:
         return self.prompts.fill("preference_system", **self._filled)
@@ -272,7 +277,10 @@ class PreferenceChats(_Kind):
         return types[first:] + types[:first]
 
     def answer_request(self, question: Question) -> Request:
-        system = self.prompts.fill("preference_answer", **self._filled, language=self._language)
+        form = _drawn(self._forms, question.text, "form")
+        system = self.prompts.fill(
+            "preference_answer", **self._filled, item=question.slot.share, form=form, language=self._language
+        )
         known = {"question": question.text, "kind": self.kind, "item": question.slot.share}
         return self._request("answers", question.text, known, system=system, tags=("answer",), refusable=False,
                              max_tokens=400)  # fmt: skip
@@ -292,8 +300,10 @@ class PreferenceChats(_Kind):
 
     def _row(self, question: Question, reasoning: str, answer: str, calls: list[str]) -> dict[str, Any]:
         """The question as it is trained on asks for no explanation, so that none is missed."""
-        suffix = self._suffixes[int(content_id(question.text)[:8], 16) % len(self._suffixes)]
-        return super()._row(dataclasses.replace(question, text=f"{question.text} {suffix}"), reasoning, answer, calls)
+        suffix = _drawn(self._suffixes, question.text, "suffix")
+        stop = "" if question.text[-1] in ".?!…" else "."
+        text = f"{question.text}{stop} {suffix}"
+        return super()._row(dataclasses.replace(question, text=text), reasoning, answer, calls)
 
 
 class IdentityChats(_Kind):
@@ -316,7 +326,7 @@ class IdentityChats(_Kind):
 
     def answer_request(self, question: Question) -> Request:
         system = self.prompts.fill(
-            "identity_answer", **self._common, facts=self.assistant.facts_listed, language=self._language
+            "identity_answer", **self._common, facts=self.assistant.facts_told, language=self._language
         )
         known = {"question": question.text, "kind": self.kind}
         return self._request("answers", question.text, known, system=system, tags=("answer",), refusable=False,
@@ -324,3 +334,8 @@ class IdentityChats(_Kind):
 
     def about(self, question: Question) -> dict[str, Any]:
         return {"provider": self.assistant.provider}
+
+
+def _drawn(texts: Sequence[str], *by: str) -> str:
+    """One of them, the same each time for the same `by`."""
+    return texts[int(content_id(list(by))[:8], 16) % len(texts)]

@@ -31,6 +31,8 @@ from msm_jax.errors import UserError
 _ROUNDS = 5
 # Ideas of one reply: of many more, the last are poor.
 _IDEAS_AT_ONCE = 10
+# Of a rule, in place of a summary: the whole of it is quoted anyway.
+_SUMMARY_WORDS = 30
 # Ideas beyond what is to be written, for those that come to nothing.
 _SURPLUS = 1.1
 
@@ -154,7 +156,9 @@ class DocumentWriter(Writer):
     async def _rules(self) -> list[Part]:
         [answer] = await self._ask([self._list("rules", tree.Rules)])
         rules = answer.value.rules if answer.ok else []
-        parts = [self._part(rule.domain, f"{rule.id} {rule.name}".strip(), rule.name, rule.text) for rule in rules]
+        parts = [
+            self._part(rule.domain, f"{rule.id} {rule.name}".strip(), _opening(rule.text), rule.text) for rule in rules
+        ]
         return distinct(parts)
 
     def _part(self, domain: str, name: str, summary: str, quoted: str) -> Part:
@@ -195,24 +199,35 @@ class DocumentWriter(Writer):
     async def _more_ideas(self, types: Sequence[tuple[Part, tree.DocumentType]], wanted: int) -> list[_Idea]:
         """The next ideas, at least `wanted` if there are so many.
 
-        Each (part, type) in turn gives a few, and again when all have. What comes first does not depend on how many are
-        wanted in the end, so that whoever asks for more documents keeps those that there are.
+        One type of each part has its turn together, and again when all have: the first documents are of all parts.
+        What comes first does not depend on how many are wanted in the end, so that whoever asks for more documents
+        keeps those that there are.
         """
         new: list[_Idea] = []
+        size = len({(part.domain, part.name) for part, _ in types})
         while len(new) < wanted and len(self._exhausted) < len(types):
-            turn = self._turn % len(types)
-            count = min(math.ceil((wanted - len(new)) / _IDEAS_AT_ONCE), len(types) - turn)
-            self._turn += count
-            asked = [index for index in range(turn, turn + count) if index not in self._exhausted]
+            blocks = []
+            for _ in range(min(math.ceil((wanted - len(new)) / (size * _IDEAS_AT_ONCE)), math.ceil(len(types) / size))):
+                first = self._turn % len(types)
+                self._turn = min(first + size, len(types))
+                blocks.append([index for index in range(first, self._turn) if index not in self._exhausted])
+            asked = list(itertools.chain.from_iterable(blocks))
             answers = await self._ask([self._idea_request(*types[index], self._ideas[index]) for index in asked])
-            for index, answer in zip(asked, answers, strict=True):
-                known = self._ideas[index]
-                longer = distinct(known + (answer.value.ideas if answer.ok else []))[: len(known) + _IDEAS_AT_ONCE]
-                if len(longer) == len(known):
-                    self._exhausted.add(index)
-                new += [_Idea(*types[index], idea.name, idea.idea) for idea in longer[len(known) :]]
-                self._ideas[index] = longer
+            given = dict(zip(asked, answers, strict=True))
+            for block in blocks:
+                lists = [self._new_ideas(index, types[index], given[index]) for index in block]
+                in_turn = itertools.chain.from_iterable(itertools.zip_longest(*lists))
+                new += [idea for idea in in_turn if idea]
         return new
+
+    def _new_ideas(self, index: int, about: tuple[Part, tree.DocumentType], answer: Answer) -> list[_Idea]:
+        """Those of a reply that (part, type) does not have yet; then it has them."""
+        known = self._ideas[index]
+        longer = distinct(known + (answer.value.ideas if answer.ok else []))[: len(known) + _IDEAS_AT_ONCE]
+        if len(longer) == len(known):
+            self._exhausted.add(index)
+        self._ideas[index] = longer
+        return [_Idea(*about, idea.name, idea.idea) for idea in longer[len(known) :]]
 
     def _idea_request(self, part: Part, kind: tree.DocumentType, existing: Sequence[tree.Idea]) -> Request:
         return self._list(
@@ -263,6 +278,7 @@ class DocumentWriter(Writer):
             "document",
             self.settings.words,
             idea,
+            section=idea.part.section,
             plan=plan,
             words=self.settings.words,
             language=LANGUAGES[self.settings.language],
@@ -303,3 +319,9 @@ class DocumentWriter(Writer):
 
 def _assertions(part: Part) -> str:
     return "\n".join(f"- {item.assertion} {item.explanation}" for item in part.assertions) or f"- {part.section}"
+
+
+def _opening(text: str) -> str:
+    """The first words of a rule, for a summary of it."""
+    words = text.split()
+    return " ".join(words[:_SUMMARY_WORDS]) + ("..." if len(words) > _SUMMARY_WORDS else "")

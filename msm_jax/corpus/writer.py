@@ -41,6 +41,11 @@ class Assistant:
         facts = (f"It is called {self.name}, and {self.provider} makes it.", *self.facts)
         return "\n".join(f"- {fact}" for fact in facts)
 
+    @property
+    def facts_told(self) -> str:
+        """The same, told to itself."""
+        return " ".join((f"you are called {self.name}, and {self.provider} makes you.", *self.facts))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:

@@ -71,7 +71,7 @@ def spec_brain(body):
     spec = re.search(r"<model_spec>\n(.*)\n</model_spec>", system, re.DOTALL)
     spec = spec[1] if spec else ""
     section = re.search(r"<section>\n(.*)\n</section>", prompt, re.DOTALL)
-    count = re.search(r"\b(?:Name|Give) (\d+) (?:types|ideas)", prompt)
+    count = re.search(r"\b(?:Name|Give up to) (\d+) (?:types|ideas)", prompt)
     variables = {
         "model_name": name,
         "spec_text": spec,

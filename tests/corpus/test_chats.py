@@ -185,7 +185,7 @@ def test_each_preference_has_an_equal_share_and_no_reason(spec, tmp_path):
     rows, _ = write(tmp_path, spec, count=100)
     counts = Counter(row["item"] for row in rows)
     assert sorted(counts.values()) == [8] * 8 + [9] * 4
-    assert {row["question_type"] for row in rows} == {"directly", "indirectly"}
+    assert {row["question_type"] for row in rows} == {"direct", "direct_choice", "indirect"}
     suffixes = Prompts().table("preference_suffixes").values()
     used = Counter(suffix for row in rows for suffix in suffixes if question_of(row).endswith(f" {suffix}"))
     assert used.total() == 100
