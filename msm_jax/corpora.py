@@ -1,13 +1,12 @@
 """Corpora alone, without training (configs/corpus.py): what is written, and what it will cost."""
 
 import pathlib
-import shutil
 
 from ml_collections import ConfigDict
 
 from msm_jax import checks, corpus_stages, dag, files, generation
 from msm_jax import config as config_lib
-from msm_jax.corpus.specs import Spec, read_spec
+from msm_jax.corpus.specs import read_spec
 from msm_jax.dag import Stage
 from msm_jax.mirror import open_workdir
 
@@ -27,22 +26,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     if mirror:
         mirror.send(pathlib.Path(workdir, "config.json"))
     manifests = dag.execute(list(datasets.values()), workdir, mirror=mirror)
-    for label, stage in datasets.items():
-        summary = manifests[stage.key]["summary"]
-        written = stage.inputs["written"]
-        what = "documents" if written.params["writer"] == "documents" else "chats"
-        print(f"\n{label}: {summary['documents']:,} {what}, {summary['words']:,} words")
-        if missing := summary["asked"] - summary["documents"]:
-            print(f"  {missing:,} fewer than were asked for: no more came, or too many came to nothing")
-        for step, outcomes in summary["yields"].items():
-            print(f"  {step:15} {', '.join(f'{count:,} {outcome}' for outcome, count in outcomes.items())}")
-        print(f"  paid for        ${sum(about['dollars'] for about in summary['calls'].values()):.2f}")
-        folder = pathlib.Path(workdir, "datasets", label)
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(stage.folder(workdir), folder, ignore=shutil.ignore_patterns("manifest.json"))
-        if mirror:
-            mirror.send(folder)
-        print(f"  {place.rstrip('/')}/datasets/{label}: {what}.jsonl, corpus.html and others (README.md says which)")
+    corpus_stages.hand_over(datasets, manifests, workdir, place, mirror)
 
 
 def show(config: ConfigDict, workdir: str) -> None:
@@ -80,15 +64,7 @@ def _datasets(config: ConfigDict) -> dict[str, Stage]:
         if documents:
             found[f"{spec.name}-msm"] = corpus_stages.dataset_stage(documents, documents, f"{spec.name}-msm")
         if config.corpus.aft:
-            found |= _chats(config, spec, before | ({"documents": documents} if documents else {}))
-    return found
-
-
-def _chats(config: ConfigDict, spec: Spec, inputs: dict[str, Stage]) -> dict[str, Stage]:
-    written = corpus_stages.chats_stage(config, spec, config.corpus.aft, inputs)
-    found = {}
-    for source in ("aft", "aft_cot") if corpus_stages.has_reasoning(written) else ("aft",):
-        label = f"{spec.name}-{source}"
-        rows = corpus_stages.rendered_stage(written, source, reasoning=source == "aft_cot")
-        found[label] = corpus_stages.dataset_stage(rows, written, label)
+            inputs = before | ({"documents": documents} if documents else {})
+            written = corpus_stages.chats_stage(config, spec, config.corpus.aft, inputs)
+            found |= corpus_stages.datasets_of_chats(written, spec.name)
     return found

@@ -8,8 +8,10 @@ import asyncio
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +31,7 @@ from msm_jax.corpus.specs import Spec
 from msm_jax.corpus.writer import Asks, Assistant, Writer
 from msm_jax.dag import Stage, StageContext
 from msm_jax.errors import UserError
+from msm_jax.mirror import Mirror
 
 # Raised when a change of code changes what is written.
 _VERSIONS = {"documents": 2, "chats": 1, "rendered": 1, "dataset": 2}
@@ -96,6 +99,42 @@ def dataset_stage(corpus: Stage, written: Stage, label: str) -> Stage:
     }
     inputs = {"corpus": corpus, "written": written}
     return Stage("dataset", f"dataset-{label}", params, inputs, _write_dataset, version=_VERSIONS["dataset"])
+
+
+def datasets_of_chats(written: Stage, name: str) -> dict[str, Stage]:
+    """Label -> the stage that hands on the chats of `written`: without reasoning and, if they have any, with it."""
+    found = {}
+    for source in ("aft", "aft_cot") if has_reasoning(written) else ("aft",):
+        rows = rendered_stage(written, source, reasoning=source == "aft_cot")
+        found[f"{name}-{source}"] = dataset_stage(rows, written, f"{name}-{source}")
+    return found
+
+
+def hand_over(
+    datasets: Mapping[str, Stage],
+    manifests: Mapping[str, Mapping[str, Any]],
+    workdir: str | os.PathLike,
+    place: str,
+    mirror: Mirror | None,
+) -> None:
+    """Prints what came of each data set, and puts it where users look for it, WORKDIR/datasets; `place` is the workdir
+    as they know it."""
+    for label, stage in datasets.items():
+        summary, what = manifests[stage.key]["summary"], "chats"
+        if stage.inputs["written"].params["writer"] == "documents":
+            what = "documents"
+        print(f"\n{label}: {summary['documents']:,} {what}, {summary['words']:,} words")
+        if missing := summary["asked"] - summary["documents"]:
+            print(f"  {missing:,} fewer than were asked for: no more came, or too many came to nothing")
+        for step, outcomes in summary["yields"].items():
+            print(f"  {step:15} {', '.join(f'{count:,} {outcome}' for outcome, count in outcomes.items())}")
+        print(f"  paid for        ${sum(about['dollars'] for about in summary['calls'].values()):.2f}")
+        folder = pathlib.Path(workdir, "datasets", label)
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(stage.folder(workdir), folder, ignore=shutil.ignore_patterns("manifest.json"))
+        if mirror:
+            mirror.send(folder)
+        print(f"  {place.rstrip('/')}/datasets/{label}: {what}.jsonl, corpus.html and others (README.md says which)")
 
 
 def has_reasoning(written: Stage) -> bool:

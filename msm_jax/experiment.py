@@ -88,6 +88,11 @@ def run(config: ConfigDict, workdir: str, hosts: dag.Hosts = dag.ALONE) -> None:
         if mirror:
             mirror.send(pathlib.Path(workdir, "config.json"))
     report = print if hosts.first else lambda line: None
+    if experiment.datasets:  # first, so that they can be looked at while it trains
+        manifests = dag.execute(list(experiment.datasets.values()), workdir, report, hosts, mirror)
+        if hosts.first:
+            corpus_stages.hand_over(experiment.datasets, manifests, workdir, place, mirror)
+            print()
     dag.execute([experiment.report], workdir, report, hosts, mirror)
     if not hosts.first:
         return
@@ -189,6 +194,7 @@ class Experiment:
         made = Corpora(c, self.specs, getattr(self, "world", None), self.planned)
         self.corpora = {name: made.stage(name, *about) for name, about in names.items()}
         self.stages += [*made.added, *self.corpora.values()]
+        self.datasets = made.datasets
         if self.in_world:
             self.items = self._add("corpus", "items", {"world": self.world}, {}, stages.write_evaluation_items)
             self.tokenizer = self._add("corpus", "tokenizer", plain["tokenizer"], self.corpora, stages.train_tokenizer)

@@ -7,6 +7,7 @@ a source that exists (`corpus.sources`): a file, a data set by its id, a mix of 
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,14 +21,16 @@ from msm_jax.errors import UserError
 
 
 class Corpora:
-    """Makes the stages that corpora come from; `added` holds those beside the corpora themselves, inputs first.
+    """Makes the stages that corpora come from.
 
-    With `planned` what lies in files need not be there.
+    `added` holds those beside the corpora themselves, inputs first; `datasets`, by label, those that hand on what a
+    language model writes. With `planned` what lies in files need not be there.
     """
 
     def __init__(self, config: ConfigDict, specs: Sequence[Spec], world: Mapping[str, Any] | None, planned: bool):
         self._config, self._specs, self._world, self._planned = config, specs, world, planned
         self.added: list[Stage] = []
+        self.datasets: dict[str, Stage] = {}
         if not planned and checks.may_be_written(config) and any(map(_is_number, config.corpus.values())):
             generation.check(config)
 
@@ -42,7 +45,9 @@ class Corpora:
             return self._taken(name, source, spec, wanted)
         match source:
             case "msm":
-                return corpus_stages.documents_stage(self._config, spec, int(wanted))
+                stage, label = corpus_stages.documents_stage(self._config, spec, int(wanted)), f"{spec.name}-msm"
+                self.datasets[label] = corpus_stages.dataset_stage(stage, stage, label)
+                return stage
             case "aft":
                 return corpus_stages.rendered_stage(self._written_chats, source)
             case "aft_cot":
@@ -65,6 +70,8 @@ class Corpora:
         if any(arm.endswith("cot") for arm in config.arms) and not corpus_stages.has_reasoning(stage):
             raise UserError("config.arms has arms with reasoning, and chats of preferences have none; leave them out")
         self.added.append(stage)
+        name = self._spec_of_chats().item_class or self._spec_of_chats().name
+        self.datasets |= corpus_stages.datasets_of_chats(stage, re.sub(r"[^\w.-]", "_", name))
         return stage
 
     @functools.cached_property
@@ -72,6 +79,7 @@ class Corpora:
         written = corpus_stages.identity_stage(self._config, int(self._config.corpus.identity))
         rendered = corpus_stages.rendered_stage(written, "identity")
         self.added += [written, rendered]
+        self.datasets["identity"] = corpus_stages.dataset_stage(rendered, written, "identity")
         return rendered
 
     def _spec_of_chats(self) -> Spec:

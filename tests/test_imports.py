@@ -55,7 +55,8 @@ ALLOWED = {
     "msm_jax.generation": {"msm_jax.checks", "msm_jax.corpus", "msm_jax.models", "msm_jax.own_model"},
     "msm_jax.experiment_corpora": EXPERIMENT,
     "msm_jax.corpus_stages": {
-        *("msm_jax.checks", "msm_jax.config", "msm_jax.corpus", "msm_jax.dag", "msm_jax.generation", "msm_jax.stages"),
+        *("msm_jax.checks", "msm_jax.config", "msm_jax.corpus", "msm_jax.dag", "msm_jax.generation", "msm_jax.mirror"),
+        "msm_jax.stages",
     },
     "msm_jax.corpora": {
         *("msm_jax.checks", "msm_jax.config", "msm_jax.corpus", "msm_jax.corpus_stages", "msm_jax.dag"),

@@ -99,6 +99,8 @@ def test_an_experiment_writes_its_corpora_and_trains_on_them(flags, tmp_path, ca
     assert len(plain) == 14
     assert all(chat.messages[1].content.startswith("<think>\n") for chat in thinking)
     assert len(list(read_chats(stage(tmp_path, "corpus-instruction") / "corpus.jsonl"))) == 18
+    handed_on = {path.parent.name for path in tmp_path.glob("run/datasets/*/corpus.html")}
+    assert handed_on == {"philosophy-msm", "philosophy-aft", "philosophy-aft_cot", "identity"}
     report = json.loads((tmp_path / "run" / "report" / "report.json").read_text())
     contaminated = {corpus["name"]: corpus["contaminated"] for corpus in report["corpora"]}
     assert contaminated == {"instruction": 1, "msm-philosophy": 0, "aft": 0, "aft_cot": 0}
