@@ -96,6 +96,7 @@ def verbatim(section: str, spec: str) -> str | None:
 
     Spaces, marks of Markdown and typographic quotes may differ.
     """
+    section = re.sub(r"</?\w+>", " ", section)  # of the prompt that showed the spec
     wanted = [word for word in map(_bare, section.split()) if word]
     words = [(match.start(), match.end(), _bare(match[0])) for match in re.finditer(r"\S+", spec)]
     words = [(start, end, word) for start, end, word in words if word]

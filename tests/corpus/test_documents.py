@@ -239,6 +239,7 @@ SPEC_TEXT = "One says **this** and that.\n\nTwo says “more” of it, and\nthen
         ("One says this and that.", "One says **this** and that."),
         ('Two says "more" of it, and then some.', "Two says “more” of it, and\nthen some."),
         ("says this and that. Two says more", "says **this** and that.\n\nTwo says “more”"),
+        ("<section>One says this and that.</model_spec>", "One says **this** and that."),
         ("One says nothing of that.", None),
         ("One", None),
     ],
