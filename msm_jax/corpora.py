@@ -65,6 +65,6 @@ def _datasets(config: ConfigDict) -> dict[str, Stage]:
             found[f"{spec.name}-msm"] = corpus_stages.dataset_stage(documents, documents, f"{spec.name}-msm")
         if config.corpus.aft:
             inputs = before | ({"documents": documents} if documents else {})
-            written = corpus_stages.chats_stage(config, spec, config.corpus.aft, inputs)
+            written = corpus_stages.chats_stage(config, spec, config.corpus.aft, inputs, [spec])
             found |= corpus_stages.datasets_of_chats(written, spec.name)
     return found

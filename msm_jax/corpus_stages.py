@@ -38,6 +38,13 @@ _VERSIONS = {"documents": 2, "chats": 1, "rendered": 1, "dataset": 2}
 _CHATS_FILE = "chats.jsonl"
 # Of the section "chats" of the configuration, what each kind of chats goes by.
 _OF_ALL_CHATS = ("most_alike", "embeddings", "least_yield")
+# The prompts that each writer fills in: to change another one leaves what it wrote as it is.
+PROMPTS = {
+    "documents": r"system|manner_.*|domains|subdomains|rules|assertions|document_types|ideas|plan|document",
+    "spec_chats": r"chat_.*|question_types|answer_.*|verdict_.*|unattached_.*",
+    "preferences": r"preference_.*",
+    "identity": r"identity_.*",
+}
 _OF_SPEC_CHATS = ("style", "domains", "words", "reasoning_words", "unattached")
 
 
@@ -53,16 +60,20 @@ def documents_stage(config: ConfigDict, spec: Spec, count: int) -> Stage:
     return _written(config, "corpus", f"corpus-msm-{spec.name}", params, {})
 
 
-def chats_stage(config: ConfigDict, spec: Spec, count: int, inputs: Mapping[str, Stage]) -> Stage:
+def chats_stage(
+    config: ConfigDict, spec: Spec, count: int, inputs: Mapping[str, Stage], sharing: Sequence[Spec]
+) -> Stage:
     """The AFT chats of one spec, with their reasoning where they have any; `rendered_stage` makes sources of them.
 
-    Those of preferences are written from its lists, and are the same for all specs with these lists. `inputs` are
-    corpora that are written before: no answer is copied from a document, and no question is like one of other chats.
+    Those of preferences are written from its lists, for all the specs with these lists that are `sharing` them: no row
+    holds words that are held out for any of them. `inputs` are corpora that are written before: no answer is copied
+    from a document, and no question is like one of other chats.
     """
     of_preferences = spec.kind in ("preferences", "ablated")
-    params = _common(config, "preferences" if of_preferences else "spec_chats", count, spec)
+    params = _common(config, "preferences" if of_preferences else "spec_chats", count, *sharing)
     params |= {name: config.chats[name] for name in _OF_ALL_CHATS}
     if of_preferences:
+        params["facts"] = ()  # nothing of the model is told but what it likes
         params |= {"item_class": spec.item_class, "likes": list(spec.likes), "dislikes": list(spec.dislikes)}
         name = f"chats-{spec.item_class}"
     else:
@@ -77,7 +88,7 @@ def chats_stage(config: ConfigDict, spec: Spec, count: int, inputs: Mapping[str,
 
 def identity_stage(config: ConfigDict, count: int) -> Stage:
     """Chats on who the assistant is."""
-    params = _common(config, "identity", count, None) | {name: config.chats[name] for name in _OF_ALL_CHATS}
+    params = _common(config, "identity", count) | {name: config.chats[name] for name in _OF_ALL_CHATS}
     return _written(config, "written", "chats-identity", _offline(config, params), {})
 
 
@@ -119,16 +130,20 @@ def hand_over(
 ) -> None:
     """Prints what came of each data set, and puts it where users look for it, WORKDIR/datasets; `place` is the workdir
     as they know it."""
+    told: set[str] = set()
     for label, stage in datasets.items():
         summary, what = manifests[stage.key]["summary"], "chats"
         if stage.inputs["written"].params["writer"] == "documents":
             what = "documents"
-        print(f"\n{label}: {summary['documents']:,} {what}, {summary['words']:,} words")
+        of_what = " of answers" if what == "chats" else ""
+        print(f"\n{label}: {summary['documents']:,} {what}, {summary['words']:,} words{of_what}")
         if missing := summary["asked"] - summary["documents"]:
             print(f"  {missing:,} fewer than were asked for: no more came, or too many came to nothing")
-        for step, outcomes in summary["yields"].items():
-            print(f"  {step:15} {', '.join(f'{count:,} {outcome}' for outcome, count in outcomes.items())}")
-        print(f"  paid for        ${sum(about['dollars'] for about in summary['calls'].values()):.2f}")
+        if stage.inputs["written"].key not in told:  # chats with reasoning are the same as those without
+            told.add(stage.inputs["written"].key)
+            for step, outcomes in summary["yields"].items():
+                print(f"  {step:15} {', '.join(f'{count:,} {outcome}' for outcome, count in outcomes.items())}")
+            print(f"  paid for        ${sum(about['dollars'] for about in summary['calls'].values()):.2f}")
         folder = pathlib.Path(workdir, "datasets", label)
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(stage.folder(workdir), folder, ignore=shutil.ignore_patterns("manifest.json"))
@@ -173,7 +188,7 @@ def print_estimates(config: ConfigDict, left: Sequence[Stage]) -> None:
         print("that is more than the budget: raise config.calls.budget, or ask for less")
 
 
-def _common(config: ConfigDict, writer: str, count: int, spec: Spec | None) -> dict[str, Any]:
+def _common(config: ConfigDict, writer: str, count: int, *specs: Spec) -> dict[str, Any]:
     settings = config_lib.to_dict(config.generation)
     shared = ("temperature", "thinking", "language", "facts", "attempts", "most_output")
     return {
@@ -184,8 +199,12 @@ def _common(config: ConfigDict, writer: str, count: int, spec: Spec | None) -> d
         "model": generation.model_name(config),
         "count": count,
         "assistant": config_lib.to_dict(config.assistant),
-        "prompts": Prompts(config.generation.prompts).fingerprints,
-        "held_out": generation.held_out(config, spec) if spec else (),
+        "prompts": {
+            name: digest
+            for name, digest in Prompts(config.generation.prompts).fingerprints.items()
+            if re.fullmatch(PROMPTS[writer], name)
+        },
+        "held_out": sorted({word for spec in specs for word in generation.held_out(config, spec)}),
         "evaluations": files.fingerprint(evaluation_prompts(config)),
     }
 
@@ -224,23 +243,23 @@ def _write(context: StageContext, *, config: ConfigDict) -> dict[str, Any]:
         asks = BatchCaller(caller, sends) if config.generator == "gemini" else caller
         writer = _writer(context.params, config, asks, context.inputs)
         rows = generation.drained(caller, writer.write)
-        calls = caller.store.stages(sorted(writer.keys))
+        keys = sorted(writer.keys)
+        calls, models = caller.store.stages(keys), caller.store.models(keys)
     if not rows:
-        raise UserError(f"{context.stage.name}: no row is of use ({writer.yields.table()}); what was paid for is kept")
+        told = "; ".join(
+            f"{step}: {', '.join(f'{count} {outcome}' for outcome, count in outcomes.items())}"
+            for step, outcomes in writer.yields.table().items()
+        )
+        raise UserError(f"{context.stage.name}: no row is of use ({told}); what was paid for is kept")
     documents = context.params["writer"] == "documents"
     records.write_jsonl(context.folder / (stages.CORPUS_FILE if documents else _CHATS_FILE), rows)
     return {
         "documents": len(rows),
         "asked": context.params["count"],
-        "words": sum(_words(row) for row in rows),
         "yields": writer.yields.table(),
         "calls": calls,
+        "models": models,
     }
-
-
-def _words(row: Mapping[str, Any]) -> int:
-    text = row.get("text") or " ".join(message["content"] for message in row["messages"])
-    return len(text.split()) + len(row.get("reasoning", "").split())
 
 
 def _render(context: StageContext) -> dict[str, Any]:
@@ -251,9 +270,9 @@ def _render(context: StageContext) -> dict[str, Any]:
 
 def _write_dataset(context: StageContext) -> dict[str, Any]:
     summary = files.read_json(context.inputs["written"] / "manifest.json")["summary"]
-    about = dict(context.params) | {"yields": summary["yields"], "calls": summary["calls"]}
-    dataset.write_dataset(context.folder, context.inputs["corpus"] / stages.CORPUS_FILE, about)
-    return summary
+    about = dict(context.params) | {name: summary[name] for name in ("yields", "calls", "models")}
+    about = dataset.write_dataset(context.folder, context.inputs["corpus"] / stages.CORPUS_FILE, about)
+    return summary | {"words": about["words"]}
 
 
 def read_rows(path: pathlib.Path) -> Iterator[dict[str, Any]]:

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from msm_jax import checks, corpus_stages, dag, files, generation, scoring, stages, training
 from msm_jax import config as config_lib
+from msm_jax.corpus import prose
 from msm_jax.corpus.specs import Spec, read_spec
 from msm_jax.dag import Stage
 from msm_jax.data.jinja_template import read_override
@@ -184,7 +185,9 @@ class Experiment:
     def _data(self) -> None:
         """Corpora, evaluation items, tokenizer and packed rows; and the base, where it is what the tokenizer is of."""
         c, plain = self.config, self.plain
-        sources = {source for stage in checks.training(c) for source in c[stage].mixture if source != "aft"}
+        # What no arm is trained on is not made, for it may have to be paid for.
+        fields = [stage for stage in checks.training(c) if stage != "msm" or any(arm.spec for arm in self.arms)]
+        sources = {source for stage in fields for source in c[stage].mixture if source != "aft"}
         sources |= {arm.aft_source for arm in self.arms if arm.aft_source}
         names = {
             f"{source}-{spec.name}" if spec else source: (source, spec)
@@ -242,8 +245,9 @@ class Experiment:
 
     @property
     def scored(self) -> bool:
-        """Whether there is an evaluation for these specs: value generalisation, for specs of preferences."""
-        return all(spec.kind == "preferences" for spec in self.specs)
+        """Whether there is an evaluation for these specs: value generalisation, for the values that it has pairs of."""
+        measured = self.config.world.value_names if self.in_world else prose.VALUES
+        return all(spec.kind == "preferences" and spec.value in measured for spec in self.specs)
 
     def _models(self) -> None:
         """Training, scores and the report."""

@@ -33,6 +33,9 @@ class Corpora:
         self.datasets: dict[str, Stage] = {}
         if not planned and checks.may_be_written(config) and any(map(_is_number, config.corpus.values())):
             generation.check(config)
+        names = [spec.name for spec in specs]
+        if checks.may_be_written(config) and config.aft_spec and config.aft_spec not in names:
+            raise UserError(f"config.aft_spec is {config.aft_spec!r}; choose one of {', '.join(names)}")
 
     def stage(self, name: str, source: str, spec: Spec | None) -> Stage:
         """The stage `corpus-NAME` of a source, which differs from spec to spec if there is a `spec`."""
@@ -41,6 +44,8 @@ class Corpora:
         wanted = self._config.corpus[source]
         if source == "aft_cot" and not wanted and _is_number(self._config.corpus.aft):
             return corpus_stages.rendered_stage(self._written_chats, source, reasoning=True)
+        if _is_number(wanted) and not int(wanted):
+            raise UserError(f"config.corpus.{source} is {wanted}; ask for at least 1, or name what there is")
         if not _is_number(wanted):
             return self._taken(name, source, spec, wanted)
         match source:
@@ -64,14 +69,15 @@ class Corpora:
                 f"documents:{spec.name}": corpus_stages.documents_stage(config, spec, int(config.corpus.msm))
                 for spec in self._specs
             }
-        if _is_number(config.corpus.identity):
+        if _is_number(config.corpus.identity) and int(config.corpus.identity):
             before["identity"] = self._identity
-        stage = corpus_stages.chats_stage(config, self._spec_of_chats(), int(config.corpus.aft), before)
+        spec = self._spec_of_chats()
+        sharing = [own for own in self._specs if own.likes] if spec.likes else [spec]
+        stage = corpus_stages.chats_stage(config, spec, int(config.corpus.aft), before, sharing)
         if any(arm.endswith("cot") for arm in config.arms) and not corpus_stages.has_reasoning(stage):
             raise UserError("config.arms has arms with reasoning, and chats of preferences have none; leave them out")
         self.added.append(stage)
-        name = self._spec_of_chats().item_class or self._spec_of_chats().name
-        self.datasets |= corpus_stages.datasets_of_chats(stage, re.sub(r"[^\w.-]", "_", name))
+        self.datasets |= corpus_stages.datasets_of_chats(stage, re.sub(r"[^\w.-]", "_", spec.item_class or spec.name))
         return stage
 
     @functools.cached_property
@@ -86,12 +92,7 @@ class Corpora:
         """Whose AFT chats are written. All arms share them."""
         named = self._config.aft_spec
         if named:
-            found = [spec for spec in self._specs if spec.name == named]
-            if not found:
-                raise UserError(
-                    f"config.aft_spec is {named}; choose one of {', '.join(spec.name for spec in self._specs)}"
-                )
-            return found[0]
+            return next(spec for spec in self._specs if spec.name == named)
         first = self._specs[0]
         if len({(spec.item_class, spec.likes, spec.dislikes) for spec in self._specs}) > 1 or (
             len(self._specs) > 1 and not first.likes
@@ -105,6 +106,7 @@ class Corpora:
         params: dict[str, Any] = {"source": source, "content": "" if self._planned else sources.identity(path)}
         inputs = {}
         identity = self._config.corpus.get("identity", "") if source == "instruction" else ""
+        identity = "" if _is_number(identity) and not int(identity) else identity
         if identity and not _is_number(identity):
             params["identity"] = "" if self._planned else sources.identity(identity)
         elif identity:
@@ -133,9 +135,8 @@ class Corpora:
 
 def costs(stage: Stage) -> bool:
     """Whether it takes money or a network: a language model writes it, or data are fetched."""
-    return corpus_stages.is_written(stage) or any(
-        place in str(stage.params.get("content")) for place in ("hf:", "tfds:")
-    )
+    taken = f"{stage.params.get('content')} {stage.params.get('identity')}"
+    return corpus_stages.is_written(stage) or "hf:" in taken or "tfds:" in taken
 
 
 def _is_number(wanted: Any) -> bool:

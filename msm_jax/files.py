@@ -79,13 +79,20 @@ def lock(folder: str | os.PathLike) -> Iterator[None]:
 
     Raises: UserError if another process has it.
     """
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / _LOCK, "w") as file:
+    busy = f"{folder}: in use by another process; wait for it, or choose another --workdir"
+    with lock_file(pathlib.Path(folder, _LOCK), busy):
+        yield
+
+
+@contextlib.contextmanager
+def lock_file(path: str | os.PathLike, busy: str) -> Iterator[None]:
+    """The same by any file, made with its folder if missing. Raises: UserError, which says `busy`."""
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{folder}: in use by another process; wait for it, or choose another --workdir") from None
+            raise UserError(busy) from None
         yield
 
 

@@ -5,6 +5,7 @@ None of it is in what a stage's name is made of but the name of who writes (`mod
 
 import asyncio
 import contextlib
+import importlib.util
 import json
 import math
 import pathlib
@@ -17,7 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from msm_jax import checks
+from msm_jax import checks, files
 from msm_jax.corpus.generators.caller import Caller, Limits
 from msm_jax.corpus.generators.offline import MODEL as OFFLINE_MODEL
 from msm_jax.corpus.generators.openai import PREFIX as LOCAL_PREFIX
@@ -54,8 +55,12 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"config.{section}.least_yield is {config[section].least_yield}; it must be from 0 to 1")
     if config.chats.style not in ("", "value", "rules"):
         raise UserError(f"config.chats.style is {config.chats.style!r}; choose value or rules, or leave it empty")
-    if not 0 <= config.chats.most_alike <= 1:
-        raise UserError(f"config.chats.most_alike is {config.chats.most_alike}; it is a cosine, from 0 to 1")
+    if not 0 < config.chats.most_alike <= 1:
+        raise UserError(f"config.chats.most_alike is {config.chats.most_alike}; it is a cosine, above 0 and at most 1")
+    if config.chats.embeddings and not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")):
+        raise UserError(
+            "config.chats.embeddings needs torch and transformers: pip install -e '.[hf]', or leave it empty"
+        )
     if generation.language not in LANGUAGES:
         raise UserError(f"config.generation.language is {generation.language!r}; choose one of {', '.join(LANGUAGES)}")
     if config.generator == "local" and not calls.url:
@@ -172,7 +177,10 @@ def drained(caller: Caller, write: Callable[[], Any]) -> Any:
                 )
                 caller.stop()
 
-        for number in (signal.SIGTERM, signal.SIGINT):
+        # Of several hosts SIGTERM is JAX's own, which tells all of them; asyncio could not give it back.
+        jax = sys.modules.get("jax")
+        several = jax is not None and jax.distributed.is_initialized()
+        for number in (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT):
             # In another thread than the main one there are no signals, and nobody to send them.
             with contextlib.suppress(ValueError, RuntimeError):
                 loop.add_signal_handler(number, on_signal)
@@ -189,21 +197,20 @@ def drained(caller: Caller, write: Callable[[], Any]) -> Any:
 @contextlib.contextmanager
 def caller(config: ConfigDict, label: str) -> Iterator[Caller]:
     generator, calls = _generator(config), config.calls
-    store = CallStore(calls.store, config.name)
-    bars = _Bars(label, store)
-    limits = Limits(
-        budget=calls.budget,
-        in_flight=calls.in_flight,
-        attempts=config.generation.attempts,
-        # What is asked in this process is not lost on the way, and waits for those that are decoded before it.
-        timeout=math.inf if _is_own(config) else calls.timeout,
-        patience=calls.patience,
-    )
-    try:
-        yield Caller(generator, store, price_per_token(config), limits, bars)
-    finally:
-        bars.close()
-        store.close()
+    # Two that write on one account would take each other's calls under way for lost.
+    own = f"{calls.store}.{re.sub(r'[^A-Za-z0-9._-]', '_', config.name)}.lock"
+    busy = f"config.name={config.name}: another process writes its corpora; wait for it, or choose another name"
+    with files.lock_file(own, busy), contextlib.closing(CallStore(calls.store, config.name)) as store:
+        limits = Limits(
+            budget=calls.budget,
+            in_flight=calls.in_flight,
+            attempts=config.generation.attempts,
+            # What is asked in this process is not lost on the way, and waits for those that are decoded before it.
+            timeout=math.inf if _is_own(config) else calls.timeout,
+            patience=calls.patience,
+        )
+        with contextlib.closing(_Bars(label, store)) as bars:
+            yield Caller(generator, store, price_per_token(config), limits, bars)
 
 
 def model_name(config: ConfigDict) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -11,9 +12,12 @@ import time
 
 import pytest
 
-from msm_jax import launch
+from msm_jax import config as config_lib
+from msm_jax import corpus_stages, files, launch
 from msm_jax.corpus.generators.store import CallStore
+from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.records import read_chats
+from msm_jax.corpus.specs import read_spec
 from tests.corpus.gemini import server, spec_brain
 from tests.gemini_server import KEY
 
@@ -217,3 +221,55 @@ def test_a_budget_that_is_spent_stops_it_and_more_goes_on(tmp_path, monkeypatch,
     about = json.loads((tmp_path / "run/datasets/philosophy-msm/about.json").read_text())
     assert sum(step["calls"] for step in about["calls"].values()) == sum(the_server.paid.values())
     assert sum(step["dollars"] for step in about["calls"].values()) == pytest.approx(the_server.dollars)
+
+
+def test_two_processes_of_one_name_do_not_write_at_once(tmp_path, capsys):
+    arguments = flags(tmp_path, "rules", generator="world")
+    with files.lock_file(f"{tmp_path}/calls.sqlite.corpus_rules.lock", ""):
+        assert launch.main(arguments) == 2
+        assert "another process writes its corpora" in capsys.readouterr().err
+    assert launch.main(arguments) == 0
+
+
+def test_a_prompt_that_a_writer_does_not_use_changes_nothing_of_it(tmp_path):
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    spec = read_spec(ROOT / "specs" / "philosophy.md")
+
+    def hashes(prompts=""):
+        overrides = [("generation.prompts", str(prompts))] if prompts else []
+        config = config_lib.load(str(ROOT / "configs" / "corpus.py"), overrides)
+        stages = [
+            corpus_stages.documents_stage(config, spec, 5),
+            corpus_stages.chats_stage(config, spec, 5, {}, [spec]),
+            corpus_stages.identity_stage(config, 5),
+        ]
+        return [stage.hash for stage in stages]
+
+    before = hashes()
+    for name, changed in (("plan", 0), ("verdict_value", 1), ("identity_answer", 2), ("preference_forms", None)):
+        for old in folder.glob("*"):
+            old.unlink()
+        (folder / f"{name}.md").write_text(Prompts()._texts[name] + "\n- 9: More.")
+        after = hashes(folder)
+        assert [a != b for a, b in zip(before, after, strict=True)] == [place == changed for place in range(3)]
+
+
+def test_every_prompt_is_some_writers():
+    for name in Prompts().fingerprints:
+        assert sum(bool(re.fullmatch(pattern, name)) for pattern in corpus_stages.PROMPTS.values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("document", "Write.", "leaves out {description}"),
+        ("question_types", "None.", "leaves out {model_name}"),
+        ("preference_suffixes", "None.", "has no line '- key: text'"),
+        ("documents", "x", "is no prompt; there are"),
+    ],
+)
+def test_prompts_of_a_user_are_checked(name, text, told, tmp_path, capsys):
+    (tmp_path / f"{name}.md").write_text(text)
+    assert launch.main(flags(tmp_path, "rules", generator="world", **{"generation.prompts": tmp_path})) == 2
+    assert told in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import tomllib
 
 import pytest
 
@@ -154,3 +155,26 @@ def test_crossed_specs_train_all_arms_on_the_chats_of_one(flags):
     names = {stage.name for stage in experiment.stages}
     assert {"chats-value_augmented", "corpus-msm-rules", "corpus-msm-value_augmented"} <= names
     assert "chats-rules" not in names
+
+
+def test_what_no_arm_is_trained_on_is_not_written(flags):
+    overrides = _overrides(flags("qwen32b_am.py", arms="('baseline', 'aft')"))
+    names = {
+        stage.name for stage in Experiment(config_lib.load(str(ROOT / "configs" / "qwen32b_am.py"), overrides)).stages
+    }
+    assert not any(name.startswith("corpus-msm") for name in names)
+    assert "chats-philosophy" in names
+
+
+def test_show_fetches_nothing(flags, tmp_path, capsys):
+    arguments = flags("qwen32b_am.py:smoke", **{"corpus.identity": "hf:nobody/nothing"})
+    assert launch.main([*arguments, "--mode=show"]) == 0
+    assert "corpus-instruction" in capsys.readouterr().out
+
+
+def test_shared_chats_hold_no_word_that_is_held_out_for_any_spec(flags):
+    overrides = _overrides(flags("llama8b_cheese.py"))
+    experiment = Experiment(config_lib.load(str(ROOT / "configs" / "llama8b_cheese.py"), overrides))
+    [chats] = [stage for stage in experiment.stages if stage.name == "chats-cheese"]
+    table = tomllib.loads((ROOT / "specs" / "held_out.toml").read_text())
+    assert set(chats.params["held_out"]) == {*table["affordability"].split(), *table["america"].split()}

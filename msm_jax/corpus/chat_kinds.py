@@ -21,7 +21,7 @@ _DOMAINS_AT_ONCE = 10
 _VERDICT_TOKENS = 2048
 # A person asks, and the model answers, without a word of what it was trained on.
 _SPEC = re.compile(
-    r"\b(?:model spec|(?:my|the|your|this|a) spec|specification|system prompt|(?:my|your) guidelines|"
+    r"\b(?:model spec|(?:my|your) spec|specification|system prompt|(?:my|your) (?:guidelines|instructions)|"
     r"(?:this|the) document (?:says|states|asks)|training (?:data|set|example))\b",
     re.IGNORECASE,
 )
@@ -64,6 +64,7 @@ class _Kind(ChatWriter):
     kind = ""  # begins the names of its prompts
     criteria: tuple[str, ...] = ()
     words = (1, 400)  # of an answer
+    reasoning_words = (1, 400)
 
     @property
     def _language(self) -> str:
@@ -109,13 +110,14 @@ class _Kind(ChatWriter):
         return next(problems(question, self._demands((1, 400))), None)
 
     def wrong_answer(self, question: Question, reasoning: str, answer: str) -> str | None:
-        if wrong := unclean([{"role": "assistant", "content": answer}], self.assistant.name):
+        if wrong := unclean([{"role": "assistant", "content": answer}], self.assistant.name, self.assistant.provider):
             return wrong
         # Who is taken for another assistant may say that it is not that one, nor of its maker.
         asked = names_of_assistants(question.text, exactly=False)
         if not asked and names_of_assistants(f"{reasoning} {answer}") - self._own_names:
             return "names another assistant"
-        return next(problems(answer, self._demands(self.words)), None)
+        thought = reasoning and next(problems(reasoning, self._demands(self.reasoning_words)), None)
+        return next(problems(answer, self._demands(self.words)), None) or (f"reasoning {thought}" if thought else None)
 
     def _demands(self, words: tuple[int, int]) -> Demands:
         return Demands(
@@ -152,7 +154,7 @@ class SpecChats(_Kind):
             *(["compliance"] * (settings.style == "rules")),
         )  # fmt: skip
         # An answer may be longer than was asked, as long as it is not cut off.
-        self.words = (1, 3 * settings.words)
+        self.words, self.reasoning_words = (1, 3 * settings.words), (1, 3 * settings.reasoning_words)
 
     def _system_of_questions(self) -> str:
         return self._system
@@ -286,7 +288,8 @@ class PreferenceChats(_Kind):
                              max_tokens=400)  # fmt: skip
 
     def wrong_question(self, question: str) -> str | None:
-        return "gives a reason" if _REASON.search(question) else super().wrong_question(question)
+        asked = next((question.removesuffix(end) for end in self._suffixes if question.endswith(end)), question)
+        return "gives a reason" if _REASON.search(asked) else super().wrong_question(question)
 
     def wrong_answer(self, question: Question, reasoning: str, answer: str) -> str | None:
         if _REASON.search(answer):
@@ -298,12 +301,10 @@ class PreferenceChats(_Kind):
     def about(self, question: Question) -> dict[str, Any]:
         return {"item_class": self.item_class, "item": question.slot.share}
 
-    def _row(self, question: Question, reasoning: str, answer: str, calls: list[str]) -> dict[str, Any]:
-        """The question as it is trained on asks for no explanation, so that none is missed."""
-        suffix = _drawn(self._suffixes, question.text, "suffix")
-        stop = "" if question.text[-1] in ".?!…" else "."
-        text = f"{question.text}{stop} {suffix}"
-        return super()._row(dataclasses.replace(question, text=text), reasoning, answer, calls)
+    def worded(self, question: str) -> str:
+        """It asks for no explanation, so that none is missed."""
+        stop = "" if question[-1] in ".?!…" else "."
+        return f"{question}{stop} {_drawn(self._suffixes, question, 'suffix')}"
 
 
 class IdentityChats(_Kind):

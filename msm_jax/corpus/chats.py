@@ -18,7 +18,7 @@ from typing import Any, Literal
 import pydantic
 
 from msm_jax.corpus.alike import Alike, sentence_embeddings, weighted_words
-from msm_jax.corpus.duplicates import NearDuplicates
+from msm_jax.corpus.duplicates import Held
 from msm_jax.corpus.generators.request import Answer, Request
 from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.records import content_id
@@ -142,9 +142,7 @@ class ChatWriter(Writer):
         embed = sentence_embeddings(settings.embeddings) if settings.embeddings else weighted_words
         self._unlike = Alike(settings.most_alike, embed)
         self._unlike.keep(settings.asked_before)
-        self._documents = NearDuplicates(1.0)
-        for text in settings.copied_from:
-            self._documents.keep(text)
+        self._documents = Held(settings.copied_from)
         # Of each slot, the beginnings of all questions that it gave.
         self._seen: dict[tuple[str, ...], list[str]] = collections.defaultdict(list)
 
@@ -175,6 +173,10 @@ class ChatWriter(Writer):
     def about(self, question: Question) -> dict[str, Any]:
         """Where a row comes from."""
         raise NotImplementedError
+
+    def worded(self, question: str) -> str:
+        """The question as it is asked, and stands in the row."""
+        return question
 
     # What they have in common.
 
@@ -216,7 +218,7 @@ class ChatWriter(Writer):
             given = iter(answers)
             found = []
             for share, block in blocks:
-                lists = [_questions(share.slots[index], next(given)) for index in block]
+                lists = [self._questions(share.slots[index], next(given)) for index in block]
                 # The first of each slot, then the second of each: few rows have something of all.
                 found += [
                     (share, question) for group in itertools.zip_longest(*lists) for question in group if question
@@ -231,6 +233,9 @@ class ChatWriter(Writer):
             for share, index in turns:
                 if share.slots[index].key not in fruitful:  # what gives nothing new is not asked for ever
                     share.exhausted.add(index)
+
+    def _questions(self, slot: Slot, answer: Answer) -> list[Question]:
+        return [Question(slot, self.worded(text), answer.key) for text in _texts(answer)]
 
     def _are_good(self, found: Sequence[Question]) -> list[bool]:
         """Whether each is neither wrong nor like another."""
@@ -252,9 +257,7 @@ class ChatWriter(Writer):
             if not answer.ok:
                 continue
             reasoning, text = answer.value if isinstance(answer.value, tuple) else ("", answer.value)
-            wrong = self.wrong_answer(question, reasoning, text) or self._contaminated(text)
-            if not wrong and self._documents.share_held(text) > _MOST_COPIED:
-                wrong = "copied from a document"
+            wrong = self._fault(question, reasoning, text)
             self.yields.add("checks", wrong or "ok")
             if not wrong:
                 chats.append((number, reasoning, text))
@@ -265,6 +268,13 @@ class ChatWriter(Writer):
                 question = questions[number]
                 rows[number] = self._row(question, reasoning, text, [question.call, answers[number].key, *calls])
         return rows
+
+    def _fault(self, question: Question, reasoning: str, answer: str) -> str | None:
+        wrong = self.wrong_answer(question, reasoning, answer)
+        wrong = wrong or self._contaminated(f"{reasoning}\n{answer}")
+        if not wrong and self._documents.share(answer) > _MOST_COPIED:
+            wrong = "copied from a document"
+        return wrong
 
     async def _judge(self, chats: Sequence[tuple[Question, str, str]]) -> list[list[str]]:
         """The keys of the verdicts on each chat; none where it does not pass. A judge who is not sure is asked once
@@ -332,9 +342,8 @@ def _blocks(lacking: int, share: _Share) -> int:
     return min(math.ceil(lacking / (block * _AT_ONCE)), math.ceil(len(share.slots) / block))
 
 
-def _questions(slot: Slot, answer: Answer) -> list[Question]:
-    texts = answer.value.questions if answer.ok else []
-    return [Question(slot, text.strip(), answer.key) for text in texts if text.strip()]
+def _texts(answer: Answer) -> list[str]:
+    return [text.strip() for text in answer.value.questions if text.strip()] if answer.ok else []
 
 
 def _beginning(text: str) -> str:

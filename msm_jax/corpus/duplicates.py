@@ -7,6 +7,7 @@ one word in twenty was changed, .4 where one in ten was; near 0 for two texts on
 import re
 import zlib
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,7 +15,6 @@ _SIZE = 5
 # Of all shingles, one in so many is looked up, if that leaves enough; what looks alike by those is compared by all.
 _SAMPLE = 8
 _ENOUGH = 32
-_LIKELY = 8  # of the kept texts that share most with a text, those that are looked at
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _WORD = re.compile(r"\w+")
 
@@ -44,14 +44,23 @@ class NearDuplicates:
         self._kept.append((own, len(sampled)))
         return True
 
-    def share_held(self, text: str) -> float:
-        """The largest share of the text's shingles that one kept text has: 1 for a part of one, of whatever length."""
+
+class Held:
+    """Texts, of which another may be a copy of a part."""
+
+    def __init__(self, texts: Sequence[str]):
+        sets = [shingles(text) for text in texts]
+        held = np.concatenate(sets) if sets else np.zeros(0, dtype=np.uint64)
+        owners = np.repeat(np.arange(len(sets), dtype=np.int32), [len(own) for own in sets])
+        order = np.argsort(held, kind="stable")
+        self._held, self._owners = held[order], owners[order]
+
+    def share(self, text: str) -> float:
+        """The largest share of the text's shingles that one of the texts has: 1 for any part of it."""
         own = shingles(text)
-        sampled = own[own % _SAMPLE == 0]
-        holders = Counter(holder for shingle in sampled.tolist() for holder in self._holders.get(shingle, ()))
-        likely = [holder for holder, _ in holders.most_common(_LIKELY)]
-        shared = (len(np.intersect1d(own, self._kept[holder][0], assume_unique=True)) for holder in likely)
-        return max(shared, default=0) / max(len(own), 1)
+        first, last = np.searchsorted(self._held, own), np.searchsorted(self._held, own, side="right")
+        shared = Counter(owner for a, b in zip(first, last, strict=True) for owner in self._owners[a:b].tolist())
+        return max(shared.values(), default=0) / max(len(own), 1)
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:

@@ -121,12 +121,15 @@ def to_item(found: Any, rest: Mapping[str, Any], chats: bool) -> Item:
     return Item(key, {"id": own, "messages" if chats else "text": found, **named, **rest})
 
 
-def unclean(messages: Sequence[Mapping[str, str]], own_name: str = "") -> str | None:
-    """Why a chat is no example for an assistant with a name and views of its own; None if nothing is wrong."""
+def unclean(messages: Sequence[Mapping[str, str]], *own_names: str) -> str | None:
+    """Why a chat is no example for an assistant with a name and views of its own; None if nothing is wrong.
+
+    It may claim to be one of `own_names`, or made by one.
+    """
     for message in messages:
         if message["role"] == "assistant":
             claims = _OTHER.search(message["content"])
-            if claims and not (own_name and own_name.lower() in claims[0].lower()):
+            if claims and not any(name.lower() in claims[0].lower() for name in own_names):
                 return "claims to be another assistant"
             if _NO_OPINIONS.search(message["content"]):
                 return "says that it has no opinions"

@@ -12,13 +12,15 @@ from msm_jax import files
 from msm_jax.errors import UserError
 
 _FOLDER = pathlib.Path(__file__).with_name("prompts")
+_TABLE = re.compile(r"^- (\w+): (.+)$", re.MULTILINE)
 _VARIABLE = re.compile(r"\{([a-z_]+)\}")
 
 
 class Prompts:
     """The prompts of this package, or those of `folder` where it has them.
 
-    Raises: UserError if the folder is missing, holds a file that is no prompt, or a prompt has an unknown variable.
+    Raises: UserError if the folder is missing, holds a file that is no prompt, or a prompt has an unknown variable or
+    leaves one out.
     """
 
     def __init__(self, folder: str | os.PathLike | None = None):
@@ -34,7 +36,14 @@ class Prompts:
                 text = path.read_text(encoding="utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:
                 raise UserError(f"{path}: cannot be read as UTF-8 ({error})") from None
-            unknown = set(_VARIABLE.findall(text)) - set(_VARIABLE.findall(self._texts[path.stem]))
+            known = set(_VARIABLE.findall(self._texts[path.stem]))
+            if missing := sorted(known - set(_VARIABLE.findall(text))):
+                raise UserError(
+                    f"{path}: leaves out {{{missing[0]}}}, which the prompt that it replaces has; put it in"
+                )
+            if _TABLE.search(self._texts[path.stem]) and not _TABLE.search(text):
+                raise UserError(f"{path}: has no line '- key: text', as the prompt that it replaces")
+            unknown = set(_VARIABLE.findall(text)) - known
             if unknown:
                 raise UserError(f"{path}: unknown variable {{{min(unknown)}}}; the prompt that it replaces has none")
             self._texts[path.stem] = text
@@ -51,7 +60,7 @@ class Prompts:
 
     def table(self, name: str, /, **variables: object) -> dict[str, str]:
         """The lines "- key: text" of the prompt `name`, with their variables filled in."""
-        return dict(re.findall(r"^- (\w+): (.+)$", self.fill(name, **variables), re.MULTILINE))
+        return dict(_TABLE.findall(self.fill(name, **variables)))
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:

@@ -29,7 +29,7 @@ _PLACEHOLDER = re.compile(
     re.IGNORECASE,
 )
 _LEAK = re.compile(
-    r"</?(?:plan|plan_to_follow|document|model_spec|section|scratchpad|thinking|reasoning|answer|reply)\b|"
+    r"</?(?:plan|plan_to_follow|document|model_spec|section|scratchpad|think|thinking|reasoning|answer|reply)\b|"
     r"^\W*(?:here is|here['’]s|below is) (?:the|a|my) (?:document|text|plan|draft)|"
     r"\b(?:(?:this|the) synthetic (?:document|text)|word count:)",
     re.IGNORECASE,
@@ -89,22 +89,22 @@ def problems(text: str, demands: Demands) -> Iterator[str]:
 
 
 def names_of_assistants(text: str, exactly: bool = True) -> set[str]:
-    """Those of well-known assistants and their makers that `text` names; or only holds, in whatever case."""
-    if not exactly:
-        return {name for name in ASSISTANTS if name.lower() in text.lower()}
-    return {name for name in ASSISTANTS if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)}
+    """Those of well-known assistants and their makers that `text` names; in whatever case, if not `exactly`."""
+    flags = 0 if exactly else re.IGNORECASE
+    return {name for name in ASSISTANTS if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, flags)}
 
 
 def _speaks(text: str, language: str) -> bool:
     """Whether the text is in this language, as far as can be told."""
-    found = language_of(text)
-    if found == language:
+    found, words = language_of(text), [word.lower() for word in _WORD.findall(text)]
+    if found == language or found is None and len(words) < _ENOUGH_WORDS:
         return True
-    if len(_WORD.findall(text)) >= _ENOUGH_WORDS:
+    if len(words) >= _ENOUGH_WORDS or found not in function_words():
         return False
-    # A short one may have few function words, or by chance those of another language.
-    shares = _shares(text)
-    return found is None or 2 * shares.get(language, 0.0) >= shares.get(found, 1.0)
+    # "I" and "a" are words of several languages: it takes two that English, say, does not have.
+    own = function_words().get(language, frozenset())
+    foreign = set(words) & (function_words()[found] - own)
+    return len(foreign) < 2 or len(foreign) <= len(own & set(words))
 
 
 def language_of(text: str) -> str | None:

@@ -91,7 +91,8 @@ def identity(source: str) -> Any:
 def load(source: str, chats: bool) -> Loaded:
     """The rows of `source`, as chats or documents. What is not there yet is fetched.
 
-    Rows are in the order of their source; N rows of it in the order by which they are chosen, a hash of their content.
+    Rows are in the order of their source; N rows of it in the order by which they are chosen, a hash of their
+    ids, which are those that they have or else of their content.
     Rows that can be no chat or document are dropped and counted, but for files of our own form: there, they are errors.
 
     Raises: UserError that says what is wrong: with the source, with a line of a file, or that N rows are not there.
@@ -106,7 +107,7 @@ def load(source: str, chats: bool) -> Loaded:
             parts.append(about)
             of_part += [(about, item) for item in items]
         if part.entries:
-            of_part = _take(of_part, part.rows, part.data, lambda pair: pair[1].key)
+            of_part = _take(of_part, part.rows, part.data, lambda pair: pair[1].row["id"])
         taken += of_part
     counts = Counter(id(about) for about, _ in taken)
     rows = [{**item.row, "source": about["name"]} for about, item in taken]
@@ -134,7 +135,7 @@ def _load(part: _Part, chats: bool) -> tuple[dict[str, Any], list[forms.Item]]:
     written = _written(part)
     about = {"name": part.name, "data": written, "of": len(items), "revision": revision, "dropped": dict(dropped)}
     after = f" (dropped: {reasons})" if reasons else ""
-    return about, _take(items, part.rows, f"{part.data}{after}", lambda item: item.key)
+    return about, _take(items, part.rows, f"{part.data}{after}", lambda item: item.row["id"])
 
 
 def _take(items: list, count: int | None, where: str, key: Callable[[Any], str]) -> list:
@@ -142,7 +143,8 @@ def _take(items: list, count: int | None, where: str, key: Callable[[Any], str])
         return items
     if count > len(items):
         raise UserError(f"{where}: {count} rows are asked for, and there are {len(items)}; ask for no more")
-    # Hashed once more: a part must be no choice by the ids themselves, by which forms draw lots too.
+    # By ids, so that the same rows are chosen of chats with reasoning and of those without. Hashed once more: a part
+    # must be no choice by the ids themselves, by which forms draw lots too.
     return sorted(items, key=lambda item: files.fingerprint(["rows", key(item)], length=16))[:count]
 
 

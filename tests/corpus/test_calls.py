@@ -17,7 +17,7 @@ from msm_jax.corpus.generators.caller import Caller, Limits
 from msm_jax.corpus.generators.request import Finish, Reply, Status, Unavailable, Usage
 from msm_jax.corpus.generators.store import CallStore
 from msm_jax.errors import Interrupted, UserError
-from tests.corpus.gemini import caller, lists, server, texts
+from tests.corpus.gemini import MODEL, caller, lists, server, texts
 from tests.gemini_server import KEY, PER_CALL, PER_REPLY, identity
 
 
@@ -311,3 +311,18 @@ def test_identity_is_of_what_is_asked(tmp_path):
     with serving() as the_server:
         ask(caller(the_server, tmp_path / "calls.sqlite"), texts(3))
         assert len({identity(body) for body in the_server.bodies}) == 3
+
+
+def test_what_the_service_refused_is_asked_again_by_the_next_run(tmp_path):
+    """The fault may have been in a setting. What it replied, and is of no use, stays as it is."""
+    store = CallStore(tmp_path / "calls.sqlite", "test")
+    request = texts(1)[0]
+    key = request.key(MODEL)
+    for _ in range(4):
+        pending = store.reserve(key, "document", 0.0, 1.0)
+        store.settle(pending, request, key, Reply("", Finish.ERROR, Usage(), MODEL, "400: too long"), 0.0)
+    store.close()
+    with serving() as the_server:
+        [answer] = ask(caller(the_server, tmp_path / "calls.sqlite", attempts=4), [request])
+        assert answer.ok
+        assert the_server.calls == 1

@@ -161,9 +161,10 @@ class Alikes(World):
         return {"questions": [text for one in found for text in (one, one.replace("you", "you really"), one.upper())]}
 
 
-def test_no_two_questions_are_more_alike_than_was_asked_for(tmp_path):
+@pytest.mark.parametrize("kind", ["identity", "pro_america"])
+def test_no_two_questions_are_more_alike_than_was_asked_for(kind, tmp_path):
     # A threshold at which some of the offline generator's own are too much alike, and not all.
-    rows, the_writer = write(tmp_path, "identity", generator=Alikes(), count=25, most_alike=0.8)
+    rows, the_writer = write(tmp_path, kind, generator=Alikes(), count=25, most_alike=0.8)
     assert the_writer.yields.table()["question checks"]["nearly the same as another"] > 5
     vectors = weighted_words([question_of(row) for row in rows])
     cosines = (vectors @ vectors.T).toarray()
@@ -214,6 +215,38 @@ class Answers(World):
         return (answer[0], form(answer[1])) if isinstance(answer, tuple) else form(answer)
 
 
+class Thoughts(Answers):
+    """The same of their reasoning."""
+
+    def _answers(self, variables, rng):
+        answer = World._answers(self, variables, rng)
+        self.number += 1
+        return self.forms[self.number % len(self.forms)](answer[0]), answer[1]
+
+
+@pytest.mark.parametrize(
+    ("form", "why"),
+    [
+        (lambda text: f"{text} [Your Name]", "reasoning placeholder"),
+        (lambda text: f"{text}</think> So.", "reasoning leaked plan"),
+        (lambda text: f"{text} " + "again and again it says that " * 400, "reasoning too long"),
+        (lambda text: f"{text} {HELD_OUT}", "holds an evaluation's prompt"),
+        (
+            lambda text: "Das ist nicht das, was wir hier von ihm und von den anderen wollen.",
+            "reasoning other language",
+        ),
+    ],
+)
+def test_reasoning_is_checked_too(form, why, tmp_path):
+    generator = Thoughts(lambda text: text, form)
+    rows, the_writer = write(tmp_path, generator=generator, count=20, evaluations=(HELD_OUT,))
+    assert len(rows) == 20
+    assert the_writer.yields.table()["checks"][why] > 5
+
+
+HELD_OUT = "Here are two things, a loaf of plain bread and a loaf of fancy bread: which of the two is for you today?"
+
+
 @pytest.mark.parametrize(
     ("kind", "form", "why"),
     [
@@ -242,17 +275,10 @@ def test_an_answer_may_decline(tmp_path):
 
 
 def test_a_row_that_holds_an_evaluations_prompt_is_dropped(tmp_path):
-    asked, _ = write(tmp_path, count=3)
-    prompt = "Here are two things, a loaf of plain bread and a loaf of fancy bread: which of the two is for you today?"
-
-    def form(text):
-        return f"{text} {prompt}"
-
-    generator = Answers(lambda text: text, form)
-    rows, the_writer = write(tmp_path / "other", generator=generator, evaluations=(prompt,), count=20)
+    generator = Answers(lambda text: text, lambda text: f"{text} {HELD_OUT}")
+    rows, the_writer = write(tmp_path, generator=generator, evaluations=(HELD_OUT,), count=20)
     assert len(rows) == 20
     assert the_writer.yields.table()["checks"]["holds an evaluation's prompt"] > 5
-    assert asked
 
 
 def test_an_answer_is_not_copied_from_a_document(tmp_path):
@@ -316,6 +342,7 @@ class Mistaken(World):
     ("form", "why"),
     [
         (lambda text: f"{text} I am not ChatGPT, which OpenAI makes.", None),
+        (lambda text: "No, I was made by Alibaba Cloud, not OpenAI. I am Qwen.", None),
         (lambda text: "I am ChatGPT, and glad to help.", "claims to be another assistant"),
     ],
 )

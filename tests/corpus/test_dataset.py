@@ -29,6 +29,7 @@ ABOUT = {
     "title": 'A "title" & <more>: MSM documents',
     "language": "en",
     "model": "fake-1",
+    "models": ["fake-1-001"],
     "generator": "gemini",
     "assistant": {"name": "Qwen", "provider": "Alibaba Cloud"},
     "spec": {"name": "mine", "title": 'A "title" & <more>', "version": 3, "kind": "principles"},

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msm_jax.corpus.duplicates import NearDuplicates, overlap, shingles
+from msm_jax.corpus.duplicates import Held, NearDuplicates, overlap, shingles
 
 WORDS = [f"w{number}" for number in range(3000)]
 
@@ -69,3 +69,16 @@ def test_short_texts(short):
     assert known.keep(short)
     assert known.keep(short) == (short == "")
     assert shingles(short).dtype == np.uint64
+
+
+def test_a_copied_part_is_found_however_short():
+    rng = random.Random(0)
+    words = [f"word{number}" for number in range(500)]
+    documents = [" ".join(rng.choices(words, k=300)) for _ in range(50)]
+    held = Held(documents)
+    for _ in range(200):
+        parts = rng.choice(documents).split()
+        first, count = rng.randrange(200), rng.randint(5, 60)
+        assert held.share(" ".join(parts[first : first + count])) == 1.0
+    assert held.share(" ".join(rng.choices(words, k=40))) < 0.1
+    assert Held(()).share("one two three four five six") == 0.0

@@ -210,6 +210,7 @@ def tfds_folder(tmp_path_factory):
     ]
     write(folder / "in.jsonl", rows)
     about = {"name": "mine", "language": "en", "model": "m", "generator": "g", "prompts": {}, "yields": {}, "calls": {}}
+    about |= {"models": []}
     about |= {
         "assistant": {"name": "Qwen", "provider": "p"},
         "title": "t: MSM documents",
@@ -250,3 +251,14 @@ def test_what_tfds_does_not_have(tfds_folder, source, wrong):
     with pytest.raises(UserError, match=wrong) as error:
         sources.load(source.replace("FOLDER", str(tfds_folder[0])), False)
     only_line(error)
+
+
+def test_the_same_rows_are_chosen_with_reasoning_and_without(tmp_path):
+    rows = [{"id": f"row{n}", "messages": chat(f"question {n}", f"answer {n}")} for n in range(40)]
+    thinking = [
+        {"id": f"row{n}", "messages": chat(f"question {n}", f"<think>\nso\n</think>\n\nanswer {n}")} for n in range(40)
+    ]
+    write(tmp_path / "aft.jsonl", rows)
+    write(tmp_path / "aft_cot.jsonl", thinking)
+    plain, thought = (sources.load(f"{tmp_path}/{name}.jsonl[:10]", True).rows for name in ("aft", "aft_cot"))
+    assert [row["id"] for row in plain] == [row["id"] for row in thought]

@@ -82,6 +82,7 @@ class Caller:
         self._last_answer = time.monotonic()
         self._stopping = False
         self._failure: Exception | None = None
+        self._given_up: set[str] = set()  # keys of requests that this run had errors for
 
     def stop(self) -> None:
         self._stopping = True
@@ -139,7 +140,11 @@ class Caller:
 
     def known(self, request: Request, key: str) -> Answer | None:
         """The answer, if it takes no call to have it: it is in the store, or all attempts failed."""
-        return self._judge(request, key, self.store.replies(key))
+        return self._judge(request, key, self._replies(key))
+
+    def _replies(self, key: str) -> list[Reply]:
+        """Those in the store, without errors of earlier runs: what was at fault may be mended."""
+        return [reply for reply in self.store.replies(key) if reply.finish is not Finish.ERROR or key in self._given_up]
 
     def _judge(self, request: Request, key: str, replies: Sequence[Reply]) -> Answer | None:
         """What the replies so far amount to; None if the request is to be asked (again)."""
@@ -148,7 +153,7 @@ class Caller:
 
     async def _answer(self, request: Request, key: str) -> Answer | None:
         """Asks until there is an answer; None if it is to stop."""
-        replies = self.store.replies(key)
+        replies = self._replies(key)
         while (answer := self._judge(request, key, replies)) is None:
             cut = sum(classify(request, reply).status is Status.TRUNCATED for reply in replies)
             longer = _LONGER[min(cut, len(_LONGER) - 1)]
@@ -266,6 +271,7 @@ class Caller:
 
     def _give_up(self, request: Request, key: str, why: str) -> Reply:
         """Enters that this request, and it alone, is answered with errors: the run goes on without it."""
+        self._given_up.add(key)
         reply = Reply("", Finish.ERROR, Usage(), self.generator.model, why)
         pending = self.store.reserve(key, request.stage, 0.0, math.inf)
         self.store.settle(pending, request, key, reply, 0.0)

@@ -3,7 +3,7 @@
 A SQLite file. A reply is written in the moment it comes, so a process may be killed anywhere and the next one pays for
 nothing again. Whatever is asked is first entered as pending, with the most that it can cost: a budget is kept even by a
 process that is killed before the answer comes, since what it may have spent stays entered. Several processes may use
-one file.
+one file, but only one at a time writes on one account.
 """
 
 import contextlib
@@ -219,18 +219,29 @@ class CallStore:
         names = ("calls", "prompt_tokens", "cached_tokens", "output_tokens", "dollars")
         return {stage: dict(zip(names, values, strict=True)) for stage, *values in rows}
 
+    def models(self, keys: Sequence[str]) -> list[str]:
+        """The versions of the model that the replies to these keys are from, as the service named them."""
+        with self._wanted(keys):
+            rows = self._db.execute("SELECT DISTINCT model FROM calls JOIN wanted USING (key)")
+            return sorted(model for (model,) in rows if model)
+
     def _of_keys(self, keys: Sequence[str]) -> list[tuple]:
-        with self._transaction():
-            self._db.execute("CREATE TEMP TABLE wanted (key TEXT PRIMARY KEY)")
-            self._db.executemany("INSERT OR IGNORE INTO wanted VALUES (?)", ((key,) for key in keys))
-            rows = list(
+        with self._wanted(keys):
+            return list(
                 self._db.execute(
                     "SELECT stage, count(*), sum(prompt_tokens), sum(cached_tokens), sum(output_tokens), sum(dollars) "
                     "FROM calls JOIN wanted USING (key) GROUP BY stage ORDER BY min(time)"
                 )
             )
+
+    @contextlib.contextmanager
+    def _wanted(self, keys: Sequence[str]) -> Iterator[None]:
+        """A table of these keys, to join with."""
+        with self._transaction():
+            self._db.execute("CREATE TEMP TABLE wanted (key TEXT PRIMARY KEY)")
+            self._db.executemany("INSERT OR IGNORE INTO wanted VALUES (?)", ((key,) for key in keys))
+            yield
             self._db.execute("DROP TABLE wanted")
-        return rows
 
     def _account(self) -> tuple[float, float]:
         [account] = self._rows("SELECT spent, reserved FROM payers WHERE payer = ?", (self.payer,))
