@@ -79,6 +79,7 @@ def test_llama8b_cheese_smoke(llama_run):
     assert "base" in kinds and "train" in kinds
 
 
+@pytest.mark.slow  # as the smoke of llama8b_cheese, which is above
 def test_smollm_cheese_smoke(checkpoints, tmp_path):
     """tests/test_smollm_cheese.py runs it on the real weights."""
     report = run("smollm_cheese.py:smoke", tmp_path, f"--config.base.path={checkpoints['llama']}")

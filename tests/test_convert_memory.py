@@ -42,6 +42,7 @@ def write_adapter(folder, decoder, base):
     weights.write_description(folder, model, base=base)
 
 
+@pytest.mark.slow  # tests/models/test_huggingface.py has the reading half of it
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_host_memory_is_that_of_the_shards_and_two_tensors(tmp_path):
     """Import holds all shards once. Export holds a stack of layers at a time, twice while it reads it."""

@@ -395,6 +395,7 @@ def test_all_eight_values_are_those_of_the_paper():
     assert all(name == value.name for name, value in VALUES.items())
 
 
+@pytest.mark.slow
 def test_one_world_holds_all_eight_values():
     world = make_world(tuple(VALUES), items_per_kind=1)
     kinds = [item.sought_by for item in world.items_of["music"]]
