@@ -147,7 +147,7 @@ def on_checkpoint(path: str, generator: str = "gemini") -> ConfigDict:
         # aft_cot: none for the rows of aft with their reasoning, where these are written. identity: chats on who the
         # model is, a part of the instruction chats.
         config.corpus = ConfigDict({"msm": "", "aft": "", "aft_cot": "", "identity": "", "instruction": ""})
-        config.aft_spec = ""  # whose AFT chats are written, where specs differ in what they show
+        config.aft_spec = ""  # whose AFT chats are written (or which {spec} is in corpus.aft), where specs differ
         _add_generation(config)
         config.generator = generator
     return config.lock()

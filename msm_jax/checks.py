@@ -140,7 +140,8 @@ def corpus_source(config: ConfigDict, source: str, spec: Spec | None, specs: Seq
     path = config.corpus[source]
     if not path:
         raise UserError(
-            f"{field} is empty; name a file or an id that holds it, or a number of rows to be written (docs/corpora.md)"
+            f"{field} is empty; name a file or an id that holds it"
+            + (", or a number of rows to be written (docs/corpora.md)" if source in ("msm", "aft") else "")
         )
     if spec is None and config.aft_spec:
         spec = next((own for own in specs if own.name == config.aft_spec), None)

@@ -154,12 +154,32 @@ def undisturbed(tmp_path_factory):
     return rows
 
 
-@pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_while_the_service_fails_the_corpus_is_the_same(times, tmp_path, undisturbed):
+# As `python -m msm_jax.launch`, but for batch jobs that are looked at more often than twice a minute.
+LAUNCH = """
+import sys
+from msm_jax import launch
+from msm_jax.corpus.generators.batch import BatchCaller
+BatchCaller.__init__.__defaults__ = (*BatchCaller.__init__.__defaults__[:-1], 0.05)
+sys.exit(launch.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("times", "service"),
+    [
+        (2, "standard"),
+        pytest.param(20, "standard", marks=pytest.mark.slow),
+        pytest.param(20, "batch", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_while_the_service_fails_the_corpus_is_the_same(times, service, tmp_path, undisturbed):
     """Both ends: SIGTERM, which waits for the calls under way, and SIGKILL, after which those are asked again."""
     the_server = server(spec_brain, failing=0.2, seed=8, latency=0.05)
+    the_server.jobs = ["partial", "expired", "failed", "succeeded"] * 50
     fields = {"calls.url": the_server.address, "calls.timeout": 1, "generation.attempts": 12, "calls.budget": 1.5}
-    command = [sys.executable, "-m", "msm_jax.launch", *flags(tmp_path, "philosophy", **fields, **WITH_CHATS)]
+    if service == "batch":  # half the price, and for what jobs leave too
+        fields["calls.service"], the_server.price = service, tuple(dollars / 2 for dollars in the_server.price)
+    command = [sys.executable, "-c", LAUNCH, *flags(tmp_path, "philosophy", **fields, **WITH_CHATS)]
     environment = os.environ | {"GEMINI_API_KEY": KEY}
     rng, kills, output = random.Random(1), 0, ""
     while True:

@@ -81,6 +81,7 @@ def test_advice_makes_smaller_what_is_too_large(state, first):
     assert len(told) == (2 if state == 20.0 else 6)
 
 
+@pytest.mark.slow
 def test_hours_of_a_source_whose_tokens_are_told(tmp_path):
     """The hint names flags, and they are flags."""
     options = ["--config.row_length=256", "--config.arms=msm", "--config.msm.steps=none", "--config.aft.steps=none"]
