@@ -176,7 +176,8 @@ def test_killed_while_the_service_fails_the_corpus_is_the_same(times, service, t
     """Both ends: SIGTERM, which waits for the calls under way, and SIGKILL, after which those are asked again."""
     the_server = server(spec_brain, failing=0.2, seed=8, latency=0.05)
     the_server.jobs = ["partial", "expired", "failed", "succeeded"] * 50
-    fields = {"calls.url": the_server.address, "calls.timeout": 1, "generation.attempts": 12, "calls.budget": 1.5}
+    budget = 1.5 if times < 20 else 5.0  # of which calls that are lost hold back the most that they can cost
+    fields = {"calls.url": the_server.address, "calls.timeout": 1, "generation.attempts": 12, "calls.budget": budget}
     if service == "batch":  # half the price, and for what jobs leave too
         fields["calls.service"], the_server.price = service, tuple(dollars / 2 for dollars in the_server.price)
     command = [sys.executable, "-c", LAUNCH, *flags(tmp_path, "philosophy", **fields, **WITH_CHATS)]
@@ -194,7 +195,8 @@ def test_killed_while_the_service_fails_the_corpus_is_the_same(times, service, t
             child.send_signal(rng.choice([signal.SIGKILL, signal.SIGTERM]))
             kills += 1
         output += child.communicate()[0]
-        assert child.returncode in (0, 143, -signal.SIGKILL), output
+        # Between two stages SIGTERM ends it at once.
+        assert child.returncode in (0, 143, -signal.SIGTERM, -signal.SIGKILL), output
         if child.returncode == 0:
             break
     the_server.stop()
@@ -204,7 +206,7 @@ def test_killed_while_the_service_fails_the_corpus_is_the_same(times, service, t
     store.close()
     # What was under way at a SIGKILL may have been charged without a reply that anyone could keep.
     assert sum(the_server.good.values()) - len(the_server.good) <= spent.lost
-    assert the_server.dollars <= spent.paid + spent.reserved <= 1.5
+    assert the_server.dollars <= spent.paid + spent.reserved <= budget
     assert KEY not in output
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or KEY.encode() not in path.read_bytes()
