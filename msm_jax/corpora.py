@@ -22,6 +22,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     place = workdir
     workdir, mirror = open_workdir(workdir)
     files.make_folder(workdir)
+    corpus_stages.check_key(config, list(datasets.values()), workdir)
     dag.claim_workdir(workdir, config_lib.to_dict(config), exempt=("calls", "corpus"), place=place)
     if mirror:
         mirror.send(pathlib.Path(workdir, "config.json"))

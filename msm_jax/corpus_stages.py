@@ -18,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from msm_jax import config as config_lib
-from msm_jax import files, generation, stages
+from msm_jax import dag, files, generation, stages
 from msm_jax.corpus import dataset, estimate, records
 from msm_jax.corpus.chat_kinds import IdentityChats, PreferenceChats, SpecChats, SpecChatSettings
 from msm_jax.corpus.chats import ChatSettings, with_reasoning, without_reasoning
@@ -222,6 +222,12 @@ def _written(config: ConfigDict, kind: str, name: str, params: Mapping[str, Any]
 def is_written(stage: Stage) -> bool:
     """Whether a language model writes it."""
     return "writer" in stage.params
+
+
+def check_key(config: ConfigDict, targets: Sequence[Stage], workdir: str | os.PathLike) -> None:
+    """Told before anything is done, if something is left to be written. Raises: UserError if the key is missing."""
+    if any(is_written(stage) and not done for stage, done, _ in dag.status(targets, workdir)):
+        generation.check_key(config)
 
 
 def _title(written: Stage, corpus: Stage) -> str:

@@ -85,6 +85,8 @@ def run(config: ConfigDict, workdir: str, hosts: dag.Hosts = dag.ALONE) -> None:
     if any(stage.kind == "train" and not done for stage, done, _ in dag.status([experiment.report], workdir)):
         checks.check_devices(config)
     if hosts.first:
+        if experiment.datasets:
+            corpus_stages.check_key(config, list(experiment.datasets.values()), workdir)
         _claim(workdir, config, place)
         if mirror:
             mirror.send(pathlib.Path(workdir, "config.json"))

@@ -213,6 +213,14 @@ def caller(config: ConfigDict, label: str) -> Iterator[Caller]:
             yield Caller(generator, store, price_per_token(config), limits, bars)
 
 
+def check_key(config: ConfigDict) -> None:
+    """Raises: UserError if the key is missing that the service of this configuration asks for."""
+    if config.generator == "gemini":
+        from msm_jax.corpus.generators.gemini import key_from_environment
+
+        key_from_environment()
+
+
 def model_name(config: ConfigDict) -> str:
     """The name of who writes, as it stands in keys."""
     if _is_own(config):

@@ -131,6 +131,12 @@ def test_mistakes_are_told_in_a_line(fields, told, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+def test_without_a_key_the_advice_can_be_followed(tmp_path, capsys):
+    assert launch.main(flags(tmp_path, "rules")) == 2
+    assert "--config.generator=world" in capsys.readouterr().err
+    assert launch.main(flags(tmp_path, "rules", generator="world")) == 0
+
+
 def test_a_configuration_without_training_has_no_plan(tmp_path, capsys):
     assert launch.main([*flags(tmp_path, "rules"), "--mode=plan", "--topology=v5e:2x2"]) == 2
     assert "trains nothing" in capsys.readouterr().err
