@@ -45,6 +45,8 @@ PROMPTS = {
     "preferences": r"preference_.*",
     "identity": r"identity_.*",
 }
+# What the offline generator is not held to.
+_OFFLINE = {"documents": {"most_overlap": 1.0}, "chats": {"most_alike": 1.0, "embeddings": ""}}
 _OF_SPEC_CHATS = ("style", "domains", "words", "reasoning_words", "unattached")
 
 
@@ -55,8 +57,6 @@ def documents_stage(config: ConfigDict, spec: Spec, count: int) -> Stage:
         **config_lib.to_dict(config.documents),
         "spec": dataclasses.asdict(spec),  # all of it, by its content
     }
-    if config.generator == "world":
-        params["most_overlap"] = 1.0  # it has the sentences of the spec alone to write with
     return _written(config, "corpus", f"corpus-msm-{spec.name}", params, {})
 
 
@@ -81,15 +81,13 @@ def chats_stage(
         params |= {name: config.chats[name] for name in _OF_SPEC_CHATS} | {"style": style}
         params["spec"] = dataclasses.asdict(spec)
         name = f"chats-{spec.name}"
-    if config.generator == "world":  # its documents and answers are sentences of one spec: all would be copies
-        inputs = {role: stage for role, stage in inputs.items() if stage.kind == "chats"}
-    return _written(config, "written", re.sub(r"[^\w.-]", "_", name), _offline(config, params), inputs)
+    return _written(config, "written", re.sub(r"[^\w.-]", "_", name), params, inputs)
 
 
 def identity_stage(config: ConfigDict, count: int) -> Stage:
     """Chats on who the assistant is."""
     params = _common(config, "identity", count) | {name: config.chats[name] for name in _OF_ALL_CHATS}
-    return _written(config, "written", "chats-identity", _offline(config, params), {})
+    return _written(config, "written", "chats-identity", params, {})
 
 
 def rendered_stage(chats: Stage, source: str, reasoning: bool = False) -> Stage:
@@ -209,13 +207,13 @@ def _common(config: ConfigDict, writer: str, count: int, *specs: Spec) -> dict[s
     }
 
 
-def _offline(config: ConfigDict, params: dict[str, Any]) -> dict[str, Any]:
-    # The offline generator has a few forms of question alone.
-    return params | {"most_alike": 1.0, "embeddings": ""} if config.generator == "world" else params
-
-
 def _written(config: ConfigDict, kind: str, name: str, params: Mapping[str, Any], inputs: Mapping[str, Stage]) -> Stage:
-    version = _VERSIONS["documents" if params["writer"] == "documents" else "chats"]
+    kind_of_rows = "documents" if params["writer"] == "documents" else "chats"
+    if config.generator == "world":
+        # It has the sentences of one spec and a few forms of question: nearly all would be copies of each other.
+        params = params | _OFFLINE[kind_of_rows]
+        inputs = {role: stage for role, stage in inputs.items() if stage.kind == "chats"}
+    version = _VERSIONS[kind_of_rows]
     return Stage(kind, name, params, inputs, functools.partial(_write, config=config), version=version)
 
 

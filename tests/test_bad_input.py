@@ -353,7 +353,6 @@ def fill(folder, spare):
     return filler
 
 
-@pytest.mark.slow  # a full disk in other stages is tried each time
 def test_full_disk_in_training(small_disk, capsys):
     """In a process of its own, which must tell of it in one line: threads of libraries see the full disk too."""
     workdir = small_disk / "w"

@@ -1,5 +1,6 @@
 """The three kinds of chats: those that show a Model Spec, those of bare preferences, those on who the model is."""
 
+import abc
 import dataclasses
 import re
 from collections.abc import Sequence
@@ -70,8 +71,9 @@ class _Kind(ChatWriter):
     def _language(self) -> str:
         return LANGUAGES[self.settings.language]
 
+    @abc.abstractmethod
     def _system_of_questions(self) -> str:
-        raise NotImplementedError
+        """The system prompt of whoever asks and judges."""
 
     def question_request(self, slot: Slot, count: int, existing: str) -> Request:
         name, variables = f"{self.kind}_questions", dict(slot.variables)

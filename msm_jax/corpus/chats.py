@@ -7,6 +7,7 @@ a spec, chats of preferences, chats on identity. As with documents, equal replie
 they came, and whoever asks for more keeps those that there are.
 """
 
+import abc
 import collections
 import dataclasses
 import functools
@@ -131,7 +132,7 @@ class _Share:
         return [index for index in block if index not in self.exhausted]
 
 
-class ChatWriter(Writer):
+class ChatWriter(Writer, abc.ABC):
     """Writes chats of one kind. What is asked is for subclasses to say."""
 
     steps = ("answers", "checks", "judged")
@@ -148,31 +149,33 @@ class ChatWriter(Writer):
 
     # What subclasses say.
 
+    @abc.abstractmethod
     async def slots(self) -> list[Slot]:
-        raise NotImplementedError
+        """In the order of their turns."""
 
+    @abc.abstractmethod
     def question_request(self, slot: Slot, count: int, existing: str) -> Request:
         """Asks for `Questions`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def answer_request(self, question: Question) -> Request:
         """Asks for the answer, or for (reasoning, answer)."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def verdict_request(self, question: Question, reasoning: str, answer: str, sample: int) -> Request:
         """Asks for a `verdict_shape`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def wrong_question(self, question: str) -> str | None:
         """What is wrong with it, in a word or two; or None."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def wrong_answer(self, question: Question, reasoning: str, answer: str) -> str | None:
-        raise NotImplementedError
+        """The same of an answer and its reasoning."""
 
+    @abc.abstractmethod
     def about(self, question: Question) -> dict[str, Any]:
         """Where a row comes from."""
-        raise NotImplementedError
 
     def worded(self, question: str) -> str:
         """The question as it is asked, and stands in the row."""

@@ -20,6 +20,7 @@ from msm_jax.corpus.records import read_chats, write_jsonl
 from msm_jax.corpus.specs import read_spec
 from msm_jax.corpus.writer import Assistant
 from msm_jax.errors import UserError
+from tests.corpus.asked import Asked
 
 SPECS = pathlib.Path(__file__).parents[2] / "specs"
 QWEN = Assistant("Qwen", "Alibaba Cloud")
@@ -86,20 +87,6 @@ def test_more_chats_begin_with_the_same_and_cost_no_more_than_the_others(few, ma
     assert longer[:few] == rows
     counts = Counter(request.stage for request in asked.requests)
     assert counts["answers"] == counts["verdicts"] == many - few
-
-
-class Asked(World):
-    """The offline generator, and all that it was asked."""
-
-    def __init__(self):
-        self.requests = []
-
-    async def reply(self, request):
-        self.requests.append(request)
-        return await super().reply(request)
-
-    def prompts(self, stage):
-        return [request.system + "\n" + request.prompt for request in self.requests if request.stage == stage]
 
 
 class Judge(World):

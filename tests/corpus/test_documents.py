@@ -19,6 +19,7 @@ from msm_jax.corpus.generators.store import CallStore
 from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.specs import read_spec, render
 from msm_jax.errors import UserError
+from tests.corpus.asked import Asked
 
 SPECS = pathlib.Path(__file__).parents[2] / "specs"
 QWEN = Assistant("Qwen", "Alibaba Cloud", ("Its weights are public.",))
@@ -70,17 +71,6 @@ def test_rules_are_the_parts_of_a_spec_of_rules(tmp_path):
     stated = {bullet.format(model_name=QWEN.name, provider_name=QWEN.provider) for bullet in bullets}
     assert len(stated) == 22
     assert stated <= {row["section"] for row in rows}
-
-
-class Asked(World):
-    """The offline generator, and all that it was asked."""
-
-    def __init__(self):
-        self.requests = []
-
-    async def reply(self, request):
-        self.requests.append(request)
-        return await super().reply(request)
 
 
 def test_a_prompt_that_changes_redoes_what_depends_on_it(tmp_path):

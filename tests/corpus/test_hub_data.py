@@ -7,13 +7,13 @@ import os
 import pathlib
 import subprocess
 import sys
-import threading
 import urllib.parse
 
 import pytest
 
 from msm_jax.corpus import hub_data, sources
 from tests.corpus.source_files import chats, contents, parquet, write
+from tests.loopback import serving
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -112,13 +112,8 @@ def hub():
         "org/script": {"main": script},
     }
     server.asked = []
-    server.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(server):
+        yield server
 
 
 PROGRAM = """

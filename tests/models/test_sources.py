@@ -9,7 +9,6 @@ import pathlib
 import re
 import subprocess
 import sys
-import threading
 
 import fsspec
 import numpy as np
@@ -18,6 +17,7 @@ import pytest
 from msm_jax.errors import UserError
 from msm_jax.models.sources import copy_small_files, resolve, small_files
 from msm_jax.models.tensor_files import TensorFiles, write_tensors
+from tests.loopback import serving
 
 ROOT = pathlib.Path(__file__).parents[2]
 COMMIT = "a" * 40
@@ -123,13 +123,8 @@ def hub():
         "org/pickled": {"config.json": b"{}", "pytorch_model.bin": b"pickle"},
     }
     server.requests, server.tokens, server.drops = [], set(), {}
-    server.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(server):
+        yield server
 
 
 PROGRAM = """

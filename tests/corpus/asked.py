@@ -1,0 +1,15 @@
+"""The offline generator, and all that it was asked."""
+
+from msm_jax.corpus.generators.offline import World
+
+
+class Asked(World):
+    def __init__(self):
+        self.requests = []
+
+    async def reply(self, request):
+        self.requests.append(request)
+        return await super().reply(request)
+
+    def prompts(self, stage):
+        return [request.system + "\n" + request.prompt for request in self.requests if request.stage == stage]
