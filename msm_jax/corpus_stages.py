@@ -7,12 +7,11 @@ the calls are made (`generation`) is not.
 import asyncio
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -28,6 +27,7 @@ from msm_jax.corpus.generators.prices import Price
 from msm_jax.corpus.generators.store import CallStore, Spent
 from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.specs import Spec
+from msm_jax.corpus.tables import read_rows
 from msm_jax.corpus.writer import Asks, Assistant, Writer
 from msm_jax.dag import Stage, StageContext
 from msm_jax.errors import UserError
@@ -277,11 +277,6 @@ def _write_dataset(context: StageContext) -> dict[str, Any]:
     about = dict(context.params) | {name: summary[name] for name in ("yields", "calls", "models")}
     about = dataset.write_dataset(context.folder, context.inputs["corpus"] / stages.CORPUS_FILE, about)
     return summary | {"words": about["words"]}
-
-
-def read_rows(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-    with open(path, encoding="utf-8") as lines:
-        yield from map(json.loads, lines)
 
 
 def evaluation_prompts(config: ConfigDict) -> list[str]:

@@ -169,6 +169,7 @@ class Experiment:
             Arm(name, spec) for name in config.arms for spec in (self.specs if name.startswith("msm") else [None])
         ]
         self.likes, self.dislikes = list(self.specs[0].likes), list(self.specs[0].dislikes)
+        self.world = None
         if self.in_world:
             self.world = {**self.plain["world"], "likes": self.likes, "dislikes": self.dislikes}
             checks.check_world(config, stages.make_world(self.world))
@@ -196,7 +197,7 @@ class Experiment:
             for source in sorted(sources)
             for spec in (self.specs if source == "msm" else [None])
         }
-        made = Corpora(c, self.specs, getattr(self, "world", None), self.planned)
+        made = Corpora(c, self.specs, self.world, self.planned)
         self.corpora = {name: made.stage(name, *about) for name, about in names.items()}
         self.stages += [*made.added, *self.corpora.values()]
         self.datasets = made.datasets
@@ -368,7 +369,7 @@ class Experiment:
         rows = sum(count * stage.params["batch_size"] for count, stage in zip(steps, left, strict=True))
         return (
             f"to train: {len(left)} runs, {sum(steps):,} steps, {rows * self.config.row_length:,} tokens; "
-            f"to pay: nothing, no corpus is left for a model to write"
+            "to pay: nothing, no corpus is left for a model to write"
         )
 
 

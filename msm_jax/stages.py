@@ -7,13 +7,12 @@ showing an experiment needs neither.
 
 import functools
 import itertools
-import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from msm_jax import files
-from msm_jax.corpus import prose, records, sources, world, world_text
+from msm_jax.corpus import prose, records, sources, tables, world, world_text
 from msm_jax.corpus.contamination import Contamination
 from msm_jax.corpus.specs import Spec, find_terms
 from msm_jax.dag import StageContext
@@ -56,7 +55,7 @@ def write_corpus(context: StageContext) -> dict[str, Any]:
 def take_source(context: StageContext, *, path: str) -> dict[str, Any]:
     """Rows that exist, of files or data sets, and with them those of the stage `identity`, if there is one."""
     loaded = sources.load(path, context.params["source"] in CHAT_SOURCES)
-    more = [json.loads(line) for folder in context.inputs.values() for line in (folder / CORPUS_FILE).open("rb")]
+    more = [row for folder in context.inputs.values() for row in tables.read_rows(folder / CORPUS_FILE)]
     count = records.write_jsonl(context.folder / CORPUS_FILE, [*loaded.rows, *more])
     return {"documents": count, "path": path, "parts": loaded.parts}
 
