@@ -144,7 +144,7 @@ def test_the_first_process_alone_prints_and_scores_are_those_of_one(together, al
         np.testing.assert_allclose(one["rate"], many["rate"])
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_process_that_is_killed_stops_the_others(tmp_path, killed):
     processes = start(tmp_path / "killed", 2)
     until_step(tmp_path / "killed", 2)

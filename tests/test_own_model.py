@@ -301,6 +301,7 @@ def test_a_checkpoint_without_a_template_is_told(qwen3, tmp_path):
     assert "has no chat template" in str(error)
 
 
+@pytest.mark.slow
 def test_a_corpus_by_a_random_model_stops_and_what_it_wrote_is_kept(qwen3, tmp_path, monkeypatch, capsys, batches):
     monkeypatch.chdir(pathlib.Path(__file__).parents[1])
     (tmp_path / "spec.md").write_text(SPEC)
