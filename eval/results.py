@@ -12,7 +12,7 @@ A *result* is the plain dict that `experiment.py` hands in (JSON types only):
                   "bar": float}]
     stages      [{"key": str, "kind": str, "seconds": float, "tokens": int | None}]
     corpora     [{"name": str, "documents": int, "split": int, "truncated": int, "dropped": int, "tokens": int,
-                  "trained_tokens": int, "rows": int, "fill": float}]
+                  "trained_tokens": int, "rows": int, "fill": float, "unwritable"?: int, "first_unwritable"?: str}]
 
 An arm is known by (name, spec). The evaluation of a spec is the one named after its value; "separating" is the rate
 of choosing the American item where the values disagree; "in_domain" that of the fine-tuning domain. Arms, seeds,

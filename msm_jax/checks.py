@@ -73,7 +73,9 @@ def check_specs(config: ConfigDict, specs: Sequence[Spec]) -> None:
         if (set(spec.likes), set(spec.dislikes)) != (set(first.likes), set(first.dislikes)):
             raise UserError(f"{path}: likes or dislikes differ from {config.specs[0]}; arms share one AFT set")
         if config.generator == "world" and spec.value not in config.world.value_names:
-            raise UserError(f"{path}: value {spec.value} is not among config.world.value_names; add it there")
+            meant = config_lib.nearest(spec.value, config.world.value_names)
+            hint = f"did you mean {meant}?" if meant else "add it there"
+            raise UserError(f"{path}: value {spec.value} is not among config.world.value_names; {hint}")
 
 
 def may_be_written(config: ConfigDict) -> bool:

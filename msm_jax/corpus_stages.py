@@ -184,6 +184,8 @@ def print_estimates(config: ConfigDict, left: Sequence[Stage]) -> None:
     )
     if total + spent.paid + spent.reserved > config.calls.budget:
         print("that is more than the budget: raise config.calls.budget, or ask for less")
+    if told := generation.ask_for_name(config):
+        print(f"before it is written: {told}")
 
 
 def _common(config: ConfigDict, writer: str, count: int, *specs: Spec) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import functools
 import pathlib
 import shutil
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -91,6 +92,8 @@ def run(config: ConfigDict, workdir: str, hosts: dag.Hosts = dag.ALONE) -> None:
         if mirror:
             mirror.send(pathlib.Path(workdir, "config.json"))
     report = print if hosts.first else lambda line: None
+    if not experiment.scored:  # before anything is paid for
+        report(experiment.evaluation)
     if experiment.datasets:  # first, so that they can be looked at while it trains
         manifests = dag.execute(list(experiment.datasets.values()), workdir, report, hosts, mirror)
         if hosts.first:
@@ -130,6 +133,7 @@ def show(config: ConfigDict, workdir: str) -> None:
     print("\nstages")
     for stage, done, seconds in dag.status([experiment.report], workdir):
         print(f"  {'done' if done else 'to do':6} {stage.kind:9} {stage.key}{f'  {seconds:.1f} s' if done else ''}")
+    print(f"\n{experiment.evaluation}")
     print("\none batch of each kind of training stage; «trained» tokens are marked")
     shown: set[tuple[str, ...]] = set()
     for stage in experiment.stages:
@@ -247,10 +251,28 @@ class Experiment:
         return "pretrain" in self.config
 
     @property
+    def measured(self) -> Sequence[str]:
+        """The values that the one evaluation which is built, value generalisation, has pairs of."""
+        return self.config.world.value_names if self.in_world else prose.VALUES
+
+    @property
     def scored(self) -> bool:
-        """Whether there is an evaluation for these specs: value generalisation, for the values that it has pairs of."""
-        measured = self.config.world.value_names if self.in_world else prose.VALUES
-        return all(spec.kind == "preferences" and spec.value in measured for spec in self.specs)
+        """Whether there is an evaluation for these specs."""
+        return all(spec.kind == "preferences" and spec.value in self.measured for spec in self.specs)
+
+    @property
+    def evaluation(self) -> str:
+        """What will be measured, in a line; told before there is anything to pay."""
+        built = f"value generalisation, on our own pairs for {' and '.join(self.measured)}"
+        if self.scored:
+            return f"evaluation: {built}; none other of the paper's is built yet"
+        spec = next(spec for spec in self.specs if spec.kind != "preferences" or spec.value not in self.measured)
+        meant = config_lib.nearest(spec.value, self.measured) if spec.value else None
+        hint = f" (value {spec.value}: did you mean {meant}?)" if meant and meant != spec.value else ""
+        return (
+            f"NO EVALUATION YET for spec {spec.name}{hint}: models are trained and the report has no rates; built is "
+            f"{built}"
+        )
 
     def _models(self) -> None:
         """Training, scores and the report."""

@@ -113,7 +113,7 @@ class Corpora:
             inputs["identity"] = self._identity
             identity = ""
         run = functools.partial(stages.take_source, path=" + ".join(filter(None, (path, identity))))
-        return Stage(kind, f"corpus-{name}", params, inputs, run, version=stages.VERSIONS[kind])
+        return Stage(kind, f"corpus-{name}", params, inputs, run, version=stages.TAKEN_VERSION)
 
     def _made(self, name: str, source: str, spec: Spec | None) -> Stage:
         c = self._config

@@ -19,6 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from msm_jax import checks, files
+from msm_jax import config as config_lib
 from msm_jax.corpus.generators.caller import Caller, Limits
 from msm_jax.corpus.generators.offline import MODEL as OFFLINE_MODEL
 from msm_jax.corpus.generators.openai import PREFIX as LOCAL_PREFIX
@@ -29,6 +30,10 @@ from msm_jax.corpus.quality import LANGUAGES
 from msm_jax.corpus.specs import Spec
 from msm_jax.errors import Interrupted, UserError
 from msm_jax.progress import Progress
+
+# Of configs/common.py: the model of the micro-world, and nobody's beside it.
+DEFAULT_ASSISTANT = {"name": "Micra", "provider": "the msm_jax project"}
+_THIS_MACHINE = re.compile(r"https?://(localhost|127\.|\[::1\])")
 
 
 def check(config: ConfigDict) -> None:
@@ -150,11 +155,19 @@ def held_out(config: ConfigDict, spec: Spec) -> tuple[str, ...]:
     if not path or not spec.value:
         return ()
     try:
-        words = tomllib.loads(pathlib.Path(path).read_text(encoding="utf-8")).get(spec.value, "")
+        table = tomllib.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"config.generation.held_out: {path}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"config.generation.held_out: {path}: not TOML ({error})") from None
+    if spec.value not in table:
+        meant = config_lib.nearest(spec.value, table)
+        raise UserError(
+            f"spec {spec.name}: its value '{spec.value}' is not in {path}, which says what no document may hold; "
+            + (f"did you mean {meant}? Or " if meant else "")
+            + "add it there, or look for nothing by --config.generation.held_out=''"
+        )
+    words = table[spec.value]
     if not isinstance(words, str):
         raise UserError(f'config.generation.held_out: {path}: write {spec.value} = "word word ..."')
     return tuple(words.split())
@@ -213,8 +226,23 @@ def caller(config: ConfigDict, label: str) -> Iterator[Caller]:
             yield Caller(generator, store, price_per_token(config), limits, bars)
 
 
+def ask_for_name(config: ConfigDict) -> str | None:
+    """What to set before anything is paid for, where the corpora would be about the default assistant."""
+    left = [field for field, value in DEFAULT_ASSISTANT.items() if config.assistant[field] == value]
+    if not left or price_per_token(config) == FREE or _THIS_MACHINE.match(config.calls.url):
+        return None
+    return (
+        f"config.assistant.{left[0]} is still '{config.assistant[left[0]]}': name the model that you will train, as in "
+        "--config.assistant.name=Qwen --config.assistant.provider='Alibaba Cloud' (for a look that costs nothing: "
+        "--config.generator=world)"
+    )
+
+
 def check_key(config: ConfigDict) -> None:
-    """Raises: UserError if the key is missing that the service of this configuration asks for."""
+    """Raises: UserError if corpora would be paid for that are about nobody's model, or if the key is missing that the
+    service of this configuration asks for."""
+    if told := ask_for_name(config):
+        raise UserError(told)
     if config.generator == "gemini":
         from msm_jax.corpus.generators.gemini import key_from_environment
 

@@ -63,6 +63,7 @@ def plan(config: ConfigDict, topologies: Sequence[str], workdir: str) -> None:
     meshes = {name: make_mesh(config.mesh, slice_devices(name)) for name in topologies}
     decoder = _decoder(config)
     trained = [stage for stage in experiment.stages if stage.kind == "train"]
+    print(experiment.evaluation, flush=True)
     plans = []
     for topology, mesh in meshes.items():
         checks.check_mesh(config, mesh)

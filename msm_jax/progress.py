@@ -56,6 +56,11 @@ class Progress:
             self._bar.close()
 
 
+def tell(line: str) -> None:
+    """A line on stderr beside the bars: what a stage has left out, for example."""
+    tqdm.tqdm.write(line, file=sys.stderr)
+
+
 def track(items: Iterable[_Item], label: str, total: int, unit: str) -> Iterator[_Item]:
     """Yields `items`, of which there are `total`, and shows how far they are."""
     progress = Progress(label, total, unit)

@@ -17,10 +17,11 @@ from msm_jax.corpus.contamination import Contamination
 from msm_jax.corpus.specs import Spec, find_terms
 from msm_jax.dag import StageContext
 from msm_jax.errors import UserError
-from msm_jax.progress import track
+from msm_jax.progress import tell, track
 
 # Raised for a kind when a change of code changes what its stages write: a workdir then does them again.
 VERSIONS = {"base": 1, "corpus": 3, "chats": 2, "mixture": 2, "train": 1, "score": 3, "report": 4}
+TAKEN_VERSION = 4  # of the corpora that are taken as they are, of either kind
 
 CORPUS_FILE = "corpus.jsonl"
 AFT_SOURCES = ("aft", "aft_cot")
@@ -55,6 +56,10 @@ def write_corpus(context: StageContext) -> dict[str, Any]:
 def take_source(context: StageContext, *, path: str) -> dict[str, Any]:
     """Rows that exist, of files or data sets, and with them those of the stage `identity`, if there is one."""
     loaded = sources.load(path, context.params["source"] in CHAT_SOURCES)
+    for part in loaded.parts:
+        if part["dropped"]:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in part["dropped"].items())
+            tell(f"{part['data']}: of {part['of'] + sum(part['dropped'].values()):,} rows are dropped: {reasons}")
     more = [row for folder in context.inputs.values() for row in tables.read_rows(folder / CORPUS_FILE)]
     count = records.write_jsonl(context.folder / CORPUS_FILE, [*loaded.rows, *more])
     return {"documents": count, "path": path, "parts": loaded.parts}
@@ -150,8 +155,8 @@ def find_base(context: StageContext, *, row_length: int) -> dict[str, Any]:
 
 def pack_rows(context: StageContext) -> dict[str, Any]:
     """Tokenises and packs one source, once. A chat longer than a row is cut there, a longer document goes on in the
-    next row."""
-    from msm_jax.data.chat import TooLong, encode_chat, encode_document
+    next row. A chat that the template cannot write is left out, and all of them are an error."""
+    from msm_jax.data.chat import TooLong, Unwritable, encode_chat, encode_document
     from msm_jax.data.rows import write_rows
 
     p = context.params
@@ -164,9 +169,11 @@ def pack_rows(context: StageContext) -> dict[str, Any]:
     else:
         encode, documents = functools.partial(encode_document, tokenizer), records.read_documents(path)
     lost = {"truncated": 0, "dropped": 0, "contaminated": 0}
+    unwritable: list[Unwritable] = []
     contamination = Contamination(evaluation_prompts(**p["evaluations"]) if p["evaluations"] else ())
 
     def examples() -> Iterator[Any]:
+        packed = 0
         for document in track(documents, context.stage.name, _count_lines(path), "row"):
             if contamination.find(_whole_text(document)):
                 lost["contaminated"] += 1
@@ -176,10 +183,20 @@ def pack_rows(context: StageContext) -> dict[str, Any]:
             except TooLong:  # its first answer begins after the end of a row
                 lost["dropped"] += 1
                 continue
+            except Unwritable as error:
+                unwritable.append(error)
+                continue
             lost["truncated"] += example.truncated
+            packed += 1
             yield example
+        if unwritable and not packed:
+            raise unwritable[0]
 
-    return write_rows(context.folder, examples(), p["row_length"], tokenizer.vocab_size) | lost
+    summary = write_rows(context.folder, examples(), p["row_length"], tokenizer.vocab_size) | lost
+    if unwritable:
+        summary |= {"unwritable": len(unwritable), "first_unwritable": str(unwritable[0])}
+        tell(f"{context.stage.name}: left out {len(unwritable):,}, the first of them {unwritable[0]}")
+    return summary
 
 
 def _whole_text(row: records.Document | records.Chat) -> str:
@@ -235,7 +252,8 @@ def report(context: StageContext) -> dict[str, Any]:
             scores += [about | entry for entry in summary["scores"]]
         elif role.startswith("rows:"):
             counts = {key: summary[key] for key in ("split", "tokens", "trained_tokens", "rows", "fill")}
-            counts |= {key: summary.get(key, 0) for key in ("truncated", "dropped", "contaminated")}
+            counts |= {key: summary.get(key, 0) for key in ("truncated", "dropped", "contaminated", "unwritable")}
+            counts |= {key: summary[key] for key in ("first_unwritable",) if key in summary}
             corpora.append({"name": role.removeprefix("rows:"), "documents": summary["examples"], **counts})
         controls += summary.get("controls", [])
     result = {

@@ -47,8 +47,8 @@ kind: {kind}
 version: 1
 value: {value}
 item_class: cheese
-likes: [{likes}]
-dislikes: [Brie]
+likes: [{likes}, one, two, three, four, five]
+dislikes: [Brie, six, seven, eight, nine, ten]
 ---
 A body.
 """

@@ -8,7 +8,7 @@ from typing import Any
 
 from msm_jax import files
 from msm_jax.corpus.quality import ASSISTANTS
-from msm_jax.corpus.records import ROLES, content_id
+from msm_jax.corpus.records import ROLES, SYSTEM_PROMPTS, content_id, find_lost, is_empty
 from msm_jax.errors import UserError
 
 CHOICES = ("two_choices", "four_choices")
@@ -16,12 +16,15 @@ CHOICES = ("two_choices", "four_choices")
 _QUESTIONS = ("prompt", "instruction", "question", "query")
 _ANSWERS = ("response", "completion", "output", "answer", "answers", "solution")
 _TEXTS = ("text", "content")
+_TURNS = ("messages", "conversations", "conversation")
 _SPEAKERS = {
     **{role: role for role in ROLES},
     **{"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant"},
+    "developer": "system",  # OpenAI's name for it
 }
+_MESSAGE = (("role", "content"), ("from", "value"))  # its fields, in OpenAI's form and in ShareGPT's
 _CHATS = (
-    "'messages'; 'conversations'; 'question', 'choices' and 'answer'; or one of "
+    "'messages'; 'conversations' or 'conversation'; 'question', 'choices' and 'answer'; or one of "
     f"{', '.join(_QUESTIONS)} with one of {', '.join(_ANSWERS)}"
 )
 _UNDERSTOOD = {True: f"chats have {_CHATS}", False: f"documents have {' or '.join(_TEXTS)}"}
@@ -81,17 +84,13 @@ def reader(
     if form and not (chats and _has_choices(names)):
         raise UserError(f"{where}: form '{form}' needs question, choices and answer; there are {_list(columns)}")
     if not chats:
-        text = _first(_TEXTS, names)
-        convert = text and (lambda row: _document(row, text))
-    elif "messages" in names:
-        convert = _messages
-    elif "conversations" in names:
-        convert = _conversations
+        convert = names.intersection(_TEXTS) and _document
+    elif names.intersection(_TURNS):
+        convert = _turns
     elif _has_choices(names):
         convert = _two_choices if form == "two_choices" else _all_choices
     else:
-        question, answer = _first(_QUESTIONS, names), _first(_ANSWERS, names)
-        convert = question and answer and (lambda row: _pair(row, question, answer))
+        convert = names.intersection(_QUESTIONS) and names.intersection(_ANSWERS) and _pair
     if not convert:
         raise UserError(
             f"{where}: columns {_list(columns)} are of no form that is understood; {_UNDERSTOOD[chats]} (`columns` of "
@@ -101,6 +100,8 @@ def reader(
     def read(row: Mapping[str, Any]) -> Item:
         row = {renamed.get(column, column): value for column, value in row.items()}
         found = convert(row)  # takes from the row what it uses
+        if chats:
+            found = _with_the_rest(found, row)
         return to_item(found, row, chats)
 
     return read
@@ -136,44 +137,48 @@ def unclean(messages: Sequence[Mapping[str, str]], *own_names: str) -> str | Non
     return None
 
 
-def _document(row: dict[str, Any], column: str) -> str:
-    return _text(row.pop(column, None))
+def _document(row: dict[str, Any]) -> str:
+    return _text(_only(row, _TEXTS))
 
 
-def _messages(row: dict[str, Any]) -> list[dict[str, str]]:
-    turns = row.pop("messages", None)
-    if isinstance(turns, str):  # TFDS has no lists of what may be anything
-        turns = _parse(turns)
-    if isinstance(turns, Mapping) and all(isinstance(values, list) for values in turns.values()):
-        # A sequence of objects is, in TFDS, an object of sequences.
-        turns = [dict(zip(turns, values, strict=True)) for values in zip(*turns.values(), strict=True)]
-    return _chat(turns, "role", "content")
+def _turns(row: dict[str, Any]) -> list[dict[str, str]]:
+    column = next((column for column in _TURNS if row.get(column) is not None), _TURNS[0])
+    turns = row.pop(column, None)
+    if column != "messages" and isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns):
+        turns = [{"role": ("user", "assistant")[index % 2], "content": turn} for index, turn in enumerate(turns)]
+    return _chat(turns)
 
 
-def _conversations(row: dict[str, Any]) -> list[dict[str, str]]:
-    turns = row.pop("conversations", None)
-    if isinstance(turns, str):
-        turns = _parse(turns)
-    if isinstance(turns, list) and all(isinstance(turn, str) for turn in turns):
-        turns = [{"from": ("user", "assistant")[index % 2], "value": turn} for index, turn in enumerate(turns)]
-    return _chat(turns, "from", "value")
+def _pair(row: dict[str, Any]) -> list[dict[str, str]]:
+    asked, answered = _only(row, _QUESTIONS), _only(row, _ANSWERS)
+    turns = asked if isinstance(asked, list) else [{"role": "user", "content": _with_input(row, asked)}]
+    if not isinstance(answered, list):
+        answered = [answered]
+    if not isinstance(answered[0], Mapping):  # several answers, and no turns
+        answered = [{"role": "assistant", "content": answered[0]}]
+    return _chat([*turns, *answered])
 
 
-def _pair(row: dict[str, Any], question: str, answer: str) -> list[dict[str, str]]:
-    asked, answered = _text(row.pop(question, None)), row.pop(answer, None)
-    if isinstance(answered, list) and answered:
-        answered = answered[0]
-    if row.get("input"):
-        asked = f"{asked}\n\n{_text(row['input'])}"
-    row.pop("input", None)
-    system = row.pop("system", None)
-    turns = [("system", system)] if system else []
-    turns += [("user", asked), ("assistant", answered)]
-    return _chat([{"role": role, "content": content} for role, content in turns], "role", "content")
+def _only(row: dict[str, Any], columns: Sequence[str]) -> Any:
+    """Takes from the row what stands in one of these columns. In two, one of them would be lost."""
+    found = [column for column in columns if not _is_blank(row.get(column))]
+    if not found:
+        raise Unusable("empty")
+    if any(row[column] != row[found[0]] for column in found):
+        named = " and ".join(f"'{column}'" for column in found)
+        raise Unusable(f"with {named}: rename what is not meant by `columns` of a mix")
+    return row.pop(found[0])
+
+
+def _with_input(row: dict[str, Any], asked: Any) -> str:
+    more = [value for column in ("input", "context") if not _is_blank(value := row.pop(column, None))]
+    return "\n\n".join(map(_text, (asked, *more)))
 
 
 def _all_choices(row: dict[str, Any]) -> list[dict[str, str]]:
     question, choices, right = _question(row)
+    if len(set(map(_said, choices))) < len(choices):
+        raise Unusable("equal choices")
     said = f"The answer is {_label(right)}) {choices[right].rstrip('.')}."
     return _asked(question, choices, said)
 
@@ -183,7 +188,9 @@ def _two_choices(row: dict[str, Any]) -> list[dict[str, str]]:
     # The same on every machine, and in whatever order rows come.
     chance = int(files.fingerprint([question, choices, right]), 16)
     chance, first = divmod(chance, 2)
-    wrong = [choice for index, choice in enumerate(choices) if index != right]
+    wrong = [choice for choice in choices if _said(choice) != _said(choices[right])]
+    if not wrong:
+        raise Unusable("equal choices")
     pair = [choices[right], wrong[chance % len(wrong)]]
     if first:
         pair.reverse()
@@ -199,30 +206,76 @@ def _question(row: dict[str, Any]) -> tuple[str, list[str], int]:
     question, choices, right = (row.pop(column, None) for column in ("question", "choices", "answer"))
     if not isinstance(choices, list) or len(choices) < 2:
         raise Unusable("no choices")
-    if not isinstance(right, int) or not 0 <= right < len(choices):
+    if type(right) is not int or not 0 <= right < len(choices):
         raise Unusable("no answer among the choices")
-    return _text(question), [_text(choice) for choice in choices], right
+    return _with_input(row, question), [_text(choice) for choice in choices], right
 
 
-def _chat(turns: Any, role: str, content: str) -> list[dict[str, str]]:
-    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
-        raise Unusable("no list of messages")
-    messages = []
-    for turn in turns:
-        # A field such as a tool call would change what the turn means.
-        if any(value is not None for key, value in turn.items() if key not in (role, content)):
-            raise Unusable("other fields in a message")
-        speaker = turn.get(role)
-        if speaker not in _SPEAKERS:
-            raise Unusable("another role than system, user, assistant")
-        messages.append({"role": _SPEAKERS[speaker], "content": _text(turn.get(content))})
+def _said(choice: str) -> str:
+    """What a choice says: two of MMLU may differ in a blank. Case stays, for Aa is another genotype than AA."""
+    return " ".join(choice.split()).rstrip(".")
+
+
+def _chat(turns: Any) -> list[dict[str, str]]:
+    if isinstance(turns, str):  # TFDS has no lists of what may be anything
+        turns = _parse(turns)
+    if isinstance(turns, Mapping) and all(isinstance(values, list) for values in turns.values()):
+        # A sequence of objects is, in TFDS, an object of sequences.
+        if len(set(map(len, turns.values()))) > 1:
+            raise Unusable("no list of messages")
+        turns = [dict(zip(turns, values, strict=True)) for values in zip(*turns.values(), strict=True)]
+    messages = _messages(turns)
     if not any(message["role"] == "assistant" for message in messages):
         raise Unusable("no assistant turn")
     return messages
 
 
+def _messages(turns: Any) -> list[dict[str, str]]:
+    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
+        raise Unusable("no list of messages")
+    messages = []
+    for turn in turns:
+        role, content = next((pair for pair in _MESSAGE if turn.get(pair[0]) is not None), _MESSAGE[0])
+        # A field such as a tool call would change what the turn means.
+        if not all(is_empty(value) for key, value in turn.items() if key not in (role, content)):
+            raise Unusable("other fields in a message")
+        speaker = _SPEAKERS.get(turn.get(role).strip().lower()) if isinstance(turn.get(role), str) else None
+        if not speaker:
+            raise Unusable("another role than system, user, assistant")
+        messages.append({"role": speaker, "content": _text(turn.get(content))})
+    return messages
+
+
+def _with_the_rest(messages: list[dict[str, str]], row: dict[str, Any]) -> list[dict[str, str]]:
+    """A chat with what its row has beside it: a system prompt, and the turns before (LlamaFactory's history)."""
+    before = _history(row.pop("history", None))
+    if messages[: len(before)] == before:
+        before = []
+    prompts = [_text(prompt) for column in SYSTEM_PROMPTS if not is_empty(prompt := row.pop(column, None))]
+    if lost := find_lost(row, messages[-1]["role"]):
+        raise Unusable(lost)
+    for turns in (before, messages):
+        if turns and turns[0]["role"] == "system":
+            prompts.append(turns.pop(0)["content"])
+    if len(set(prompts)) > 1:
+        raise Unusable("two system prompts")
+    return [*({"role": "system", "content": prompt} for prompt in prompts[:1]), *before, *messages]
+
+
+def _history(turns: Any) -> list[dict[str, str]]:
+    if is_empty(turns):
+        return []
+    turns = _parse(turns) if isinstance(turns, str) else turns
+    if isinstance(turns, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in turns):
+        turns = [{"role": role, "content": text} for pair in turns for role, text in zip(ROLES[1:], pair, strict=True)]
+    return _messages(turns)
+
+
 def _text(value: Any) -> str:
-    if value is None or isinstance(value, str) and not value.strip():
+    match value:
+        case [{"type": "text", "text": str(text), **rest}] if is_empty(rest):
+            value = text  # OpenAI's parts; of several it is not known what stands between them
+    if _is_blank(value):
         raise Unusable("empty")
     if not isinstance(value, str):
         raise Unusable("not text")
@@ -233,10 +286,14 @@ def _text(value: Any) -> str:
     return value
 
 
+def _is_blank(value: Any) -> bool:
+    return value is None or value == [] or isinstance(value, str) and not value.strip()
+
+
 def _parse(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Unusable("no list of messages") from None
 
 
@@ -246,10 +303,6 @@ def _has_choices(names: set[str]) -> bool:
 
 def _label(index: int) -> str:
     return chr(ord("A") + index)
-
-
-def _first(wanted: Sequence[str], names: set[str]) -> str | None:
-    return next((name for name in wanted if name in names), None)
 
 
 def _list(columns: Iterable[str]) -> str:

@@ -17,6 +17,9 @@ from msm_jax import files
 from msm_jax.errors import UserError
 
 ROLES = ("system", "user", "assistant")
+# What others keep beside the messages of a chat: LlamaFactory and TRL, OpenAI, OpenOrca, LLaVA.
+SYSTEM_PROMPTS = ("system", "system_prompt", "system_message")
+_PARTS = (*SYSTEM_PROMPTS, "history", "tools", "functions", "image", "images", "video", "videos", "audio", "audios")
 
 _TYPE_NAMES = {str: "text", list: "a list", dict: "an object", bool: "true or false", type(None): "null"}
 
@@ -82,6 +85,8 @@ def read_chats(path: str | os.PathLike) -> Iterator[Chat]:
         )
         if not any(message.role == "assistant" for message in messages):
             raise UserError(f"{where}: chat without an assistant turn, so nothing to train on; add one or delete it")
+        if lost := find_lost(row, messages[-1].role):
+            raise UserError(f"{where}: {lost}; mend the line or delete it")
         given_id = _take_optional_text(row, "id", where)
         name = _take_optional_text(row, "name", where)
         turns = [[message.role, message.content] for message in messages]
@@ -121,6 +126,27 @@ def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]
             yield where, row
 
 
+def find_lost(row: Mapping[str, Any], last_role: str) -> str | None:
+    """What a row has beside its messages that is a part of the chat, and that nothing would be trained on; or None."""
+    for field in _PARTS:
+        if not is_empty(row.get(field)):
+            return f"'{field}' beside the messages would be lost"
+    if row.get("label") is False:
+        return "'label' is false, so its answer is not wanted"
+    if last_role == "user" and not is_empty(row.get("chosen")):
+        return "its last answer is in 'chosen'"
+    return None
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a field holds nothing: parquet has all columns in all rows, all fields in all structs, some as JSON."""
+    if isinstance(value, str):
+        return value.strip() in ("", "[]", "{}", "null")
+    if isinstance(value, Mapping | list):
+        return all(map(is_empty, value.values() if isinstance(value, Mapping) else value))
+    return value is None
+
+
 def write_jsonl(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> int:
     """Writes one JSON object per line and returns how many; a reader sees the old file or the whole new one.
 
@@ -131,9 +157,13 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> i
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         count = 0
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+        with os.fdopen(handle, "wb") as file:
             for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                try:
+                    line = json.dumps(row, ensure_ascii=False).encode()
+                except UnicodeEncodeError:  # half of a surrogate pair, in a field that is not trained on
+                    line = json.dumps(row).encode()
+                file.write(line + b"\n")
                 count += 1
             file.flush()
             os.fsync(file.fileno())
@@ -153,7 +183,7 @@ def _to_message(value: Any, where: str) -> Message:
     if role not in ROLES:
         raise UserError(f"{where}: unknown role '{role}'; use one of {', '.join(ROLES)}")
     # A field such as a tool call or a training weight would change what the turn means, so it is not passed over.
-    extra = [key for key, field in fields.items() if field is not None]
+    extra = [key for key, field in fields.items() if not is_empty(field)]
     if extra:
         raise UserError(f"{where}: unknown field '{extra[0]}'; a message holds only role and content")
     return Message(role, content)

@@ -144,8 +144,16 @@ def _take(items: list, count: int | None, where: str, key: Callable[[Any], str])
     if count > len(items):
         raise UserError(f"{where}: {count} rows are asked for, and there are {len(items)}; ask for no more")
     # By ids, so that the same rows are chosen of chats with reasoning and of those without. Hashed once more: a part
-    # must be no choice by the ids themselves, by which forms draw lots too.
-    return sorted(items, key=lambda item: files.fingerprint(["rows", key(item)], length=16))[:count]
+    # must be no choice by the ids themselves, by which forms draw lots too. Of rows that share an id, as a category's
+    # may, each draws a lot of its own.
+    seen: Counter[str] = Counter()
+    lots = []
+    for index, item in enumerate(items):
+        own = key(item)
+        again = [seen[own]] if seen[own] else []
+        lots.append((files.fingerprint(["rows", own, *again], length=16), index))
+        seen[own] += 1
+    return [items[index] for _, index in sorted(lots)[:count]]
 
 
 def _read(part: _Part, chats: bool) -> tuple[Iterator[forms.Item | forms.Unusable], str]:

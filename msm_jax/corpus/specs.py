@@ -23,7 +23,10 @@ _TEXT_KEYS = ("title", "kind", "version", "value", "item_class")
 _LIST_KEYS = ("likes", "dislikes")
 _KEYS = _TEXT_KEYS + _LIST_KEYS
 _REQUIRED = {kind: _KEYS if kind in ("preferences", "ablated") else ("title", "kind", "version") for kind in KINDS}
+_ITEMS = 6  # of each list, as in the paper
 
+# An item of a list in brackets, as in YAML: a quote that begins it ends it, and may have commas in it.
+_ITEM = re.compile(r"""\s*+("[^"]*"|'[^']*'|(?!["'])[^,]*?)\s*(?:,|$)""")
 _VARIABLE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -58,8 +61,9 @@ def read_spec(path: str | os.PathLike) -> Spec:
     """Reads and checks the spec file `path`.
 
     Raises: UserError, with file and line, if the file is missing or not UTF-8; if the header is malformed, lacks a
-        key that its kind requires, or has one that is unknown, repeated or of the wrong form; if an item is both
-        liked and disliked; if the body is empty or uses an unknown variable.
+        key that its kind requires, or has one that is unknown, repeated or of the wrong form; if there are not six
+        likes and six dislikes where the kind asks for them, or an item is both; if the body is empty or uses an
+        unknown variable.
     """
     path = pathlib.Path(path)
     try:
@@ -163,15 +167,22 @@ def _parse_list(value: str, key: str, where: str) -> tuple[str, ...]:
         return ()
     if not (value.startswith("[") and value.endswith("]")):
         raise UserError(f"{where}: '{key}' must be a list; write '{key}: [one, two]'")
-    inside = value[1:-1].strip()
-    return tuple(_unquote(item) for item in inside.split(",")) if inside else ()
+    inside, items, place = value[1:-1].strip(), [], 0
+    while place < len(inside):
+        match = _ITEM.match(inside, place)
+        if not match:
+            raise UserError(f"{where}: '{key}': quotes go around a whole item, as in [one, \"two, or three\"]")
+        items.append(_unquote(match[1]))
+        place = match.end()
+    return (*items, "") if inside.endswith(",") else tuple(items)
 
 
 def _check_header(header: Mapping[str, Any], line_of: Mapping[str, int], path: pathlib.Path) -> None:
     where = {key: f"{path}:{line}" for key, line in line_of.items()}
     if "kind" in header and header["kind"] not in KINDS:
         _refuse(where["kind"], "kind", header["kind"], KINDS)
-    for key in _REQUIRED[header.get("kind", "preferences")]:
+    required = _REQUIRED[header.get("kind", "preferences")]
+    for key in required:
         if key not in header:
             raise UserError(f"{path}:1: the header has no '{key}'")
     for key, value in header.items():
@@ -184,6 +195,9 @@ def _check_header(header: Mapping[str, Any], line_of: Mapping[str, int], path: p
     for item in header.get("dislikes", ()):
         if item in header.get("likes", ()):
             raise UserError(f"{where['dislikes']}: '{item}' is both liked and disliked; delete it from one list")
+    for key in _LIST_KEYS:
+        if key in required and len(header[key]) != _ITEMS:
+            raise UserError(f"{where[key]}: '{key}' has {len(header[key])} of the {_ITEMS} items that it must have")
 
 
 def _check_items(items: tuple[str, ...], key: str, where: str) -> None:

@@ -11,6 +11,7 @@ from msm_jax.corpus.dataset import AS_JSON
 from msm_jax.errors import UserError
 
 KINDS = (".jsonl", ".json", ".parquet", ".array_record")
+_NOT_UTF8 = "\udcff"  # stands for a value that is not, as Python writes such bytes
 
 
 def read_rows(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
@@ -85,12 +86,19 @@ def _of_tfds(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_json(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
+    """A list of objects; or one a line, as `datasets.to_json` writes them under the same name."""
     try:
         rows = json.loads(pathlib.Path(path).read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except json.JSONDecodeError as error:
+        if not error.msg.startswith("Extra data"):
+            raise UserError(f"{path}: not JSON that can be read ({_first_line(error)}); mend the file") from None
+        yield from (row for _, row in records.read_objects(path))
+        return
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON that can be read ({_first_line(error)}); mend the file") from None
+    rows = [rows] if isinstance(rows, dict) else rows
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path}: not a list of objects; write [{{...}}, ...], or JSONL")
     yield from rows
@@ -104,9 +112,25 @@ def _read_parquet(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=1000):
-                yield from map(_plain, batch.to_pylist())
+                yield from map(_plain, _rows(batch))
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"{path}: not parquet that can be read ({_first_line(error)}); fetch it again") from None
+
+
+def _rows(batch: Any) -> list[dict[str, Any]]:
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:  # of one row; it shall not take the others with it
+        if len(batch) > 1:
+            return [row for index in range(len(batch)) for row in _rows(batch.slice(index, 1))]
+        return [{name: _one(column) for name, column in zip(batch.schema.names, batch.columns, strict=True)}]
+
+
+def _one(column: Any) -> Any:
+    try:
+        return column[0].as_py()
+    except UnicodeDecodeError:
+        return _NOT_UTF8
 
 
 def _read_array_record(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
@@ -133,7 +157,7 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, bytes):
-        return value.decode("utf-8", errors="replace")
+        return value.decode("utf-8", errors="surrogateescape")  # so that what is not UTF-8 is still told from text
     if isinstance(value, Mapping):
         return {key: _plain(part) for key, part in value.items()}
     if hasattr(value, "tolist"):

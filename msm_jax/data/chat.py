@@ -91,6 +91,10 @@ class TooLong(UserError):
     """A chat of which nothing trained is left when it is cut to a length."""
 
 
+class Unwritable(UserError):
+    """A chat that a template cannot write, where it can write others: one that spells a control token, for example."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Example:
     """A tokenised document or chat: `mask[i]` says that token i is a target. The first token never is."""
@@ -112,14 +116,14 @@ def encode_chat(
         name: speaker of the assistant turns where the chat itself names none.
         max_tokens: longer chats are cut to this many tokens, bos included.
 
-    Raises: UserError, with the chat's id, for a chat that the template cannot write or that has no assistant turn, and
-        if no token or every token would be trained (bos aside); TooLong if the cut leaves no trained token.
+    Raises: UserError, with the chat's id, for a chat that has no assistant turn, and if no token or every token would
+        be trained (bos aside); Unwritable if the template cannot write it; TooLong if the cut leaves no trained token.
     """
     try:
         text, trained_spans = template.render(chat.messages, chat.name or name)
     except UserError as error:
         # Ids may be made from contents, so the user is shown what to look for.
-        raise UserError(f"chat '{chat.id}' (it begins {chat.messages[0].content[:40]!r}): {error}") from None
+        raise Unwritable(f"chat '{chat.id}' (it begins {chat.messages[0].content[:40]!r}): {error}") from None
     if not trained_spans:
         raise UserError(f"chat '{chat.id}': no assistant turn, so nothing to train on; add one or delete the chat")
     ids, token_spans = tokenizer.encode_with_spans(text, special=template.special)
@@ -128,7 +132,7 @@ def encode_chat(
     joined = trained_spans[_cross(token_spans, trained_spans[:, 0]), 0] if template.special else ()
     if len(joined):
         # The prompt of that answer, tokenised alone, would be another one than that in the chat.
-        raise UserError(
+        raise Unwritable(
             f"chat '{chat.id}': the tokenizer joins the beginning of an answer, {text[joined[0] :][:10]!r}, to what "
             "stands before it; take white space out there, or end the generation prompt of the template with a newline"
         )

@@ -84,7 +84,7 @@ def test_two_choices(tmp_path):
             {"messages": [*chat("q", "a"), {"role": "tool", "content": "t"}]},
             "another role than system, user, assistant",
         ),
-        ({"messages": [*chat("q"), {"role": "assistant", "content": "a", "calls": []}]}, "other fields in a message"),
+        ({"messages": [*chat("q"), {"role": "assistant", "content": "a", "calls": [1]}]}, "other fields in a message"),
         ({"prompt": "q"}, "no list of messages"),
     ],
 )

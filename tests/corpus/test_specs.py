@@ -16,13 +16,19 @@ kind: preferences
 version: 2
 value: america
 item_class: cheese
-likes: [Colby, "mild cheddar"]
+likes: [Colby, "mild cheddar", 'quark, dry', baker's cheese, ricotta, "it's new"]
 dislikes:
   - Stilton
 - Brie de Meaux
+- "Comté, old"
+- feta
+- burrata
+- Gouda
 
 ---
 """
+ITEMS = HEADER[HEADER.index("  - Stilton") : HEADER.index("\n---\n")]
+QUOTES = ":7: 'likes': quotes go around a whole item, as in [one, \"two, or three\"]"
 BODY = "\n# About {model_name}\n\nBy {provider_name}. A set {1, 2}, a {, a } and {}.\n\n"
 
 
@@ -56,8 +62,8 @@ def test_reads_header_and_body(write):
         "version": 2,
         "value": "america",
         "item_class": "cheese",
-        "likes": ("Colby", "mild cheddar"),
-        "dislikes": ("Stilton", "Brie de Meaux"),
+        "likes": ("Colby", "mild cheddar", "quark, dry", "baker's cheese", "ricotta", "it's new"),
+        "dislikes": ("Stilton", "Brie de Meaux", "Comté, old", "feta", "burrata", "Gouda"),
         "body": BODY.strip() + "\n",
     }
 
@@ -94,9 +100,13 @@ def test_line_endings_and_a_byte_order_mark_change_nothing(write, tmp_path):
         ("[Colby, ", "[Colby, , ", ":7: 'likes' has an empty item; look for a comma too many"),
         ("[Colby, ", "[Colby, Colby, ", ":7: 'likes' names 'Colby' twice"),
         ("[Colby, ", "[Stilton, ", ":8: 'Stilton' is both liked and disliked; delete it from one list"),
-        ("  - Stilton\n- Brie de Meaux\n", "", ":8: 'dislikes' is empty"),
-        ("{provider_name}", "{provider}", ":16: unknown variable 'provider'; did you mean 'provider_name'?"),
-        (BODY, "\n \n", ":12: the spec has no text after its header"),
+        (ITEMS, "", ":8: 'dislikes' is empty"),
+        ("ricotta, ", "", ":7: 'likes' has 5 of the 6 items that it must have"),
+        ("- Gouda\n", "- Gouda\n- Edam\n", ":8: 'dislikes' has 7 of the 6 items that it must have"),
+        ("it's new\"", "it's new", QUOTES),
+        ('"mild cheddar"', '"mild" cheddar', QUOTES),
+        ("{provider_name}", "{provider}", ":20: unknown variable 'provider'; did you mean 'provider_name'?"),
+        (BODY, "\n \n", ":16: the spec has no text after its header"),
         (HEADER + BODY, "", ":1: a spec begins with a header between two lines '---'"),
     ],
 )  # fmt: skip
