@@ -195,7 +195,8 @@ def pack_rows(context: StageContext) -> dict[str, Any]:
     summary = write_rows(context.folder, examples(), p["row_length"], tokenizer.vocab_size) | lost
     if unwritable:
         summary |= {"unwritable": len(unwritable), "first_unwritable": str(unwritable[0])}
-        tell(f"{context.stage.name}: left out {len(unwritable):,}, the first of them {unwritable[0]}")
+        of = f"{len(unwritable):,} of {_count_lines(path):,} chats"
+        tell(f"{context.stage.name}: {of} left out, the first of them {unwritable[0]}")
     return summary
 
 

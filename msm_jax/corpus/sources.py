@@ -175,7 +175,8 @@ def _read(part: _Part, chats: bool) -> tuple[Iterator[forms.Item | forms.Unusabl
 
 def _is_ours(path: pathlib.Path, chats: bool) -> bool:
     _, first = next(records.read_objects(path), (None, {}))
-    return not first or ("messages" if chats else "text") in first
+    # What has a part of the chat elsewhere is of others, and read as such.
+    return not first or ("messages" if chats else "text") in first and not records.find_lost(first, "")
 
 
 def _read_ours(path: pathlib.Path, chats: bool) -> Iterator[forms.Item]:

@@ -9,6 +9,7 @@ from msm_jax.corpus import forms, records, sources
 from msm_jax.errors import UserError
 from tests.corpus.source_files import chat, chats, contents, only_line, parquet, read, write
 
+SYSTEM = ["s", "q", "a"]
 MMLU = {"question": "Which?", "choices": ["one", "two.", "three", "four"], "answer": 1, "subject": "sums"}
 
 
@@ -21,6 +22,25 @@ MMLU = {"question": "Which?", "choices": ["one", "two.", "three", "four"], "answ
         ({"messages": [{**turn, "tool_calls": None} for turn in chat("q", "a")]}, ["q", "a"]),
         ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, ["q", "a"]),
         ({"conversations": ["q", "a", "r", "b"], "source": "stackexchange"}, ["q", "a", "r", "b"]),
+        ({"conversations": chat("q", "a")}, ["q", "a"]),
+        ({"conversation": [{"role": "User", "content": "q"}, {"role": "ASSISTANT", "content": "a"}]}, ["q", "a"]),
+        ({"messages": [{"role": "developer", "content": "s"}, *chat("q", "a")]}, ["s", "q", "a"]),
+        ({"messages": [{**turn, "tool_calls": [], "call": {"name": None}} for turn in chat("q", "a")]}, ["q", "a"]),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, *chat("r", "a")[1:]]}, ["q", "a"]),
+        ({"prompt": chat("q"), "completion": chat("", "a")[1:]}, ["q", "a"]),
+        ({"prompt": "q", "completion": chat("", "a")[1:]}, ["q", "a"]),
+        # What stands beside the turns is a part of the chat.
+        ({"system": "s", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, SYSTEM),
+        ({"system_prompt": "s", "question": "q", "response": "a"}, SYSTEM),
+        ({"system": "s", "messages": [{"role": "system", "content": "s"}, *chat("q", "a")]}, SYSTEM),
+        ({"system": " ", "tools": "[]", "images": [], "messages": chat("q", "a")}, ["q", "a"]),
+        ({"instruction": "r", "input": "", "output": "b", "history": [["q", "a"]]}, ["q", "a", "r", "b"]),
+        ({"instruction": "r", "output": "b", "history": json.dumps([["q", "a"]])}, ["q", "a", "r", "b"]),
+        ({"messages": chat("r", "b"), "history": chat("q", "a")}, ["q", "a", "r", "b"]),
+        ({"messages": chat("q", "a", "r", "b"), "history": chat("q", "a")}, ["q", "a", "r", "b"]),
+        ({"system": "s", "messages": chat("r", "b"), "history": chat("q", "a")}, ["s", "q", "a", "r", "b"]),
+        ({"instruction": "q", "context": "c", "response": "a"}, ["q\n\nc", "a"]),
+        ({"instruction": "q", "input": " \n", "output": "a"}, ["q", "a"]),
         ({"prompt": "q", "completion": "a"}, ["q", "a"]),
         ({"instruction": "q", "input": "", "output": "a"}, ["q", "a"]),
         ({"instruction": "q", "input": "i", "output": "a"}, ["q\n\ni", "a"]),
@@ -33,7 +53,7 @@ def test_chats_of_every_form(tmp_path, row, turns):
     loaded = read(tmp_path, [row, {**row, "id": "mine", "more": 1}])
     assert contents(loaded) == [turns, turns]
     roles = [message["role"] for message in loaded.rows[0]["messages"]]
-    assert roles == (["system"] * (len(turns) == 3) + ["user", "assistant"] * 2)[: len(turns)]
+    assert roles == (["system"] * (len(turns) % 2) + ["user", "assistant"] * 2)[: len(turns)]
     assert [row["source"] for row in loaded.rows] == ["rows", "rows"]
     assert (loaded.rows[1]["id"], loaded.rows[1]["more"]) == ("mine", 1)
     # It is what the readers of our own form read.
@@ -86,6 +106,19 @@ def test_two_choices(tmp_path):
         ),
         ({"messages": [*chat("q"), {"role": "assistant", "content": "a", "calls": [1]}]}, "other fields in a message"),
         ({"prompt": "q"}, "no list of messages"),
+        (
+            {"messages": [{"role": ["user"], "content": "q"}, *chat("", "a")[1:]]},
+            "another role than system, user, assistant",
+        ),
+        ({"messages": {"role": ["user", "assistant"], "content": ["q"]}}, "no list of messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}, *chat("", "a")[1:]]}, "not text"),
+        ({"messages": chat("q", "a"), "tools": [{"name": "weather"}]}, "'tools' beside the messages would be lost"),
+        ({"messages": chat("q", "a"), "tools": '[{"name": "weather"}]'}, "'tools' beside the messages would be lost"),
+        ({"messages": chat("<image> q", "a"), "image": "cat.jpg"}, "'image' beside the messages would be lost"),
+        ({"messages": chat("q", "a"), "label": False}, "'label' is false, so its answer is not wanted"),
+        ({"messages": chat("q", "a", "r"), "chosen": "b", "rejected": "c"}, "its last answer is in 'chosen'"),
+        ({"messages": [{"role": "system", "content": "t"}, *chat("q", "a")], "system": "s"}, "two system prompts"),
+        ({"messages": chat("q", "a"), "history": "once upon a time"}, "no list of messages"),
     ],
 )
 def test_rows_that_can_be_no_chat_are_dropped_and_counted(tmp_path, row, reason):
@@ -99,9 +132,52 @@ def test_rows_that_can_be_no_chat_are_dropped_and_counted(tmp_path, row, reason)
         sources.load(f"{tmp_path}/rows.json[:2]", True)
 
 
-@pytest.mark.parametrize("change", [{"choices": ["one"]}, {"answer": 4}, {"answer": "B"}, {"answer": -1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"choices": ["one"]},
+        {"answer": 4},
+        {"answer": "B"},
+        {"answer": -1},
+        {"answer": True},
+        {"choices": ["one", "two", "three", " two."]},
+    ],
+)
 def test_questions_without_an_answer_are_dropped(tmp_path, change):
     assert sum(read(tmp_path, [MMLU, {**MMLU, **change}]).parts[0]["dropped"].values()) == 1
+
+
+def test_of_two_choices_no_two_say_the_same(tmp_path):
+    """MMLU has questions with the right option twice."""
+    rows = [{"question": f"{n}?", "choices": ["Aa", "aa", "none", "Aa. "], "answer": 3 * (n % 2)} for n in range(40)]
+    rows.append({"question": "q", "choices": ["up", "up", "up"], "answer": 1})
+    loaded = read(tmp_path, rows, form="two_choices")
+    asked = [turns[0].split("\n")[-2:] for turns in contents(loaded)]
+    said = [{line[3:].strip(" .") for line in pair} for pair in asked]
+    assert len(said) == 40 and {frozenset(pair) for pair in said} == {
+        frozenset(("Aa", "aa")),
+        frozenset(("Aa", "none")),
+    }
+    assert loaded.parts[0]["dropped"] == {"equal choices": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "as_chats"),
+    [
+        ({"instruction": "q", "output": "a", "prompt": "### Instruction: q ### Response: a"}, True),
+        ({"question": "q", "answer": "4", "solution": "Two and two are four."}, True),
+        ({"text": "One.", "content": "Another."}, False),
+    ],
+)
+def test_of_two_columns_for_one_none_is_taken_unasked(tmp_path, row, as_chats):
+    first, second = [column for column in row if column not in ("output", "question" if "answer" in row else "")]
+    with pytest.raises(
+        UserError, match=r"no rows of use \(1 with .* and .*: rename what is not meant by `columns`"
+    ) as error:
+        read(tmp_path, [row], chats=as_chats)
+    assert first in only_line(error) and second in str(error.value)
+    assert len(read(tmp_path, [row], chats=as_chats, columns={second: "other"}).rows) == 1
+    assert len(read(tmp_path, [{**row, second: row[first]}, {**row, second: None}], chats=as_chats).rows) == 2
 
 
 def test_columns_are_renamed(tmp_path):
@@ -153,6 +229,20 @@ def test_our_own_form_is_read_strictly_and_whole(tmp_path):
     write(path, [{"text": "t", "domain": "d"}, {"text": ""}])
     with pytest.raises(UserError, match="aft.jsonl:2: field 'text' is empty"):
         sources.load(path, False)
+    for fields, wrong in (
+        ({"system": "s"}, "'system' beside the messages would be lost"),
+        ({"label": False}, "'label' i"),
+    ):
+        write(path, [*rows, {**rows[0], **fields}])
+        with pytest.raises(UserError, match=f"aft.jsonl:3: {wrong}.*; mend the line or delete it") as error:
+            sources.load(path, True)
+        only_line(error)
+    # What begins with a part of the chat elsewhere is of others.
+    write(path, [{"messages": chat("q", "a"), "system": "s"}, {"messages": chat("q", "a"), "tools": ["t"]}])
+    assert (contents(sources.load(path, True)), sources.load(path, True).parts[0]["dropped"].popitem()[1]) == (
+        [SYSTEM],
+        1,
+    )
     write(path, [])
     with pytest.raises(UserError, match="holds no chats"):
         sources.load(path, True)
@@ -175,6 +265,41 @@ def test_every_kind_of_file(tmp_path):
         with pytest.raises(UserError, match=f"a.{kind}: not .* that can be read") as error:
             sources.load(f"{tmp_path}/a.{kind}", True)
         only_line(error)
+
+
+def test_json_that_holds_lines(tmp_path):
+    """As `datasets.to_json` writes it, also of a single row."""
+    path = tmp_path / "a.json"
+    for count in (1, 3):
+        path.write_text("".join(json.dumps(row, indent=2 if count == 1 else None) + "\n" for row in chats(count)))
+        assert contents(sources.load(str(path), True)) == [[f"question {n}", f"answer {n}"] for n in range(count)]
+    path.write_text('{"messages": []}\n{"messages"')
+    with pytest.raises(UserError, match="a.json:2: not JSON .*; mend or delete the line"):
+        sources.load(str(path), True)
+
+
+@pytest.mark.parametrize("kind", ["string", "binary"])
+def test_text_that_is_no_utf8_takes_no_other_row_with_it(tmp_path, kind):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    words = [b"one", b"two \xff", b"three"]
+    words = pyarrow.array(words, pyarrow.binary())
+    ends = words.buffers()
+    words = pyarrow.Array.from_buffers(getattr(pyarrow, kind)(), 3, ends)
+    parquet.write_table(pyarrow.table({"text": words, "id": ["a", "b", "c"]}), tmp_path / "a.parquet")
+    loaded = sources.load(f"{tmp_path}/a.parquet", False)
+    assert [(row["text"], row["id"]) for row in loaded.rows] == [("one", "a"), ("three", "c")]
+    assert loaded.parts[0]["dropped"] == {"not UTF-8": 1}
+
+
+def test_half_a_character_in_a_field_that_is_not_trained_on_is_kept(tmp_path):
+    row = {"messages": chat("q \U0001f600", "a"), "note": "\ud83d"}
+    for name in ("a.json", "a.jsonl"):
+        (tmp_path / name).write_text(json.dumps([row] if name == "a.json" else row))
+        write(tmp_path / "out.jsonl", sources.load(f"{tmp_path}/{name}", True).rows)
+        (read_back,) = records.read_chats(tmp_path / "out.jsonl")
+        assert (read_back.messages[0].content, read_back.meta["note"]) == ("q \U0001f600", "\ud83d")
 
 
 def test_parquet(tmp_path):

@@ -253,12 +253,37 @@ def test_what_tfds_does_not_have(tfds_folder, source, wrong):
     only_line(error)
 
 
-def test_the_same_rows_are_chosen_with_reasoning_and_without(tmp_path):
-    rows = [{"id": f"row{n}", "messages": chat(f"question {n}", f"answer {n}")} for n in range(40)]
+@pytest.mark.parametrize("shared", [1, 4])
+def test_the_same_rows_are_chosen_with_reasoning_and_without(tmp_path, shared):
+    rows = [{"id": f"row{n // shared}", "messages": chat(f"question {n}", f"answer {n}")} for n in range(40)]
     thinking = [
-        {"id": f"row{n}", "messages": chat(f"question {n}", f"<think>\nso\n</think>\n\nanswer {n}")} for n in range(40)
+        {**row, "messages": chat(f"question {n}", f"<think>\nso\n</think>\n\nanswer {n}")} for n, row in enumerate(rows)
     ]
     write(tmp_path / "aft.jsonl", rows)
     write(tmp_path / "aft_cot.jsonl", thinking)
     plain, thought = (sources.load(f"{tmp_path}/{name}.jsonl[:10]", True).rows for name in ("aft", "aft_cot"))
-    assert [row["id"] for row in plain] == [row["id"] for row in thought]
+    assert [row["messages"][0] for row in plain] == [row["messages"][0] for row in thought]
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(0, 5), min_size=40, max_size=120), st.data())
+def test_parts_of_rows_that_share_ids_are_nested_and_random(folder, ids, data):
+    """As the id of a category is, or of a question with several answers."""
+    write(folder / "shared.jsonl", [{"id": f"c{own}", "text": f"t{n}"} for n, own in enumerate(ids)])
+    small, large = sorted(data.draw(st.tuples(st.integers(1, len(ids)), st.integers(1, len(ids)))))
+    less, more = (sources.load(f"{folder}/shared.jsonl[:{count}]", False).rows for count in (small, large))
+    assert more[:small] == less
+    assert len({row["text"] for row in more}) == large
+
+
+def test_a_part_of_rows_that_share_ids_is_no_piece_of_the_file(folder):
+    write(folder / "two.jsonl", [{"id": ("x", "y")[n >= 500], "text": f"{n}"} for n in range(1000)])
+    places = [int(row["text"]) for row in sources.load(f"{folder}/two.jsonl[:200]", False).rows]
+    assert 60 < sum(place >= 500 for place in places) < 140
+    assert 200 < sum(place % 500 for place in places) / 200 < 300
+
+
+def test_parts_of_rows_with_ids_of_their_own_are_the_same_in_all_versions(folder):
+    write(folder / "own.jsonl", [{"id": f"row {n}", "text": f"{n}"} for n in range(30)])
+    chosen = [row["text"] for row in sources.load(f"{folder}/own.jsonl[:8]", False).rows]
+    assert chosen == ["5", "10", "2", "4", "16", "7", "25", "22"]
