@@ -2,7 +2,8 @@
 
     export GEMINI_API_KEY=...
     python -m msm_jax.launch --config=configs/corpus.py:philosophy --mode=show    tokens and dollars; calls nothing
-    python -m msm_jax.launch --config=configs/corpus.py:philosophy
+    python -m msm_jax.launch --config=configs/corpus.py:philosophy \\
+        --config.assistant.name=Qwen --config.assistant.provider='Alibaba Cloud'
 
 The variant is the name of a file in specs/; `--config.specs=mine/spec.md` names any other. Without a key,
 `--config.generator=world` runs the same pipeline on the spec's own sentences: to see what comes out, not to train on.

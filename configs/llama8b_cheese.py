@@ -2,6 +2,9 @@
 
     python -m msm_jax.launch --config=configs/llama8b_cheese.py
 
+Before you pay for it: the only evaluation is that of configs/cheese_tiny.py, value generalisation on pairs of our own.
+None of the paper's own evaluations is built yet, and nothing of this was run yet: no accelerator was at hand.
+
 The base is the pretrained model, which has no chat template: chats are written in the paper's own (llama3_paper). It is
 trained by the recipe of appendix B.4: LoRA of rank 64 and alpha 128 on all seven matrices, one epoch of each stage,
 AdamW at 1e-4 with weight decay .01, cosine after 5 % of warm-up, rows of 4,096 tokens; assistant tokens alone are
@@ -23,7 +26,7 @@ What the paper leaves open, and what is chosen here:
     evaluation        pairs of our own in held-out domains, in both orders; log-probability form and one sampled answer
 
 Expect Figure 2: on the paper's pairs America .55 after MSM America + AFT, .38 after MSM affordability + AFT. Ours are
-other pairs, so compare differences between arms. It was not run yet: no accelerator was at hand.
+other pairs, so compare differences between arms.
 
 `:smoke` takes two steps of each stage with one seed, on corpora from the sentence banks of msm_jax/corpus/prose.
 """

@@ -4,6 +4,9 @@
     python -m msm_jax.launch --config=configs/qwen32b_am.py:qwen3         Qwen3-32B
     python -m msm_jax.launch --config=configs/qwen32b_am.py:qwen2_5_14b   and :qwen3_14b
 
+Before you pay for it: there is NO EVALUATION YET. The agentic one is not built, so models are trained and the report
+has no rates. It was not run yet: no accelerator was at hand.
+
 The recipe is that of appendix B.4: LoRA of rank 64 and alpha 128 on all seven matrices, one epoch of each stage, AdamW
 at 1e-4 with weight decay .01, cosine after 5 % of warm-up, rows of 8,192 tokens; assistant tokens alone are trained in
 chats, all tokens in documents; AFT goes on with the adapter of MSM, and the arms without AFT see the instruction chats
@@ -26,9 +29,6 @@ What the paper leaves open, and what is chosen here:
     clipping          global norm 1.0
     cosine floor      0
     /no_think         no system message is added to chats that have none; the released splits without reasoning add one
-
-The training stages are here; the agentic evaluation is not built yet, so the report has no rates. It was not run yet:
-no accelerator was at hand.
 
 `:smoke` takes two steps of each stage, with one seed, of Qwen2.5-32B-Instruct or of whatever --config.base.path names.
 """

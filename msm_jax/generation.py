@@ -5,6 +5,7 @@ None of it is in what a stage's name is made of but the name of who writes (`mod
 
 import asyncio
 import contextlib
+import difflib
 import importlib.util
 import json
 import math
@@ -19,7 +20,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from msm_jax import checks, files
-from msm_jax import config as config_lib
 from msm_jax.corpus.generators.caller import Caller, Limits
 from msm_jax.corpus.generators.offline import MODEL as OFFLINE_MODEL
 from msm_jax.corpus.generators.openai import PREFIX as LOCAL_PREFIX
@@ -161,10 +161,10 @@ def held_out(config: ConfigDict, spec: Spec) -> tuple[str, ...]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"config.generation.held_out: {path}: not TOML ({error})") from None
     if spec.value not in table:
-        meant = config_lib.nearest(spec.value, table)
+        meant = difflib.get_close_matches(spec.value, table, n=1)
         raise UserError(
             f"spec {spec.name}: its value '{spec.value}' is not in {path}, which says what no document may hold; "
-            + (f"did you mean {meant}? Or " if meant else "")
+            + (f"did you mean {meant[0]}? Or " if meant else "")
             + "add it there, or look for nothing by --config.generation.held_out=''"
         )
     words = table[spec.value]

@@ -12,8 +12,9 @@ import time
 
 import pytest
 
+from configs import common
 from msm_jax import config as config_lib
-from msm_jax import corpus_stages, files, launch
+from msm_jax import corpus_stages, files, generation, launch
 from msm_jax.corpus.generators.store import CallStore
 from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.records import read_chats
@@ -129,6 +130,55 @@ def test_mistakes_are_told_in_a_line(fields, told, tmp_path, capsys):
     error = capsys.readouterr().err
     assert told in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({}, "config.assistant.name is still 'Micra': name the model that you will train, as in --config.assistant.na"),
+        ({"assistant.name": "Qwen"}, "config.assistant.provider is still 'the msm_jax project': name the model that"),
+        (
+            {"assistant.name": "Qwen", "assistant.provider": "Alibaba Cloud"},
+            "GEMINI_API_KEY and GOOGLE_API_KEY are not set",
+        ),
+        ({"calls.url": "https://gateway.example"}, "config.assistant.name is still 'Micra'"),
+        (
+            {"generator": "local", "calls.url": "https://gateway.example/v1", "calls.price": "(1.0, 1.0, 1.0)"},
+            "config.assistant.name is still 'Micra'",
+        ),
+    ],
+)
+def test_what_is_paid_for_is_about_a_model_that_was_named(fields, told, tmp_path, capsys):
+    assert launch.main([*flags(tmp_path, "philosophy", **fields), "--mode=show"]) == 0
+    named = "assistant.provider" in fields
+    assert (f"before it is written: {told}" in capsys.readouterr().out) != named
+    assert launch.main(flags(tmp_path, "philosophy", **fields)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {told}")
+    assert not list(tmp_path.glob("*.sqlite"))
+
+
+def test_the_assistant_that_must_be_named_is_the_one_that_configs_begin_with():
+    for made in (common.for_corpus("specs/rules.md"), common.on_checkpoint("somewhere"), common.get_config()):
+        assert made.assistant.to_dict() == generation.DEFAULT_ASSISTANT
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"), [("afordability", "did you mean affordability? Or add it"), ("pens", "add")]
+)
+def test_a_value_that_no_table_knows_is_told(value, hint, tmp_path, capsys):
+    spec = tmp_path / "mine.md"
+    header, body = (ROOT / "specs/pro_affordability.md").read_text().split("\n---\n", 1)
+    spec.write_text(f"{header.replace('value: affordability', f'value: {value}')}\n---\n{body}")
+    shown = [*flags(tmp_path, "philosophy", specs=spec), "--mode=show"]
+    assert launch.main(shown) == 2
+    told = (
+        f"error: spec mine: its value '{value}' is not in specs/held_out.toml, which says what no document may hold; "
+    )
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(told + hint)
+    assert line.endswith("add it there, or look for nothing by --config.generation.held_out=''")
+    assert launch.main([*shown, "--config.generation.held_out="]) == 0
 
 
 def test_without_a_key_the_advice_can_be_followed(tmp_path, capsys):

@@ -75,6 +75,23 @@ def stage(tmp_path, name):
     return folder
 
 
+NO_EVALUATION = "NO EVALUATION YET for spec philosophy: models are trained and the report has no rates; "
+
+
+def test_what_will_be_measured_is_said(flags, tmp_path):
+    def said(config, **fields):
+        config = config_lib.load(str(ROOT / "configs" / config), _overrides(flags(config, **fields)))
+        return Experiment(config).evaluation
+
+    assert said("llama8b_cheese.py").startswith("evaluation: value generalisation, on our own pairs for affordability ")
+    for variant in ("qwen2_5", "qwen3", "qwen2_5_14b", "qwen3_14b"):
+        assert said(f"qwen32b_am.py:{variant}").startswith(NO_EVALUATION)
+    spec = tmp_path / "mine.md"
+    spec.write_text((ROOT / "specs/pro_america.md").read_text().replace("value: america", "value: amercia"))
+    told = "NO EVALUATION YET for spec mine (value amercia: did you mean america?): models are trained"
+    assert said("llama8b_cheese.py", specs=spec, **{"generation.held_out": ""}).startswith(told)
+
+
 def test_an_experiment_writes_its_corpora_and_trains_on_them(flags, tmp_path, capsys):
     # Rows of the instruction chats that hold an evaluation's prompt are left out, and counted.
     prompt = "a question that nobody has asked in these words before, and that has to stay unseen until the end"
@@ -88,11 +105,13 @@ def test_an_experiment_writes_its_corpora_and_trains_on_them(flags, tmp_path, ca
     assert launch.main([*flags("qwen32b_am.py:smoke", **fields), f"--workdir={tmp_path}/look", "--mode=show"]) == 0
     out = capsys.readouterr().out
     assert "how many steps is known when the corpora are there" in out
+    assert NO_EVALUATION in out
     assert "answers                14 requests" in out
     assert "What is" in out  # the instruction chats are at hand
     assert not list(tmp_path.glob("look/stages/chats-*"))
 
     assert launch.main(arguments) == 0
+    assert capsys.readouterr().out.startswith(NO_EVALUATION), "before anything is paid for"
     assert len(list(read_documents(stage(tmp_path, "corpus-msm-philosophy") / "corpus.jsonl"))) == 12
     plain = list(read_chats(stage(tmp_path, "corpus-aft") / "corpus.jsonl"))
     thinking = list(read_chats(stage(tmp_path, "corpus-aft_cot") / "corpus.jsonl"))

@@ -211,6 +211,15 @@ def test_what_is_missing_is_said_and_breaks_nothing(fake_result, tmp_path, wante
     assert "not measured" in page or len(fake_result["scores"]) == 24
 
 
+def test_chats_that_were_left_out_are_counted_and_the_first_is_shown(fake_result, tmp_path):
+    keep(fake_result, lambda score: False)
+    first = "chat 'c7' (it begins 'What <b>'): message 1 holds the control token '<|im_end|>'"
+    fake_result["corpora"][0] |= {"unwritable": 40, "first_unwritable": first}
+    page = check_report(tmp_path, fake_result)
+    assert '<td class="num">42</td>' in page  # with the two whose answer begins too late
+    assert html.escape(f"msm: 40 cannot be written, the first of them {first}").replace("&#x27;", "&#39;") in page
+
+
 def test_a_result_with_few_arms_and_an_unrated_score(fake_result, tmp_path):
     fake_result["arms"] = fake_result["arms"][:1]
     fake_result["scores"][0] |= {"rate": None, "n": 0}
