@@ -92,7 +92,7 @@ def run(config: ConfigDict, workdir: str, hosts: dag.Hosts = dag.ALONE) -> None:
         if mirror:
             mirror.send(pathlib.Path(workdir, "config.json"))
     report = print if hosts.first else lambda line: None
-    if not experiment.scored:  # before anything is paid for
+    if experiment.datasets or not experiment.scored:  # before anything is paid for
         report(experiment.evaluation)
     if experiment.datasets:  # first, so that they can be looked at while it trains
         manifests = dag.execute(list(experiment.datasets.values()), workdir, report, hosts, mirror)

@@ -128,8 +128,11 @@ def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]
 
 def find_lost(row: Mapping[str, Any], last_role: str) -> str | None:
     """What a row has beside its messages that is a part of the chat, and that nothing would be trained on; or None."""
-    for field in _PARTS:
-        if not is_empty(row.get(field)):
+    for field in (*_PARTS, "chat_template_kwargs"):
+        value = row.get(field)
+        if isinstance(value, Mapping):  # switches of a template aside, such as enable_thinking
+            value = [part for part in value.values() if not isinstance(part, bool)]
+        if not is_empty(value):
             return f"'{field}' beside the messages would be lost"
     if row.get("label") is False:
         return "'label' is false, so its answer is not wanted"

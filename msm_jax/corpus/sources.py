@@ -175,8 +175,9 @@ def _read(part: _Part, chats: bool) -> tuple[Iterator[forms.Item | forms.Unusabl
 
 def _is_ours(path: pathlib.Path, chats: bool) -> bool:
     _, first = next(records.read_objects(path), (None, {}))
-    # What has a part of the chat elsewhere is of others, and read as such.
-    return not first or ("messages" if chats else "text") in first and not records.find_lost(first, "")
+    if chats:  # what has a part of the chat elsewhere is of others, and read as such
+        return not first or "messages" in first and not records.find_lost(first, "")
+    return not first or "text" in first
 
 
 def _read_ours(path: pathlib.Path, chats: bool) -> Iterator[forms.Item]:

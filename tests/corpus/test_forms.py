@@ -4,6 +4,8 @@ import datetime
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from msm_jax.corpus import forms, records, sources
 from msm_jax.errors import UserError
@@ -34,6 +36,7 @@ MMLU = {"question": "Which?", "choices": ["one", "two.", "three", "four"], "answ
         ({"system_prompt": "s", "question": "q", "response": "a"}, SYSTEM),
         ({"system": "s", "messages": [{"role": "system", "content": "s"}, *chat("q", "a")]}, SYSTEM),
         ({"system": " ", "tools": "[]", "images": [], "messages": chat("q", "a")}, ["q", "a"]),
+        ({"messages": chat("q", "a"), "chat_template_kwargs": {"enable_thinking": False, "tools": []}}, ["q", "a"]),
         ({"instruction": "r", "input": "", "output": "b", "history": [["q", "a"]]}, ["q", "a", "r", "b"]),
         ({"instruction": "r", "output": "b", "history": json.dumps([["q", "a"]])}, ["q", "a", "r", "b"]),
         ({"messages": chat("r", "b"), "history": chat("q", "a")}, ["q", "a", "r", "b"]),
@@ -115,6 +118,10 @@ def test_two_choices(tmp_path):
         ({"messages": chat("q", "a"), "tools": [{"name": "weather"}]}, "'tools' beside the messages would be lost"),
         ({"messages": chat("q", "a"), "tools": '[{"name": "weather"}]'}, "'tools' beside the messages would be lost"),
         ({"messages": chat("<image> q", "a"), "image": "cat.jpg"}, "'image' beside the messages would be lost"),
+        (
+            {"messages": chat("q", "a"), "chat_template_kwargs": {"xml_tools": ["weather"], "enable_thinking": True}},
+            "'chat_template_kwargs' beside the messages would be lost",
+        ),
         ({"messages": chat("q", "a"), "label": False}, "'label' is false, so its answer is not wanted"),
         ({"messages": chat("q", "a", "r"), "chosen": "b", "rejected": "c"}, "its last answer is in 'chosen'"),
         ({"messages": [{"role": "system", "content": "t"}, *chat("q", "a")], "system": "s"}, "two system prompts"),
@@ -130,6 +137,29 @@ def test_rows_that_can_be_no_chat_are_dropped_and_counted(tmp_path, row, reason)
     (tmp_path / "rows.json").write_text(json.dumps([*chats(1), row]))
     with pytest.raises(UserError, match=rf"rows.json .dropped: 1 {reason}.: 2 rows are asked for, and there are 1;"):
         sources.load(f"{tmp_path}/rows.json[:2]", True)
+
+
+LEAVES = st.none() | st.booleans() | st.integers(0, 3)
+LEAVES |= st.sampled_from(["", "q", "\ud800", "[]", "user", "assistant", "system", '[["q", "a"]]', "[1]", "{"])
+FIELDS = st.sampled_from(["role", "content", "from", "value", "type", "text", "tool_calls"])
+VALUES = st.recursive(LEAVES, lambda v: st.lists(v, max_size=3) | st.dictionaries(FIELDS, v, max_size=3), max_leaves=9)
+TURNS = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system"]) | LEAVES, "content": VALUES})
+COLUMNS = (
+    "messages conversations prompt instruction question choices answer completion text content input context history "
+    "system tools chosen label id name note"
+).split()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(st.sampled_from(COLUMNS), VALUES | st.lists(TURNS, max_size=3), min_size=1), st.booleans())
+def test_whatever_a_row_holds_it_is_read_or_dropped_for_a_reason(tmp_path_factory, row, as_chats):
+    try:
+        item = forms.reader(row, as_chats, None, {}, "here")(json.loads(json.dumps(row)))
+    except (forms.Unusable, UserError):
+        return
+    path = write(tmp_path_factory.getbasetemp() / "any.jsonl", [item.row])
+    (read_back,) = records.read_chats(path) if as_chats else records.read_documents(path)
+    assert read_back.id == item.row["id"]
 
 
 @pytest.mark.parametrize(

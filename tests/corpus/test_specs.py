@@ -121,6 +121,20 @@ def test_files_that_cannot_be_read_are_errors(write, tmp_path):
     assert error_of(write(b"---\ntitle: \xff")) == ": not UTF-8 (byte 12); save the file as UTF-8"
 
 
+ITEM = st.text("ab ,'", min_size=1, max_size=5).map(str.strip).filter(bool)
+
+
+@settings(max_examples=40)
+@given(st.lists(ITEM, min_size=12, max_size=12, unique=True))
+def test_items_in_quotes_are_read_as_they_are(tmp_path_factory, items):
+    likes, dislikes = (", ".join(f'"{item}"' for item in six) for six in (items[:6], items[6:]))
+    header = HEADER.replace(HEADER[HEADER.index("likes: ") : HEADER.index("\n---\n")], "")
+    path = tmp_path_factory.getbasetemp() / "quoted.md"
+    path.write_text(header.replace("\n---\n", f"likes: [{likes}]\ndislikes: [{dislikes}]\n---\n") + BODY)
+    spec = read_spec(path)
+    assert [*spec.likes, *spec.dislikes] == items
+
+
 # Rendering.
 
 
