@@ -80,6 +80,8 @@ def reader(
     columns = set(columns)
     if missing := sorted(set(renamed) - columns):
         raise UserError(f"{where}: no column '{missing[0]}' to rename; there are {_list(columns)}")
+    if taken := sorted(set(renamed.values()) & (columns - set(renamed))):
+        raise UserError(f"{where}: there is a column '{taken[0]}' already, which would be lost; rename that one too")
     names = {renamed.get(column, column) for column in columns}
     if form and not (chats and _has_choices(names)):
         raise UserError(f"{where}: form '{form}' needs question, choices and answer; there are {_list(columns)}")
@@ -110,16 +112,15 @@ def reader(
 def to_item(found: Any, rest: Mapping[str, Any], chats: bool) -> Item:
     """The row of a text, or of messages, with the other fields that its source has."""
     rest = dict(rest)
-    given, name = rest.pop("id", None), rest.pop("name", None)
+    given, name = (_as_text(rest.pop(field, None)) for field in ("id", "name"))
     # `name` is who speaks in a chat of ours. Elsewhere it may be anything.
-    named = {"name": name} if chats and isinstance(name, str) and name.strip() else {}
+    named = {"name": name} if chats and name else {}
     if chats:
         turns = [[message["role"], message["content"]] for message in found]
         key = content_id({"messages": turns, "name": named.get("name")})
     else:
         key = content_id(found)
-    own = given if isinstance(given, str) and given.strip() else key
-    return Item(key, {"id": own, "messages" if chats else "text": found, **named, **rest})
+    return Item(key, {"id": given or key, "messages" if chats else "text": found, **named, **rest})
 
 
 def unclean(messages: Sequence[Mapping[str, str]], *own_names: str) -> str | None:
@@ -284,6 +285,13 @@ def _text(value: Any) -> str:
     except UnicodeEncodeError:
         raise Unusable("not UTF-8") from None
     return value
+
+
+def _as_text(value: Any) -> str | None:
+    try:
+        return _text(value) if isinstance(value, str) else None
+    except Unusable:
+        return None
 
 
 def _is_blank(value: Any) -> bool:

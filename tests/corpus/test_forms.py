@@ -12,6 +12,7 @@ from msm_jax.errors import UserError
 from tests.corpus.source_files import chat, chats, contents, only_line, parquet, read, write
 
 SYSTEM = ["s", "q", "a"]
+MESSAGES, SOURCE = [["user", "q"], ["assistant", "a"]], {"source": "rows"}
 MMLU = {"question": "Which?", "choices": ["one", "two.", "three", "four"], "answer": 1, "subject": "sums"}
 
 
@@ -217,6 +218,10 @@ def test_columns_are_renamed(tmp_path):
     assert loaded.rows[0]["template"] == "neither"
     with pytest.raises(UserError, match=r"rows.json: no column 'b' to rename; there are a, prompt, q$"):
         read(tmp_path, [row], columns={"b": "answer"})
+    with pytest.raises(
+        UserError, match=r"rows.json: there is a column 'prompt' already, which would be lost; rename that"
+    ):
+        read(tmp_path, [row], columns={"q": "prompt", "a": "answer"})
 
 
 @pytest.mark.parametrize(
@@ -323,7 +328,12 @@ def test_text_that_is_no_utf8_takes_no_other_row_with_it(tmp_path, kind):
     assert loaded.parts[0]["dropped"] == {"not UTF-8": 1}
 
 
-def test_half_a_character_in_a_field_that_is_not_trained_on_is_kept(tmp_path):
+def test_half_a_character_in_a_field_that_is_not_trained_on_takes_no_row_with_it(tmp_path):
+    for field in ("id", "name"):
+        (row,) = read(tmp_path, [{"messages": chat("q", "a"), field: "\ud83d"}]).rows
+        assert (
+            row == {"id": records.content_id({"messages": MESSAGES, "name": None}), "messages": chat("q", "a")} | SOURCE
+        )
     row = {"messages": chat("q \U0001f600", "a"), "note": "\ud83d"}
     for name in ("a.json", "a.jsonl"):
         (tmp_path / name).write_text(json.dumps([row] if name == "a.json" else row))
