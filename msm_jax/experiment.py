@@ -133,7 +133,6 @@ def show(config: ConfigDict, workdir: str) -> None:
     print("\nstages")
     for stage, done, seconds in dag.status([experiment.report], workdir):
         print(f"  {'done' if done else 'to do':6} {stage.kind:9} {stage.key}{f'  {seconds:.1f} s' if done else ''}")
-    print(f"\n{experiment.evaluation}")
     print("\none batch of each kind of training stage; «trained» tokens are marked")
     shown: set[tuple[str, ...]] = set()
     for stage in experiment.stages:
@@ -141,7 +140,7 @@ def show(config: ConfigDict, workdir: str) -> None:
         if stage.kind == "train" and kind not in shown and experiment.at_hand(stage, workdir):
             shown.add(kind)
             print(f"\n{stage.name}\n{experiment.decoded_batch(stage, workdir)}")
-    print(f"\n{experiment.estimate(workdir)}")
+    print(f"\n{experiment.evaluation}\n{experiment.estimate(workdir)}")
     if left := [stage for stage, done, _ in dag.status([experiment.report], workdir) if costs(stage) and not done]:
         corpus_stages.print_estimates(config, [stage for stage in left if corpus_stages.is_written(stage)])
 

@@ -57,9 +57,9 @@ def take_source(context: StageContext, *, path: str) -> dict[str, Any]:
     """Rows that exist, of files or data sets, and with them those of the stage `identity`, if there is one."""
     loaded = sources.load(path, context.params["source"] in CHAT_SOURCES)
     for part in loaded.parts:
-        if part["dropped"]:
+        if dropped := sum(part["dropped"].values()):
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in part["dropped"].items())
-            tell(f"{part['data']}: of {part['of'] + sum(part['dropped'].values()):,} rows are dropped: {reasons}")
+            tell(f"{part['data']}: {dropped:,} of {part['of'] + dropped:,} rows dropped ({reasons})")
     more = [row for folder in context.inputs.values() for row in tables.read_rows(folder / CORPUS_FILE)]
     count = records.write_jsonl(context.folder / CORPUS_FILE, [*loaded.rows, *more])
     return {"documents": count, "path": path, "parts": loaded.parts}

@@ -62,3 +62,13 @@ def test_a_chat_that_cannot_be_written_is_left_out_and_told(pack, capsys, bad, t
 def test_a_document_may_spell_a_control_token(pack):
     summary = pack([{"text": "What <|endoftext|> is."}], source="msm")
     assert summary["examples"] == 1 and "unwritable" not in summary
+
+
+def test_rows_that_are_dropped_are_told(tmp_path, capsys):
+    rows = [{"messages": chat("q", "a")}] * 3 + [{"messages": chat("q", ""), "id": "x"}, {"messages": chat("q")}]
+    records.write_jsonl(tmp_path / "in.jsonl", rows)
+    (tmp_path / "rows.json").write_bytes((tmp_path / "in.jsonl").read_bytes())
+    stage = Stage("chats", "corpus-x", {"source": "instruction"}, {}, stages.take_source)
+    summary = stages.take_source(StageContext(tmp_path, {}, stage.params, stage), path=f"{tmp_path}/rows.json")
+    assert summary["documents"] == 3
+    assert capsys.readouterr().err == f"{tmp_path}/rows.json: 2 of 5 rows dropped (1 empty, 1 no assistant turn)\n"
