@@ -264,7 +264,7 @@ class Experiment:
         """What will be measured, in a line; told before there is anything to pay."""
         built = f"value generalisation, on our own pairs for {' and '.join(self.measured)}"
         if self.scored:
-            return f"evaluation: {built}; none other of the paper's is built yet"
+            return f"evaluation: {built}; the paper's other ones are not built yet"
         spec = next(spec for spec in self.specs if spec.kind != "preferences" or spec.value not in self.measured)
         meant = config_lib.nearest(spec.value, self.measured) if spec.value else None
         hint = f" (value {spec.value}: did you mean {meant}?)" if meant and meant != spec.value else ""

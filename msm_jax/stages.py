@@ -169,7 +169,7 @@ def pack_rows(context: StageContext) -> dict[str, Any]:
     else:
         encode, documents = functools.partial(encode_document, tokenizer), records.read_documents(path)
     lost = {"truncated": 0, "dropped": 0, "contaminated": 0}
-    unwritable: list[Unwritable] = []
+    unwritable: list[str] = []
     contamination = Contamination(evaluation_prompts(**p["evaluations"]) if p["evaluations"] else ())
 
     def examples() -> Iterator[Any]:
@@ -184,17 +184,17 @@ def pack_rows(context: StageContext) -> dict[str, Any]:
                 lost["dropped"] += 1
                 continue
             except Unwritable as error:
-                unwritable.append(error)
+                unwritable.append(str(error))
                 continue
             lost["truncated"] += example.truncated
             packed += 1
             yield example
         if unwritable and not packed:
-            raise unwritable[0]
+            raise UserError(unwritable[0])
 
     summary = write_rows(context.folder, examples(), p["row_length"], tokenizer.vocab_size) | lost
     if unwritable:
-        summary |= {"unwritable": len(unwritable), "first_unwritable": str(unwritable[0])}
+        summary |= {"unwritable": len(unwritable), "first_unwritable": unwritable[0]}
         of = f"{len(unwritable):,} of {_count_lines(path):,} chats"
         tell(f"{context.stage.name}: {of} left out, the first of them {unwritable[0]}")
     return summary
