@@ -4,7 +4,7 @@ import datetime
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from msm_jax.corpus import forms, records, sources
@@ -151,7 +151,7 @@ COLUMNS = (
 ).split()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(COLUMNS), VALUES | st.lists(TURNS, max_size=3), min_size=1), st.booleans())
 def test_whatever_a_row_holds_it_is_read_or_dropped_for_a_reason(tmp_path_factory, row, as_chats):
     try:
