@@ -155,8 +155,9 @@ class Caller:
 
     async def _asked(self, request: Request, key: str) -> Answer | None:
         """As `_answer`; whatever else goes wrong with this request, the others go on."""
+        name = f"request {key[:12]} of stage {request.stage}"
         try:
-            return await self._answer(request, key)
+            answer = await self._answer(request, key)
         except (UserError, OSError):
             raise
         except Exception as error:
@@ -165,8 +166,12 @@ class Caller:
             self._broken += 1
             if self._broken >= _HOPELESS > self.store.answered():
                 others = f"so it went for {self._broken - 1} others before, and hardly any is answered"
-                raise UserError(f"{_named(request, key)}: {why}; {others}") from cause
-            return classify(request, self._give_up(request, key, why), key)
+                raise UserError(f"{name}: {why}; {others}") from cause
+            answer = classify(request, self._give_up(request, key, why), key)
+        if answer and answer.status is Status.ERROR:
+            told = f"{name}: {answer.why}; the others go on, and the next run asks it again"
+            print(told, file=sys.stderr, flush=True)
+        return answer
 
     async def _answer(self, request: Request, key: str) -> Answer | None:
         """Asks until there is an answer; None if it is to stop."""
@@ -292,8 +297,6 @@ class Caller:
         """Enters that this request, and it alone, is answered with errors: the run goes on without it."""
         self._given_up.add(key)
         reply = Reply("", Finish.ERROR, Usage(), self.generator.model, " ".join(why.split())[:300])
-        told = f"{_named(request, key)}: {reply.detail}; the others go on, and the next run asks it again"
-        print(told, file=sys.stderr, flush=True)
         pending = self.store.reserve(key, request.stage, 0.0, math.inf)
         self.store.settle(pending, request, key, reply, 0.0)
         return reply
@@ -307,10 +310,6 @@ class Caller:
 
 class _Broken(Exception):
     """A generator failed in a way that it does not know, which its cause is."""
-
-
-def _named(request: Request, key: str) -> str:
-    return f"request {key[:12]} of stage {request.stage}"
 
 
 class _Pace:

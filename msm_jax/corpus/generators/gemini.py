@@ -15,6 +15,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import pydantic
+
 from msm_jax.corpus.generators import service as services
 from msm_jax.corpus.generators.request import Finish, Gone, Reply, Request, Unavailable, Usage
 from msm_jax.errors import UserError
@@ -84,6 +86,8 @@ class Gemini:
             response = await self._client.aio.models.generate_content(
                 model=self.model, contents=request.prompt, config=self._config(request, self._service)
             )
+        except pydantic.ValidationError as error:
+            return Reply("", Finish.ERROR, Usage(), self.model, self._line(f"unreadable answer: {error}"))
         except Exception as error:
             raise self._told(error) from None
         return _reply(response)

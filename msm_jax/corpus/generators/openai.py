@@ -62,19 +62,13 @@ class OpenAI:
             message = choice["message"]
             text = service.text_of(message.get("content")) or service.text_of(message.get("refusal"))
             finish, detail = service.finish_of(choice.get("finish_reason"))
-            counted = answer.get("usage") or {}
-            usage = Usage(
-                prompt=counted.get("prompt_tokens"),
-                cached=(counted.get("prompt_tokens_details") or {}).get("cached_tokens"),
-                output=counted.get("completion_tokens"),
-                total=counted.get("total_tokens"),
-            )
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise Unavailable(f"unreadable answer of {self._url}: {error!r}", perhaps_paid=True) from None
+            return Reply("", Finish.ERROR, Usage(), self.model, f"unreadable answer of {self._url}: {error!r}")
         if finish is Finish.ERROR:
             detail = self._line(choice.get("error") or detail)
+        model = str(answer.get("model") or self.model)
         # Not every server has a parser for thoughts.
-        return Reply(without_thoughts(text), finish, usage, str(answer.get("model") or self.model), detail)
+        return Reply(without_thoughts(text), finish, _usage(answer.get("usage")), model, detail)
 
     def _body(self, request: Request) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -123,6 +117,17 @@ class OpenAI:
 
     def _line(self, said: Any) -> str:
         return service.line(said, self._key)
+
+
+def _usage(counted: Any) -> Usage:
+    counted = counted if isinstance(counted, dict) else {}
+    details = counted.get("prompt_tokens_details")
+    return Usage(
+        prompt=counted.get("prompt_tokens"),
+        cached=details.get("cached_tokens") if isinstance(details, dict) else 0,
+        output=counted.get("completion_tokens"),
+        total=counted.get("total_tokens"),
+    )
 
 
 def _status(error: Any) -> int | None:
