@@ -242,6 +242,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._send(402, _error(402, "PAYMENT_REQUIRED", "pay first"))
             case "error_in_200":
                 self._send(200, _error(503, "UNAVAILABLE", "the model is overloaded"))
+            case "bare_error":
+                self._send(500, {"error": "oops"})
+            case "list_error":
+                self._send(502, ["oops"])
             case "nothing":
                 self._send(200, {})
             case "overloaded":

@@ -356,8 +356,20 @@ def test_what_no_waiting_helps_with_ends_the_run_at_once(kind, told, tmp_path):
     assert CallStore(tmp_path / "calls.sqlite", "test").spent().reserved == pytest.approx(0)
 
 
-def test_an_error_in_a_body_of_status_200_is_no_reply(tmp_path):
-    with serving(failing=0.5, kinds=("error_in_200", "nothing"), seed=8) as the_server:
+@pytest.mark.parametrize(("kind", "status"), [("error_in_200", None), ("nothing", Status.ERROR)])
+def test_status_200_does_not_make_a_reply(kind, status, tmp_path):
+    """An error in the body is one of the service; of a body without anything, the next run asks again."""
+    with serving(failing=1.0, kinds=(kind,)) as the_server:
+        with contextlib.nullcontext() if status else pytest.raises(UserError, match="503: .* the model is overloaded"):
+            answers = ask(caller(the_server, tmp_path / "calls.sqlite", attempts=1, patience=0.1), texts(2))
+            assert {answer.status for answer in answers} == {status}
+        the_server.failing = 0.0
+        answers = ask(caller(the_server, tmp_path / "calls.sqlite", attempts=1), texts(2))
+        assert all(answer.ok for answer in answers)
+
+
+def test_errors_of_another_form_are_got_over(tmp_path):
+    with serving(failing=0.5, kinds=("bare_error", "list_error"), seed=1) as the_server:
         answers = ask(caller(the_server, tmp_path / "calls.sqlite"), texts(6))
         assert the_server.calls > 6
     assert all(answer.ok for answer in answers)

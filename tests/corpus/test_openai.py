@@ -150,6 +150,14 @@ def test_what_a_server_may_say_otherwise(content, finish, usage, status, tmp_pat
     assert store.spent().paid + store.spent().reserved >= 18e-6
 
 
+def test_a_byte_that_is_no_text_costs_no_call(tmp_path):
+    body = json.dumps(completion("<document>A ~ text.</document>")).encode().replace(b"~", b"\xff")
+    with Server((200, body)) as server:
+        [answer], _ = ask(tmp_path, server.url, texts(1))
+        assert len(server.bodies) == 1
+    assert answer.value == "A \ufffd text."
+
+
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
