@@ -333,6 +333,20 @@ def test_an_exception_that_nobody_foresaw_costs_its_own_request_alone(error, tmp
     assert len(generator.asked) == 21
 
 
+def test_a_request_that_alone_is_left_and_fails_ends_one_run_and_not_the_next(tmp_path):
+    def run():
+        generator = Odd("text 0 ", Unavailable("500: an error"))
+        limits = Limits(attempts=1, backoff=1e-4, patience=0.1)
+        return ask(Caller(generator, CallStore(tmp_path / "calls.sqlite", "test"), limits=limits), asked)
+
+    asked = texts(9, start=1)
+    run()
+    asked = texts(10)
+    with pytest.raises(UserError, match="has not answered for"):  # as it would be if it were the service's fault
+        run()
+    assert [answer.status for answer in run()] == [Status.ERROR] + [Status.OK] * 9
+
+
 def test_what_goes_wrong_with_all_ends_the_run(tmp_path):
     generator = Odd("Write", TypeError("an int"))
     the_caller = Caller(generator, CallStore(tmp_path / "calls.sqlite", "test"), limits=Limits(in_flight=4))

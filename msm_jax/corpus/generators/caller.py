@@ -193,6 +193,8 @@ class Caller:
         """One reply, entered under the key of `request`; None if it is to stop."""
         failures = errors = 0
         answered_before, began = self._answered, time.monotonic()
+        # An earlier run had errors for it: with no other left to ask, nothing else tells its fault from the service's.
+        suspect = any(reply.finish is Finish.ERROR for reply in self.store.replies(key))
         while not self.halting:
             try:
                 async with self._pace:
@@ -215,11 +217,13 @@ class Caller:
                         "run the same command again later: what was answered is kept"
                     ) from None
                 if time.monotonic() - max(began, self._last_answer) > self.limits.patience:
+                    if errors >= _HOPELESS:
+                        self._give_up(request, key, str(error))
                     raise UserError(
                         f"{self.generator.model} has not answered for {self.limits.patience / 60:.0f} minutes "
                         f"({error}); run the same command again later: what was answered is kept"
                     ) from None
-                if errors >= _HOPELESS and self._answered - answered_before >= _HOPELESS:
+                if errors >= _HOPELESS and (suspect or self._answered - answered_before >= _HOPELESS):
                     return self._give_up(request, key, str(error))
                 longest = self.limits.backoff * min(_LONGEST_WAIT, 2**failures)
                 await self.sleep(error.after if error.after is not None else random.uniform(0, longest))

@@ -17,7 +17,7 @@ from typing import Any
 
 import pydantic
 
-from msm_jax.corpus.generators import service as services
+from msm_jax.corpus.generators import services
 from msm_jax.corpus.generators.request import Finish, Gone, Reply, Request, Unavailable, Usage
 from msm_jax.errors import UserError
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from msm_jax.corpus.generators import service
+from msm_jax.corpus.generators import services
 from msm_jax.corpus.generators.request import Finish, Reply, Request, Unavailable, Usage, schema, without_thoughts
 from msm_jax.errors import UserError
 
@@ -36,7 +36,7 @@ class OpenAI:
     def __init__(self, model: str, url: str, in_flight: int, timeout: float = 600.0, most_output: int = 65_536):
         self.model = f"{PREFIX}{model}"
         self._name, self._most_output = model, most_output
-        base = service.checked(url.rstrip("/"), "config.calls.url")
+        base = services.checked(url.rstrip("/"), "config.calls.url")
         try:
             host = urllib.parse.urlsplit(base).hostname
         except ValueError:
@@ -44,7 +44,7 @@ class OpenAI:
         if not host:
             raise UserError(f"config.calls.url={url}: is no address; write it as http://127.0.0.1:8000/v1")
         self._url = f"{base}/chat/completions" if base.endswith("/v1") else f"{base}/v1/chat/completions"
-        self._key, self._timeout = service.checked(os.environ.get(KEY_VARIABLE, "").strip(), KEY_VARIABLE), timeout
+        self._key, self._timeout = services.checked(os.environ.get(KEY_VARIABLE, "").strip(), KEY_VARIABLE), timeout
         self._threads = ThreadPoolExecutor(in_flight, thread_name_prefix="call")
 
     async def close(self) -> None:
@@ -60,8 +60,8 @@ class OpenAI:
                 raise self._failure(_status(error), error if isinstance(error, str) else json.dumps(error), None)
             [choice, *_] = answer["choices"]
             message = choice["message"]
-            text = service.text_of(message.get("content")) or service.text_of(message.get("refusal"))
-            finish, detail = service.finish_of(choice.get("finish_reason"))
+            text = services.text_of(message.get("content")) or services.text_of(message.get("refusal"))
+            finish, detail = services.finish_of(choice.get("finish_reason"))
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             return Reply("", Finish.ERROR, Usage(), self.model, f"unreadable answer of {self._url}: {error!r}")
         if finish is Finish.ERROR:
@@ -108,15 +108,15 @@ class OpenAI:
             said = error.read(10_000).decode(errors="replace")
         except (OSError, http.client.HTTPException) as broken:
             said = repr(broken)
-        return self._failure(error.code, said, service.seconds(error.headers.get("Retry-After")))
+        return self._failure(error.code, said, services.seconds(error.headers.get("Retry-After")))
 
     def _failure(self, status: int | None, said: str, after: float | None) -> Exception:
         model = f"config.calls.url and config.generation.model={self._name}"
-        day = service.of_a_day(said)
-        return service.failure(self._url, status, self._line(said), after, key=KEY_VARIABLE, model=model, day=day)
+        day = services.of_a_day(said)
+        return services.failure(self._url, status, self._line(said), after, key=KEY_VARIABLE, model=model, day=day)
 
     def _line(self, said: Any) -> str:
-        return service.line(said, self._key)
+        return services.line(said, self._key)
 
 
 def _usage(counted: Any) -> Usage:

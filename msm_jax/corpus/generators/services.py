@@ -97,7 +97,7 @@ def failure(
         day: whether its limit is `of_a_day`; resets: when that is over, if it is known.
     """
     message = f"{status or 'error'}: {said}"
-    if status in (403, 429) and day:
+    if status in (None, 403, 429) and day:
         over = resets or (f"in {after / 60:.0f} minutes" if after else "with its next day")
         return UserError(
             f"{who}: the quota of the day is used up ({message}); it resets {over}: run the same command again then, "

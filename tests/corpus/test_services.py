@@ -8,7 +8,7 @@ import time
 import pytest
 
 from msm_jax.corpus.generators.request import Finish, Rejected, Reply, Request, Status, Unavailable, Usage, classify
-from msm_jax.corpus.generators.service import checked, failure, finish_of, line, of_a_day, seconds, text_of
+from msm_jax.corpus.generators.services import checked, failure, finish_of, line, of_a_day, seconds, text_of
 from msm_jax.errors import UserError
 
 PROSE = Request("document", "Write.", tags=("document",))
@@ -86,7 +86,7 @@ GROQ = "Rate limit reached for model x on tokens per day (TPD): Limit 100000, Us
         (502, "bad gateway", Unavailable, {"perhaps_paid": True}),
         (524, "a timeout occurred", Unavailable, {"perhaps_paid": True}),
         (429, GROQ, UserError, {"match": "the quota of the day is used up .*11m2s.*it resets"}),
-        (429, "Rate limit exceeded: free-models-per-day", UserError, {"match": "run the same command again then"}),
+        (None, "Rate limit exceeded: free-models-per-day", UserError, {"match": "run the same command again then"}),
         (429, '{"code": "insufficient_quota"}', UserError, {"match": "no credit left"}),
         (402, "Insufficient credits", UserError, {"match": "no credit left"}),
         (401, "who are you", UserError, {"match": "refuses the key .*look at THE_KEY"}),
