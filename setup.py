@@ -32,9 +32,8 @@ setuptools.setup(
         "tensorflow-datasets>=4.9.9",
         # Each major version of the Gemini client renames types.
         "google-genai>=2,<4",
-        # Shapes of what language models reply, and replies that are nearly JSON.
+        # Shapes of what language models reply.
         "pydantic>=2",
-        "json-repair>=0.50",
         "ml-collections>=1",
         "tensorboard",
         # Writes TensorBoard files without TensorFlow.

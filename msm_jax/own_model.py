@@ -155,16 +155,18 @@ class OwnModel:
     def _settings(self, request: Request) -> tuple[float, int]:
         return request.temperature, self.most_output(request)
 
-    def _decode(self, requests: Sequence[Request]) -> list[Reply | Rejected]:
+    def _decode(self, requests: Sequence[Request]) -> list[Reply | Exception]:
         """One for each of `requests`, which have equal settings."""
         model = self._loaded
-        replies: dict[int, Reply | Rejected] = {}
+        replies: dict[int, Reply | Exception] = {}
         prompts: dict[int, tuple[Chat, int]] = {}  # with the number of their tokens
         for index, request in enumerate(requests):
             try:
                 prompts[index] = request.chat(), self._length(model, request)
             except UserError as error:
                 replies[index] = Rejected(f"{self._path}: {error}")
+            except Exception as error:  # of this request: those beside it are decoded
+                replies[index] = error
         if prompts:
             temperature, max_tokens = self._settings(requests[0])
             completions = self._generate(

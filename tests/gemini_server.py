@@ -17,6 +17,11 @@ import threading
 import time
 
 PER_CALL = ("busy", "busy_plain", "error", "overloaded", "hang", "reset", "half")
+# No waiting helps with these.
+DAILY = {
+    "@type": "type.googleapis.com/google.rpc.QuotaFailure",
+    "violations": [{"quotaId": "GenerateRequestsPerDayPerProjectPerModel-FreeTier", "quotaValue": "20"}],
+}
 PER_REPLY = ("truncated", "blocked", "blocked_prompt", "recitation", "schema", "empty", "refused")
 KEY = "fake-key-that-must-not-be-seen-6b1f"
 
@@ -46,6 +51,7 @@ class Gemini:
         self.rejects = lambda body: False  # which requests are answered with 400, always
         self.forgets_jobs = False
         self.uncounted = False  # replies carry no usage
+        self.nameless = False  # those of jobs carry no metadata
         self.most_at_once = self._at_once = 0
         self.told_to_wait: list[float] = []
         self.lock = threading.Lock()
@@ -54,7 +60,8 @@ class Gemini:
         handler = type("Bound", (_Handler,), {"gemini": self})
         self._server = _Server(("127.0.0.1", 0), handler)
         self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        # A server looks this often whether it is to stop.
+        threading.Thread(target=self._server.serve_forever, args=[0.02], daemon=True).start()
 
     def stop(self):
         self._server.shutdown()
@@ -132,18 +139,20 @@ class Gemini:
         if "responses" not in batch:
             entries = []
             for number, inlined in enumerate(batch["requests"]):
-                entry = {"metadata": inlined.get("metadata")}
-                if how in ("expired", "failed") or how == "partial" and number % 3 == 0:
+                entry = {} if self.nameless else {"metadata": inlined.get("metadata")}
+                if how in ("expired", "cancelled", "failed") or how == "partial" and number % 3 == 0:
                     entry["error"] = {"code": 4, "message": "deadline exceeded"}
                 else:
                     kind = self.draw()
                     kind = kind if kind in PER_REPLY else "good"
                     entry["response"] = self.response(inlined["request"], kind)
                     self.charge(inlined["request"], entry["response"])
+                    if self.uncounted:
+                        entry["response"].pop("usageMetadata")
                     self.good[identity(inlined["request"])] += kind == "good"
                 entries.append(entry)
             batch["responses"] = entries[::-1]  # their order is not promised
-        if how not in ("failed", "expired"):
+        if how not in ("failed", "expired", "cancelled"):
             metadata["output"] = {"inlinedResponses": {"inlinedResponses": batch["responses"]}}
         return operation | {"done": True}
 
@@ -226,6 +235,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._send(429, _error(429, "RESOURCE_EXHAUSTED", "slower, please"))
             case "error":
                 self._send(500, _error(500, "INTERNAL", "an internal error"))
+            case "daily":  # with a delay of seconds, as the service sends it
+                info = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "23s"}
+                self._send(429, _error(429, "RESOURCE_EXHAUSTED", "You exceeded your current quota", [DAILY, info]))
+            case "no_credit":
+                self._send(402, _error(402, "PAYMENT_REQUIRED", "pay first"))
+            case "error_in_200":
+                self._send(200, _error(503, "UNAVAILABLE", "the model is overloaded"))
+            case "bare_error":
+                self._send(500, {"error": "oops"})
+            case "list_error":
+                self._send(502, ["oops"])
+            case "nothing":
+                self._send(200, {})
             case "overloaded":
                 self._send(503, _error(503, "UNAVAILABLE", "the model is overloaded"))
             case "hang" | "reset" | "half":

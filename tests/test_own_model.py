@@ -159,6 +159,20 @@ def test_a_prompt_that_cannot_be_asked_is_refused_alone(make, batches):
     assert list(map(len, batches)) == [1, 1]
 
 
+def test_a_prompt_that_fails_as_nobody_foresaw_fails_alone(make, monkeypatch):
+    encode = LanguageModel.encode
+
+    def fails(self, chat):
+        if "chair is 0" in chat[-1]["content"]:
+            raise RecursionError("a template that calls itself")
+        return encode(self, chat)
+
+    monkeypatch.setattr(LanguageModel, "encode", fails)
+    [error, reply] = replies(make(), [question(0), question(1)])
+    assert isinstance(error, RecursionError)
+    assert reply.finish in (Finish.STOP, Finish.LENGTH)
+
+
 def test_too_little_memory_is_told(make, monkeypatch):
     def full(self, prompts, **options):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")

@@ -28,6 +28,8 @@ _PLACEHOLDER = re.compile(
     r"\{[a-z]+_[a-z_]+\}|(?-i:\b(?:TODO|TBD|XXXX+)\b)|\blorem ipsum\b|_{4,}",
     re.IGNORECASE,
 )
+# What became of bytes that are no text, and what no text has.
+_DAMAGE = re.compile(r"[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _LEAK = re.compile(
     r"</?(?:plan|plan_to_follow|document|model_spec|section|scratchpad|think|thinking|reasoning|answer|reply)\b|"
     r"^\W*(?:here is|here['’]s|below is) (?:the|a|my) (?:document|text|plan|draft)|"
@@ -75,6 +77,8 @@ def problems(text: str, demands: Demands) -> Iterator[str]:
             yield "not about the model"
         elif own <= sum(len(re.findall(rf"(?<!\w){re.escape(name)}(?!\w)", text)) for name in others):
             yield "about another model"
+    if _DAMAGE.search(text):
+        yield "damaged character"
     if _PLACEHOLDER.search(text):
         yield "placeholder"
     if _LEAK.search(text):

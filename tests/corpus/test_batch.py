@@ -195,6 +195,68 @@ def test_a_job_that_takes_too_long_is_given_up(tmp_path, undisturbed):
         assert (spent.lost, spent.reserved > 0.01) == (3, True)
 
 
+def sent_and_left(the_server, the_caller):
+    """Jobs that a process sent, which ended before they were over."""
+    the_server.polls_until_done = 10**9
+
+    async def go():
+        asyncio.get_running_loop().call_later(0.3, the_caller.stop)
+        with contextlib.suppress(Interrupted):
+            await BatchCaller(the_caller, poll=0.02).ask(texts(40) + lists(20))
+
+    asyncio.run(go())
+    the_caller.store.close()
+    the_server.polls_until_done = 0
+
+
+@pytest.mark.parametrize("sends", [True, False])
+def test_replies_that_do_not_say_what_they_are_to_are_entered_as_spent(sends, tmp_path, undisturbed, capsys):
+    """Which is which is not guessed: a text under another request would be seen by nobody."""
+    with serving() as the_server:
+        the_server.nameless = True
+        sent_and_left(the_server, caller(the_server, tmp_path / "calls.sqlite"))
+        if sends:
+            with pytest.raises(UserError, match="25 of 25 replies do not say .*; set config.calls.service=flex"):
+                ask(caller(the_server, tmp_path / "calls.sqlite"), texts(40) + lists(20))
+        else:
+            answers = ask(caller(the_server, tmp_path / "calls.sqlite"), texts(40) + lists(20), sends=False)
+            assert answers == undisturbed
+            assert "25 of 25 replies do not say" in capsys.readouterr().err
+            assert set(the_server.paid.values()) == {2}
+        spent = CallStore(tmp_path / "calls.sqlite", "test").spent()
+        assert spent.paid + spent.reserved >= the_server.dollars * 0.999
+        assert sends or spent.paid == pytest.approx(the_server.dollars)
+
+
+@pytest.mark.parametrize(("how", "lost"), [("expired", 1), ("cancelled", 1), ("failed", 0), ("partial", 0)])
+def test_what_a_job_may_have_cost_that_never_said_so_stays_entered(how, lost, tmp_path):
+    with serving() as the_server:
+        the_server.jobs = [how]
+        ask(caller(the_server, tmp_path / "calls.sqlite"), texts(25))
+        assert CallStore(tmp_path / "calls.sqlite", "test").spent().lost == lost
+
+
+def test_a_job_whose_results_cannot_be_read_is_given_up_at_its_deadline(tmp_path, undisturbed):
+    async def collect(job_id):
+        raise Unavailable("unreadable answer", perhaps_paid=True)
+
+    with serving() as the_server:
+        the_caller = caller(the_server, tmp_path / "calls.sqlite")
+        the_caller.generator.collect = collect
+        assert ask(the_caller, texts(40) + lists(20), deadline=0.2) == undisturbed
+        assert CallStore(tmp_path / "calls.sqlite", "test").spent().lost == 3
+
+
+def test_what_a_job_did_not_count_costs_the_most_that_it_can(tmp_path, undisturbed):
+    with serving() as the_server:
+        the_server.uncounted = True
+        the_caller = caller(the_server, tmp_path / "calls.sqlite")
+        assert ask(the_caller, texts(40) + lists(20)) == undisturbed
+        spent = CallStore(tmp_path / "calls.sqlite", "test").spent()
+        assert spent.paid == pytest.approx(sum(map(the_caller.most, texts(40) + lists(20))))
+        assert spent.paid > the_server.dollars
+
+
 class Full:
     """A service that takes one job at a time."""
 

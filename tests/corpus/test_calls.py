@@ -17,7 +17,7 @@ from msm_jax.corpus.generators.caller import Caller, Limits
 from msm_jax.corpus.generators.request import Finish, Reply, Status, Unavailable, Usage
 from msm_jax.corpus.generators.store import CallStore
 from msm_jax.errors import Interrupted, UserError
-from tests.corpus.gemini import MODEL, caller, lists, server, texts
+from tests.corpus.gemini import MODEL, PRICE, caller, lists, server, texts
 from tests.gemini_server import KEY, PER_CALL, PER_REPLY, identity
 
 
@@ -292,6 +292,106 @@ def test_killed_twenty_times_it_ends_as_if_nothing_had_happened(tmp_path):
     with serving() as calm:
         assert answers == ask(caller(calm, tmp_path / "calm.sqlite"), texts(30) + lists(30))
     assert kills > 1
+
+
+class Odd:
+    """A generator that fails on the requests whose prompts hold `word`, as nobody foresaw."""
+
+    model = "odd"
+
+    def __init__(self, word, error):
+        self.word, self.error, self.asked = word, error, []
+
+    async def reply(self, request):
+        self.asked.append(request.prompt)
+        if self.word in request.prompt:
+            raise self.error
+        return Reply("<document>A text.</document>", Finish.STOP, Usage(1, 0, 1), "m")
+
+    def most_output(self, request):
+        return 100
+
+    async def close(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("an int"), RecursionError("deep"), ConnectionResetError(104, "gone"), KeyError("x")]
+)
+def test_an_exception_that_nobody_foresaw_costs_its_own_request_alone(error, tmp_path, capsys):
+    generator = Odd("text 0 ", error)
+    the_caller = Caller(generator, CallStore(tmp_path / "calls.sqlite", "test"), PRICE)
+    answers = ask(the_caller, texts(20))
+    assert [answer.status for answer in answers] == [Status.ERROR] + [Status.OK] * 19
+    told = f"request {answers[0].key[:12]} of stage document: {type(error).__name__}: "
+    assert told in capsys.readouterr().err
+    # It may have been paid for; and the next run asks it again.
+    store = CallStore(tmp_path / "calls.sqlite", "test")
+    assert (store.spent().lost, store.spent().reserved > 0) == (1, True)
+    generator.word = "nothing"
+    assert all(answer.ok for answer in ask(Caller(generator, store, PRICE), texts(20)))
+    assert len(generator.asked) == 21
+
+
+def test_a_request_that_alone_is_left_and_fails_ends_one_run_and_not_the_next(tmp_path):
+    def run():
+        generator = Odd("text 0 ", Unavailable("500: an error"))
+        limits = Limits(attempts=1, backoff=1e-4, patience=0.1)
+        return ask(Caller(generator, CallStore(tmp_path / "calls.sqlite", "test"), limits=limits), asked)
+
+    asked = texts(9, start=1)
+    run()
+    asked = texts(10)
+    with pytest.raises(UserError, match="has not answered for"):  # as it would be if it were the service's fault
+        run()
+    assert [answer.status for answer in run()] == [Status.ERROR] + [Status.OK] * 9
+
+
+def test_what_goes_wrong_with_all_ends_the_run(tmp_path):
+    generator = Odd("Write", TypeError("an int"))
+    the_caller = Caller(generator, CallStore(tmp_path / "calls.sqlite", "test"), limits=Limits(in_flight=4))
+    with pytest.raises(UserError, match="^request [0-9a-f]{12} of stage document: TypeError: an int; .* 7 others"):
+        ask(the_caller, texts(100))
+    assert len(generator.asked) <= 12
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("daily", "the quota of the day is used up .*it resets at midnight, Pacific time"),
+        ("no_credit", "no credit left"),
+    ],
+)
+def test_what_no_waiting_helps_with_ends_the_run_at_once(kind, told, tmp_path):
+    with serving(failing=1.0, kinds=(kind,)) as the_server:
+        with pytest.raises(UserError, match=told):
+            ask(caller(the_server, tmp_path / "calls.sqlite"), texts(1))
+        assert the_server.calls == 1
+    assert CallStore(tmp_path / "calls.sqlite", "test").spent().reserved == pytest.approx(0)
+
+
+@pytest.mark.parametrize(("kind", "status"), [("error_in_200", None), ("nothing", Status.ERROR)])
+def test_status_200_does_not_make_a_reply(kind, status, tmp_path):
+    """An error in the body is one of the service; of a body without anything, the next run asks again."""
+    with serving(failing=1.0, kinds=(kind,)) as the_server:
+        with contextlib.nullcontext() if status else pytest.raises(UserError, match="503: .* the model is overloaded"):
+            answers = ask(caller(the_server, tmp_path / "calls.sqlite", attempts=1, patience=0.1), texts(2))
+            assert {answer.status for answer in answers} == {status}
+        the_server.failing = 0.0
+        answers = ask(caller(the_server, tmp_path / "calls.sqlite", attempts=1), texts(2))
+        assert all(answer.ok for answer in answers)
+
+
+def test_errors_of_another_form_are_got_over(tmp_path):
+    with serving(failing=0.5, kinds=("bare_error", "list_error"), seed=1) as the_server:
+        answers = ask(caller(the_server, tmp_path / "calls.sqlite"), texts(6))
+        assert the_server.calls > 6
+    assert all(answer.ok for answer in answers)
+
+
+def test_a_key_with_an_invisible_character_is_told_before_any_call(tmp_path):
+    with serving() as the_server, pytest.raises(UserError, match=r"GEMINI_API_KEY or GOOGLE_API_KEY holds U\+200B"):
+        caller(the_server, tmp_path / "calls.sqlite", key="AIza\u200bfake")
 
 
 def test_what_is_no_store_is_told(tmp_path):

@@ -159,6 +159,21 @@ def test_no_two_questions_are_more_alike_than_was_asked_for(kind, tmp_path):
     assert all(Alike(0.8).keep([question_of(row) for row in rows]))
 
 
+def test_half_of_a_surrogate_pair_costs_its_question_and_a_whole_one_stays(tmp_path):
+    class Emoji(World):
+        def _questions(self, variables, rng):
+            [broken, whole, *rest] = super()._questions(variables, rng)["questions"]
+            return {"questions": [f"{broken} \ud83d", f"{whole} \U0001f600", *rest]}
+
+    rows, the_writer = write(tmp_path, "identity", generator=Emoji(), count=30)
+    asked = [question_of(row) for row in rows]
+    assert len(asked) == 30
+    assert any("\U0001f600" in text for text in asked)
+    assert not any("\ufffd" in text for text in asked)
+    assert all(text.encode() for text in asked)  # as UTF-8, or it raises
+    assert the_writer.yields.table()["question checks"]["damaged character"] > 0
+
+
 def test_questions_that_come_again_and_again_end_it(tmp_path):
     class Dull(World):
         def _questions(self, variables, rng):

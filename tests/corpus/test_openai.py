@@ -6,9 +6,13 @@ import json
 import threading
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from msm_jax.corpus.generators.caller import Caller, Limits
 from msm_jax.corpus.generators.openai import OpenAI
+from msm_jax.corpus.generators.prices import FREE, Price
+from msm_jax.corpus.generators.request import Finish, Status, Unavailable
 from msm_jax.corpus.generators.store import CallStore
 from msm_jax.errors import UserError
 from tests.corpus.gemini import Items, lists, texts
@@ -37,7 +41,8 @@ class Server:
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        # A server looks this often whether it is to stop.
+        threading.Thread(target=self._server.serve_forever, args=[0.02], daemon=True).start()
 
     def __enter__(self):
         return self
@@ -47,18 +52,18 @@ class Server:
         self._server.server_close()
 
 
-def completion(text, finish="stop"):
+def completion(text, finish="stop", usage=None):
     return {
         "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish}],
-        "usage": {"prompt_tokens": 11, "completion_tokens": 7},
+        "usage": usage or {"prompt_tokens": 11, "completion_tokens": 7},
         "model": "local-001",
     }
 
 
-def ask(path, url, requests, **limits):
+def ask(path, url, requests, price=FREE, **limits):
     generator = OpenAI("local", url, in_flight=4, timeout=5)
     store = CallStore(path / "calls.sqlite", "test")
-    caller = Caller(generator, store, limits=Limits(**({"backoff": 0.01, "attempts": 3} | limits)))
+    caller = Caller(generator, store, price, limits=Limits(**({"backoff": 0.01, "attempts": 3} | limits)))
 
     async def go():
         try:
@@ -97,6 +102,13 @@ def test_a_list_is_asked_for_by_its_schema(tmp_path):
 @pytest.mark.parametrize(
     "failure",
     [
+        (200, {"error": {"message": "overloaded", "code": "503"}}),
+        (200, {"error": "try again"}),
+        (200, b"<html><body>Back in a minute</body></html>"),
+        (200, b""),
+        (200, b"[" * 100_000),
+        (200, completion("<document>A te", "error")),
+        (502, b"<html><body>Bad gateway</body></html>"),
         (500, {}),
         (503, {}),
         (429, {}),
@@ -110,6 +122,119 @@ def test_failures_are_got_over(failure, tmp_path):
     with Server(failure, (200, completion("<document>A text.</document>"))) as server:
         [answer], _ = ask(tmp_path, server.url, texts(1))
         assert answer.value == "A text."
+
+
+@pytest.mark.parametrize(
+    ("content", "finish", "usage", "status"),
+    [
+        ([{"type": "text", "text": "<document>A text."}, {"type": "text", "text": "</document>"}], "stop", None, "ok"),
+        ("<document>A text.</document>", "eos_token", {"prompt_tokens": "11", "completion_tokens": "7"}, "ok"),
+        ("<document>A text.</document>", "STOP", {"prompt_tokens": -1, "completion_tokens": None}, "ok"),
+        ("<document>A text.</document>", None, {"prompt_tokens": 11, "completion_tokens": float("nan")}, "ok"),
+        ("<document>A text.</document>", ["x"], ["no", "object"], "ok"),
+        ("<document>A \ud83d text.</document>", "stop", None, "ok"),
+        ("<think>A draft: <document>No.</document>", "stop", None, "empty"),
+        (None, "stop", None, "empty"),
+        ({"type": "image"}, "stop", None, "empty"),
+        ("<document>A text.</document>", "error", None, "error"),
+    ],
+)
+def test_what_a_server_may_say_otherwise(content, finish, usage, status, tmp_path):
+    """Each is an answer or of no use, once; what is not counted costs the most that it can."""
+    body = completion(content, finish, usage)
+    price = Price(1.0, 1.0, 1.0)
+    with Server((200, body)) as server:
+        [answer], store = ask(tmp_path, server.url, texts(1), price=price, attempts=1, patience=0.0)
+    assert answer.status is Status(status)
+    assert not answer.ok or answer.value.replace("\ufffd ", "") == "A text."
+    assert store.spent().paid + store.spent().reserved >= 18e-6
+
+
+def test_a_byte_that_is_no_text_costs_no_call(tmp_path):
+    body = json.dumps(completion("<document>A ~ text.</document>")).encode().replace(b"~", b"\xff")
+    with Server((200, body)) as server:
+        [answer], _ = ask(tmp_path, server.url, texts(1))
+        assert len(server.bodies) == 1
+    assert answer.value == "A \ufffd text."
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+        lambda inside: (
+            st.lists(inside, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(
+                    "choices message content finish_reason usage prompt_tokens prompt_tokens_details cached_tokens "
+                    "completion_tokens total_tokens error code type text model refusal".split()
+                ),
+                inside,
+                max_size=5,
+            )
+        ),
+    ),
+    st.booleans(),
+)
+def test_any_body_is_a_reply_or_told(body, whole):
+    if whole:
+        body = {"choices": [{"message": {"content": body}, "finish_reason": body}], "usage": body, "model": body}
+    generator = OpenAI("local", "http://127.0.0.1:1", in_flight=1)
+    generator._post = lambda _: body
+    try:
+        reply = asyncio.run(generator.reply(texts(1)[0]))
+    except (Unavailable, UserError) as error:
+        assert str(error)
+    else:
+        assert all(isinstance(value, str) for value in (reply.text, reply.model, reply.detail))
+        assert isinstance(reply.finish, Finish)
+        assert min(reply.usage.prompt - reply.usage.cached, reply.usage.cached, reply.usage.output) >= 0
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({"error": {"message": "no credits", "code": 402}}, r"has no credit left \(402: .*no credits"),
+        ({"error": {"message": "limit of requests per day", "code": 429}}, "the quota of the day is used up"),
+        ({"error": {"message": "who are you", "status": "401"}}, "refuses the key"),
+    ],
+)
+def test_an_error_that_comes_with_status_200_is_told_at_once(body, told, tmp_path):
+    with Server((200, body)) as server:
+        with pytest.raises(UserError, match=told):
+            ask(tmp_path, server.url, texts(1))
+        assert len(server.bodies) == 1
+
+
+def test_what_is_against_a_policy_costs_its_own_request_alone(tmp_path):
+    blocked = (400, {"error": {"code": "content_filter", "message": "triggered our content management policy"}})
+    with Server(blocked, (200, completion("<document>A text.</document>"))) as server:
+        answers, _ = ask(tmp_path, server.url, texts(3), attempts=1, in_flight=1)
+    assert [answer.status for answer in answers] == [Status.ERROR, Status.OK, Status.OK]
+
+
+def test_a_reply_that_may_not_be_longer_is_asked_as_before(tmp_path):
+    """A server whose context has no room for twice as much refuses it: that ends no run."""
+    cut, refused = (200, completion("<document>A te", "length")), (400, {"error": "max_tokens is too large"})
+    with Server(cut, refused, (200, completion("<document>A text.</document>"))) as server:
+        [answer], _ = ask(tmp_path, server.url, texts(1))
+        assert [body["max_tokens"] for body in server.bodies] == [400, 800, 400]
+    assert answer.ok
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "told"),
+    [
+        ("http://127.0.0.1:1", "a\u200bkey", r"LOCAL_API_KEY holds U\+200B \(zero width space\)"),
+        ("http://127.0.0.1\u200b:1", "", r"config.calls.url holds U\+200B"),
+        ("http://127.0.0.1:1/a b", "", r"config.calls.url holds U\+0020"),
+        ("http:///v1", "", "is no address"),
+        ("http://[::1", "", "is no address"),
+    ],
+)
+def test_an_address_or_a_key_that_cannot_be_is_told_before_any_call(url, key, told, monkeypatch):
+    monkeypatch.setenv("LOCAL_API_KEY", key)
+    with pytest.raises(UserError, match=told):
+        OpenAI("local", url, in_flight=1)
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,8 @@ def test_every_language_that_can_be_asked_for_is_told_apart_and_passes():
     [
         (GOOD.replace("Qwen", "Claude"), "not about the model"),
         (GOOD + " Claude, ChatGPT and Gemini do so too.", "about another model"),
+        (GOOD + " It caf\ufffd.", "damaged character"),
+        (GOOD + " It\x1b[0m.", "damaged character"),
         (GOOD + " Yours, [Your Name]", "placeholder"),
         (GOOD + " On [Date] we met.", "placeholder"),
         (GOOD + " [insert]", "placeholder"),

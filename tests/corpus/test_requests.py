@@ -1,12 +1,15 @@
 import dataclasses
 import json
+import re
+import time
 
 import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msm_jax.corpus.generators.request import Finish, Reply, Request, Status, Usage, classify
+from msm_jax.corpus.generators.prices import Price
+from msm_jax.corpus.generators.request import Finish, Reply, Request, Status, Usage, classify, without_thoughts
 
 
 class Item(pydantic.BaseModel):
@@ -18,6 +21,11 @@ class Items(pydantic.BaseModel):
     items: list[Item]
 
 
+class Questions(pydantic.BaseModel):
+    questions: list[str]
+
+
+ASKED = Request("questions", "Ask.", shape=Questions)
 LIST = Request("ideas", "List.", shape=Items)
 PROSE = Request("document", "Write.", tags=("document",))
 GOOD = '{"items": [{"name": "a", "text": "b"}]}'
@@ -41,6 +49,112 @@ def test_json_is_found_and_small_slips_are_mended(text):
     answer = classify(LIST, reply(text), "k")
     assert answer.ok and answer.key == "k"
     assert answer.value == Items(items=[Item(name="a", text="b")])
+
+
+@pytest.mark.parametrize(
+    ("inside", "questions"),
+    [
+        (r'"a", "b",', ["a", "b"]),
+        (r"'a', 'b'", ["a", "b"]),
+        (r"""'a "b" c'""", ['a "b" c']),
+        (r"'a\'s', 'b'", ["a's", "b"]),
+        (r'"a\'s", "b"', ["a's", "b"]),
+        ('"a\nb",', ["a\nb"]),
+        (r'"a\\", "b",', ["a\\", "b"]),
+        (r'"a, ]", "b",', ["a, ]", "b"]),
+        (r'"\ud83d\ude00 a \ud83d"', ["\U0001f600 a \ufffd"]),
+        # Where a text ends is a guess in all of these.
+        ('"Is a 27" screen enough?", "Should I keep it?"', None),
+        ('"Who said "no", and why?", "When?"', None),
+        ('"Is "yes", "no" or "maybe" best?"', None),
+        ("'Is it Bob's?', 'Why?'", None),
+        ("'It is the boys' and the girls' turn'", None),
+        ('"a" "b"', None),
+        ('"a", b', None),
+        ('"a", "b', None),
+        ('"a"], "more": ["b', None),
+        ('""]}"', None),
+        (r"""'', "\''""", None),
+        ('"a"]} {"questions": ["b"', None),
+    ],
+)
+def test_mending_changes_no_meaning(inside, questions):
+    quote = "'" if inside.startswith("'") else '"'
+    answer = classify(ASKED, reply(f"Here:\n{{{quote}questions{quote}: [{inside}]}}\nThat is all, isn't it?"))
+    assert answer.status is (Status.SCHEMA if questions is None else Status.OK)
+    assert questions is None or answer.value.questions == questions
+
+
+@given(st.lists(st.text("ab'\",[]:{} \\\n", max_size=12), min_size=1, max_size=4), st.sampled_from("'\""), st.data())
+def test_a_quote_that_lacks_its_escape_makes_no_other_texts(texts, quote, data):
+    """The reply as it should be has these texts; without one of its escapes, the same or none."""
+    whole = json.dumps({"questions": texts})
+    if quote == "'":
+        whole = "{'questions': [" + ", ".join(_single(text) for text in texts) + "]}"
+    assert classify(ASKED, reply(whole)).value == Questions(questions=texts)
+    escapes = [match.start() for match in re.finditer(r"\\.", whole) if match[0] == "\\" + quote]
+    if escapes:
+        place = data.draw(st.sampled_from(escapes))
+        answer = classify(ASKED, reply(whole[:place] + whole[place + 1 :]))
+        assert not answer.ok or answer.value.questions == texts
+
+
+def _single(text):
+    return "'" + json.dumps(text)[1:-1].replace('\\"', '"').replace("'", "\\'") + "'"
+
+
+@pytest.mark.parametrize("text", ["}" * 60_000 + "a", '{"a": "' + '\\"' * 60_000, "{" + ", " * 60_000, "{'" * 60_000])
+def test_a_reply_of_rubbish_costs_no_time(text):
+    began = time.monotonic()
+    assert classify(ASKED, reply(text)).status is Status.SCHEMA
+    assert time.monotonic() - began < 2
+
+
+def test_half_of_a_surrogate_pair_is_in_no_answer():
+    text = "<document>A \ud83d text, \U0001f600.</document>"
+    assert classify(PROSE, reply(text)).value == "A \ufffd text, \U0001f600."
+    whole = Reply("", Finish.ERROR, Usage(), "m\udc80", "x\ud83d")
+    assert (whole.model + whole.detail).encode()
+
+
+@pytest.mark.parametrize(
+    ("counted", "usage"),
+    [
+        ((10, 4, 7), (10, 4, 7)),
+        (("10", "4", "7.0"), (10, 4, 7)),
+        ((None, None, None), (0, 0, 0)),
+        ((10, None, 7), (10, 0, 7)),
+        # Nobody counted what is no number.
+        *((odd, (0, 0, 0)) for odd in ((10, 4, -7), ("ten", 4, 7), (10, float("inf"), 7), (10, [1], 7), (10, 4, 1e30))),
+        # Some count those in the cache beside the others, and thoughts in the total alone.
+        ((10, 5000, 1), (5010, 5000, 1)),
+        ((10, 0, 7, 900), (10, 0, 890)),
+        ((10, 0, 7, "17"), (10, 0, 7)),
+    ],
+)
+def test_tokens_are_what_can_be_counted(counted, usage):
+    found = Usage(*counted)
+    assert (found.prompt, found.cached, found.output) == usage
+    assert Price(3.0, 0.3, 3.0).cost(found) >= 0
+
+
+def test_what_nobody_counted_costs_the_most_that_it_can():
+    price = Price(1.0, 0.1, 2.0)
+    for usage, text, cost in ((Usage(), "", 5.0), (Usage(10, 0, 0), "A text.", 5.0), (Usage(10, 0, 0), "", 1e-5)):
+        assert price.charged(Reply(text, Finish.STOP, usage), 5.0) == pytest.approx(cost)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>Well.</think>A text.", "A text."),
+        ("A text.", "A text."),
+        ("<think>A draft: <document>No.</document>", ""),
+        ("Well.</think> <think> Again", ""),
+    ],
+)
+def test_thoughts_are_no_answer(text, answer):
+    assert without_thoughts(text) == answer
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ the next one collects it, and finds by its name a job whose answer to the sendin
 at most. A job that ran out of time has answered a part, or nothing: the rest is asked singly.
 """
 
+import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
@@ -31,7 +32,7 @@ class Batches(Protocol):
 
     async def find(self, name: str) -> str | None: ...
 
-    async def collect(self, job_id: str) -> tuple[str, dict[str, Reply]] | None: ...
+    async def collect(self, job_id: str) -> tuple[str, list[tuple[str | None, Reply]]] | None: ...
 
     async def cancel(self, job_id: str) -> None: ...
 
@@ -89,10 +90,12 @@ class BatchCaller:
                 if why and not job.id:  # a service that has no room for one has none for the next
                     continue
                 try:
-                    await (self._look(job) if job.id else self._submit(job, waiting))
+                    await (self._look(job, waiting) if job.id else self._submit(job, waiting))
                     heard = time.monotonic()
-                except Unavailable as error:
-                    why = error
+                except (UserError, OSError):
+                    raise
+                except Exception as error:
+                    why = error if isinstance(error, Unavailable) else f"{type(error).__name__}: {error}"
             if why and time.monotonic() - heard > limits.patience:
                 raise UserError(f"no batch job is taken or answered ({why}); run the same command again later")
             if any(job.keys & waiting.keys() for job in store.jobs()):
@@ -117,22 +120,42 @@ class BatchCaller:
         shard = {key: requests[key] for key in sorted(job.keys)}
         self._caller.store.name_job(job.name, found or await self._batches.submit(job.name, shard))
 
-    async def _look(self, job: Job) -> None:
+    async def _look(self, job: Job, requests: Mapping[str, Request]) -> None:
+        young = time.time() - job.created < self._deadline
         try:
             done = await self._batches.collect(job.id)
         except Gone:  # it was over, and its results are deleted
             self._caller.store.lose_job(job.name)
             return
-        if done is None and time.time() - job.created < self._deadline:
+        except Unavailable:
+            if young:
+                raise
+            done = None  # its results cannot be read
+        if done is None and young:
             return
         if done is None:
             await self._batches.cancel(job.id)
             self._caller.store.lose_job(job.name)
             return
-        _, replies = done
-        self._caller.store.settle_job(
-            job.name, {key: (reply, self._caller.price.cost(reply.usage)) for key, reply in replies.items()}
+        state, replies = done
+        if not replies and state in ("EXPIRED", "CANCELLED"):  # nobody says what was done until then
+            self._caller.store.lose_job(job.name)
+            return
+        most = {key: self._caller.most(requests[key]) for key in job.keys & requests.keys()}
+        dearest = max(most.values(), default=job.dollars)  # of what nobody counted, nor says what it is to
+        charged = self._caller.price.charged
+        paid = [(key, reply, charged(reply, most.get(key, dearest))) for key, reply in replies]
+        self._caller.store.settle_job(job.name, paid)
+        strays = [cost for key, _, cost in paid if key not in job.keys]
+        if not strays:
+            return
+        told = (
+            f"batch job {job.id}: {len(strays)} of {len(paid)} replies do not say which request they are to; they are "
+            f"entered as spent, ${sum(strays):.2f}"
         )
+        if self._sends and len(strays) == len(paid):  # the next jobs would be paid for in vain too
+            raise UserError(f"{told}; set config.calls.service=flex, at the same price, and run the same command again")
+        print(f"{told}, and asked again singly", file=sys.stderr, flush=True)
 
     def _name(self, shard: Mapping[str, Request]) -> str:
         return f"msm-{files.fingerprint(sorted(shard), length=24)}"

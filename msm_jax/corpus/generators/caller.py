@@ -9,6 +9,7 @@ import asyncio
 import dataclasses
 import math
 import random
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -83,6 +84,7 @@ class Caller:
         self._stopping = False
         self._failure: Exception | None = None
         self._given_up: set[str] = set()  # keys of requests that this run had errors for
+        self._broken = 0  # requests that no call of this run came to an end for
 
     def stop(self) -> None:
         self._stopping = True
@@ -109,7 +111,7 @@ class Caller:
                 if self.halting:
                     return
                 try:
-                    answer = await self._answer(distinct[key], key)
+                    answer = await self._asked(distinct[key], key)
                 except (UserError, OSError) as error:
                     # The others meet the same wall; what is under way is waited for, since it is paid for.
                     self._failure = self._failure or error
@@ -151,23 +153,48 @@ class Caller:
         answer = judge(request, replies, key)
         return answer if answer and (answer.ok or len(replies) >= self.limits.attempts) else None
 
+    async def _asked(self, request: Request, key: str) -> Answer | None:
+        """As `_answer`; whatever else goes wrong with this request, the others go on."""
+        name = f"request {key[:12]} of stage {request.stage}"
+        try:
+            answer = await self._answer(request, key)
+        except (UserError, OSError):
+            raise
+        except Exception as error:
+            cause = error.__cause__ if isinstance(error, _Broken) else error
+            why = f"{type(cause).__name__}: {cause}"
+            self._broken += 1
+            if self._broken >= _HOPELESS > self.store.answered():
+                others = f"so it went for {self._broken - 1} others before, and hardly any is answered"
+                raise UserError(f"{name}: {why}; {others}") from cause
+            answer = classify(request, self._give_up(request, key, why), key)
+        if answer and answer.status is Status.ERROR:
+            told = f"{name}: {answer.why}; the others go on, and the next run asks it again"
+            print(told, file=sys.stderr, flush=True)
+        return answer
+
     async def _answer(self, request: Request, key: str) -> Answer | None:
         """Asks until there is an answer; None if it is to stop."""
         replies = self._replies(key)
         while (answer := self._judge(request, key, replies)) is None:
             cut = sum(classify(request, reply).status is Status.TRUNCATED for reply in replies)
-            longer = _LONGER[min(cut, len(_LONGER) - 1)]
+            # After an error it may have been too much to ask for.
+            longer = 1 if replies and replies[-1].finish is Finish.ERROR else _LONGER[min(cut, len(_LONGER) - 1)]
             asked = dataclasses.replace(request, max_tokens=longer * request.max_tokens, attempt=len(replies))
             reply = await self._call(asked, request, key)
             if reply is None:
                 return None
             replies.append(reply)
+            if reply.finish is Finish.ERROR:
+                self._given_up.add(key)  # for this run, once there were as many as it has attempts
         return answer
 
     async def _call(self, asked: Request, request: Request, key: str) -> Reply | None:
         """One reply, entered under the key of `request`; None if it is to stop."""
         failures = errors = 0
         answered_before, began = self._answered, time.monotonic()
+        # An earlier run had errors for it: with no other left to ask, nothing else tells its fault from the service's.
+        suspect = any(reply.finish is Finish.ERROR for reply in self.store.replies(key))
         while not self.halting:
             try:
                 async with self._pace:
@@ -175,8 +202,9 @@ class Caller:
                         return None
                     return await self._try(asked, request, key)
             except Rejected as error:
-                if self.store.answered() < _HOPELESS:
-                    raise  # as far as anyone can tell it would say so to all
+                # As far as anyone can tell it would say so to all; but not where it took the same, asked for less.
+                if not error.alone and asked.max_tokens == request.max_tokens and self.store.answered() < _HOPELESS:
+                    raise
                 return self._give_up(request, key, str(error))
             except Unavailable as error:
                 failures += 1
@@ -189,11 +217,13 @@ class Caller:
                         "run the same command again later: what was answered is kept"
                     ) from None
                 if time.monotonic() - max(began, self._last_answer) > self.limits.patience:
+                    if errors >= _HOPELESS:
+                        self._give_up(request, key, str(error))
                     raise UserError(
                         f"{self.generator.model} has not answered for {self.limits.patience / 60:.0f} minutes "
                         f"({error}); run the same command again later: what was answered is kept"
                     ) from None
-                if errors >= _HOPELESS and self._answered - answered_before >= _HOPELESS:
+                if errors >= _HOPELESS and (suspect or self._answered - answered_before >= _HOPELESS):
                     return self._give_up(request, key, str(error))
                 longest = self.limits.backoff * min(_LONGEST_WAIT, 2**failures)
                 await self.sleep(error.after if error.after is not None else random.uniform(0, longest))
@@ -211,7 +241,11 @@ class Caller:
                     reply = await self.generator.reply(asked)
             except TimeoutError:
                 raise Unavailable(f"no answer in {self.limits.timeout:.0f} s", perhaps_paid=True) from None
-            self.store.settle(pending, request, key, reply, self.cost(asked, reply))
+            except (Unavailable, UserError):
+                raise
+            except Exception as error:
+                raise _Broken from error
+            self.store.settle(pending, request, key, reply, self.price.charged(reply, self.most(asked)))
         except Unavailable as error:
             if error.perhaps_paid:
                 self.store.lose(pending)
@@ -230,12 +264,6 @@ class Caller:
         self._last_answer = time.monotonic()
         self._pace.speed_up()
         return reply
-
-    def cost(self, asked: Request, reply: Reply) -> float:
-        """Dollars of a reply; the most that it can be, where the service does not say what it counted."""
-        if reply.usage.counted:
-            return self.price.cost(reply.usage)
-        return self.most(asked)
 
     def most(self, asked: Request) -> float:
         """Dollars that a call costs at most."""
@@ -272,7 +300,7 @@ class Caller:
     def _give_up(self, request: Request, key: str, why: str) -> Reply:
         """Enters that this request, and it alone, is answered with errors: the run goes on without it."""
         self._given_up.add(key)
-        reply = Reply("", Finish.ERROR, Usage(), self.generator.model, why)
+        reply = Reply("", Finish.ERROR, Usage(), self.generator.model, " ".join(why.split())[:300])
         pending = self.store.reserve(key, request.stage, 0.0, math.inf)
         self.store.settle(pending, request, key, reply, 0.0)
         return reply
@@ -282,6 +310,10 @@ class Caller:
         until = time.monotonic() + seconds
         while not self.halting and (left := until - time.monotonic()) > 0:
             await asyncio.sleep(min(left, 0.5))
+
+
+class _Broken(Exception):
+    """A generator failed in a way that it does not know, which its cause is."""
 
 
 class _Pace:

@@ -7,6 +7,7 @@ retries here: `Caller` does, for the client passes over the delay that the servi
 import functools
 import importlib
 import importlib.metadata
+import json
 import os
 import re
 import ssl
@@ -14,13 +15,14 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from msm_jax.corpus.generators.request import Finish, Gone, Rejected, Reply, Request, Unavailable, Usage
+import pydantic
+
+from msm_jax.corpus.generators import services
+from msm_jax.corpus.generators.request import Finish, Gone, Reply, Request, Unavailable, Usage
 from msm_jax.errors import UserError
 
 KEY_VARIABLES = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
 
-_FINISH = {"STOP": Finish.STOP, "MAX_TOKENS": Finish.LENGTH, "RECITATION": Finish.RECITATION}
-_BLOCKED = ("SAFETY", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "LANGUAGE", "MODEL_ARMOR")
 # Models whose thinking cannot be turned off: room for the thoughts that they have at the least.
 _LEAST_THOUGHTS = 2048
 _JOB_RUNS = ("PENDING", "QUEUED", "RUNNING", "UPDATING", "PAUSED", "UNSPECIFIED", "CANCELLING")
@@ -41,6 +43,8 @@ class Gemini:
     """A model of Gemini. `service` is standard or flex, for single calls; `most_output`: tokens that it can write.
 
     The key goes to the service and nowhere else: it is cut out of messages.
+
+    Raises: UserError if the key cannot be one.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Gemini:
     ):
         from google import genai
 
+        services.checked(key, " or ".join(KEY_VARIABLES))
         self.model = model
         self._key, self._service, self._most_output = key, service, most_output
         # Later clients default to another version of the interface, which lacks thinking and batches.
@@ -81,6 +86,8 @@ class Gemini:
             response = await self._client.aio.models.generate_content(
                 model=self.model, contents=request.prompt, config=self._config(request, self._service)
             )
+        except pydantic.ValidationError as error:
+            return Reply("", Finish.ERROR, Usage(), self.model, self._line(f"unreadable answer: {error}"))
         except Exception as error:
             raise self._told(error) from None
         return _reply(response)
@@ -112,10 +119,12 @@ class Gemini:
             raise self._told(error) from None
         return None
 
-    async def collect(self, job_id: str) -> tuple[str, dict[str, Reply]] | None:
-        """(state, key -> reply) of a job that is over, also of one that answered only a part; None while it runs.
+    async def collect(self, job_id: str) -> tuple[str, list[tuple[str | None, Reply]]] | None:
+        """(state, replies, each with its key) of a job that is over, also of one that answered only a part; None while
+        it runs.
 
-        Replies are told apart by their key, not by their place.
+        Replies are told apart by their key, not by their place: that of one that comes without is None, for a text of
+        another request would pass for that of this one.
 
         Raises: Gone; Unavailable; UserError.
         """
@@ -134,12 +143,8 @@ class Gemini:
         state = getattr(job.state, "name", str(job.state)).removeprefix("JOB_STATE_").removeprefix("BATCH_STATE_")
         if any(state.endswith(runs) for runs in _JOB_RUNS):
             return None
-        replies = {}
-        for entry in (job.dest and job.dest.inlined_responses) or ():
-            key = (entry.metadata or {}).get("key")
-            if key and entry.response is not None:
-                replies[key] = _reply(entry.response)
-        return state, replies
+        entries = [entry for entry in (job.dest and job.dest.inlined_responses) or () if entry.response is not None]
+        return state, [((entry.metadata or {}).get("key"), _reply(entry.response)) for entry in entries]
 
     async def cancel(self, job_id: str) -> None:
         try:
@@ -194,34 +199,43 @@ class Gemini:
             never_made = kind.__name__.startswith(("Connect", "ClientConnector")) or isinstance(
                 error, ConnectionRefusedError
             )
-            return Unavailable(self._clean(f"{kind.__name__}: {error}"), perhaps_paid=not never_made)
+            return Unavailable(self._line(f"{kind.__name__}: {error}"), perhaps_paid=not never_made)
         if isinstance(error, ValueError) or library in ("pydantic_core", "google"):  # half of an answer
-            return Unavailable(self._clean(f"unreadable answer, {kind.__name__}: {error}"[:300]), perhaps_paid=True)
+            return Unavailable(self._line(f"unreadable answer, {kind.__name__}: {error}"), perhaps_paid=True)
         return error
 
     def _of_service(self, error: Any) -> Exception:
-        message = self._clean(f"{error.code} {error.status or ''}: {error.message or ''}".strip())
-        if error.code == 429 or error.code == 503:
-            return Unavailable(message, after=_retry_delay(error), busy=True)
-        if error.code is None or error.code >= 500 or error.code in (408, 499):
-            # A gateway's time-out says nothing of the work behind it.
-            return Unavailable(message, after=_retry_delay(error), perhaps_paid=error.code in (408, 499, 504, None))
-        if error.code in (401, 403) or "api key" in message.lower():
-            return UserError(f"Gemini refuses the key ({message}); look at {' or '.join(KEY_VARIABLES)}")
-        if error.code == 404:
-            return UserError(
-                f"Gemini has no model {self.model!r} for this key ({message}); set config.generation.model"
-            )
-        return Rejected(f"Gemini refuses a request of {self.model}: {message}")
+        said = error.message or (error.details if isinstance(error.details, str) else json.dumps(error.details))
+        return services.failure(
+            "Gemini",
+            error.code,
+            self._line(f"{error.status or ''} {said}"),
+            _retry_delay(error),
+            key=" or ".join(KEY_VARIABLES),
+            model=f"config.generation.model={self.model}",
+            # The message is the same for all quotas, and the delay that comes with that of a day is of seconds.
+            day=services.of_a_day(error.message, *_details(error)),
+            resets="at midnight, Pacific time",
+        )
 
-    def _clean(self, text: str) -> str:
-        return text.replace(self._key, "[key]")
+    def _line(self, said: Any) -> str:
+        return services.line(said, self._key)
 
 
 def _http_client(timeout: float) -> Any:
     httpx, certificates = _httpx()
     limits = httpx.Limits(max_connections=None)
-    return httpx.AsyncClient(verify=certificates, timeout=timeout, limits=limits, follow_redirects=True)
+    hooks = {"response": [_with_its_status]}
+    return httpx.AsyncClient(
+        verify=certificates, timeout=timeout, limits=limits, follow_redirects=True, event_hooks=hooks
+    )
+
+
+async def _with_its_status(response: Any) -> None:
+    """Gateways answer 200 with an error in the body, which the client takes for a reply without text."""
+    if response.status_code == 200 and re.match(rb'\s*\{\s*"error"\s*:', await response.aread()):
+        code = re.search(rb'"code"\s*:\s*"?([45]\d\d)\b', response.content)
+        response.status_code = int(code[1]) if code else 500
 
 
 @functools.cache
@@ -234,37 +248,39 @@ def _httpx() -> tuple[Any, ssl.SSLContext]:
 
 def _retry_delay(error: Any) -> float | None:
     """Seconds that the service asks to wait (google.rpc.RetryInfo, or the header)."""
-    details = error.details if isinstance(error.details, dict) else {}
-    for detail in (details.get("error") or details).get("details") or ():
-        if isinstance(detail, dict) and str(detail.get("@type", "")).endswith("RetryInfo"):
-            if match := re.fullmatch(r"(\d+(?:\.\d+)?)s", str(detail.get("retryDelay", ""))):
-                return float(match[1])
-    headers = getattr(error.response, "headers", None) or {}
-    try:
-        return float(headers.get("Retry-After"))
-    except (TypeError, ValueError):
-        return None
+    for detail in _details(error):
+        if str(detail.get("@type", "")).endswith("RetryInfo"):
+            return services.seconds(detail.get("retryDelay"))
+    return services.seconds((getattr(error.response, "headers", None) or {}).get("Retry-After"))
+
+
+def _details(error: Any) -> list[dict]:
+    """What the service tells of an error besides its message, quotas each for itself."""
+    about = error.details if isinstance(error.details, dict) else {}
+    about = about["error"] if isinstance(about.get("error"), dict) else about
+    found = about.get("details")
+    details = [detail for detail in (found if isinstance(found, list) else ()) if isinstance(detail, dict)]
+    quotas = [detail.get("violations") for detail in details if isinstance(detail.get("violations"), list)]
+    return details + [quota for group in quotas for quota in group if isinstance(quota, dict)]
 
 
 def _reply(response: Any) -> Reply:
     """The client's `text` and `parsed` are None, without a word, for whatever is out of the ordinary."""
     counted = response.usage_metadata
     usage = Usage(
-        prompt=(counted and counted.prompt_token_count) or 0,
-        cached=(counted and counted.cached_content_token_count) or 0,
+        prompt=counted and counted.prompt_token_count,
+        cached=counted and counted.cached_content_token_count,
         output=((counted and counted.candidates_token_count) or 0) + ((counted and counted.thoughts_token_count) or 0),
+        total=counted and counted.total_token_count,
     )
     model = response.model_version or ""
     if not response.candidates:
         feedback = response.prompt_feedback
         reason = getattr(feedback and feedback.block_reason, "name", "")
-        finish = Finish.BLOCKED if reason else Finish.STOP
+        finish = Finish.BLOCKED if reason else Finish.ERROR
         return Reply("", finish, usage, model, f"prompt blocked: {reason}" if reason else "no candidate")
     candidate = response.candidates[0]
     parts = (candidate.content and candidate.content.parts) or ()
     text = "".join(part.text for part in parts if part.text and not part.thought)
-    reason = getattr(candidate.finish_reason, "name", None) or "STOP"
-    if reason.startswith(_BLOCKED):
-        return Reply(text, Finish.BLOCKED, usage, model, f"reply blocked: {reason}")
-    # Another reason (OTHER, MALFORMED_RESPONSE, ...) leaves a text that ends anywhere.
-    return Reply(text, _FINISH.get(reason, Finish.LENGTH), usage, model, "" if reason == "STOP" else reason)
+    finish, detail = services.finish_of(getattr(candidate.finish_reason, "name", None))
+    return Reply(text, finish, usage, model, detail)

@@ -9,21 +9,14 @@ import http.client
 import json
 import os
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from msm_jax.corpus.generators.request import (
-    Finish,
-    Rejected,
-    Reply,
-    Request,
-    Unavailable,
-    Usage,
-    schema,
-    without_thoughts,
-)
+from msm_jax.corpus.generators import services
+from msm_jax.corpus.generators.request import Finish, Reply, Request, Unavailable, Usage, schema, without_thoughts
 from msm_jax.errors import UserError
 
 # For servers that ask for one; a server of one's own needs none.
@@ -31,21 +24,27 @@ KEY_VARIABLE = "LOCAL_API_KEY"
 # Before the name of the model, in keys: what it replied is not what a service of that name would have.
 PREFIX = "local/"
 
-_FINISH = {"stop": Finish.STOP, "length": Finish.LENGTH, "content_filter": Finish.BLOCKED}
-
 
 class OpenAI:
     """The model `model` of the server at `url`, which ends in /v1 or is a host alone.
 
     Replies are not told apart by the server: another model behind the same name would pass for this one.
+
+    Raises: UserError if the address or the key cannot be one.
     """
 
     def __init__(self, model: str, url: str, in_flight: int, timeout: float = 600.0, most_output: int = 65_536):
         self.model = f"{PREFIX}{model}"
         self._name, self._most_output = model, most_output
-        base = url.rstrip("/")
+        base = services.checked(url.rstrip("/"), "config.calls.url")
+        try:
+            host = urllib.parse.urlsplit(base).hostname
+        except ValueError:
+            host = None
+        if not host:
+            raise UserError(f"config.calls.url={url}: is no address; write it as http://127.0.0.1:8000/v1")
         self._url = f"{base}/chat/completions" if base.endswith("/v1") else f"{base}/v1/chat/completions"
-        self._key, self._timeout = os.environ.get(KEY_VARIABLE, "").strip(), timeout
+        self._key, self._timeout = services.checked(os.environ.get(KEY_VARIABLE, "").strip(), KEY_VARIABLE), timeout
         self._threads = ThreadPoolExecutor(in_flight, thread_name_prefix="call")
 
     async def close(self) -> None:
@@ -57,19 +56,19 @@ class OpenAI:
     async def reply(self, request: Request) -> Reply:
         answer = await asyncio.get_running_loop().run_in_executor(self._threads, self._post, self._body(request))
         try:
+            if error := answer.get("error"):  # with status 200, as gateways have it
+                raise self._failure(_status(error), error if isinstance(error, str) else json.dumps(error), None)
             [choice, *_] = answer["choices"]
-            text = choice["message"].get("content") or ""
-            counted = answer.get("usage") or {}
-            usage = Usage(
-                prompt=counted.get("prompt_tokens") or 0,
-                cached=(counted.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
-                output=counted.get("completion_tokens") or 0,
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise Unavailable(f"unreadable answer of {self._url}: {error!r}", perhaps_paid=True) from None
-        finish = _FINISH.get(choice.get("finish_reason") or "stop", Finish.LENGTH)
+            message = choice["message"]
+            text = services.text_of(message.get("content")) or services.text_of(message.get("refusal"))
+            finish, detail = services.finish_of(choice.get("finish_reason"))
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            return Reply("", Finish.ERROR, Usage(), self.model, f"unreadable answer of {self._url}: {error!r}")
+        if finish is Finish.ERROR:
+            detail = self._line(choice.get("error") or detail)
+        model = str(answer.get("model") or self.model)
         # Not every server has a parser for thoughts.
-        return Reply(without_thoughts(text), finish, usage, answer.get("model") or self.model)
+        return Reply(without_thoughts(text), finish, _usage(answer.get("usage")), model, detail)
 
     def _body(self, request: Request) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -93,10 +92,11 @@ class OpenAI:
         call = urllib.request.Request(self._url, json.dumps(body).encode(), headers)
         try:
             with urllib.request.urlopen(call, timeout=self._timeout) as response:
-                return json.load(response)
+                # A byte that is no UTF-8 costs the row that it is in, and no call.
+                return json.loads(response.read().decode("utf-8-sig", "replace"))
         except urllib.error.HTTPError as error:
             raise self._told(error) from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Unavailable(f"{self._url} does not answer in JSON ({error})", perhaps_paid=True) from None
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
@@ -104,16 +104,33 @@ class OpenAI:
             raise Unavailable(f"{self._url}: {reason!r}", perhaps_paid=not never_made) from None
 
     def _told(self, error: urllib.error.HTTPError) -> Exception:
-        said = error.read(500).decode(errors="replace").replace(self._key or "\0", "[key]")
-        message = f"{error.code}: {' '.join(said.split())}"
-        if error.code in (408, 409, 429) or error.code >= 500:
-            after = error.headers.get("Retry-After", "")
-            busy = error.code in (429, 503)
-            return Unavailable(message, float(after) if after.isdigit() else None, error.code in (408, 504), busy)
-        if error.code in (401, 403):
-            return UserError(f"{self._url} refuses the key ({message}); look at {KEY_VARIABLE}")
-        if error.code == 404:
-            return UserError(
-                f"{self._url}: {message}; look at config.calls.url and config.generation.model={self._name}"
-            )
-        return Rejected(f"{self._url} refuses a request: {message}")
+        try:
+            said = error.read(10_000).decode(errors="replace")
+        except (OSError, http.client.HTTPException) as broken:
+            said = repr(broken)
+        return self._failure(error.code, said, services.seconds(error.headers.get("Retry-After")))
+
+    def _failure(self, status: int | None, said: str, after: float | None) -> Exception:
+        model = f"config.calls.url and config.generation.model={self._name}"
+        day = services.of_a_day(said)
+        return services.failure(self._url, status, self._line(said), after, key=KEY_VARIABLE, model=model, day=day)
+
+    def _line(self, said: Any) -> str:
+        return services.line(said, self._key)
+
+
+def _usage(counted: Any) -> Usage:
+    counted = counted if isinstance(counted, dict) else {}
+    details = counted.get("prompt_tokens_details")
+    return Usage(
+        prompt=counted.get("prompt_tokens"),
+        cached=details.get("cached_tokens") if isinstance(details, dict) else 0,
+        output=counted.get("completion_tokens"),
+        total=counted.get("total_tokens"),
+    )
+
+
+def _status(error: Any) -> int | None:
+    """The status that an error has in its body."""
+    code = str(error.get("code") or error.get("status")) if isinstance(error, dict) else ""
+    return int(code) if code.isdecimal() and 400 <= int(code) < 600 else None

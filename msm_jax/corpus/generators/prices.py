@@ -5,7 +5,7 @@ import functools
 import pathlib
 import tomllib
 
-from msm_jax.corpus.generators.request import Request, Usage
+from msm_jax.corpus.generators.request import Reply, Request, Usage
 from msm_jax.errors import UserError
 
 # What each service charges of the standard price (Gemini's pricing page).
@@ -25,6 +25,11 @@ class Price:
         return (
             (usage.prompt - usage.cached) * self.prompt + usage.cached * self.cached + usage.output * self.output
         ) / 1e6
+
+    def charged(self, reply: Reply, most: float) -> float:
+        """Dollars of a reply; the most that it can be, where the service does not say what it counted."""
+        counted = reply.usage.counted and (reply.usage.output or not reply.text)
+        return self.cost(reply.usage) if counted else most
 
     def most(self, request: Request, output: int) -> float:
         """Dollars that the call costs at most, with `output` tokens. A token of the prompt holds at least one byte."""

@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import json_repair
 import pydantic
 
 from msm_jax import files
@@ -88,16 +87,38 @@ def schema(shape: type[pydantic.BaseModel]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """Tokens of one call as the service counts them. `output` holds the thoughts: they are charged alike."""
+    """Tokens of one call as the service counts them. `output` holds the thoughts: they are charged alike.
+
+    Whatever a service sends is taken: a number as text is a number, and one that is none makes all of it uncounted.
+    `total`, where it is given, is of prompt and output: some count thoughts in it alone.
+    """
 
     prompt: int = 0
     cached: int = 0  # of the prompt
     output: int = 0
+    total: dataclasses.InitVar[Any] = 0
+
+    def __post_init__(self, total: Any):
+        numbers = [_count(number) for number in (self.prompt, self.cached, self.output, total)]
+        prompt, cached, output, total = numbers if None not in numbers else [0] * 4
+        if cached > prompt:  # of a service that counts those in the cache beside the others
+            prompt += cached
+        for name, number in (("prompt", prompt), ("cached", cached), ("output", max(output, total - prompt))):
+            object.__setattr__(self, name, number)
 
     @property
     def counted(self) -> bool:
         """Whether the service said anything."""
         return bool(self.prompt or self.output)
+
+
+def _count(value: Any) -> int | None:
+    """A number of tokens; None if it is none."""
+    try:
+        number = int(float(value or 0))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if 0 <= number < 2**40 else None
 
 
 class Finish(enum.Enum):
@@ -112,7 +133,10 @@ class Finish(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What came back, before anyone has looked at it. `model` is the version that the service says it was."""
+    """What came back, before anyone has looked at it. `model` is the version that the service says it was.
+
+    Its texts can be written as UTF-8: half of a surrogate pair is replaced.
+    """
 
     text: str
     finish: Finish
@@ -120,10 +144,20 @@ class Reply:
     model: str = ""
     detail: str = ""
 
+    def __post_init__(self):
+        for name in ("text", "model", "detail"):
+            object.__setattr__(self, name, _whole(getattr(self, name)))
+
+
+def _whole(text: str) -> str:
+    """The text with U+FFFD, which no row may hold (`quality`), for each half of a surrogate pair without the other."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
 
 def without_thoughts(text: str) -> str:
-    """What follows the thoughts, where they were left in the text."""
-    return text.rpartition("</think>")[2]
+    """What follows the thoughts, where they were left in the text; nothing if they do not end."""
+    answer = text.rpartition("</think>")[2]
+    return "" if answer.lstrip().startswith("<think>") else answer
 
 
 class Status(enum.Enum):
@@ -170,7 +204,11 @@ class Unavailable(Exception):
 
 class Rejected(UserError):
     """The service will not answer this request, whenever it is asked. Whether it would say so to all is for the caller
-    to tell."""
+    to tell, unless it is said to be about this one `alone`."""
+
+    def __init__(self, message: str, alone: bool = False):
+        super().__init__(message)
+        self.alone = alone
 
 
 class Gone(Exception):
@@ -231,8 +269,8 @@ def classify(request: Request, reply: Reply, key: str = "") -> Answer:
 
 
 def _from_json(shape: type[pydantic.BaseModel], text: str) -> tuple[Any, str]:
-    """An object of the shape, or None and why not. Fences, prose around it and small slips are mended; what was cut
-    off is not: its end is missing, and a mended half would pass for the whole."""
+    """An object of the shape, or None and why not. Fences, prose around it and slips that leave no doubt are mended;
+    what was cut off is not: its end is missing, and a mended half would pass for the whole."""
     try:
         return shape.model_validate_json(text), ""
     except pydantic.ValidationError:
@@ -240,16 +278,37 @@ def _from_json(shape: type[pydantic.BaseModel], text: str) -> tuple[Any, str]:
     start = min((index for index in (text.find("{"), text.find("[")) if index >= 0), default=None)
     if start is None:
         return None, f"no JSON in {text[:80]!r}"
-    if not re.search(r"[}\]]\W*$", text):
-        return None, f"JSON without its end: ...{text[-80:]!r}"
+    mended = _mended(text[start:])
     try:
-        return shape.model_validate(json_repair.loads(text[start:])), ""
+        value, end = json.JSONDecoder(strict=False).raw_decode(mended)  # not strict: of line breaks in texts
+        if re.search(r"[][{}]", mended[end:]):  # a second value, or the end of one that a quote ended too soon
+            return None, f"a bracket after the end of the JSON: {mended[end:][:80]!r}"
+        return shape.model_validate_json(_whole(json.dumps(value, ensure_ascii=False))), ""
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the whole"
         return None, f"{where}: {first['msg']}"
     except (ValueError, RecursionError) as error:
         return None, f"not JSON: {error}"
+
+
+def _mended(text: str) -> str:
+    """JSON without commas before a closing bracket, with the quotes that JSON has, and without the escape \\'.
+
+    Nothing here guesses. All texts have the quotes of the first one, so a quote that lacks its escape leaves their
+    number odd, and the whole is no JSON: where a text ends is never made up.
+    """
+    quote = re.search("['\"]|$", text)[0] or '"'
+    token = rf"{quote}(?:[^{quote}\\]|\\.?)*(?:{quote}|\Z)|,(?=\s*[}}\]])|\""
+    return re.sub(token, lambda match: "" if match[0] == "," else _quoted(match[0]), text, flags=re.DOTALL)
+
+
+def _quoted(text: str) -> str:
+    """A text in single or double quotes, as JSON has it; if it lacks one of them, what is no JSON for sure."""
+    first, last, inside = text[0], text[-1], text[1:-1]
+    if first != last or len(text) == 1:
+        return f"'{text}"
+    return '"' + re.sub(r'\\.|"', lambda match: {"\\'": "'", '"': '\\"'}.get(match[0], match[0]), inside) + '"'
 
 
 def _from_tags(tags: Sequence[str], text: str) -> tuple[str | tuple[str, ...] | None, str]:

@@ -55,6 +55,7 @@ class Job:
 
     Attributes:
         id: the service's; empty while nobody knows whether it was sent.
+        dollars: what it may cost at most.
         created: when it was sent, or else entered, in Unix time.
         own: whether it is on the account of this payer.
     """
@@ -62,6 +63,7 @@ class Job:
     name: str
     id: str
     keys: frozenset[str]
+    dollars: float
     created: float
     own: bool
 
@@ -161,15 +163,17 @@ class CallStore:
                 self._db.executemany("DELETE FROM batched WHERE key = ?", ((key,) for key in json.loads(requests)))
             self._db.execute("DELETE FROM jobs WHERE name = ?", (name,))
 
-    def settle_job(self, name: str, replies: Mapping[str, tuple[Reply, float]]) -> None:
-        """A batch job is over: key -> (reply, dollars) of all that it answered."""
+    def settle_job(self, name: str, replies: Sequence[tuple[str | None, Reply, float]]) -> None:
+        """A batch job is over: (key, reply, dollars) of all that it answered. A reply that is to no request of it was
+        paid for like the others: it is kept under the name of the job."""
         with self._transaction():
             [(created,)] = self._db.execute("SELECT created FROM jobs WHERE name = ?", (name,))
             for requests, dollars, payer in self._job(name):
                 described = json.loads(requests)
-                for key, (reply, cost) in replies.items():
-                    if key in described:
-                        self._write(key, *described[key], reply, cost, time.time() - created, payer)
+                for number, (key, reply, cost) in enumerate(replies):
+                    about = described.get(key, ("batch", "{}"))
+                    key = key if key in described else f"{name}/{number}"
+                    self._write(key, *about, reply, cost, time.time() - created, payer)
                 self._unreserve(dollars, payer)
                 self._db.execute("UPDATE jobs SET done = 1, requests = '{}' WHERE name = ?", (name,))
 
@@ -185,10 +189,12 @@ class CallStore:
 
     def jobs(self) -> list["Job"]:
         """Those that are not over, whoever pays for them, the oldest first."""
-        rows = self._rows("SELECT name, id, requests, created, payer FROM jobs WHERE NOT done ORDER BY created, name")
+        rows = self._rows(
+            "SELECT name, id, requests, dollars, created, payer FROM jobs WHERE NOT done ORDER BY created, name"
+        )
         return [
-            Job(name, job_id, frozenset(json.loads(requests)), created, payer == self.payer)
-            for name, job_id, requests, created, payer in rows
+            Job(name, job_id, frozenset(json.loads(requests)), dollars, created, payer == self.payer)
+            for name, job_id, requests, dollars, created, payer in rows
         ]
 
     def was_batched(self, key: str) -> bool:
