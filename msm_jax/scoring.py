@@ -21,9 +21,10 @@ class _Scorer:
     def __init__(self, context: StageContext, runtime: training.Runtime):
         import jax
 
+        from msm_jax.data.stops import stop_ids
         from msm_jax.models import Execution
         from msm_jax.sampler import Sampler
-        from msm_jax.weights import read_description
+        from msm_jax.weights import read_description, tokenizer_folder
 
         inputs = context.inputs
         # Rows of any length, over any mesh: the partitioner cuts what is plain JAX, and no Pallas kernel.
@@ -37,8 +38,9 @@ class _Scorer:
             adapter = training.load_weights(inputs["model"], model, runtime)
         else:
             params, adapter = training.load_weights(inputs["model"], model, runtime, dtype), None
+        stops = stop_ids(tokenizer, template, tokenizer_folder(inputs["tokenizer"]))
         label = context.stage.name
-        self._sampler = Sampler(model, params, adapter, tokenizer, label, template.bos, template.special)
+        self._sampler = Sampler(model, params, adapter, tokenizer, label, template.bos, template.special, stops)
 
     def logprobs(self, prompts: list[str], options: list[list[str]]) -> list[list[float]]:
         return self._sampler.logprobs(prompts, options)

@@ -203,6 +203,24 @@ def find_borders(template: JinjaTemplate) -> Borders:
     return Borders(prompts[0], header, closes[0])
 
 
+@functools.lru_cache(maxsize=32)
+def closing_tokens(template: JinjaTemplate) -> tuple[str, ...]:
+    """The control tokens that stand right after an answer, at the end of a chat and before another turn.
+
+    Most templates have one. It is none where no control token closes an answer, and where such chats are refused.
+    """
+    chat, found = [Message(role, _PROBE) for role in ("user", "assistant", "user")], []
+    for end in (2, 3):
+        try:
+            text = template._run(chat[:end], generation_prompt=False)
+        except UserError:
+            continue
+        after = text.partition(_PROBE)[2].partition(_PROBE)[2]
+        close = _any_of(template.special_tokens).match(after.lstrip())
+        found += [close[0]] if close else []
+    return tuple(dict.fromkeys(found))
+
+
 def load_chat_template(
     folder: str | os.PathLike, override: str = "", thinking: str = "default", date: str = DATE
 ) -> JinjaTemplate:
