@@ -49,6 +49,8 @@ def import_model(
     Raises: UserError if `path` cannot be read, or `out` holds something or has no room.
     """
     with _new_folder(out) as folder:
+        if verify:
+            _check_libraries()
         stored = weights.open_adapter(path, weights.open_model(base)) if base else weights.open_model(path)
         if stored.ours:
             raise UserError(f"{path}: is a checkpoint of ours already")
@@ -56,7 +58,7 @@ def import_model(
         shapes, _ = weights.load_lazily(stored, mesh)
         files.check_room(folder, sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes)))
         if verify:
-            _check_verifiable(stored)
+            _check_local(stored)
         params = weights.load(stored, mesh, dtype=None)
         copy_small_files(stored.folder, folder / weights.KEPT_FOLDER)
         save_params(folder / "final", params)
@@ -92,6 +94,8 @@ def export_model(
     Raises: UserError if the checkpoint cannot be read, or `out` holds something or has no room.
     """
     with _new_folder(out) as folder:
+        if verify:
+            _check_libraries()
         mesh = mesh or _mesh()
         stored = whole = weights.open_model(path)
         if stored.lora is not None:
@@ -103,8 +107,8 @@ def export_model(
             raise UserError(f"{path}: is no adapter; there is nothing to merge, and no base but itself")
         alone = stored.lora is not None and not merge
         params, read = weights.load_lazily(stored if alone else whole, mesh)
-        if verify and alone:
-            _check_verifiable(whole)
+        if verify and alone:  # what is merged, or whole, is read where it is written
+            _check_local(whole)
         if alone:
             write_texts(stored, whole, folder)
             write_tensors(folder, tensors_of(params, adapter_table(stored.decoder, stored.lora), read), "adapter_model")
@@ -173,25 +177,29 @@ def _base_of(stored: Stored) -> Stored:
     return weights.open_base(stored.base, stored.folder, stored.revision) if stored.lora else stored
 
 
-def _check_verifiable(stored: Stored) -> None:
-    """Raises: UserError if transformers, with `peft`, cannot be asked for the model that `stored` names."""
+def _check_libraries() -> None:
+    """Raises: UserError if what `verify` compares with is not installed."""
     try:
-        import peft  # noqa: F401
-        import torch  # noqa: F401
-        import transformers  # noqa: F401
+        import torch, transformers, peft  # noqa: E401, F401, I001 (the others need torch, and the error names it)
     except ImportError as error:
         raise UserError(
             f"--verify compares with transformers and peft, and {error.name} is missing: pip install -e '.[hf]'"
         ) from None
+
+
+def _check_local(stored: Stored) -> None:
+    """Raises: UserError if transformers and `peft` cannot read the model `stored` where it lies."""
     whole = _base_of(stored)
     if whole.origin is None or is_url(whole.origin):
         raise UserError(f"{whole.folder}: --verify needs the base in a local folder of Hugging Face; export it first")
     if stored.lora and is_url(stored.folder):
         raise UserError(f"{stored.folder}: --verify needs the adapter in a local folder; copy it first")
+    resolve(whole.origin, whole.revision if is_hub_id(whole.origin) else None, weights=False)  # raises if it is gone
 
 
 def _their_logits(stored: Stored, tokens: np.ndarray) -> np.ndarray:
-    _check_verifiable(stored)
+    _check_libraries()
+    _check_local(stored)
     import peft
     import torch
     import transformers

@@ -49,7 +49,7 @@ def check_room(folder: str | os.PathLike, size: int) -> None:
     free = shutil.disk_usage(next(path for path in (place, *place.parents) if path.exists())).free
     if free < size:
         raise UserError(
-            f"{folder}: {size / 1e9:.1f} GB are to be written, and {free / 1e9:.1f} GB are free there; free some "
+            f"{folder}: {size / 1e9:.3g} GB are to be written, and {free / 1e9:.3g} GB are free there; free some "
             "space, or choose another disk"
         )
 

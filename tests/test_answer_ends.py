@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 import jax
 import pytest
@@ -10,7 +11,7 @@ import torch
 import transformers
 
 import msm_jax
-from msm_jax import convert, own_model, weights
+from msm_jax import convert, own_model, scoring, training, weights
 from msm_jax.models import LoraConfig, Model
 from msm_jax.train.checkpoint import save_params
 from tests.data.checkpoints import QWEN_TOKENS, read_ids, write_json, write_tokenizer
@@ -161,3 +162,54 @@ def test_replies_of_a_model_of_ours_are_asked_anew_where_they_would_end_elsewher
     config = json_of(base, "config.json") | {"eos_token_id": read_ids(base, START)[0]}
     write_json(tmp_path / "model" / "config.json", config)
     assert own_model.name_of(str(tmp_path / "model")).split("-")[-1] != own_model.name_of(str(base)).split("-")[-1]
+
+
+NAMED = [{"name": "default", "template": OTHER}, {"name": "tool_use", "template": "{{ tools }}"}]
+PLACES = ("tokenizer_config.json", "chat_template.json")
+
+
+@pytest.mark.parametrize(
+    ("config", "processor", "jinja", "trained", "wanted"),
+    [
+        (OTHER, None, None, CHATML, {"tokenizer_config.json": CHATML, "chat_template.jinja": CHATML}),
+        (NAMED, OTHER, OTHER, CHATML, dict.fromkeys((*PLACES, "chat_template.jinja"), CHATML)),
+        (None, None, OTHER, CHATML, {"chat_template.jinja": CHATML}),
+        (CHATML, None, None, CHATML, {"tokenizer_config.json": CHATML}),
+        (CHATML, None, OTHER, None, {"tokenizer_config.json": OTHER, "chat_template.jinja": OTHER}),  # as it is read
+        (NAMED, None, None, None, {"tokenizer_config.json": NAMED}),
+        (None, None, None, None, {}),
+    ],
+)
+def test_an_export_has_one_template(ours, tmp_path, config, processor, jinja, trained, wanted):
+    """Wherever the checkpoint had one, and whatever there was."""
+    copy, out, stage = tmp_path / "ours", tmp_path / "out", None
+    shutil.copytree(ours, copy)
+    kept = copy / "huggingface"
+    for name, template in zip(PLACES, (config, processor), strict=True):
+        described = json_of(kept, name) if (kept / name).exists() else {}
+        described.pop("chat_template", None)
+        if template or described:
+            write_json(kept / name, described | ({"chat_template": template} if template else {}))
+    if jinja:
+        (kept / "chat_template.jinja").write_text(jinja)
+    if trained:
+        stage = write_stage(tmp_path / "stage", copy, {"template": trained, "thinking": "default", "name": ""})
+    arguments = [f"--checkpoint={stage}", "--merge"] if stage else [f"--checkpoint={copy}"]
+    assert convert.main(["export", *arguments, f"--out={out}"]) == 0
+    found = {name: json_of(out, name).get("chat_template") for name in PLACES if (out / name).exists()}
+    if (out / "chat_template.jinja").exists():
+        found["chat_template.jinja"] = (out / "chat_template.jinja").read_text()
+    assert {name: template for name, template in found.items() if template} == wanted
+
+
+def test_an_evaluation_s_answers_end_there_too(ours):
+    """The words of the model after the turn made them answers that nobody could read."""
+    chat = {"template": CHATML, "thinking": "default"}
+    context = types.SimpleNamespace(
+        inputs={"model": ours, "tokenizer": ours}, params={"chat": chat}, stage=types.SimpleNamespace(name="score")
+    )
+    runtime = training.Runtime({"data": 1, "fsdp": 1, "tensor": 1}, {}, 1, 1, 1)
+    prompt = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    scorer = scoring._Scorer(context, runtime)
+    for stop in ([], ["<|im_end|>"]):
+        assert scorer.generate([prompt], 1, 0.0, 8, 0, stop) == [[("Hi", True)]]
