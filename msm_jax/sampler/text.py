@@ -81,6 +81,6 @@ def _end_of(prompt: Sequence[int], tokenizer: Tokenizer) -> list[int]:
     for size in (_CONTEXT, 8 * _CONTEXT):
         ids = list(prompt[-size:])
         text = tokenizer.decode(ids)
-        if text.strip() and not text.startswith(_UNFINISHED) and ids[0] not in tokenizer.byte_ids:
+        if text.strip() and not text.startswith(_UNFINISHED):
             return ids
     return list(prompt)

@@ -63,8 +63,9 @@ def kinds(tmp_path_factory, pieces):
 KINDS = ["byte-level", "legacy", "metaspace", "sentencepiece", "ours"]
 LETTERS = st.sampled_from([" ", "  ", "\n", "é", "日本", "😀", "\ufffd", "▁", "the", " tide", "noon", "</s>", "a"])
 SOME_TEXT = st.lists(LETTERS, max_size=8).map("".join)
-# Of texts, of bytes alone, and of any tokens.
-PARTS = st.lists(SOME_TEXT | st.binary(max_size=4) | st.integers(0, 400), max_size=8)
+# Of texts, of bytes alone, of control tokens, and of any tokens.
+PARTS = st.lists(SOME_TEXT | st.binary(max_size=4) | st.integers(0, 3) | st.integers(0, 400), max_size=8)
+STARTS = ["", "the tide", "The tide turns at noon. " * 30, f"the tide{' ' * 60}", f"the tide {'日' * 20}"]
 
 
 def ids_of(tokenizer, parts):
@@ -90,7 +91,7 @@ def in_pieces(tokenizer, prompt, ids, stop=(), sizes=(1,)):
 
 @pytest.mark.parametrize("kind", KINDS)
 @hypothesis.given(
-    start=st.sampled_from(["", "the tide", "The tide turns at noon. " * 30]),
+    start=st.sampled_from(STARTS),
     more=SOME_TEXT,
     parts=PARTS,
     sizes=st.lists(st.integers(1, 3), min_size=1, max_size=3),
