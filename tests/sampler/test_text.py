@@ -97,6 +97,9 @@ def in_pieces(tokenizer, prompt, ids, stop=(), sizes=(1,)):
     sizes=st.lists(st.integers(1, 3), min_size=1, max_size=3),
     stop=st.lists(st.sampled_from(["noon", " n", "  ", "日本", "本😀", "o", "the tide", "\ufffda"]), max_size=3),
 )
+@hypothesis.example(
+    start=STARTS[-1], more="", parts=[b"a"], sizes=[1], stop=[]
+)  # the last tokens of the prompt begin within a character
 @hypothesis.settings(max_examples=80)
 def test_pieces_are_the_text_of_all_ids_without_that_of_the_prompt(kinds, kind, start, more, parts, sizes, stop):
     tokenizer = kinds[kind]
