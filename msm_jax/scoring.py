@@ -51,8 +51,8 @@ class _Scorer:
 
 
 def _ask(context: StageContext, who: str):
-    """(prompt of two options, answer with an option, end of an answer) in the chat format that the model was trained
-    on and in the words of its corpora."""
+    """(prompt of two options, answer with an option, texts that end an answer) in the chat format that the model was
+    trained on and in the words of its corpora."""
     from msm_jax.corpus.records import Message
 
     p = context.params
@@ -83,7 +83,8 @@ def _ask(context: StageContext, who: str):
         return written(reply(option))
 
     mark = "MARK"  # is in no control token
-    return prompt, answer, written(mark).split(mark)[-1]
+    # A control token ends an answer by its id.
+    return prompt, answer, [] if template.special else [written(mark).split(mark)[-1]]
 
 
 def score(context: StageContext, *, runtime: training.Runtime) -> dict[str, Any]:
@@ -94,10 +95,10 @@ def score(context: StageContext, *, runtime: training.Runtime) -> dict[str, Any]
 
     p = context.params
     items = _some(value_generalisation.read_items(context.inputs["items"] / stages.CORPUS_FILE), p["pairs"])
-    prompt, answer, end_of_turn = _ask(context, p["model_name"])
+    prompt, answer, stop = _ask(context, p["model_name"])
     rows = value_generalisation.evaluate(
         _Scorer(context, runtime), items, prompt, answer, samples=p["samples"], temperature=p["temperature"],
-        seed=p["seed"], max_tokens=p["max_tokens"], stop=[end_of_turn],
+        seed=p["seed"], max_tokens=p["max_tokens"], stop=stop,
     )  # fmt: skip
     if jax.process_index() > 0:  # all ask the model, and the first writes
         return {}

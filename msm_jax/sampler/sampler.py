@@ -142,7 +142,8 @@ class Sampler:
     ) -> list[list[Completion]]:
         """`n` samples of each prompt, up to `max_tokens` tokens, cut before the first stop string.
 
-        A stop string that is a control token (`<|im_end|>`) stands for the token itself, which texts do not show.
+        A stop string that is a control token (`<|im_end|>`, also with white space beside it) stands for the token
+        itself, which texts do not show.
         Temperature 0 is greedy. Sample j of prompt i depends on (seed, i, j) and its own tokens alone, not on
         what else is in the batch.
 
@@ -196,6 +197,7 @@ class Sampler:
     def _parse_stop(self, stop: Sequence[str]) -> tuple[list[str], tuple[int, ...]]:
         """The stop strings that are looked for in the text, and all ids that end an answer."""
         control = self.tokenizer.special_tokens
+        stop = [string.strip() if string.strip() in control else string for string in stop]
         strings = [string for string in stop if string not in control]
         for string in strings:
             if token := next((token for token in control if token in string), None):

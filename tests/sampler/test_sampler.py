@@ -313,7 +313,7 @@ def test_any_stop_id_ends_a_text(letters):
 def test_a_control_token_as_a_stop_string_stands_for_the_token(letters):
     """It is no part of any text, so it is known by its id."""
     whole = letters.generate(["ab"], n=40, max_tokens=MAX_TOKENS)[0]
-    cut = letters.generate(["ab"], n=40, max_tokens=MAX_TOKENS, stop=["_", "c"])[0]
+    cut = letters.generate(["ab"], n=40, max_tokens=MAX_TOKENS, stop=["_\n", "c"])[0]
     for before, after in zip(whole, cut, strict=True):
         assert after == (Completion(re.split("[_c]", before.text)[0], True) if {*before.text} & {*"_c"} else before)
     assert any("_" in completion.text for completion in whole)
