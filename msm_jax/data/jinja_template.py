@@ -204,21 +204,21 @@ def find_borders(template: JinjaTemplate) -> Borders:
 
 
 @functools.lru_cache(maxsize=32)
-def closing_tokens(template: JinjaTemplate) -> tuple[str, ...]:
-    """The control tokens that stand right after an answer, at the end of a chat and before another turn.
+def closing_token(template: JinjaTemplate) -> str | None:
+    """The control token right after an answer: at the end of a chat or, where none stands there, before another turn.
 
-    Most templates have one. It is none where no control token closes an answer, and where such chats are refused.
+    None where none closes an answer, and where such chats are refused.
     """
-    chat, found = [Message(role, _PROBE) for role in ("user", "assistant", "user")], []
+    chat = [Message(role, _PROBE) for role in ("user", "assistant", "user")]
     for end in (2, 3):
         try:
             text = template._run(chat[:end], generation_prompt=False)
         except UserError:
             continue
         after = text.partition(_PROBE)[2].partition(_PROBE)[2]
-        close = _any_of(template.special_tokens).match(after.lstrip())
-        found += [close[0]] if close else []
-    return tuple(dict.fromkeys(found))
+        if close := _any_of(template.special_tokens).match(after.lstrip()):
+            return close[0]
+    return None
 
 
 def load_chat_template(

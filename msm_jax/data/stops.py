@@ -5,7 +5,7 @@ import pathlib
 
 from msm_jax.data import huggingface
 from msm_jax.data.chat import Template
-from msm_jax.data.jinja_template import JinjaTemplate, closing_tokens
+from msm_jax.data.jinja_template import JinjaTemplate, closing_token
 from msm_jax.data.tokenizer import Tokenizer
 from msm_jax.errors import UserError
 
@@ -32,10 +32,8 @@ def stop_ids(tokenizer: Tokenizer, template: Template | None, *folders: str | os
         named = huggingface.read_eos_ids(folder / GENERATION_FILE)
         of_model = huggingface.read_eos_ids(folder / "config.json")
         found |= named | {i for i in of_model if not named or not tokenizer.decode([i])}
-    if isinstance(template, JinjaTemplate):
-        found |= {
-            _id_of(tokenizer, close, f"chat template: closes with '{close}'") for close in closing_tokens(template)
-        }
+    if isinstance(template, JinjaTemplate) and (close := closing_token(template)):
+        found.add(_id_of(tokenizer, close, f"chat template: closes with '{close}'"))
     return tuple(sorted(i for i in found if 0 <= i < tokenizer.vocab_size))
 
 

@@ -4,7 +4,7 @@ import pytest
 import transformers
 
 from msm_jax.data.huggingface import read_named_tokens
-from msm_jax.data.jinja_template import JinjaTemplate, closing_tokens
+from msm_jax.data.jinja_template import JinjaTemplate, closing_token
 from msm_jax.data.stops import stop_ids
 from msm_jax.data.tokenizer import load_tokenizer
 from msm_jax.errors import UserError
@@ -104,25 +104,27 @@ def turns(before, after):
 
 
 @pytest.mark.parametrize(
-    ("source", "closes"),
+    ("source", "close"),
     [
-        (template_source("qwen3"), [TURN]),
-        (template_source("llama31"), ["<|eot_id|>"]),
-        (turns("'<|im_start|>' + m['role'] + '\\n'", "'<|im_end|>\\n'"), [TURN]),
-        (turns("'[' + m['role'] + '] '", "' ' + eos_token"), [END]),  # no token begins a turn
-        (turns("'<|im_start|>' + m['role'] + '\\n'", "'\\n'"), [START]),  # nothing but the next turn ends one
-        (turns("''", "raise_exception('not the user') if m['role'] == 'user' and loop.last else '<|im_end|>'"), [TURN]),
-        (turns("m['role'] + ': '", "'\\n'"), []),
-        ("{{ raise_exception('no') }}", []),
+        (template_source("qwen3"), TURN),
+        (template_source("llama31"), "<|eot_id|>"),
+        (turns("'<|im_start|>' + m['role'] + '\\n'", "'<|im_end|>\\n'"), TURN),
+        (turns("'[' + m['role'] + '] '", "' ' + eos_token"), END),  # no token begins a turn
+        (turns("'<|im_start|>' + m['role'] + '\\n'", "'\\n'"), START),  # nothing but the next turn ends one
+        (turns("''", "raise_exception('not the user') if m['role'] == 'user' and loop.last else '<|im_end|>'"), TURN),
+        # As where an answer goes on in another channel.
+        (turns("'<|im_start|>'", "'<|im_end|>' if loop.last else '<|eom_id|>'"), TURN),
+        (turns("m['role'] + ': '", "'\\n'"), None),
+        ("{{ raise_exception('no') }}", None),
     ],
 )
-def test_the_token_with_which_a_template_closes_an_answer(tmp_path, source, closes):
+def test_the_token_with_which_a_template_closes_an_answer(tmp_path, source, close):
     template = JinjaTemplate(source, (*QWEN_TOKENS, *LLAMA_TOKENS), eos_token=END)
-    assert list(closing_tokens(template)) == closes
+    assert closing_token(template) == close
     folder = write_tokenizer(tmp_path, (*QWEN_TOKENS, *LLAMA_TOKENS))
     write_json(folder / "tokenizer_config.json", {"eos_token": "<|end_of_text|>"})
     tokenizer = load_tokenizer(folder)
-    assert set(stop_ids(tokenizer, template)) == {tokenizer.eos_id, *read_ids(folder, *closes)}
+    assert set(stop_ids(tokenizer, template)) == {tokenizer.eos_id, *read_ids(folder, *filter(None, [close]))}
 
 
 def test_a_template_that_closes_with_letters(tmp_path):
