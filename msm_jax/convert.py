@@ -3,6 +3,8 @@
 import argparse
 import contextlib
 import dataclasses
+import math
+import os
 import pathlib
 import shutil
 import sys
@@ -17,11 +19,11 @@ from jax.sharding import Mesh
 
 from msm_jax import cli, files, weights
 from msm_jax.errors import UserError
+from msm_jax.exports import write_beside, write_texts
 from msm_jax.models.adapters import peft_config
-from msm_jax.models.families import config_of
 from msm_jax.models.folders import first_line, is_url
 from msm_jax.models.huggingface import adapter_table, base_table, merged, tensors_of
-from msm_jax.models.sources import copy_small_files, file_names, is_hub_id, resolve
+from msm_jax.models.sources import copy_small_files, is_hub_id, resolve
 from msm_jax.models.tensor_files import TensorFiles, write_tensors
 from msm_jax.parallel import make_mesh
 from msm_jax.train.checkpoint import save_params
@@ -33,24 +35,34 @@ PyTree = Any
 KL_BAR = 1e-4
 
 
-def import_model(path: str, out: str, base: str | None = None, mesh: Mesh | None = None) -> Stored:
+def import_model(
+    path: str, out: str, base: str | None = None, mesh: Mesh | None = None, verify: bool = False
+) -> Stored:
     """Reads a Hugging Face folder or id, or a PEFT adapter, and writes it as a checkpoint of ours to `out`.
 
     Every array keeps its dtype. At any time the host holds the shards of its devices and, twice, one tensor.
 
-    Args: base: of an adapter, if not that which its adapter_config.json names.
+    Args:
+      base: of an adapter, if not that which its adapter_config.json names.
+      verify: whether `verify` shall compare it with `path`; what that needs is asked for before anything is written.
 
-    Raises: UserError if `path` cannot be read, or `out` holds something.
+    Raises: UserError if `path` cannot be read, or `out` holds something or has no room.
     """
     with _new_folder(out) as folder:
+        if verify:
+            _check_libraries()
         stored = weights.open_adapter(path, weights.open_model(base)) if base else weights.open_model(path)
         if stored.ours:
             raise UserError(f"{path}: is a checkpoint of ours already")
-        params = weights.load(stored, mesh or _mesh(), dtype=None)
-        if stored.lora is None:
-            copy_small_files(stored.folder, folder / weights.KEPT_FOLDER)
+        mesh = mesh or _mesh()
+        shapes, _ = weights.load_lazily(stored, mesh)
+        files.check_room(folder, sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes)))
+        if verify:
+            _check_local(stored)
+        params = weights.load(stored, mesh, dtype=None)
+        copy_small_files(stored.folder, folder / weights.KEPT_FOLDER)
         save_params(folder / "final", params)
-        tokenizer = str(folder) if stored.lora is None and stored.tokenizer else stored.tokenizer
+        tokenizer = str(folder) if stored.tokenizer == stored.folder else stored.tokenizer
         # Last, for it makes the folder a checkpoint.
         weights.write_description(
             folder,
@@ -65,20 +77,25 @@ def import_model(path: str, out: str, base: str | None = None, mesh: Mesh | None
 
 
 def export_model(
-    path: str, out: str, base: str | None = None, merge: bool = False, mesh: Mesh | None = None
+    path: str, out: str, base: str | None = None, merge: bool = False, mesh: Mesh | None = None, verify: bool = False
 ) -> tuple[Stored, Stored]:
     """Writes a checkpoint of ours to `out` as Hugging Face has it: a base as a whole model; an adapter as `peft` has
     it, or with `merge` as a whole model with the adapter's products added to the matrices.
 
-    A model is read and written array by array; an adapter that is merged is held as a whole. In all, a host holds no
-    more than the shards of its devices and, twice, the largest tensor.
+    Beside it are the chat template that it was trained on, as the only one, and in generation_config.json all that ends
+    an answer. A model is read and written array by array; an adapter that is merged is held as a whole. In all, a host
+    holds no more than the shards of its devices and, twice, the largest tensor.
 
-    Args: base: folder of an adapter's base, if not that which the checkpoint names.
+    Args:
+      base: folder of an adapter's base, if not that which the checkpoint names.
+      verify: whether `verify` shall look at what is written; what that needs is asked for before anything is written.
 
     Returns: what was exported, and what was written.
-    Raises: UserError if the checkpoint cannot be read, or `out` holds something.
+    Raises: UserError if the checkpoint cannot be read, or `out` holds something or has no room.
     """
     with _new_folder(out) as folder:
+        if verify:
+            _check_libraries()
         mesh = mesh or _mesh()
         stored = whole = weights.open_model(path)
         if stored.lora is not None:
@@ -88,18 +105,18 @@ def export_model(
             stored = weights.open_adapter(path, whole)
         elif merge or base:
             raise UserError(f"{path}: is no adapter; there is nothing to merge, and no base but itself")
-        if stored.lora is not None and not merge:
-            table = adapter_table(stored.decoder, stored.lora)
-            params, read = weights.load_lazily(stored, mesh)
-            write_tensors(folder, tensors_of(params, table, read), "adapter_model")
-            _write_template(stored, folder)
+        alone = stored.lora is not None and not merge
+        params, read = weights.load_lazily(stored if alone else whole, mesh)
+        if verify and alone:  # what is merged, or whole, is read where it is written
+            _check_local(whole)
+        if alone:
+            write_texts(stored, whole, folder)
+            write_tensors(folder, tensors_of(params, adapter_table(stored.decoder, stored.lora), read), "adapter_model")
             described = peft_config(stored.lora, whole.origin or "", whole.revision)
             files.write_json(folder / "adapter_config.json", described)
             return stored, weights.open_adapter(folder, whole)
         table = base_table(stored.decoder)
-        params, read = weights.load_lazily(whole, mesh)
-        _write_beside(whole, folder, params["embedding"].dtype.name)
-        _write_template(stored, folder)
+        write_beside(stored, whole, folder, params["embedding"].dtype.name)
         if merge:
             tensors = merged(params, weights.load(stored, mesh, dtype=None), stored.lora, table, read)
         else:
@@ -160,20 +177,34 @@ def _base_of(stored: Stored) -> Stored:
     return weights.open_base(stored.base, stored.folder, stored.revision) if stored.lora else stored
 
 
-def _their_logits(stored: Stored, tokens: np.ndarray) -> np.ndarray:
+def _check_libraries() -> None:
+    """Raises: UserError if what `verify` compares with is not installed."""
     try:
-        import peft
-        import torch
-        import transformers
+        import torch, transformers, peft  # noqa: E401, F401, I001 (the others need torch, and the error names it)
     except ImportError as error:
         raise UserError(
             f"--verify compares with transformers and peft, and {error.name} is missing: pip install -e '.[hf]'"
         ) from None
+
+
+def _check_local(stored: Stored) -> None:
+    """Raises: UserError if transformers and `peft` cannot read the model `stored` where it lies."""
     whole = _base_of(stored)
     if whole.origin is None or is_url(whole.origin):
         raise UserError(f"{whole.folder}: --verify needs the base in a local folder of Hugging Face; export it first")
-    if is_url(stored.folder):
+    if stored.lora and is_url(stored.folder):
         raise UserError(f"{stored.folder}: --verify needs the adapter in a local folder; copy it first")
+    resolve(whole.origin, whole.revision if is_hub_id(whole.origin) else None, weights=False)  # raises if it is gone
+
+
+def _their_logits(stored: Stored, tokens: np.ndarray) -> np.ndarray:
+    _check_libraries()
+    _check_local(stored)
+    import peft
+    import torch
+    import transformers
+
+    whole = _base_of(stored)
     transformers.utils.logging.disable_progress_bar()
     # What these libraries have to say to each other is nothing to the user.
     with warnings.catch_warnings(action="ignore", category=FutureWarning), torch.no_grad():
@@ -189,26 +220,6 @@ def _their_logits(stored: Stored, tokens: np.ndarray) -> np.ndarray:
         return model.eval()(torch.tensor(tokens)).logits.float().numpy()
 
 
-def _write_beside(stored: Stored, folder: pathlib.Path, dtype: str) -> None:
-    """config.json, the tokenizer and what else lay beside the weights that `stored` came from."""
-    kept = stored.tokenizer or (pathlib.Path(stored.folder, weights.KEPT_FOLDER) if stored.ours else stored.folder)
-    if stored.tokenizer or file_names(kept):
-        copy_small_files(kept, folder)
-    path = folder / "config.json"
-    config = files.read_json(path) if path.exists() else config_of(stored.decoder)
-    named = {field: config[field] for field in ("torch_dtype", "dtype") if config.get(field)} or {"torch_dtype": None}
-    # As the file was, unless a fine-tuned model is in another dtype than the one that it came from.
-    if any(value != dtype for value in named.values()):
-        files.write_json(path, config | dict.fromkeys(named, dtype))
-
-
-def _write_template(stored: Stored, folder: pathlib.Path) -> None:
-    """The chat template of training, in the place of the one that the base came with."""
-    template = (stored.chat or {}).get("template")
-    if template:
-        files.write_text(folder / "chat_template.jinja", template)
-
-
 @contextlib.contextmanager
 def _new_folder(path: str) -> Iterator[pathlib.Path]:
     """An empty folder to write to, which is removed again if something goes wrong."""
@@ -222,6 +233,8 @@ def _new_folder(path: str) -> Iterator[pathlib.Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out={path}: cannot be made ({error.strerror})") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--out={path}: cannot be written; choose another folder, or change its permissions")
     try:
         yield folder
     except BaseException:
@@ -282,9 +295,9 @@ def _convert(arguments: list[str]) -> None:
         print(f"{options.out}: written, with weights in bfloat16")
         return
     if options.command == "import":
-        made = import_model(options.hf, options.out, options.base)
+        made = import_model(options.hf, options.out, options.base, None, options.verify)
     else:
-        ours, made = export_model(options.checkpoint, options.out, options.base, options.merge)
+        ours, made = export_model(options.checkpoint, options.out, options.base, options.merge, None, options.verify)
     print(_told(made, options.out))
     if not options.verify:
         return

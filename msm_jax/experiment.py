@@ -217,7 +217,9 @@ class Experiment:
                 "base",
                 {**plain["base"], "model": plain["model"]},
                 {},
-                functools.partial(stages.find_base, row_length=c.row_length),
+                functools.partial(
+                    stages.find_base, row_length=c.row_length, answer_length=c.eval.max_tokens if self.scored else 0
+                ),
             )
         self.rows = {
             name: self._add(

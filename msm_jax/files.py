@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,6 +41,17 @@ def make_folder(workdir: str | os.PathLike) -> None:
         raise UserError(f"{workdir}: is a file, or lies in one; choose another --workdir") from None
     if not os.access(workdir, os.W_OK):
         raise UserError(f"{workdir}: cannot be written; choose another --workdir")
+
+
+def check_room(folder: str | os.PathLike, size: int) -> None:
+    """Raises: UserError if the disk of `folder`, which need not be there yet, has less than `size` bytes free."""
+    place = pathlib.Path(folder).absolute()
+    free = shutil.disk_usage(next(path for path in (place, *place.parents) if path.exists())).free
+    if free < size:
+        raise UserError(
+            f"{folder}: {size / 1e9:.3g} GB are to be written, and {free / 1e9:.3g} GB are free there; free some "
+            "space, or choose another disk"
+        )
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -14,6 +14,7 @@ from msm_jax.corpus.records import ROLES, Message
 from msm_jax.data.chat import Template
 from msm_jax.data.huggingface import read_chat_template
 from msm_jax.data.jinja_template import make_template
+from msm_jax.data.stops import stop_ids
 from msm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from msm_jax.errors import UserError
 from msm_jax.models import DecoderConfig, Execution, Model
@@ -36,6 +37,7 @@ class LanguageModel:
       tokenizer: None if none lies beside the weights.
       template: the chat template: that of training, for a model that was trained here; None if there is none.
       name: who speaks in the answers, for templates that name the speaker.
+      stop_ids: the ids of which each ends an answer (data/stops.py).
     """
 
     def __init__(
@@ -46,8 +48,9 @@ class LanguageModel:
         tokenizer: Tokenizer | None,
         template: Template | None,
         name: str = "",
+        stop_ids: Sequence[int] = (),
     ):
-        self.name = name
+        self.name, self.stop_ids = name, tuple(stop_ids)
         self.model, self.params, self.lora = model, params, lora
         self.tokenizer, self.template = tokenizer, template
 
@@ -110,7 +113,8 @@ class LanguageModel:
         if chats == {True}:
             prompts = [self._rendered(prompt) for prompt in prompts]
             bos, special = self.template.bos, self.template.special
-        return Sampler(self.model, self.params, self.lora, self.tokenizer, "generate", bos, special), prompts
+        sampler = Sampler(self.model, self.params, self.lora, self.tokenizer, "generate", bos, special, self.stop_ids)
+        return sampler, prompts
 
     def _rendered(self, chat: Chat) -> str:
         if not isinstance(chat, Sequence) or not chat or not all(isinstance(message, Mapping) for message in chat):
@@ -159,7 +163,8 @@ def load(
             raise UserError(f"{path}: an adapter whose base is not told; load the base, and this as its adapter")
         if adapter is not None:
             raise UserError(f"{path}: is an adapter itself; load its base with one adapter")
-        base, extra = weights.open_base(base.base, os.fspath(path), base.revision, dtype=dtype), base
+        adapter = base.folder
+        base = weights.open_base(base.base, os.fspath(path), base.revision, dtype=dtype)
     if adapter is not None:
         extra = weights.open_adapter(adapter, base)
     return load_stored(base, extra, dtype, mesh, chat_template, thinking)
@@ -175,13 +180,14 @@ def load_stored(
 ) -> LanguageModel:
     """`load` of what was opened before; `base` with numerics of `dtype`."""
     placed = make_mesh(mesh or _one_copy(base.decoder))
-    tokenizer, template, name = None, None, ""
-    if base.tokenizer:
-        folder = weights.local_tokenizer(base.tokenizer)
+    tokenizer, template, name, stops = None, None, "", ()
+    texts = (adapter or base).tokenizer
+    if texts:
+        folder = weights.local_tokenizer(texts)
         tokenizer = load_tokenizer(folder)
         if tokenizer.vocab_size > base.decoder.vocab_size:
             raise UserError(
-                f"{base.tokenizer}: the tokenizer has {tokenizer.vocab_size} ids, and the embedding only "
+                f"{texts}: the tokenizer has {tokenizer.vocab_size} ids, and the embedding only "
                 f"{base.decoder.vocab_size} rows; they are of two models"
             )
         chat = dict((adapter and adapter.chat) or base.chat or {})
@@ -193,10 +199,12 @@ def load_stored(
                 raise UserError(f"thinking={thinking!r}: this checkpoint has no chat template that knows of thinking")
             chat["thinking"] = thinking
         template = make_template(chat, folder) if chat else None
+        beside = [weights.beside(stored) for stored in (base, adapter) if stored]
+        stops = stop_ids(tokenizer, template, folder, *filter(None, beside))
     params = weights.load(base, placed, dtype)
     lora = weights.load(adapter, placed) if adapter else None
     model = Model(base.decoder, adapter.lora if adapter else None, Execution("blocked").on(jax.default_backend()))
-    return LanguageModel(model, params, lora, tokenizer, template, name)
+    return LanguageModel(model, params, lora, tokenizer, template, name, stops)
 
 
 def _one_copy(decoder: DecoderConfig) -> dict[str, int]:

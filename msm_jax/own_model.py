@@ -18,6 +18,7 @@ from msm_jax import files, weights
 from msm_jax.corpus.generators.request import Finish, Rejected, Reply, Request, Usage, without_thoughts
 from msm_jax.data.huggingface import read_chat_template
 from msm_jax.data.jinja_template import JinjaTemplate
+from msm_jax.data.stops import stop_ids
 from msm_jax.data.tokenizer import load_tokenizer
 from msm_jax.errors import UserError
 from msm_jax.language_model import Chat, LanguageModel, load
@@ -49,7 +50,8 @@ def _identity(stored: weights.Stored) -> dict[str, Any]:
     if stored.tokenizer:
         folder = weights.local_tokenizer(stored.tokenizer)
         tokenizer = load_tokenizer(folder)
-        text = [tokenizer.fingerprint, sorted(tokenizer.stop_ids), read_chat_template(folder)]
+        stops = stop_ids(tokenizer, None, *filter(None, [folder, weights.beside(stored)]))
+        text = [tokenizer.fingerprint, stops, read_chat_template(folder)]
     if stored.lora and stored.base:
         of_hub = is_hub_id(stored.base)
         base = _commit(stored.base, stored.revision) if of_hub else _identity(weights.open_model(stored.base))

@@ -21,9 +21,10 @@ class _Scorer:
     def __init__(self, context: StageContext, runtime: training.Runtime):
         import jax
 
+        from msm_jax.data.stops import stop_ids
         from msm_jax.models import Execution
         from msm_jax.sampler import Sampler
-        from msm_jax.weights import read_description
+        from msm_jax.weights import read_description, tokenizer_folder
 
         inputs = context.inputs
         # Rows of any length, over any mesh: the partitioner cuts what is plain JAX, and no Pallas kernel.
@@ -37,8 +38,9 @@ class _Scorer:
             adapter = training.load_weights(inputs["model"], model, runtime)
         else:
             params, adapter = training.load_weights(inputs["model"], model, runtime, dtype), None
+        stops = stop_ids(tokenizer, template, tokenizer_folder(inputs["tokenizer"]))
         label = context.stage.name
-        self._sampler = Sampler(model, params, adapter, tokenizer, label, template.bos, template.special)
+        self._sampler = Sampler(model, params, adapter, tokenizer, label, template.bos, template.special, stops)
 
     def logprobs(self, prompts: list[str], options: list[list[str]]) -> list[list[float]]:
         return self._sampler.logprobs(prompts, options)
@@ -49,8 +51,8 @@ class _Scorer:
 
 
 def _ask(context: StageContext, who: str):
-    """(prompt of two options, answer with an option, end of an answer) in the chat format that the model was trained
-    on and in the words of its corpora."""
+    """(prompt of two options, answer with an option, texts that end an answer) in the chat format that the model was
+    trained on and in the words of its corpora."""
     from msm_jax.corpus.records import Message
 
     p = context.params
@@ -81,7 +83,8 @@ def _ask(context: StageContext, who: str):
         return written(reply(option))
 
     mark = "MARK"  # is in no control token
-    return prompt, answer, written(mark).split(mark)[-1]
+    # A control token ends an answer by its id.
+    return prompt, answer, [] if template.special else [written(mark).split(mark)[-1]]
 
 
 def score(context: StageContext, *, runtime: training.Runtime) -> dict[str, Any]:
@@ -92,10 +95,10 @@ def score(context: StageContext, *, runtime: training.Runtime) -> dict[str, Any]
 
     p = context.params
     items = _some(value_generalisation.read_items(context.inputs["items"] / stages.CORPUS_FILE), p["pairs"])
-    prompt, answer, end_of_turn = _ask(context, p["model_name"])
+    prompt, answer, stop = _ask(context, p["model_name"])
     rows = value_generalisation.evaluate(
         _Scorer(context, runtime), items, prompt, answer, samples=p["samples"], temperature=p["temperature"],
-        seed=p["seed"], max_tokens=p["max_tokens"], stop=[end_of_turn],
+        seed=p["seed"], max_tokens=p["max_tokens"], stop=stop,
     )  # fmt: skip
     if jax.process_index() > 0:  # all ask the model, and the first writes
         return {}

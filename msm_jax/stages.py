@@ -125,7 +125,7 @@ def texts_of(path: pathlib.Path, chats: bool) -> Iterator[str]:
     return (f" {message.content}" for chat in records.read_chats(path) for message in chat.messages)
 
 
-def find_base(context: StageContext, *, row_length: int) -> dict[str, Any]:
+def find_base(context: StageContext, *, row_length: int, answer_length: int) -> dict[str, Any]:
     """A checkpoint that exists: its shape, and what lies beside its weights. The weights stay where they are, and are
     fetched by the first stage that needs them."""
     from msm_jax import weights
@@ -148,6 +148,11 @@ def find_base(context: StageContext, *, row_length: int) -> dict[str, Any]:
     limit = stored.decoder.max_length
     if limit and row_length > limit:
         raise UserError(f"config.row_length={row_length} is more than the {limit} tokens that {p['path']} was made for")
+    if limit and answer_length >= limit:
+        raise UserError(
+            f"config.eval.max_tokens={answer_length} leaves no room for a question in the {limit} tokens that "
+            f"{p['path']} was made for"
+        )
     copy_small_files(stored.tokenizer, context.folder / weights.KEPT_FOLDER)
     weights.write_description(context.folder, stored.model, tokenizer=str(context.folder), source=source)
     return {"parameters": count_parameters(stored.model.shapes), **source}

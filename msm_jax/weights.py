@@ -108,7 +108,7 @@ def open_model(path: str | os.PathLike, revision: str | None = None, **numerics:
             f"{folder}: holds no model; there is neither {MODEL_FILE} (ours) nor config.json (Hugging Face)"
         )
     decoder = decoder_of(_json(folder, "config.json"), f"{folder}/config.json", **numerics)
-    tokenizer = folder if {"tokenizer.json", "tokenizer.model"} & names else None
+    tokenizer = _own_tokenizer(folder)
     origin, commit = (os.fspath(path), pathlib.Path(folder).name) if is_hub_id(path) else (folder, None)
     return Stored(folder, ours=False, decoder=decoder, tokenizer=tokenizer, origin=origin, revision=commit)
 
@@ -155,7 +155,7 @@ def open_adapter(path: str | os.PathLike, base: Stored) -> Stored:
             stored,
             decoder=base.decoder,
             base=_name_of(base),
-            tokenizer=base.tokenizer,
+            tokenizer=_own_tokenizer(f"{folder}/{KEPT_FOLDER}") or base.tokenizer,
             origin=base.origin,
             revision=base.revision,
         )
@@ -174,7 +174,13 @@ def open_adapter(path: str | os.PathLike, base: Stored) -> Stored:
     names = {pathlib.PurePath(path).name for path in (base.folder, base.origin) if path}
     if named and pathlib.PurePath(named).name not in names:
         _log.warning("%s: was trained on %s, and is opened over %s", folder, named, base.origin or base.folder)
-    return Stored(folder, False, base.decoder, lora, _name_of(base), base.tokenizer, base.origin, base.revision, chat)
+    tokenizer = _own_tokenizer(folder) or base.tokenizer
+    return Stored(folder, False, base.decoder, lora, _name_of(base), tokenizer, base.origin, base.revision, chat)
+
+
+def _own_tokenizer(folder: str) -> str | None:
+    """`folder` if a tokenizer lies in it."""
+    return folder if {"tokenizer.json", "tokenizer.model"} & file_names(folder) else None
 
 
 def _name_of(base: Stored) -> str:
@@ -296,6 +302,12 @@ def local_tokenizer(folder: str) -> str:
     atexit.register(copy.cleanup)
     copy_small_files(folder, copy.name)
     return copy.name
+
+
+def beside(stored: Stored) -> str | None:
+    """The local folder of what lay beside the weights (config, tokenizer, template); None if nothing did."""
+    folder = f"{stored.folder}/{KEPT_FOLDER}" if stored.ours else stored.folder
+    return local_tokenizer(folder) if file_names(folder) else None
 
 
 def tokenizer_folder(folder: str | os.PathLike) -> str:

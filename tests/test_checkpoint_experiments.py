@@ -218,6 +218,10 @@ def test_weights_that_changed_are_an_error(checkpoints, tmp_path, capsys):
     [
         (["base.path=nowhere/at/all"], "error: nowhere/at/all: no such folder"),
         (["row_length=9000"], "error: config.row_length=9000 is more than the 8192 tokens that"),
+        (
+            ["eval.max_tokens=8192"],
+            "error: config.eval.max_tokens=8192 leaves no room for a question in the 8192 tokens",
+        ),
         (["corpus.msm="], "error: config.corpus.msm is empty; name a file or an id that holds it"),
         (["corpus.aft=gone.jsonl"], "error: config.corpus.aft: gone.jsonl: no such file"),
         (["generator=prose"], "error: config.generator is 'prose'; choose gemini or local or world"),

@@ -22,6 +22,7 @@ from msm_jax.errors import UserError
 from msm_jax.models import Model
 from msm_jax.parallel import make_mesh
 from msm_jax.train.checkpoint import save_params
+from tests.data.checkpoints import read_ids
 from tests.tiny_checkpoints import write_adapter, write_checkpoint
 
 TOKENS = np.random.default_rng(0).integers(0, 384, (2, 30)).astype(np.int32)
@@ -36,15 +37,17 @@ def their_logits(folder, adapter=None):
 
 
 def test_there_and_back(qwen3, imported, tmp_path, capsys):
-    """bf16 stays bf16, bit for bit, and every file beside the weights is kept."""
+    """bf16 stays bf16, bit for bit, and every file beside the weights is kept; what ends an answer is entered."""
     assert convert.main(["export", f"--checkpoint={imported}", f"--out={tmp_path / 'hf'}", "--verify"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "a model of" in lines[0] and "max KL" in lines[1]
     back = tmp_path / "hf"
     for path in qwen3.iterdir():
-        if path.name != "model.safetensors":
+        if path.name not in ("model.safetensors", "generation_config.json"):
             assert (back / path.name).read_bytes() == path.read_bytes(), path.name
     assert sorted(path.name for path in back.iterdir()) == sorted(path.name for path in qwen3.iterdir())
+    before, after = (json.loads((folder / "generation_config.json").read_text()) for folder in (qwen3, back))
+    assert after == before | {"eos_token_id": read_ids(qwen3, "<|endoftext|>", "<|im_end|>")}
     before, after = (load_file(folder / "model.safetensors") for folder in (qwen3, back))
     assert {name: (a.dtype, a.tobytes()) for name, a in before.items()} == {
         name: (a.dtype, a.tobytes()) for name, a in after.items()

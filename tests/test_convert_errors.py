@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import sys
+import types
 
 import pytest
 import transformers
@@ -114,6 +116,70 @@ def test_mistakes(qwen3, imported, tmp_path, capsys, arguments, message):
     assert convert.main([argument.format(**places) for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and message in error
+
+
+def no_torch(monkeypatch, stage):
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+
+def no_room(monkeypatch, stage):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
+
+
+def no_permission(monkeypatch, stage):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+
+
+def described(stage, **fields):
+    path = stage / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def no_origin(monkeypatch, stage):
+    """Its base was pretrained here."""
+    described(stage / "base", origin=None)
+
+
+def gone_origin(monkeypatch, stage):
+    described(stage / "base", origin="/gone/model")
+
+
+VERIFY = ["--verify"]
+IMPORT, EXPORT, MERGE = (
+    ["import", "--hf={qwen3}"],
+    ["export", "--checkpoint={stage}"],
+    ["export", "--checkpoint={stage}", "--merge"],
+)
+
+
+@pytest.mark.parametrize(
+    ("lack", "arguments", "message"),
+    [
+        *((no_torch, [*do, *VERIFY], "torch is missing: pip install -e '.[hf]'") for do in (IMPORT, EXPORT, MERGE)),
+        *((no_room, do, " GB are to be written, and 1e-06 GB are free there") for do in (IMPORT, EXPORT, MERGE)),
+        (no_permission, EXPORT, "cannot be written; choose another folder"),
+        (no_origin, [*EXPORT, *VERIFY], "--verify needs the base in a local folder of Hugging Face; export it first"),
+        (gone_origin, [*EXPORT, *VERIFY], "/gone/model: no such folder"),
+    ],
+)
+def test_what_cannot_end_is_not_begun(
+    qwen3, imported, adapter, tmp_path, capsys, monkeypatch, lack, arguments, message
+):
+    """The folder is left as it was, so that the next try does not meet a part of this one."""
+    stage, out = tmp_path / "stage", tmp_path / "out"
+    shutil.copytree(adapter, stage)
+    shutil.copytree(imported, stage / "base")
+    described(stage, base=str(stage / "base"), tokenizer=str(stage / "base"))
+    out.mkdir()
+    lack(monkeypatch, stage)
+    arguments = [argument.format(qwen3=qwen3, stage=stage) for argument in arguments]
+    assert convert.main([*arguments, f"--out={out}"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error
+    assert list(out.iterdir()) == []
+    monkeypatch.undo()
+    arguments = [argument for argument in arguments if argument != "--verify"]
+    assert convert.main([*arguments, f"--out={out}"]) == 0
 
 
 def test_an_adapter_for_another_model(qwen3, adapter, tmp_path, capsys):

@@ -66,7 +66,8 @@ ALLOWED = {
         *("msm_jax.cli", "msm_jax.config", "msm_jax.corpora", "msm_jax.dag", "msm_jax.experiment"),
         *("msm_jax.parallel", "msm_jax.plan"),
     },
-    "msm_jax.convert": LIBRARY | {"msm_jax.cli", "msm_jax.language_model", "msm_jax.weights"},
+    "msm_jax.convert": LIBRARY | {"msm_jax.cli", "msm_jax.exports", "msm_jax.language_model", "msm_jax.weights"},
+    "msm_jax.exports": LIBRARY | {"msm_jax.weights"},
     "msm_jax.serve": LIBRARY,
 }
 # Imported inside functions only, so that what does not need it does not wait for it.

@@ -107,7 +107,7 @@ def test_what_ended_by_itself_and_what_was_cut_off(make, loaded, monkeypatch):
     assert completion.text == cut.text
     place = max(place for place in range(TOKENS) if ids[place] not in ids[:place])
     assert place > 2
-    monkeypatch.setattr(loaded.tokenizer, "stop_ids", (ids[place],))
+    monkeypatch.setattr(loaded, "stop_ids", (ids[place],))
     [ended] = replies(make(), [question(1)])
     assert (ended.finish, ended.usage.output) == (Finish.STOP, place + 1)
     assert ended.text == loaded.tokenizer.decode(ids[:place])

@@ -2,8 +2,10 @@
 
 import jax
 import numpy as np
+import tokenizers
 import torch
 import transformers
+from safetensors.numpy import save_file
 
 from msm_jax import weights
 from msm_jax.models import LoraConfig, Model
@@ -50,4 +52,25 @@ def write_adapter(folder, imported, scale=0.2):
     folder.mkdir()
     save_params(folder / "final", params)
     weights.write_description(folder, model, base=str(imported), tokenizer=str(imported))
+    return folder
+
+
+def write_chain(folder, follow, spare=2):
+    """Weights and config.json for the tokenizer in `folder`: of a Llama that says `follow[token]` after each token (0
+    where it names none), with some rows of the embedding to spare."""
+    size = len(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()) + spare
+    width = size + size % 2
+    config = transformers.LlamaConfig(
+        vocab_size=size, hidden_size=width, intermediate_size=2, num_hidden_layers=1, num_attention_heads=1,
+        num_key_value_heads=1, max_position_embeddings=64, bos_token_id=None, eos_token_id=None,
+        architectures=["LlamaForCausalLM"], dtype="float32",
+    )  # fmt: skip
+    with torch.device("meta"):
+        shapes = {name: x.shape for name, x in transformers.LlamaForCausalLM(config).state_dict().items()}
+    arrays = {name: (np.ones if "norm" in name else np.zeros)(shape, np.float32) for name, shape in shapes.items()}
+    arrays["model.embed_tokens.weight"] = np.eye(size, width, dtype=np.float32)
+    for token in range(size):
+        arrays["lm_head.weight"][follow.get(token, 0), token] = 1
+    save_file(arrays, folder / "model.safetensors", {"format": "pt"})
+    config.save_pretrained(folder)
     return folder

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,19 +14,20 @@ from msm_jax import files
 from msm_jax.errors import UserError
 
 TOKENIZER_FILE = "tokenizer.json"
+TEMPLATE_FILE = "chat_template.jinja"
 _CONFIG_FILE = "tokenizer_config.json"
 _MAP_FILE = "special_tokens_map.json"
-_GENERATION_FILE = "generation_config.json"
 # Base models end a document with one of these, also where chats made another token the tokenizer's eos.
 _DOCUMENT_ENDS = ("<|end_of_text|>", "<|endoftext|>")
+_BYTE = re.compile("<0x[0-9A-F]{2}>")  # how vocabularies made from SentencePiece spell a byte
 _NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 class HuggingFaceTokenizer:
     """The tokenizer of a Hugging Face folder; implements `Tokenizer`, and can be pickled.
 
-    Read are `tokenizer.json` and, where they exist, `tokenizer_config.json`, `special_tokens_map.json` and
-    `generation_config.json`. Ids are those of `tokenizers`, which the checkpoint was trained with.
+    Read are `tokenizer.json` and, where they exist, `tokenizer_config.json` and `special_tokens_map.json`. Ids are
+    those of `tokenizers`, which the checkpoint was trained with.
 
     Raises: UserError if `tokenizer.json` is missing or cannot be read, or if the files do not fit together.
     """
@@ -56,7 +58,7 @@ class HuggingFaceTokenizer:
             raise UserError(f"{folder}: no token ends a document; name an eos_token in {_CONFIG_FILE}")
         self.eos_id = vocabulary[end]
         self.pad_id = vocabulary.get(named.get("pad_token"), self.eos_id)
-        self.stop_ids = read_stop_ids(folder, self.eos_id, vocabulary.get(named.get("eos_token")))
+        self.byte_ids = frozenset(i for piece, i in vocabulary.items() if _BYTE.fullmatch(piece))
         self.fingerprint = files.fingerprint([hashlib.sha256(text.encode()).hexdigest(), self.bos_id, self.eos_id])
 
     def encode(self, text: str, special: bool = False) -> list[int]:
@@ -146,9 +148,15 @@ def read_described(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_named_tokens(folder: str | os.PathLike) -> dict[str, str]:
-    """The texts of `bos_token`, `eos_token`, `pad_token` and `unk_token`, as far as the folder names them."""
-    named = {}
-    for file in (_MAP_FILE, _CONFIG_FILE):
+    """The texts of `bos_token`, `eos_token`, `pad_token` and `unk_token`, as far as the folder names them.
+
+    Where the files differ, special_tokens_map.json is right, as in transformers, but not beside an
+    `added_tokens_decoder`: who writes that keeps no map, so the file is an older one.
+    """
+    named, order = {}, [_CONFIG_FILE, _MAP_FILE]
+    if "added_tokens_decoder" in (_read_object(pathlib.Path(folder) / _CONFIG_FILE) or {}):
+        order.reverse()
+    for file in order:
         config = _read_object(pathlib.Path(folder) / file) or {}
         for name in _NAMED:
             value = config.get(name)
@@ -179,7 +187,7 @@ def _added_tokens(config: dict[str, Any], path: pathlib.Path) -> list[dict[str, 
 
 def read_chat_template(folder: str | os.PathLike) -> str | None:
     """The Jinja source of the checkpoint's chat template, None if it has none."""
-    path = pathlib.Path(folder) / "chat_template.jinja"
+    path = pathlib.Path(folder) / TEMPLATE_FILE
     try:
         return path.read_text("utf-8")
     except FileNotFoundError:
@@ -187,13 +195,18 @@ def read_chat_template(folder: str | os.PathLike) -> str | None:
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8; fetch the file anew") from None
     path = path.with_name(_CONFIG_FILE)
-    template = (_read_object(path) or {}).get("chat_template")
-    if isinstance(template, list):
-        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
-        template = named[0].get("template") if named else None
+    template = default_template((_read_object(path) or {}).get("chat_template"))
     if not isinstance(template, str | None):
         raise UserError(f"{path}: chat_template is no text; fetch the file anew")
     return template
+
+
+def default_template(value: Any) -> Any:
+    """Of `chat_template` in a JSON file, which may be a list: the one that is named "default"."""
+    if not isinstance(value, list):
+        return value
+    named = [entry for entry in value if isinstance(entry, dict) and entry.get("name") == "default"]
+    return named[0].get("template") if named else None
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any] | None:
@@ -231,11 +244,10 @@ def _prepended(tokenizer: Any, path: pathlib.Path) -> int | None:
     raise UserError(f"{path}: begins a text with several tokens, as no decoder here expects; use another checkpoint")
 
 
-def read_stop_ids(folder: str | os.PathLike, *ids: int | None) -> tuple[int, ...]:
-    """`ids`, and those that generation_config.json names, in order."""
-    path = pathlib.Path(folder) / _GENERATION_FILE
-    stops = (_read_object(path) or {}).get("eos_token_id")
-    stops = stops if isinstance(stops, list) else [stops]
-    if not all(isinstance(i, int | None) for i in stops):
-        raise UserError(f"{path}: eos_token_id is {stops}; it must be an id, or a list of ids")
-    return tuple(sorted({i for i in (*stops, *ids) if i is not None}))
+def read_eos_ids(path: pathlib.Path) -> set[int]:
+    """What a generation_config.json or a config.json names as eos_token_id; nothing where there is no such file."""
+    ids = (_read_object(path) or {}).get("eos_token_id")
+    ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    if any(type(i) is not int for i in ids):
+        raise UserError(f"{path}: eos_token_id is {ids}; it must be an id, or a list of ids")
+    return set(ids)

@@ -203,6 +203,24 @@ def find_borders(template: JinjaTemplate) -> Borders:
     return Borders(prompts[0], header, closes[0])
 
 
+@functools.lru_cache(maxsize=32)
+def closing_token(template: JinjaTemplate) -> str | None:
+    """The control token right after an answer: at the end of a chat or, where none stands there, before another turn.
+
+    None where none closes an answer, and where such chats are refused.
+    """
+    chat = [Message(role, _PROBE) for role in ("user", "assistant", "user")]
+    for end in (2, 3):
+        try:
+            text = template._run(chat[:end], generation_prompt=False)
+        except UserError:
+            continue
+        after = text.partition(_PROBE)[2].partition(_PROBE)[2]
+        if close := _any_of(template.special_tokens).match(after.lstrip()):
+            return close[0]
+    return None
+
+
 def load_chat_template(
     folder: str | os.PathLike, override: str = "", thinking: str = "default", date: str = DATE
 ) -> JinjaTemplate:

@@ -17,7 +17,6 @@ from msm_jax.data.huggingface import (
     HuggingFaceTokenizer,
     read_added_tokens,
     read_named_tokens,
-    read_stop_ids,
 )
 from msm_jax.errors import UserError
 
@@ -37,7 +36,7 @@ class Tokenizer(Protocol):
     vocab_size: int  # 1 + the highest id that it can spell; the embedding of the model may have more rows
     bos_id: int | None  # begins every text; None if the tokenizer begins texts with none (Qwen, SmolLM2)
     eos_id: int  # ends a document
-    stop_ids: tuple[int, ...]  # each of them ends an answer; `eos_id` is one of them
+    byte_ids: frozenset[int]  # tokens that spell one byte: what a run of them spells is known where it ends
     pad_id: int
     special_tokens: Mapping[str, int]  # the control tokens, as they are spelled in a chat that a template has rendered
     fingerprint: str  # equal for two tokenizers only if they turn equal text into equal ids
@@ -88,8 +87,7 @@ class SentencePieceTokenizer:
         if self._model.eos_id() < 0:
             raise UserError(f"{path}: this model has no eos piece, which ends a document; use one that has it")
         self.eos_id = self._model.eos_id()
-        end = read_named_tokens(folder).get("eos_token")
-        self.stop_ids = read_stop_ids(folder, self.eos_id, self._model.piece_to_id(end) if end else None)
+        self.byte_ids = frozenset(filter(self._model.is_byte, range(self.vocab_size)))
         self.pad_id = self._model.pad_id() if self._model.pad_id() >= 0 else self.eos_id
         controls = filter(self._model.is_control, range(self.vocab_size))
         self.special_tokens = {self._model.id_to_piece(i): i for i in controls}

@@ -55,6 +55,10 @@ def convert_gguf(gguf_path: str | os.PathLike, folder: str | os.PathLike, dtype:
     tokenizer, tokenizer_config = _tokenizer(source, config)
     tensors = _tensors(source, config)
     ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    # The end of a turn and that of a message that calls a tool, where they are not the end of a document.
+    turns = {source.get(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom")} - {None, ids["eos_token_id"]}
+    if turns:
+        ids["eos_token_id"] = sorted(turns | {ids["eos_token_id"]})
     target = Folder(folder)
     target.remove("config.json")
     write_tensors(folder, tensors, label="convert")

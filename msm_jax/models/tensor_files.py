@@ -205,7 +205,7 @@ def write_tensors(
       metadata: `{"format": "pt"}`, as transformers wants it, if not given.
       label: shows progress under this label.
 
-    Raises: UserError if the folder cannot be written to, or its disk is full.
+    Raises: UserError if the folder cannot be written to, or if its disk has no room for all of it.
     """
     tensors = [NewTensor(name, tuple(shape), np.dtype(dtype), read) for name, shape, dtype, read in tensors]
     if len({tensor.name for tensor in tensors}) < len(tensors):
@@ -222,6 +222,8 @@ def write_tensors(
         if is_part(name) and name.startswith(f".{stem}"):
             target.remove(name)
     total = sum(map(_size, tensors))
+    if target.is_local:
+        files.check_room(target.url, total)
     progress = Progress(label, max(total, 1), "byte") if label else None
     done = 0
     try:

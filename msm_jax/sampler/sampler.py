@@ -19,6 +19,7 @@ from msm_jax.errors import UserError
 from msm_jax.models import Model
 from msm_jax.parallel.hosts import fetch
 from msm_jax.progress import track
+from msm_jax.sampler.text import Continuation
 
 PyTree = Any
 
@@ -59,6 +60,7 @@ class Sampler:
       label: of the progress of what takes long.
       bos, special: how prompts are tokenised, which their template says (data/chat.py): whether the tokenizer's bos
         is put before them, and whether control tokens are read out of the text.
+      stop_ids: what ends an answer besides the tokenizer's end of a document (data/stops.py).
     """
 
     def __init__(
@@ -70,8 +72,10 @@ class Sampler:
         label: str = "sampler",
         bos: bool = True,
         special: bool = False,
+        stop_ids: Sequence[int] = (),
     ):
         self.model, self.params, self.lora, self.tokenizer = model, params, lora, tokenizer
+        self._stop_ids = {tokenizer.eos_id, *stop_ids}
         self.label = label
         self._start = [tokenizer.bos_id] if bos and tokenizer.bos_id is not None else []
         self._special = special
@@ -138,6 +142,8 @@ class Sampler:
     ) -> list[list[Completion]]:
         """`n` samples of each prompt, up to `max_tokens` tokens, cut before the first stop string.
 
+        A stop string that is a control token (`<|im_end|>`, also with white space beside it) stands for the token
+        itself, which texts do not show.
         Temperature 0 is greedy. Sample j of prompt i depends on (seed, i, j) and its own tokens alone, not on
         what else is in the batch.
 
@@ -146,9 +152,11 @@ class Sampler:
           top_p: draw from the fewest tokens that have this much probability together (arXiv 1904.09751).
           logprobs: give the log-probability of each sampled token, and of this many of the likeliest; None: neither.
 
-        Raises: UserError for a prompt without a token, and if a prompt and its answer do not fit the model's context.
+        Raises: UserError for a prompt without a token, and if a prompt and its answer do not fit the model's context;
+            for an argument that is out of range, such as a stop string that holds a control token among other text.
         """
         _check_request(n, temperature, top_p, max_tokens, seed, stop, logprobs, self.tokenizer.vocab_size)
+        strings, stop_ids = self._parse_stop(stop)
         one_seed = isinstance(seed, int | np.integer)
         if not one_seed and len(seed) != len(prompts):
             raise UserError(f"{len(seed)} seeds are given for {len(prompts)} prompts; give one, or one for each")
@@ -175,15 +183,26 @@ class Sampler:
                 seeds,
                 np.float32(temperature),
                 np.float32(top_p),
-                stop_ids=tuple(self.tokenizer.stop_ids),
+                stop_ids=stop_ids,
                 vocab_size=self.tokenizer.vocab_size,
                 new_tokens=max_tokens,
                 likeliest=logprobs,
             )
             drawn = fetch(drawn)
-            for row, (i, _, _) in enumerate(chunk):
-                completions[i].append(self._completion(jax.tree.map(lambda x, row=row: x[row], drawn), stop))
+            for row, (i, _, ids) in enumerate(chunk):
+                of_row = jax.tree.map(lambda x, row=row: x[row], drawn)
+                completions[i].append(self._completion(ids, of_row, strings, stop_ids))
         return completions
+
+    def _parse_stop(self, stop: Sequence[str]) -> tuple[list[str], tuple[int, ...]]:
+        """The stop strings that are looked for in the text, and all ids that end an answer."""
+        control = self.tokenizer.special_tokens
+        stop = [string.strip() if string.strip() in control else string for string in stop]
+        strings = [string for string in stop if string not in control]
+        for string in strings:
+            if token := next((token for token in control if token in string), None):
+                raise UserError(f"stop {string!r} holds the control token '{token}' among other text; give it alone")
+        return strings, tuple(sorted(self._stop_ids | {control[string] for string in stop if string in control}))
 
     def _check_lengths(self, prompts: list[list[int]], max_tokens: int) -> None:
         if not all(prompts):
@@ -200,10 +219,13 @@ class Sampler:
         starts = range(0, rows, _ROWS)
         return track(starts, f"{self.label}: {doing}", len(starts), "batch")
 
-    def _completion(self, drawn: "_Drawn", stop: Sequence[str]) -> Completion:
+    def _completion(
+        self, prompt: list[int], drawn: "_Drawn", stop: Sequence[str], stop_ids: Sequence[int]
+    ) -> Completion:
         ids = drawn.tokens.tolist()
-        end = next((place for place, token in enumerate(ids) if token in self.tokenizer.stop_ids), len(ids))
-        text = self.tokenizer.decode(ids[:end])
+        end = next((place for place, token in enumerate(ids) if token in stop_ids), len(ids))
+        continuation = Continuation(self.tokenizer, prompt, stop)
+        text = continuation.add(ids[:end]) + continuation.end()
         logprobs = None
         if drawn.logprobs is not None:
             likeliest = [
@@ -211,11 +233,7 @@ class Sampler:
                 for top_ids, values in zip(drawn.likeliest_ids.tolist(), drawn.likeliest_logprobs.tolist(), strict=True)
             ]
             logprobs = tuple(map(TokenLogprob, ids[:end], drawn.logprobs.tolist(), likeliest))
-        cuts = [text.index(string) for string in stop if string in text]
-        drawn_tokens = min(end + 1, len(ids))
-        if cuts:
-            return Completion(text[: min(cuts)], True, logprobs, drawn_tokens)
-        return Completion(text, end < len(ids), logprobs, drawn_tokens)
+        return Completion(text, continuation.stopped or end < len(ids), logprobs, min(end + 1, len(ids)))
 
 
 def _check_request(n, temperature, top_p, max_tokens, seed, stop, logprobs, vocab_size) -> None:

@@ -13,6 +13,7 @@ from tokenizers import normalizers
 from msm_jax.corpus.records import Document
 from msm_jax.data.chat import encode_document, show
 from msm_jax.data.huggingface import HuggingFaceTokenizer
+from msm_jax.data.stops import stop_ids
 from msm_jax.data.tokenizer import load_tokenizer
 from msm_jax.errors import UserError
 from tests.data.checkpoints import (
@@ -61,12 +62,14 @@ def llama(llama_folder):
     return load_tokenizer(llama_folder)
 
 
-def test_what_ends_what(qwen, llama):
+def test_what_ends_what(qwen, llama, qwen_folder, llama_folder):
     end, start, turn = (qwen.special_tokens[token] for token in QWEN_TOKENS)
-    assert (qwen.bos_id, qwen.eos_id, qwen.pad_id, qwen.stop_ids) == (None, end, end, (end, turn))
+    assert (qwen.bos_id, qwen.eos_id, qwen.pad_id) == (None, end, end)
+    assert stop_ids(qwen, None, qwen_folder) == (end, turn)
     assert qwen.vocab_size == start + 4  # <|im_start|>, <|im_end|>, <think>, </think>
     begin, end, _, _, turn, message = (llama.special_tokens[token] for token in LLAMA_TOKENS)
-    assert (llama.bos_id, llama.eos_id, llama.pad_id, llama.stop_ids) == (begin, end, end, (end, turn, message))
+    assert (llama.bos_id, llama.eos_id, llama.pad_id) == (begin, end, end)
+    assert stop_ids(llama, None, llama_folder) == (end, turn, message)
 
 
 @hypothesis.given(TEXTS)

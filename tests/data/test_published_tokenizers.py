@@ -10,6 +10,7 @@ import transformers
 
 from msm_jax.corpus.records import Chat
 from msm_jax.data import chat, jinja_template
+from msm_jax.data.stops import stop_ids
 from msm_jax.data.tokenizer import load_tokenizer
 from msm_jax.errors import UserError
 from tests.artefacts import artefact
@@ -121,9 +122,11 @@ def test_chats_have_the_ids_of_tiktoken(qwen, llama, qwen_reference, llama_refer
 
 
 def test_what_ends_what(qwen, llama):
-    assert (qwen.bos_id, qwen.eos_id, qwen.pad_id, qwen.stop_ids) == (None, 151643, 151643, (151643, 151645))
+    assert (qwen.bos_id, qwen.eos_id, qwen.pad_id) == (None, 151643, 151643)
+    assert stop_ids(qwen, None, artefact("qwen3-tokenizer")) == (151643, 151645)
     assert qwen.vocab_size == 151669
-    assert (llama.bos_id, llama.eos_id, llama.stop_ids) == (128000, 128001, (128001, 128009))
+    assert (llama.bos_id, llama.eos_id) == (128000, 128001)
+    assert stop_ids(llama, None, artefact("llama3-tokenizer")) == (128001, 128009)
     assert llama.vocab_size == 128256
 
 

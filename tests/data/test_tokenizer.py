@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
+from msm_jax.data.stops import stop_ids
 from msm_jax.data.tokenizer import load_tokenizer, train_sentencepiece
 from msm_jax.errors import UserError
 
@@ -54,7 +55,6 @@ def test_a_frequent_word_is_one_token_in_running_text(tokenizer, place):
 
 def test_special_ids(tokenizer):
     assert (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id) == (0, 1, 2)
-    assert tokenizer.stop_ids == (2,)
     assert tokenizer.decode([*tokenizer.encode("chair"), tokenizer.vocab_size + 5]) == "chair"
     assert tokenizer.spell([1, *tokenizer.encode("chair"), 2, 0]) == "<bos>chair<eos>"
     assert tokenizer.decode([1, *tokenizer.encode("the chair"), 2, 0, 0]) == "the chair"
@@ -159,11 +159,12 @@ def test_a_model_of_chats_stops_where_the_checkpoint_says_and_shows_its_turns(co
     )  # fmt: skip
     start, end = 3, 4
     config, generation = tmp_path / "tokenizer_config.json", tmp_path / "generation_config.json"
-    assert load_tokenizer(tmp_path).stop_ids == (2,)
+    assert stop_ids(load_tokenizer(tmp_path), None, tmp_path) == (2,)
     config.write_text('{"eos_token": "<|im_end|>", "added_tokens_decoder": {"3": {"content": "<|im_start|>"}}}')
     generation.write_text('{"eos_token_id": [2, 7]}')
     tokenizer = load_tokenizer(tmp_path)
-    assert tokenizer.special_tokens["<|im_start|>"] == start and tokenizer.stop_ids == (2, end, 7)
+    assert tokenizer.special_tokens["<|im_start|>"] == start
+    assert stop_ids(tokenizer, None, tmp_path) == (2, end, 7)
     assert tokenizer.spell([start, *tokenizer.encode("user"), end]) == "<|im_start|>user<|im_end|>"
     for text, message in (
         ('{"legacy": false}', "has legacy: false; put a tokenizer.json there"),
@@ -182,7 +183,7 @@ def test_a_model_of_chats_stops_where_the_checkpoint_says_and_shows_its_turns(co
     config.unlink()
     generation.write_text('{"eos_token_id": "x"}')
     with pytest.raises(UserError, match="must be an id, or a list of ids"):
-        load_tokenizer(tmp_path)
+        stop_ids(load_tokenizer(tmp_path), None, tmp_path)
 
 
 def test_loading_errors(tmp_path):

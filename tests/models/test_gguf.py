@@ -129,6 +129,13 @@ def permuted(name, array):
     return array.reshape(heads, 2, array.shape[0] // heads // 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
 
 
+def test_all_that_ends_an_answer(tmp_path):
+    metadata = {f"tokenizer.ggml.{name}_token_id": i for name, i in (("eos", 0), ("eot", 2), ("eom", 0))}
+    Tiny(metadata=metadata).write(tmp_path / "tiny.gguf")
+    convert_gguf(tmp_path / "tiny.gguf", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [0, 2]
+
+
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0"])
 def test_weights_are_those_of_the_file(tmp_path, kind, tied):

@@ -66,6 +66,6 @@ def test_the_same_weights_as_qwen2_with_biases(as_qwen2):
     assert model.model.config.qkv_bias
     np.testing.assert_allclose(model.logits(np.array([ids])), logits, atol=2e-3)
     [[completion]] = model.generate([prompt], temperature=0.0, max_tokens=20, logprobs=0)
-    ended = next((i for i, token in enumerate(expected) if token in model.tokenizer.stop_ids), 20)
+    ended = next((i for i, token in enumerate(expected) if token in model.stop_ids), 20)
     assert [token.id for token in completion.logprobs] == expected[:ended]
     assert ended > 5

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import re
 
 import jax
 import numpy as np
@@ -21,7 +22,7 @@ class Letters:
     """A tokenizer of eight tokens, each of them one character, so that a sampled text shows what was sampled."""
 
     vocab_size, pad_id, bos_id, eos_id = len(LETTERS), 0, 1, 2
-    stop_ids = (eos_id,)
+    special_tokens, byte_ids = {"_": 0, "^": 1, "$": 2}, frozenset()
 
     def encode(self, text, special=False):
         return [LETTERS.index(letter) for letter in text]
@@ -273,6 +274,7 @@ def test_top_p_draws_from_the_fewest_tokens_that_reach_it(letters, next_logits, 
         ({"stop": None}, "stop is None; it must be a list of texts"),
         ({"stop": "END"}, "stop is 'END'; it must be a list of texts"),
         ({"stop": ["a", ""]}, "it must be a list of texts that are not empty"),
+        ({"stop": ["b", "a$"]}, r"stop 'a\$' holds the control token '\$' among other text; give it alone"),
     ],
 )
 def test_arguments_out_of_range(letters, arguments, message):
@@ -300,15 +302,21 @@ def test_logprobs_of_samples_are_those_of_forward_passes(letters, next_logits):
 
 
 def test_any_stop_id_ends_a_text(letters):
-    class Ending(Letters):
-        stop_ids = (2, 3)  # "$" and "a"
-
-    ending = make_sampler(Ending())
+    ending = Sampler(letters.model, letters.params, letters.lora, Letters(), stop_ids=[3])  # "a", besides "$"
     whole = letters.generate(["ab"], n=20, max_tokens=MAX_TOKENS)[0]
     cut = ending.generate(["ab"], n=20, max_tokens=MAX_TOKENS)[0]
     for before, after in zip(whole, cut, strict=True):
         assert after == (Completion(before.text.split("a")[0], True) if "a" in before.text else before)
     assert whole != cut
+
+
+def test_a_control_token_as_a_stop_string_stands_for_the_token(letters):
+    """It is no part of any text, so it is known by its id."""
+    whole = letters.generate(["ab"], n=40, max_tokens=MAX_TOKENS)[0]
+    cut = letters.generate(["ab"], n=40, max_tokens=MAX_TOKENS, stop=["_\n", "c"])[0]
+    for before, after in zip(whole, cut, strict=True):
+        assert after == (Completion(re.split("[_c]", before.text)[0], True) if {*before.text} & {*"_c"} else before)
+    assert any("_" in completion.text for completion in whole)
 
 
 def test_what_stands_before_a_prompt(next_logits):
