@@ -121,6 +121,14 @@ def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]
             yield where, row
 
 
+def check_text(text: str, where: str) -> None:
+    """Raises: UserError if `text` is none that a tokenizer or a file could hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where} holds half of a surrogate pair (\\ud800 to \\udfff)") from None
+
+
 def write_jsonl(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> int:
     """Writes one JSON object per line and returns how many; a reader sees the old file or the whole new one.
 
@@ -173,10 +181,7 @@ def _take_text(row: dict[str, Any], field: str, where: str) -> str:
     text = _take(row, field, str, where)
     if not text.strip():
         raise UserError(f"{where}: field '{field}' is empty; fill it or delete the line")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: field '{field}' holds half of a surrogate pair (\\ud800 to \\udfff)") from None
+    check_text(text, f"{where}: field '{field}'")
     return text
 
 

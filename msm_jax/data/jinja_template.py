@@ -60,6 +60,7 @@ class JinjaTemplate:
     special_tokens: tuple[str, ...]  # the tokenizer's control tokens
     bos_token: str = ""
     eos_token: str = ""
+    named_tokens: tuple[tuple[str, str], ...] = ()  # the others that have names: ("pad_token", "<|endoftext|>"), ...
     thinking: str = "default"  # one of THINKING
     date: str = DATE  # what day it is in templates that tell it: fixed, or the ids would change from day to day
     bos: ClassVar[bool] = False
@@ -145,6 +146,7 @@ class JinjaTemplate:
         switch = {_SWITCH: self.thinking == "on"} if self.thinking in ("on", "off") else {}
         try:
             return _compiled(self.source, self.date).render(
+                dict(self.named_tokens),
                 messages=[{"role": message.role, "content": message.content} for message in messages],
                 add_generation_prompt=generation_prompt,
                 bos_token=self.bos_token,
@@ -228,6 +230,7 @@ def load_chat_template(
         special_tokens=tuple(tokenizer.special_tokens),
         bos_token=named.get("bos_token", bos),
         eos_token=named.get("eos_token", ""),
+        named_tokens=tuple(named.items()),
         thinking=thinking,
         date=date,
     )

@@ -1,5 +1,6 @@
 """Golden texts of each kind of chat template, with what is trained between « and »."""
 
+import json
 import pickle
 
 import hypothesis
@@ -337,6 +338,19 @@ def test_options_that_a_template_does_not_know(folders):
         load_chat_template(folders["qwen3"], thinking="maybe")
     with pytest.raises(UserError, match="date is '2024-07-26'; write it as '26 Jul 2024'"):
         load_chat_template(folders["qwen3"], date="2024-07-26")
+
+
+def test_templates_know_the_special_tokens_by_their_names(tmp_path):
+    write_qwen(tmp_path)
+    config = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": None, "sep_token": {"content": "é"}}
+    config |= {"tool_token": "<|tool|>", "extra_special_tokens": {"image_token": "<|image|>"}, "add_bos_token": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "chat_template.jinja").write_text(
+        "{{ eos_token }},{{ pad_token }},{{ unk_token }},{{ sep_token }},{{ tool_token }},{{ image_token }},"
+        "{{ add_bos_token }}," + template_source("qwen2")
+    )
+    text = load_chat_template(tmp_path).render(messages_of(PLAIN_TURNS[:1])).text
+    assert text.startswith("<|im_end|>,<|endoftext|>,,é,<|tool|>,<|image|>,,<|im_start|>")
 
 
 def test_what_templates_may_call():
