@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import sentencepiece
 
+from msm_jax.corpus.records import check_text
 from msm_jax.data.huggingface import (
     TOKENIZER_FILE,
     HuggingFaceTokenizer,
@@ -152,6 +153,7 @@ class SentencePieceTokenizer:
 
     def _parts(self, text: str, special: bool) -> Iterator[tuple[int, str, list[int] | None]]:
         """(start, part, ids) of the parts of `text`; the ids are None where SentencePiece is to find them."""
+        check_text(text, "text")
         known = {token: [i] for token, i in self.special_tokens.items()} if special else {}
         if self.lossless:
             # SentencePiece would read a literal U+2581 as a space, so it is spelled by its bytes.
