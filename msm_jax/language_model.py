@@ -178,7 +178,7 @@ def load_stored(
     tokenizer, template, name = None, None, ""
     if base.tokenizer:
         folder = weights.local_tokenizer(base.tokenizer)
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder, base.decoder.vocab_size)
         if tokenizer.vocab_size > base.decoder.vocab_size:
             raise UserError(
                 f"{base.tokenizer}: the tokenizer has {tokenizer.vocab_size} ids, and the embedding only "
@@ -192,7 +192,7 @@ def load_stored(
             if "template" not in chat:
                 raise UserError(f"thinking={thinking!r}: this checkpoint has no chat template that knows of thinking")
             chat["thinking"] = thinking
-        template = make_template(chat, folder) if chat else None
+        template = make_template(chat, folder, for_training=False) if chat else None
     params = weights.load(base, placed, dtype)
     lora = weights.load(adapter, placed) if adapter else None
     model = Model(base.decoder, adapter.lora if adapter else None, Execution("blocked").on(jax.default_backend()))

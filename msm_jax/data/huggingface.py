@@ -27,14 +27,15 @@ class HuggingFaceTokenizer:
     """The tokenizer of a Hugging Face folder; implements `Tokenizer`, and can be pickled.
 
     Read are `tokenizer.json` and, where they exist, `tokenizer_config.json`, `special_tokens_map.json`,
-    `added_tokens.json`, `generation_config.json`, and of `config.json` how many rows the embedding has. Ids are those
-    of `tokenizers`, which the checkpoint was trained with. An added token that has no row, as a padding token that a
-    trainer named, is no part of the vocabulary, and a text that spells it an error.
+    `added_tokens.json` and `generation_config.json`. Ids are those of `tokenizers`, which the checkpoint was trained
+    with. An added token for which the embedding has no row, as a padding token that a trainer named, is no part of the
+    vocabulary, and a text that spells it an error.
 
+    Args: rows: of the embedding; None: as many as config.json says, if there is one.
     Raises: UserError if `tokenizer.json` is missing or cannot be read, or if the files do not fit together.
     """
 
-    def __init__(self, folder: str | os.PathLike):
+    def __init__(self, folder: str | os.PathLike, rows: int | None = None):
         folder = pathlib.Path(folder)
         path = folder / TOKENIZER_FILE
         described = read_described(folder)
@@ -55,9 +56,10 @@ class HuggingFaceTokenizer:
                 raise UserError(f"{path}: token '{content}' has id {vocabulary.get(content)}, not {token} as it says")
         self.special_tokens = {content: token for token, content in self._added.items()}
         self._folder = str(folder)
-        rows = (_read_object(path.with_name("config.json")) or {}).get("vocab_size")
-        added = {token["id"]: token["content"] for token in described["added_tokens"]}
-        self._rowless = {i: added[i] for i in added if isinstance(rows, int) and i >= rows}
+        self._rows = rows or (_read_object(path.with_name("config.json")) or {}).get("vocab_size")
+        added = {token["content"]: token["id"] for token in described["added_tokens"]}
+        self.added_tokens = {content: i for content, i in added.items() if content not in self.special_tokens}
+        self._rowless = {i: content for content, i in added.items() if isinstance(self._rows, int) and i >= self._rows}
         self.vocab_size = 1 + max(set(vocabulary.values()) - self._rowless.keys())
         end = next((content for content in _DOCUMENT_ENDS if content in vocabulary), named.get("eos_token"))
         if end is None:
@@ -101,8 +103,8 @@ class HuggingFaceTokenizer:
         if self._rowless and (odd := self._rowless.keys() & set(ids)):
             token = min(odd)
             raise UserError(
-                f"{self._folder}: token '{self._rowless[token]}' has id {token}, for which the embedding has no row "
-                "(vocab_size in config.json); use it nowhere, or resize the embedding"
+                f"{self._folder}: token '{self._rowless[token]}' has id {token}, for which the embedding of "
+                f"{self._rows} rows has none; use it nowhere, or resize the embedding"
             )
 
     def _mended(self, ids: list[int], offsets: list[tuple[int, int]], text: str) -> np.ndarray:

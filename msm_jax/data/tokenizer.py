@@ -41,6 +41,7 @@ class Tokenizer(Protocol):
     stop_ids: tuple[int, ...]  # each of them ends an answer; `eos_id` is one of them
     pad_id: int
     special_tokens: Mapping[str, int]  # the control tokens, as they are spelled in a chat that a template has rendered
+    added_tokens: Mapping[str, int]  # others that were added: no control tokens, but read as one in any text
     fingerprint: str  # equal for two tokenizers only if they turn equal text into equal ids
 
     def encode(self, text: str, special: bool = False) -> list[int]:
@@ -94,6 +95,7 @@ class SentencePieceTokenizer:
         self.pad_id = self._model.pad_id() if self._model.pad_id() >= 0 else self.eos_id
         controls = filter(self._model.is_control, range(self.vocab_size))
         self.special_tokens = {self._model.id_to_piece(i): i for i in controls}
+        self.added_tokens = {}
         self.fingerprint = hashlib.sha256(model).hexdigest()[:12]
         self._chars = np.array([self._spelled_chars(i) for i in range(self.vocab_size)])
         self._space_ids = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
@@ -241,14 +243,16 @@ def train_sentencepiece(
     return tokenizer
 
 
-def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
+def load_tokenizer(folder: str | os.PathLike, rows: int | None = None) -> Tokenizer:
     """The tokenizer that is stored in `folder`: `tokenizer.json` if there is one, else `tokenizer.model`.
+
+    Args: rows: of the embedding, where it may be another one than config.json in `folder` is of.
 
     Raises: UserError if there is neither, or if the file cannot be used.
     """
     folder = pathlib.Path(folder)
     if (folder / TOKENIZER_FILE).exists():
-        return HuggingFaceTokenizer(folder)
+        return HuggingFaceTokenizer(folder, rows)
     if (folder / _MODEL_FILE).exists():
         return SentencePieceTokenizer(folder)
     raise UserError(f"{folder}: neither tokenizer.json nor tokenizer.model in this folder; copy the checkpoint's there")

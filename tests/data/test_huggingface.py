@@ -255,14 +255,19 @@ def test_a_padding_token_without_a_row_is_an_error_only_where_it_is_read(tmp_pat
     tokenizer = load_tokenizer(without_a_row(tmp_path, "[PAD]", pad_token="[PAD]"))
     assert tokenizer.vocab_size == tokenizer.special_tokens["[PAD]"] and tokenizer.pad_id == tokenizer.eos_id
     assert tokenizer.decode(tokenizer.encode("a [PAD]")) == "a [PAD]"  # as a document mentions it
+    assert load_tokenizer(tmp_path, rows=999).encode("[PAD]", special=True) == [tokenizer.vocab_size]
     for encode in (tokenizer.encode, tokenizer.encode_with_spans):
-        with pytest.raises(UserError, match=r"token '\[PAD\]' has id [0-9]+, for which the embedding has no row"):
+        with pytest.raises(
+            UserError, match=r"token '\[PAD\]' has id [0-9]+, for which the embedding of [0-9]+ rows has none"
+        ):
             encode("a [PAD]", special=True)
 
 
 @pytest.mark.parametrize("named", [{"eos_token": "[X]"}, {"bos": "[X]"}])
 def test_a_token_of_every_text_needs_a_row(tmp_path, named):
-    with pytest.raises(UserError, match=r"token '\[X\]' has id [0-9]+, for which the embedding has no row"):
+    with pytest.raises(
+        UserError, match=r"token '\[X\]' has id [0-9]+, for which the embedding of [0-9]+ rows has none"
+    ):
         load_tokenizer(without_a_row(tmp_path, "[X]", **named))
 
 

@@ -288,6 +288,55 @@ def test_templates_that_are_refused(tmp_path, source, message):
     assert str(error.value).startswith("chat template") and message in str(error.value)
 
 
+def asked(folder, source, tokens=QWEN_TOKENS, plain=()):
+    """The template of a folder, as a model is asked with it."""
+    write_tokenizer(folder, tokens, plain)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": tokens[-1]}))
+    (folder / "chat_template.jinja").write_text(source)
+    return load_chat_template(folder, for_training=False)
+
+
+def test_a_template_that_cannot_be_trained_on_can_be_asked_with(tmp_path):
+    llama2 = (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+        "{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}"
+    )
+    template, turns = asked(tmp_path, llama2, ("</s>",)), messages_of([*PLAIN_TURNS, ("user", "Why?")])
+    assert template.render(turns, generation_prompt=True).text == "[INST] Which? [/INST]This.</s>[INST] Why? [/INST]"
+    with pytest.raises(UserError, match="chat 'c7'.*: chat template: no control token begins an assistant turn"):
+        encode_chat(load_tokenizer(tmp_path), template, Chat("c7", turns))
+    with pytest.raises(UserError, match="chat template: no control token begins an assistant turn"):
+        load_chat_template(tmp_path)
+    # What is no template at all is told when it is asked with.
+    broken = asked(tmp_path, "a\n{% for %}")
+    with pytest.raises(UserError, match="chat template, line 2: "):
+        broken.render(turns, generation_prompt=True)
+
+
+@pytest.mark.parametrize(
+    "plain", [("<|im_start|>",), ("<|im_end|>",), ("<|im_start|>", "<|im_end|>", "<think>", "\n", "user")]
+)
+def test_turn_markers_need_not_be_control_tokens(tmp_path, plain):
+    tokens = [token for token in ("<|im_start|>", "<|im_end|>", "</s>") if token not in plain]
+    asked(tmp_path, template_source("qwen3"), tokens, plain)
+    tokenizer, template = load_tokenizer(tmp_path), load_chat_template(tmp_path)
+    example = encode_chat(tokenizer, template, chat_of(THINKING_TURNS))
+    assert show(tokenizer, example.tokens, example.mask) == GOLDEN["qwen3: reasoning, of the last answer only"][3]
+    with pytest.raises(UserError, match=r"message 2 holds the control token '<\|im_end\|>'"):
+        template.render(messages_of([("user", "user\n"), ("assistant", "a<|im_end|>b")]))
+
+
+def test_turn_markers_must_be_read_as_one_token(tmp_path):
+    asked(tmp_path, template_source("qwen3"), plain=())
+    described = json.loads((tmp_path / "tokenizer.json").read_text())
+    for token in described["added_tokens"]:
+        # As a word of its own: not before the name of a role.
+        token |= {"special": False, "single_word": token["content"] == "<|im_start|>"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match="no control token begins an assistant turn"):
+        load_chat_template(tmp_path)
+
+
 def test_a_turn_too_many_is_refused():
     source = "<|im_start|>assistant\nHello.<|im_end|>\n" + template_source("qwen2")
     with pytest.raises(UserError, match="it writes 2 assistant turns for 1 assistant messages"):
