@@ -30,6 +30,8 @@ _MATRIX = re.compile(re.escape(PEFT_PREFIX) + r"(.+)\.lora_[AB]\.weight")
 # What else adapters hold: how it is named, and what it is.
 _OTHER_TENSORS = {
     r".*_orig_mod\..*": "was saved from a compiled model; save the adapter of the model that was compiled",
+    rf"(?!{re.escape(PEFT_PREFIX)}).*lora_[AB]\..*": f"does not begin with {PEFT_PREFIX}, as peft writes it; save the "
+    "adapter by save_pretrained",
     r".*\.lora_[AB]\.(?!weight$|bias$).*": "has the adapter's own name in it; save the adapter by save_pretrained",
     r".*(embed_tokens|lm_head)\.(base_layer\.)?weight": "is the embedding or the head, saved beside the adapter, and "
     "may be trained; save the adapter by save_pretrained(save_embedding_layers=False), or merge it into the base",

@@ -170,6 +170,10 @@ REFUSED = {
         renamed("A.weight", "A.default.weight"),
         f"tensor {A0}.default.weight has the adapter's own",
     ),
+    "of no wrapper": (
+        renamed("base_model.model.", ""),
+        f"tensor {Q0}.lora_A.weight does not begin with base_model.mod",
+    ),
     "wrapped twice": (renamed("base_", "base_model.model.base_"), f"tensor base_model.model.{A0}.weight has no place"),
     "a deeper model": (renamed("layers.1.", "layers.2."), "tensor .*layers.2.*lora_A.weight has no place .*another mo"),
     "one matrix gone": (tensors(lambda t: t.pop(f"{A0}.weight")), f"tensor {A0}.weight is missing"),
