@@ -61,7 +61,8 @@ class HuggingFaceTokenizer:
         self.added_tokens = {content: i for content, i in added.items() if content not in self.special_tokens}
         self._rowless = {i: content for content, i in added.items() if isinstance(self._rows, int) and i >= self._rows}
         self.vocab_size = 1 + max(set(vocabulary.values()) - self._rowless.keys())
-        end = next((content for content in _DOCUMENT_ENDS if content in vocabulary), named.get("eos_token"))
+        ends = [content for content in _DOCUMENT_ENDS if vocabulary.get(content, -1) not in {-1, *self._rowless}]
+        end = next(iter(ends), named.get("eos_token"))
         if end is None:
             raise UserError(f"{folder}: no token ends a document; name an eos_token in {_CONFIG_FILE}")
         self.eos_id = vocabulary[end]

@@ -271,6 +271,11 @@ def test_a_token_of_every_text_needs_a_row(tmp_path, named):
         load_tokenizer(without_a_row(tmp_path, "[X]", **named))
 
 
+def test_a_document_ends_with_a_token_that_has_a_row(tmp_path):
+    tokenizer = load_tokenizer(without_a_row(tmp_path, "<|endoftext|>"))
+    assert tokenizer.eos_id == tokenizer.special_tokens["<|im_end|>"]
+
+
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
