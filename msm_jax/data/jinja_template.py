@@ -217,23 +217,6 @@ def find_borders(template: JinjaTemplate) -> Borders:
     return Borders(prompts[0], header, closes[0])
 
 
-def _plain_marks(template: JinjaTemplate, tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Added tokens that are no control tokens, but stand around turns all the same, and are read as one there. What
-    reasoning is written between stands around none: contents hold it."""
-    chat = [Message(role, _PROBE) for role in ("user", "assistant")] * 2
-    try:
-        text = template._run(chat, generation_prompt=False)
-        ids = tokenizer.encode(text, special=True)
-    except UserError:
-        return ()
-    around = "".join(text.split(_PROBE)[1:3])  # between the first three contents
-    return tuple(
-        token
-        for token, i in tokenizer.added_tokens.items()
-        if token in around and ids.count(i) == text.count(token) and _MARK.fullmatch(token) and token not in _REASONING
-    )
-
-
 def load_chat_template(
     folder: str | os.PathLike,
     override: str = "",
@@ -286,6 +269,23 @@ def make_template(chat: Mapping[str, Any], folder: str | os.PathLike, for_traini
     if "template" in chat:
         return load_chat_template(folder, chat["template"], chat["thinking"], for_training=for_training)
     return ChatTemplate(**{role: Turn(*affixes) for role, affixes in chat.items()})
+
+
+def _plain_marks(template: JinjaTemplate, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Added tokens that are no control tokens, but stand around turns all the same, and are read as one there. What
+    reasoning is written between stands around none: contents hold it."""
+    chat = [Message(role, _PROBE) for role in ("user", "assistant")] * 2
+    try:
+        text = template._run(chat, generation_prompt=False)
+        ids = tokenizer.encode(text, special=True)
+    except UserError:
+        return ()
+    around = "".join(text.split(_PROBE)[1:3])  # between the first three contents
+    return tuple(
+        token
+        for token, i in tokenizer.added_tokens.items()
+        if token in around and ids.count(i) == text.count(token) and _MARK.fullmatch(token) and token not in _REASONING
+    )
 
 
 def _reasons(message: Message) -> bool:
