@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from msm_jax import weights
-from msm_jax.corpus.records import ROLES, Message
+from msm_jax.corpus.records import check_text, to_message
 from msm_jax.data.chat import Template
 from msm_jax.data.huggingface import read_chat_template
 from msm_jax.data.jinja_template import make_template
@@ -85,10 +85,12 @@ class LanguageModel:
         A prompt is a text to go on with, or a chat (a list of {"role", "content"}) to answer. In a text, control tokens
         are read as such, and the tokenizer's bos is put before it, as transformers does.
 
-        Raises: UserError for texts and chats at once, for chats where the checkpoint has no chat template, and without
-            a tokenizer.
+        Raises: UserError for texts and chats at once, for messages that a corpus could not hold (such as with a field
+            of their own), for chats where the checkpoint has no chat template, and without a tokenizer.
         """
         sampler, texts = self._asked(prompts)
+        for text in stop if isinstance(stop, Sequence) else ():
+            check_text(str(text), "generate: stop")
         return sampler.generate(texts, n, temperature, max_tokens, seed, stop, top_p, logprobs)
 
     def encode(self, prompt: str | Chat) -> list[int]:
@@ -110,26 +112,24 @@ class LanguageModel:
         if len(chats) > 1:
             raise UserError("generate: some prompts are texts and some are chats; ask for them one after the other")
         bos = special = True
+        named = [(f"generate: prompt {number}", prompt) for number, prompt in enumerate(prompts, start=1)]
         if chats == {True}:
-            prompts = [self._rendered(prompt) for prompt in prompts]
+            prompts = [self._rendered(prompt, where) for where, prompt in named]
             bos, special = self.template.bos, self.template.special
+        else:
+            for where, text in named:
+                check_text(text, where)
         sampler = Sampler(self.model, self.params, self.lora, self.tokenizer, "generate", bos, special, self.stop_ids)
         return sampler, prompts
 
-    def _rendered(self, chat: Chat) -> str:
+    def _rendered(self, chat: Chat, where: str) -> str:
         if not isinstance(chat, Sequence) or not chat or not all(isinstance(message, Mapping) for message in chat):
             raise UserError(f"generate: a chat is a list of {{'role', 'content'}}, not {chat!r}")
         if self.template is None:
             raise UserError(
                 "generate: this checkpoint has no chat template; give texts, or load it with chat_template="
             )
-        for message in chat:
-            role, content = (message.get(field) for field in ("role", "content"))
-            if role not in ROLES or not isinstance(content, str):
-                raise UserError(
-                    f"generate: a message is {{'role': one of {', '.join(ROLES)}, 'content': text}}, not {message}"
-                )
-        messages = [Message(message["role"], message["content"]) for message in chat]
+        messages = [to_message(message, f"{where}: message {number}") for number, message in enumerate(chat, start=1)]
         return self.template.render(messages, self.name, generation_prompt=True).text
 
 
@@ -184,7 +184,7 @@ def load_stored(
     texts = (adapter or base).tokenizer
     if texts:
         folder = weights.local_tokenizer(texts)
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder, base.decoder.vocab_size)
         if tokenizer.vocab_size > base.decoder.vocab_size:
             raise UserError(
                 f"{texts}: the tokenizer has {tokenizer.vocab_size} ids, and the embedding only "
@@ -198,7 +198,7 @@ def load_stored(
             if "template" not in chat:
                 raise UserError(f"thinking={thinking!r}: this checkpoint has no chat template that knows of thinking")
             chat["thinking"] = thinking
-        template = make_template(chat, folder) if chat else None
+        template = make_template(chat, folder, for_training=False) if chat else None
         beside = [weights.beside(stored) for stored in (base, adapter) if stored]
         stops = stop_ids(tokenizer, template, folder, *filter(None, beside))
     params = weights.load(base, placed, dtype)

@@ -165,7 +165,7 @@ def open_adapter(path: str | os.PathLike, base: Stored) -> Stored:
             f"{folder}: holds no adapter; there is neither {MODEL_FILE} (ours) nor adapter_config.json (peft)"
         )
     tensors = TensorFiles(folder, "adapter_model").tensors
-    lora = lora_of(config, tensors, f"{folder}/adapter_config.json")
+    lora = lora_of(config, tensors, base.decoder.num_layers, folder)
     # Some lay the template beside the adapter that they trained with it.
     template = read_chat_template(local_tokenizer(folder))
     chat = {"template": template, "thinking": "default"} if template else None
@@ -322,6 +322,8 @@ def _open_ours(folder: str, described: Mapping[str, Any], numerics: Mapping[str,
         lora = _lora(described["lora"])
     except (KeyError, TypeError):
         raise UserError(f"{folder}/{MODEL_FILE}: not the description of a model; delete the folder") from None
+    if lora and not lora.targets:
+        raise UserError(f"{folder}/{MODEL_FILE}: lora.targets is empty, so it would be the base alone; make it anew")
 
     def place(other: str | None) -> str | None:  # beside the folder itself, not beside a link to it
         is_path = other and (other.startswith(".") or os.path.isabs(other))  # else a URL, or an id

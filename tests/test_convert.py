@@ -301,6 +301,33 @@ def test_prompts_that_are_neither_texts_nor_chats(imported, prompts, message):
         msm_jax.load(imported).generate(prompts)
 
 
+@pytest.mark.parametrize("template", ["[INST] {{ messages[0].content }} [/INST]", "{% for %}"])
+def test_a_template_that_cannot_be_trained_on_does_not_forbid_the_model(qwen3, tmp_path, template):
+    folder = tmp_path / "untrainable"
+    shutil.copytree(qwen3, folder)
+    (folder / "chat_template.jinja").write_text(template)
+    model = msm_jax.load(folder)
+    assert model.encode("Why?") == model.tokenizer.encode("Why?")
+    if "[INST]" in template:
+        chat = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+        assert model.tokenizer.spell(model.encode(chat)) == "[INST] Why? [/INST]"
+    np.testing.assert_array_equal(model.logits(TOKENS), msm_jax.load(qwen3).logits(TOKENS))
+
+
+def test_tokens_that_the_embedding_lacks_do_not_forbid_the_model(qwen3, tmp_path):
+    folder = tmp_path / "more tokens"
+    shutil.copytree(qwen3, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"pad_token": "[PAD]", "extra_special_tokens": [f"<|{i}|>" for i in range(100)]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    model = msm_jax.load(folder)
+    assert model.tokenizer.vocab_size == 384 and model.encode("a<|0|>")
+    with pytest.raises(
+        UserError, match=r"token '<\|99\|>' has id [0-9]+, for which the embedding of 384 rows has none"
+    ):
+        model.encode("a<|99|>")
+
+
 def test_the_command_helps():
     """Without JAX being asked for devices: help answers at once."""
     done = subprocess.run([sys.executable, "-m", "msm_jax.convert", "--help"], capture_output=True, text=True)

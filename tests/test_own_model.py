@@ -151,7 +151,8 @@ def test_thoughts_are_left_out(make, monkeypatch):
 
 def test_a_prompt_that_cannot_be_asked_is_refused_alone(make, batches):
     long, spells, fits = question("word " * 9000), question("<|im_end|>"), question(1)
-    errors = replies(make(), [long, fits, spells])
+    *errors, half = replies(make(), [long, fits, spells, question("\ud83d")])
+    assert isinstance(half, Rejected) and "half of a surrogate pair" in str(half)
     assert [type(error) for error in errors[::2]] == [Rejected, Rejected]
     assert "lower config.generation.most_output" in str(errors[0])
     assert "control token" in str(errors[2])

@@ -80,7 +80,7 @@ def read_chats(path: str | os.PathLike) -> Iterator[Chat]:
     for where, row in read_objects(path):
         count += 1
         messages = tuple(
-            _to_message(message, f"{where}: message {number}")
+            to_message(message, f"{where}: message {number}")
             for number, message in enumerate(_take(row, "messages", list, where), start=1)
         )
         if not any(message.role == "assistant" for message in messages):
@@ -177,19 +177,33 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> i
     return count
 
 
-def _to_message(value: Any, where: str) -> Message:
-    if not isinstance(value, dict):
+def to_message(value: Any, where: str) -> Message:
+    """A message of a corpus, or of a chat that a model is asked: `{"role", "content"}`, and nothing else.
+
+    Args: where: begins errors.
+    Raises: UserError if it is none, is empty, or holds what would be passed over or cannot be tokenised.
+    """
+    if not isinstance(value, Mapping):
         raise UserError(f'{where}: not an object but {_type_name(value)}; write {{"role": ..., "content": ...}}')
+    # A field such as a tool call or a training weight would change what the turn means, so it is not passed over.
+    extra = [key for key, field in value.items() if key not in ("role", "content") and not is_empty(field)]
+    if extra:
+        raise UserError(f"{where}: unknown field {extra[0]!r}; a message holds only role and content")
     fields = dict(value)
     role = _take_text(fields, "role", where)
-    content = _take_text(fields, "content", where)
     if role not in ROLES:
-        raise UserError(f"{where}: unknown role '{role}'; use one of {', '.join(ROLES)}")
-    # A field such as a tool call or a training weight would change what the turn means, so it is not passed over.
-    extra = [key for key, field in fields.items() if not is_empty(field)]
-    if extra:
-        raise UserError(f"{where}: unknown field '{extra[0]}'; a message holds only role and content")
+        raise UserError(f"{where}: unknown role {role!r}; use one of {', '.join(ROLES)}")
+    # An empty system prompt is how a chat goes without the one that a template such as Qwen2.5's puts there.
+    content = _take_text(fields, "content", where, may_be_empty=role == "system")
     return Message(role, content)
+
+
+def check_text(text: str, where: str) -> None:
+    """Raises: UserError if `text` cannot be tokenised, or written to a file."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where} holds half of a surrogate pair (\\ud800 to \\udfff)") from None
 
 
 def _take(row: dict[str, Any], field: str, kind: type, where: str) -> Any:
@@ -202,14 +216,11 @@ def _take(row: dict[str, Any], field: str, kind: type, where: str) -> Any:
     return value
 
 
-def _take_text(row: dict[str, Any], field: str, where: str) -> str:
+def _take_text(row: dict[str, Any], field: str, where: str, may_be_empty: bool = False) -> str:
     text = _take(row, field, str, where)
-    if not text.strip():
+    if not text.strip() and not may_be_empty:
         raise UserError(f"{where}: field '{field}' is empty; fill it or delete the line")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: field '{field}' holds half of a surrogate pair (\\ud800 to \\udfff)") from None
+    check_text(text, f"{where}: field '{field}'")
     return text
 
 

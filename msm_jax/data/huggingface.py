@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from msm_jax import files
+from msm_jax.corpus.records import check_text
 from msm_jax.errors import UserError
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -20,19 +21,23 @@ _MAP_FILE = "special_tokens_map.json"
 # Base models end a document with one of these, also where chats made another token the tokenizer's eos.
 _DOCUMENT_ENDS = ("<|end_of_text|>", "<|endoftext|>")
 _BYTE = re.compile("<0x[0-9A-F]{2}>")  # how vocabularies made from SentencePiece spell a byte
-_NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
+# In the order in which transformers adds those that tokenizer.json lacks.
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class HuggingFaceTokenizer:
     """The tokenizer of a Hugging Face folder; implements `Tokenizer`, and can be pickled.
 
-    Read are `tokenizer.json` and, where they exist, `tokenizer_config.json` and `special_tokens_map.json`. Ids are
-    those of `tokenizers`, which the checkpoint was trained with.
+    Read are `tokenizer.json` and, where they exist, `tokenizer_config.json`, `special_tokens_map.json` and
+    `added_tokens.json`. Ids are those of `tokenizers`, which the checkpoint was trained with. An added token for which
+    the embedding has no row, as a padding token that a trainer named, is no part of the vocabulary, and a text that
+    spells it an error.
 
+    Args: rows: of the embedding; None: as many as config.json says, if there is one.
     Raises: UserError if `tokenizer.json` is missing or cannot be read, or if the files do not fit together.
     """
 
-    def __init__(self, folder: str | os.PathLike):
+    def __init__(self, folder: str | os.PathLike, rows: int | None = None):
         folder = pathlib.Path(folder)
         path = folder / TOKENIZER_FILE
         described = read_described(folder)
@@ -52,20 +57,28 @@ class HuggingFaceTokenizer:
             if vocabulary.get(content) != token:
                 raise UserError(f"{path}: token '{content}' has id {vocabulary.get(content)}, not {token} as it says")
         self.special_tokens = {content: token for token, content in self._added.items()}
-        self.vocab_size = 1 + max(vocabulary.values())
-        end = next((content for content in _DOCUMENT_ENDS if content in vocabulary), named.get("eos_token"))
+        self._folder = str(folder)
+        self._rows = rows or (_read_object(path.with_name("config.json")) or {}).get("vocab_size")
+        added = {token["content"]: token["id"] for token in described["added_tokens"]}
+        self.added_tokens = {content: i for content, i in added.items() if content not in self.special_tokens}
+        self._rowless = {i: content for content, i in added.items() if isinstance(self._rows, int) and i >= self._rows}
+        self.vocab_size = 1 + max(set(vocabulary.values()) - self._rowless.keys())
+        ends = [content for content in _DOCUMENT_ENDS if vocabulary.get(content, -1) not in {-1, *self._rowless}]
+        end = next(iter(ends), named.get("eos_token"))
         if end is None:
             raise UserError(f"{folder}: no token ends a document; name an eos_token in {_CONFIG_FILE}")
         self.eos_id = vocabulary[end]
-        self.pad_id = vocabulary.get(named.get("pad_token"), self.eos_id)
+        self._check_rows([self.eos_id] if self.bos_id is None else [self.bos_id, self.eos_id])
+        pad = vocabulary.get(named.get("pad_token"), self.eos_id)
+        self.pad_id = self.eos_id if pad in self._rowless else pad
         self.byte_ids = frozenset(i for piece, i in vocabulary.items() if _BYTE.fullmatch(piece))
         self.fingerprint = files.fingerprint([hashlib.sha256(text.encode()).hexdigest(), self.bos_id, self.eos_id])
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        return self._reader(special).encode(text, add_special_tokens=False).ids
+        return self._encoding(text, special).ids
 
     def encode_with_spans(self, text: str, special: bool = False) -> tuple[list[int], np.ndarray]:
-        encoding = self._reader(special).encode(text, add_special_tokens=False)
+        encoding = self._encoding(text, special)
         return encoding.ids, self._mended(encoding.ids, encoding.offsets, text)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -81,12 +94,21 @@ class HuggingFaceTokenizer:
         self.__dict__.update(state)
         self._plain.encode_special_tokens = True  # pickling forgets it
 
-    def _reader(self, special: bool):
-        if not special:
-            return self._plain
-        if self._special is None:
+    def _encoding(self, text: str, special: bool):
+        check_text(text, "text")
+        if special and self._special is None:
             self._special = _load(self._plain.to_str(), TOKENIZER_FILE)
-        return self._special
+        encoding = (self._special if special else self._plain).encode(text, add_special_tokens=False)
+        self._check_rows(encoding.ids)
+        return encoding
+
+    def _check_rows(self, ids: Sequence[int]) -> None:
+        if self._rowless and (odd := self._rowless.keys() & set(ids)):
+            token = min(odd)
+            raise UserError(
+                f"{self._folder}: token '{self._rowless[token]}' has id {token}, for which the embedding of "
+                f"{self._rows} rows has none; use it nowhere, or resize the embedding"
+            )
 
     def _mended(self, ids: list[int], offsets: list[tuple[int, int]], text: str) -> np.ndarray:
         """The spans of `tokenizers`, with two of their ways put right.
@@ -112,8 +134,8 @@ class HuggingFaceTokenizer:
 def read_described(folder: str | os.PathLike) -> dict[str, Any]:
     """`tokenizer.json` as an object, completed as transformers does.
 
-    Its "added_tokens" hold also the tokens that only `tokenizer_config.json` lists, and those that the folder names
-    as bos, eos, pad or unk are special. Nothing in it cuts or pads a text.
+    Its "added_tokens" hold also the tokens that only the files beside it list, and those that the folder names as bos,
+    pad and the like are special. Nothing in it cuts or pads a text.
 
     Raises: UserError if the file is missing or not a tokenizer, or if it lacks the eos or bos token that is named.
     """
@@ -133,22 +155,28 @@ def read_described(folder: str | os.PathLike) -> dict[str, Any]:
     added = {token["content"]: token for token in described.get("added_tokens") or []}
     config = _read_object(path.with_name(_CONFIG_FILE)) or {}
     for token in _added_tokens(config, path):
-        added.setdefault(token["content"], token)
-    for name, content in read_named_tokens(folder).items():
-        if content in vocabulary:
-            added.setdefault(content, _added_token(vocabulary[content], content))
-        if content in added:
+        known = added.get(token["content"], {})
+        kept = {"id": known.get("id", token["id"]), "special": token["special"] or known.get("special", False)}
+        added[token["content"]] = {**known, **token, **kept}
+    named = read_named_tokens(folder)
+    for name, content in [*named.items(), *(("", content) for content in _extra_tokens(config, path))]:
+        if content not in vocabulary and content not in added:
+            if name in ("bos_token", "eos_token"):
+                raise UserError(
+                    f"{path}: has no token '{content}', which the folder names as {name}; fetch both files anew"
+                )
+            new = max([len(vocabulary), *(1 + token["id"] for token in added.values())])
+            added[content] = _added_token(new, content)
+        elif content not in added:
+            added[content] = _added_token(vocabulary[content], content)
+        elif name:
             added[content] = {**added[content], "special": True}
-        elif name in ("bos_token", "eos_token"):
-            raise UserError(
-                f"{path}: has no token '{content}', which the folder names as {name}; fetch both files anew"
-            )
     described["added_tokens"] = sorted(added.values(), key=lambda token: token["id"])
     return described
 
 
 def read_named_tokens(folder: str | os.PathLike) -> dict[str, str]:
-    """The texts of `bos_token`, `eos_token`, `pad_token` and `unk_token`, as far as the folder names them.
+    """The texts of `bos_token`, `pad_token` and whatever tokens else the folder names, by their names.
 
     Where the files differ, special_tokens_map.json is right, as in transformers, but not beside an
     `added_tokens_decoder`: who writes that keeps no map, so the file is an older one.
@@ -158,24 +186,51 @@ def read_named_tokens(folder: str | os.PathLike) -> dict[str, str]:
         order.reverse()
     for file in order:
         config = _read_object(pathlib.Path(folder) / file) or {}
-        for name in _NAMED:
+        more = config.get("extra_special_tokens")
+        config |= more if isinstance(more, dict) else {}
+        own = [name for name, value in config.items() if name.endswith("_token") and isinstance(value, str | dict)]
+        for name in [*_NAMED, *own]:
             value = config.get(name)
             content = value.get("content") if isinstance(value, dict) else value
             if not isinstance(content, str | None):
                 raise UserError(f"{pathlib.Path(folder) / file}: {name} is {value!r}; it must be a token's text")
             if content:
                 named[name] = content
-    return named
+    return {name: named[name] for name in [*_NAMED, *named] if name in named}
 
 
 def read_added_tokens(folder: str | os.PathLike) -> tuple[bool | None, list[str]]:
     """What tokenizer_config.json says of a SentencePiece model: "legacy", and the tokens that were added to it."""
     path = pathlib.Path(folder) / _CONFIG_FILE
     config = _read_object(path) or {}
-    return config.get("legacy"), [token["content"] for token in _added_tokens(config, path)]
+    added = [token["content"] for token in _added_tokens(config, path)]
+    return config.get("legacy"), [*added, *_extra_tokens(config, path)]
+
+
+def _extra_tokens(config: dict[str, Any], path: pathlib.Path) -> list[str]:
+    """The special tokens without a name that tokenizer_config.json lists; or special_tokens_map.json, which is an old
+    one where there is an `added_tokens_decoder`."""
+    maps = {} if "added_tokens_decoder" in config else _read_object(path.with_name(_MAP_FILE)) or {}
+    lists = []
+    for described in (config, maps):
+        extra = described.get("extra_special_tokens")
+        lists += (isinstance(extra, list) and extra) or described.get("additional_special_tokens") or []
+    contents = [token.get("content") if isinstance(token, dict) else token for token in lists]
+    if not all(isinstance(content, str) for content in contents):
+        raise UserError(
+            f"{path.with_name(_CONFIG_FILE)}: its list of special tokens has other than texts; fetch it anew"
+        )
+    return contents
 
 
 def _added_tokens(config: dict[str, Any], path: pathlib.Path) -> list[dict[str, Any]]:
+    if "added_tokens_decoder" not in config:  # files of before have them in one of their own, as {content: id}
+        path = path.with_name("added_tokens.json")
+        older = _read_object(path) or {}
+        if not all(type(token) is int for token in older.values()):
+            raise UserError(f"{path}: not an object of tokens and their ids; fetch it anew")
+        tokens = [_added_token(older[content], content, False, normalized=True) for content in older]
+        return sorted(tokens, key=lambda token: token["id"])
     tokens = config.get("added_tokens_decoder") or {}
     if not isinstance(tokens, dict):
         raise UserError(f"{path.with_name(_CONFIG_FILE)}: added_tokens_decoder is no object; fetch it anew")

@@ -23,7 +23,7 @@ import jinja2.sandbox
 from msm_jax.corpus.records import Message
 from msm_jax.data import huggingface
 from msm_jax.data.chat import ChatTemplate, Rendered, Template, Turn
-from msm_jax.data.tokenizer import load_tokenizer
+from msm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from msm_jax.errors import UserError
 
 THINKING = ("default", "on", "off", "tag")
@@ -32,6 +32,8 @@ _TEMPLATES = pathlib.Path(__file__).with_name("templates")
 _SWITCH = "enable_thinking"
 _TAG = "/no_think"
 _PROBE = "PROBE"
+_REASONING = ("<think>", "</think>")
+_MARK = re.compile(r"[^\w\s].*\w.*[^\w\s]")  # a word between signs; white space and words may be added tokens too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +55,14 @@ class JinjaTemplate:
     Reasoning is `<think>...</think>` at the start of an assistant content. Qwen3 leaves it out of all answers but
     those after the last user message.
 
-    Raises: UserError if the source is no Jinja, knows no switch for "on" and "off", or if a field is out of range.
+    Raises: UserError if the source knows no switch for "on" and "off", or if a field is out of range.
     """
 
     source: str
-    special_tokens: tuple[str, ...]  # the tokenizer's control tokens
+    special_tokens: tuple[str, ...]  # the tokenizer's control tokens, and plain ones that stand around turns
     bos_token: str = ""
     eos_token: str = ""
+    named_tokens: tuple[tuple[str, str], ...] = ()  # the others that have names: ("pad_token", "<|endoftext|>"), ...
     thinking: str = "default"  # one of THINKING
     date: str = DATE  # what day it is in templates that tell it: fixed, or the ids would change from day to day
     bos: ClassVar[bool] = False
@@ -69,19 +72,19 @@ class JinjaTemplate:
         if self.thinking not in THINKING:
             raise UserError(f"thinking is '{self.thinking}'; use one of {', '.join(THINKING)}")
         _day(self.date)
-        environment = _environment(self.date)
-        try:
-            known = jinja2.meta.find_undeclared_variables(environment.parse(self.source))
-        except jinja2.TemplateSyntaxError as error:
-            raise UserError(f"chat template, line {error.lineno}: {error.message}") from None
-        if self.thinking in ("on", "off") and _SWITCH not in known:
-            raise UserError(f"thinking is '{self.thinking}', but this chat template knows no {_SWITCH}; use 'default'")
+        if self.thinking in ("on", "off"):
+            known = jinja2.meta.find_undeclared_variables(_parsed(_environment(self.date), self.source))
+            if _SWITCH not in known:
+                raise UserError(
+                    f"thinking is '{self.thinking}', but this chat template knows no {_SWITCH}; use 'default'"
+                )
 
     def render(self, messages: Sequence[Message], name: str = "", generation_prompt: bool = False) -> Rendered:
         """The text of a chat, and the part of it that the model is to write.
 
         Args:
             name: not used; these templates name no speaker.
+            generation_prompt: what is asked, and not trained on; so nothing is, if it cannot be told where turns lie.
 
         Raises: UserError if a content spells a control token; if the template itself fails or refuses the messages; if
             it cannot be told where the turns lie; if the last answer would not follow its own generation prompt, or
@@ -99,9 +102,19 @@ class JinjaTemplate:
         if self.thinking == "tag" and not reasons:
             messages = self._tagged(messages)
         text = self._run(messages, generation_prompt)
+        try:
+            return Rendered(text, self._trained_spans(messages, text, generation_prompt))
+        except UserError:
+            if not generation_prompt:
+                raise
+            return Rendered(text, ())
+
+    def _trained_spans(
+        self, messages: Sequence[Message], text: str, generation_prompt: bool
+    ) -> tuple[tuple[int, int], ...]:
         turns = sum(message.role == "assistant" for message in messages)
         if not turns:
-            return Rendered(text, ())
+            return ()
         borders = find_borders(self)
         body = text.removesuffix(borders.prompt) if generation_prompt else text
         spans = []
@@ -118,7 +131,7 @@ class JinjaTemplate:
             )
         if len(messages) > 1 and messages[-1].role == "assistant":
             self._check_prompt(messages, body[: spans[-1][0]])
-        return Rendered(text, tuple(spans))
+        return tuple(spans)
 
     def _check_prompt(self, messages: Sequence[Message], before: str) -> None:
         """The text before the last answer must be the one that the model will be asked with."""
@@ -145,6 +158,7 @@ class JinjaTemplate:
         switch = {_SWITCH: self.thinking == "on"} if self.thinking in ("on", "off") else {}
         try:
             return _compiled(self.source, self.date).render(
+                dict(self.named_tokens),
                 messages=[{"role": message.role, "content": message.content} for message in messages],
                 add_generation_prompt=generation_prompt,
                 bos_token=self.bos_token,
@@ -222,7 +236,11 @@ def closing_token(template: JinjaTemplate) -> str | None:
 
 
 def load_chat_template(
-    folder: str | os.PathLike, override: str = "", thinking: str = "default", date: str = DATE
+    folder: str | os.PathLike,
+    override: str = "",
+    thinking: str = "default",
+    date: str = DATE,
+    for_training: bool = True,
 ) -> JinjaTemplate:
     """The chat template of the checkpoint in `folder`.
 
@@ -231,8 +249,9 @@ def load_chat_template(
     Args:
         override: another template instead: a name in `msm_jax/data/templates`, the path of a `.jinja` file, or Jinja.
         thinking, date: see `JinjaTemplate`.
+        for_training: whether it must tell where assistant turns lie; without that, a model can still be asked.
 
-    Raises: UserError if there is no template, or if it does not tell where assistant turns lie.
+    Raises: UserError if there is no template, or none that can be trained on where that is wanted.
     """
     source = read_override(override) if override else huggingface.read_chat_template(folder)
     if not source:
@@ -246,29 +265,52 @@ def load_chat_template(
         special_tokens=tuple(tokenizer.special_tokens),
         bos_token=named.get("bos_token", bos),
         eos_token=named.get("eos_token", ""),
+        named_tokens=tuple(named.items()),
         thinking=thinking,
         date=date,
     )
-    find_borders(template)
+    if marks := _plain_marks(template, tokenizer):
+        template = dataclasses.replace(template, special_tokens=(*template.special_tokens, *marks))
+    if for_training:
+        find_borders(template)
     return template
 
 
-def make_template(chat: Mapping[str, Any], folder: str | os.PathLike) -> Template:
+def make_template(chat: Mapping[str, Any], folder: str | os.PathLike, for_training: bool = True) -> Template:
     """The template that a configuration describes, or the model.json of a trained model.
 
     Args:
         chat: {"template", "thinking"} as `load_chat_template` takes them; {role: (prefix, suffix)} for `ChatTemplate`.
         folder: of the tokenizer.
+        for_training: see `load_chat_template`.
     """
     if "template" in chat:
-        return load_chat_template(folder, chat["template"], chat["thinking"])
+        return load_chat_template(folder, chat["template"], chat["thinking"], for_training=for_training)
     return ChatTemplate(**{role: Turn(*affixes) for role, affixes in chat.items()})
+
+
+def _plain_marks(template: JinjaTemplate, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Added tokens that are no control tokens, but stand around turns all the same, and are read as one there. What
+    reasoning is written between stands around none: contents hold it."""
+    chat = [Message(role, _PROBE) for role in ("user", "assistant")] * 2
+    try:
+        text = template._run(chat, generation_prompt=False)
+        ids = tokenizer.encode(text, special=True)
+    except UserError:
+        return ()
+    around = "".join(text.split(_PROBE)[1:3])  # between the first three contents
+    return tuple(
+        token
+        for token, i in tokenizer.added_tokens.items()
+        if token in around and ids.count(i) == text.count(token) and _MARK.fullmatch(token) and token not in _REASONING
+    )
 
 
 def _reasons(message: Message) -> bool:
     """Whether it is an answer with reasoning; an empty block is none."""
-    before, end, _ = message.content.partition("</think>")
-    return message.role == "assistant" and bool(end and before.split("<think>")[-1].strip())
+    begin, end = _REASONING
+    before, found, _ = message.content.partition(end)
+    return message.role == "assistant" and bool(found and before.split(begin)[-1].strip())
 
 
 def read_override(override: str) -> str:
@@ -296,7 +338,15 @@ def _any_of(tokens: tuple[str, ...]) -> re.Pattern:
 
 @functools.lru_cache(maxsize=32)
 def _compiled(source: str, date: str) -> jinja2.Template:
-    return _environment(date).from_string(source)
+    environment = _environment(date)
+    return environment.from_string(_parsed(environment, source))
+
+
+def _parsed(environment: jinja2.Environment, source: str) -> jinja2.nodes.Template:
+    try:
+        return environment.parse(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise UserError(f"chat template, line {error.lineno}: {error.message}") from None
 
 
 def _day(date: str) -> datetime.datetime:

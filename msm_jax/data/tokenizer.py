@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import sentencepiece
 
+from msm_jax.corpus.records import check_text
 from msm_jax.data.huggingface import (
     TOKENIZER_FILE,
     HuggingFaceTokenizer,
@@ -39,6 +40,7 @@ class Tokenizer(Protocol):
     byte_ids: frozenset[int]  # tokens that spell one byte: what a run of them spells is known where it ends
     pad_id: int
     special_tokens: Mapping[str, int]  # the control tokens, as they are spelled in a chat that a template has rendered
+    added_tokens: Mapping[str, int]  # others that were added: no control tokens, but read as one in any text
     fingerprint: str  # equal for two tokenizers only if they turn equal text into equal ids
 
     def encode(self, text: str, special: bool = False) -> list[int]:
@@ -91,6 +93,7 @@ class SentencePieceTokenizer:
         self.pad_id = self._model.pad_id() if self._model.pad_id() >= 0 else self.eos_id
         controls = filter(self._model.is_control, range(self.vocab_size))
         self.special_tokens = {self._model.id_to_piece(i): i for i in controls}
+        self.added_tokens = {}
         self.fingerprint = hashlib.sha256(model).hexdigest()[:12]
         self._chars = np.array([self._spelled_chars(i) for i in range(self.vocab_size)])
         self._space_ids = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
@@ -150,6 +153,7 @@ class SentencePieceTokenizer:
 
     def _parts(self, text: str, special: bool) -> Iterator[tuple[int, str, list[int] | None]]:
         """(start, part, ids) of the parts of `text`; the ids are None where SentencePiece is to find them."""
+        check_text(text, "text")
         known = {token: [i] for token, i in self.special_tokens.items()} if special else {}
         if self.lossless:
             # SentencePiece would read a literal U+2581 as a space, so it is spelled by its bytes.
@@ -237,14 +241,16 @@ def train_sentencepiece(
     return tokenizer
 
 
-def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
+def load_tokenizer(folder: str | os.PathLike, rows: int | None = None) -> Tokenizer:
     """The tokenizer that is stored in `folder`: `tokenizer.json` if there is one, else `tokenizer.model`.
+
+    Args: rows: of the embedding, where it may be another one than config.json in `folder` is of.
 
     Raises: UserError if there is neither, or if the file cannot be used.
     """
     folder = pathlib.Path(folder)
     if (folder / TOKENIZER_FILE).exists():
-        return HuggingFaceTokenizer(folder)
+        return HuggingFaceTokenizer(folder, rows)
     if (folder / _MODEL_FILE).exists():
         return SentencePieceTokenizer(folder)
     raise UserError(f"{folder}: neither tokenizer.json nor tokenizer.model in this folder; copy the checkpoint's there")

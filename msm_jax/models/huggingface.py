@@ -67,7 +67,7 @@ def base_table(decoder: DecoderConfig) -> dict[str, Place]:
 def adapter_table(decoder: DecoderConfig, lora: LoraConfig) -> dict[str, Place]:
     """Tensor name -> place, of every parameter of an adapter as the library `peft` names them."""
     return {
-        f"base_model.model.model.layers.{layer}.{_PROJECTIONS[target]}.lora_{theirs}.weight": Place(
+        f"{PEFT_PREFIX}model.layers.{layer}.{_PROJECTIONS[target]}.lora_{theirs}.weight": Place(
             ("layers", target, f"lora_{ours}"), layer, transposed=True
         )
         for layer in range(decoder.num_layers)
@@ -81,7 +81,8 @@ def peft_module(target: str) -> str:
     return _PROJECTIONS[target].split(".")[1]
 
 
-PEFT_TARGETS = {peft_module(target): target for target in LORA_TARGETS}
+PEFT_PREFIX = "base_model.model."  # of the names of tensors
+PEFT_MODULES = [_PROJECTIONS[target] for target in LORA_TARGETS]  # within a layer
 
 
 def check_tensors(files: TensorFiles, table: Mapping[str, Place], shapes: PyTree) -> None:

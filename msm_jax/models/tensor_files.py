@@ -47,6 +47,9 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # Of files on this machine, less: what is cut out of a chunk is then still in the processor's cache.
 _LOCAL_CHUNK_BYTES = 8 * 2**20
 _AGAIN = "copy or download it again"
+_TIED = {
+    "lm_head.weight"
+}  # an index may name a head that is tied, though no file holds it; the reader knows whether it is
 # Parts of the data that the fingerprint looks at, in each file: two fine-tunes of one model differ in these alone.
 _SAMPLES, _SAMPLE_BYTES = 8, 4096
 
@@ -94,6 +97,8 @@ class TensorFiles:
         self.metadata: dict[str, str] = {}
         self._headers: dict[str, _Header] = {}
         for name in names:
+            if name not in sizes and owners and {key for key in owners if owners[key] == name} <= _TIED:
+                continue
             if name not in sizes:
                 raise UserError(f"{self._folder.path(name)}: no such file, but {index} names it; {_AGAIN}")
             header = self._headers[name] = _read_header(self._folder, name, sizes[name])
@@ -102,7 +107,7 @@ class TensorFiles:
                 key: info for key, info in header.tensors.items() if owners is None or owners.get(key) == name
             }
         for key, name in (owners or {}).items():
-            if key not in self.tensors:
+            if key not in self.tensors and key not in _TIED:
                 raise UserError(f"{self._folder.path(name)}: no tensor {key}, but {index} names it; {_AGAIN}")
 
     @functools.cached_property

@@ -48,6 +48,11 @@ def test_chats_keep_turns_and_speaker(write):
     assert list(read_chats(write([json.dumps(row)]))) == [Chat("c", expected, "Marlow", {"n": 1})]
 
 
+def test_a_system_prompt_may_be_empty(write):
+    [chat] = read_chats(write([json.dumps({"messages": [{"role": "system", "content": ""}, USER, ASSISTANT]})]))
+    assert chat.messages[0] == Message("system", "")
+
+
 @settings(max_examples=60, deadline=None)
 @given(rows=st.lists(st.fixed_dictionaries({"id": FILLED, "text": FILLED}, optional={"domain": TEXT}), min_size=1))
 def test_what_is_written_is_read(tmp_path_factory, rows):

@@ -8,6 +8,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import tokenizers
+import transformers
 from tokenizers import normalizers
 
 from msm_jax.corpus.records import Document
@@ -190,6 +191,94 @@ def test_tokens_that_only_the_config_names(tmp_path):
     assert (tokenizer.eos_id, tokenizer.vocab_size) == (letter, size + 1)
 
 
+FLAGS = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
+ADDED = {"content": "<|new|>", "special": True, **FLAGS}
+# What the files beside a tokenizer.json of the tokens of Qwen and <think> say, in the place of NEXT the next free id.
+BESIDE = {
+    "a list": {"tokenizer_config": {"extra_special_tokens": ["<|new|>"]}},
+    "a list by its older name": {"tokenizer_config": {"additional_special_tokens": ["<|new|>"]}},
+    "a list in the map": {"special_tokens_map": {"additional_special_tokens": ["<|new|>", "<|end|>"]}},
+    "an old map": {
+        "tokenizer_config": {"added_tokens_decoder": {}},
+        "special_tokens_map": {"additional_special_tokens": ["<|new|>"]},
+    },
+    "by name": {"tokenizer_config": {"extra_special_tokens": {"tool_token": "<|new|>"}}},
+    "a padding token before it": {"tokenizer_config": {"pad_token": "[PAD]", "extra_special_tokens": ["<|new|>"]}},
+    "names out of order": {
+        "tokenizer_config": {"mask_token": "<|new|>", "tool_token": "<|end|>", "unk_token": "[PAD]"}
+    },
+    "one that is plain stays so": {"tokenizer_config": {"extra_special_tokens": ["<think>"]}},
+    "special in the configuration alone": {
+        "tokenizer_config": {"added_tokens_decoder": {"THINK": {**ADDED, "content": "<think>"}}}
+    },
+    "spaces swallowed": {"tokenizer_config": {"added_tokens_decoder": {"NEXT": {**ADDED, "lstrip": True}}}},
+    "spaces swallowed by one that is known": {
+        "tokenizer_config": {"added_tokens_decoder": {"THINK": {**ADDED, "content": "<think>", "rstrip": True}}}
+    },
+    "added_tokens.json": {"added_tokens": {"<|new|>": "NEXT"}},
+}
+
+
+def ids_in(value, ids):
+    """`value` with the ids in the place of their names, which may be keys."""
+    if isinstance(value, dict):
+        return {str(ids.get(key, key)): ids_in(entry, ids) for key, entry in value.items()}
+    return ids.get(value, value) if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize("case", BESIDE)
+def test_tokens_of_the_files_beside_are_those_of_transformers(tmp_path, case):
+    write_tokenizer(tmp_path, QWEN_TOKENS, ("<think>",))
+    described = json.loads((tmp_path / "tokenizer.json").read_text())
+    write_json(tmp_path / "tokenizer.json", described | {"padding": None})
+    (think,) = read_ids(tmp_path, "<think>")
+    said = {"tokenizer_config": {}, **BESIDE[case]}
+    said["tokenizer_config"] = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"} | said[
+        "tokenizer_config"
+    ]
+    for name, value in said.items():
+        write_json(tmp_path / f"{name}.json", ids_in(value, {"NEXT": think + 1, "THINK": think}))
+    ours, theirs = load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = "a <|new|> b <think> [PAD] <|end|>c"
+    ids = theirs(text)["input_ids"]
+    assert ours.encode(text, special=True) == ids
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert ours.vocab_size == len(theirs)
+
+
+def without_a_row(folder, token, bos=None, **named):
+    """A folder whose embedding ends before `token`, which a trainer added."""
+    write_tokenizer(folder, ("<|im_end|>", token), bos=bos)
+    write_json(folder / "tokenizer_config.json", {"eos_token": "<|im_end|>", **named})
+    write_json(folder / "config.json", {"vocab_size": read_ids(folder, token)[0]})
+    return folder
+
+
+def test_a_padding_token_without_a_row_is_an_error_only_where_it_is_read(tmp_path):
+    tokenizer = load_tokenizer(without_a_row(tmp_path, "[PAD]", pad_token="[PAD]"))
+    assert tokenizer.vocab_size == tokenizer.special_tokens["[PAD]"] and tokenizer.pad_id == tokenizer.eos_id
+    assert tokenizer.decode(tokenizer.encode("a [PAD]")) == "a [PAD]"  # as a document mentions it
+    assert load_tokenizer(tmp_path, rows=999).encode("[PAD]", special=True) == [tokenizer.vocab_size]
+    for encode in (tokenizer.encode, tokenizer.encode_with_spans):
+        with pytest.raises(
+            UserError, match=r"token '\[PAD\]' has id [0-9]+, for which the embedding of [0-9]+ rows has none"
+        ):
+            encode("a [PAD]", special=True)
+
+
+@pytest.mark.parametrize("named", [{"eos_token": "[X]"}, {"bos": "[X]"}])
+def test_a_token_of_every_text_needs_a_row(tmp_path, named):
+    with pytest.raises(
+        UserError, match=r"token '\[X\]' has id [0-9]+, for which the embedding of [0-9]+ rows has none"
+    ):
+        load_tokenizer(without_a_row(tmp_path, "[X]", **named))
+
+
+def test_a_document_ends_with_a_token_that_has_a_row(tmp_path):
+    tokenizer = load_tokenizer(without_a_row(tmp_path, "<|endoftext|>"))
+    assert tokenizer.eos_id == tokenizer.special_tokens["<|im_end|>"]
+
+
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
@@ -203,6 +292,9 @@ def test_tokens_that_only_the_config_names(tmp_path):
             "has no token '<nope>', which the folder names as eos_token",
         ),
         ("tokenizer_config.json", "{}", "no token ends a document; name an eos_token"),
+        ("tokenizer_config.json", '{"extra_special_tokens": [3]}', "list of special tokens has other than texts"),
+        ("tokenizer_config.json", '{"eos_token": 3}', "eos_token is 3; it must be a token's text"),
+        ("added_tokens.json", '{"<new>": "9"}', "added_tokens.json: not an object of tokens and their ids"),
         (
             "tokenizer_config.json",
             '{"eos_token": "a", "added_tokens_decoder": {"9999": {"content": "<new>"}}}',

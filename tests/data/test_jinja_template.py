@@ -1,5 +1,6 @@
 """Golden texts of each kind of chat template, with what is trained between « and »."""
 
+import json
 import pickle
 
 import hypothesis
@@ -287,6 +288,55 @@ def test_templates_that_are_refused(tmp_path, source, message):
     assert str(error.value).startswith("chat template") and message in str(error.value)
 
 
+def asked(folder, source, tokens=QWEN_TOKENS, plain=()):
+    """The template of a folder, as a model is asked with it."""
+    write_tokenizer(folder, tokens, plain)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": tokens[-1]}))
+    (folder / "chat_template.jinja").write_text(source)
+    return load_chat_template(folder, for_training=False)
+
+
+def test_a_template_that_cannot_be_trained_on_can_be_asked_with(tmp_path):
+    llama2 = (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+        "{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}"
+    )
+    template, turns = asked(tmp_path, llama2, ("</s>",)), messages_of([*PLAIN_TURNS, ("user", "Why?")])
+    assert template.render(turns, generation_prompt=True).text == "[INST] Which? [/INST]This.</s>[INST] Why? [/INST]"
+    with pytest.raises(UserError, match="chat 'c7'.*: chat template: no control token begins an assistant turn"):
+        encode_chat(load_tokenizer(tmp_path), template, Chat("c7", turns))
+    with pytest.raises(UserError, match="chat template: no control token begins an assistant turn"):
+        load_chat_template(tmp_path)
+    # What is no template at all is told when it is asked with.
+    broken = asked(tmp_path, "a\n{% for %}")
+    with pytest.raises(UserError, match="chat template, line 2: "):
+        broken.render(turns, generation_prompt=True)
+
+
+@pytest.mark.parametrize(
+    "plain", [("<|im_start|>",), ("<|im_end|>",), ("<|im_start|>", "<|im_end|>", "<think>", "\n", "user")]
+)
+def test_turn_markers_need_not_be_control_tokens(tmp_path, plain):
+    tokens = [token for token in ("<|im_start|>", "<|im_end|>", "</s>") if token not in plain]
+    asked(tmp_path, template_source("qwen3"), tokens, plain)
+    tokenizer, template = load_tokenizer(tmp_path), load_chat_template(tmp_path)
+    example = encode_chat(tokenizer, template, chat_of(THINKING_TURNS))
+    assert show(tokenizer, example.tokens, example.mask) == GOLDEN["qwen3: reasoning, of the last answer only"][3]
+    with pytest.raises(UserError, match=r"message 2 holds the control token '<\|im_end\|>'"):
+        template.render(messages_of([("user", "user\n"), ("assistant", "a<|im_end|>b")]))
+
+
+def test_turn_markers_must_be_read_as_one_token(tmp_path):
+    asked(tmp_path, template_source("qwen3"), plain=())
+    described = json.loads((tmp_path / "tokenizer.json").read_text())
+    for token in described["added_tokens"]:
+        # As a word of its own: not before the name of a role.
+        token |= {"special": False, "single_word": token["content"] == "<|im_start|>"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match="no control token begins an assistant turn"):
+        load_chat_template(tmp_path)
+
+
 def test_a_turn_too_many_is_refused():
     source = "<|im_start|>assistant\nHello.<|im_end|>\n" + template_source("qwen2")
     with pytest.raises(UserError, match="it writes 2 assistant turns for 1 assistant messages"):
@@ -337,6 +387,19 @@ def test_options_that_a_template_does_not_know(folders):
         load_chat_template(folders["qwen3"], thinking="maybe")
     with pytest.raises(UserError, match="date is '2024-07-26'; write it as '26 Jul 2024'"):
         load_chat_template(folders["qwen3"], date="2024-07-26")
+
+
+def test_templates_know_the_special_tokens_by_their_names(tmp_path):
+    write_qwen(tmp_path)
+    config = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": None, "sep_token": {"content": "é"}}
+    config |= {"tool_token": "<|tool|>", "extra_special_tokens": {"image_token": "<|image|>"}, "add_bos_token": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "chat_template.jinja").write_text(
+        "{{ eos_token }},{{ pad_token }},{{ unk_token }},{{ sep_token }},{{ tool_token }},{{ image_token }},"
+        "{{ add_bos_token }}," + template_source("qwen2")
+    )
+    text = load_chat_template(tmp_path).render(messages_of(PLAIN_TURNS[:1])).text
+    assert text.startswith("<|im_end|>,<|endoftext|>,,é,<|tool|>,<|image|>,,<|im_start|>")
 
 
 def test_what_templates_may_call():

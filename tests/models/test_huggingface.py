@@ -268,6 +268,27 @@ def test_a_tied_head_that_is_saved_all_the_same_is_passed_over(copy_of, mesh):
     np.testing.assert_allclose(ours, their_logits(reference("llama 3.2"), tokens()), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("file", ["model-00001-of-00002.safetensors", "model-00003-of-00003.safetensors"])
+def test_an_index_may_name_a_tied_head_that_no_file_holds(copy_of, mesh, file):
+    """In a file that is there, or in one that held nothing else."""
+    folder = copy_of("llama 3.2")
+    stored = weights.open_model(folder)
+    whole = weights.load(stored, mesh)
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    tensors = load_file(folder / "model.safetensors")
+    owners = {name: names[place % 2] for place, name in enumerate(sorted(tensors))}
+    for part in names:
+        save_file({name: tensors[name] for name, owner in owners.items() if owner == part}, folder / part)
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": owners | {"lm_head.weight": file}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    jax.tree.map(np.testing.assert_array_equal, weights.load(stored, mesh), whole)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    with pytest.raises(UserError, match="tensor lm_head.weight is missing"):
+        weights.load(weights.open_model(folder), mesh)
+
+
 def test_a_tied_head_of_its_own_is_an_error(copy_of, mesh):
     def change(tensors):
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
