@@ -27,14 +27,13 @@ def status_of(command: Callable[[], None], again: str = "resumes") -> int:
         command()
     except UserError as error:
         return _stop(f"error: {error}", 2)
-    except PermissionError as error:
-        return _stop(f"error: {error}; choose another place, or change its permissions", 2)
     except BrokenPipeError:
         return _stop(f"nothing reads the output any more; the same command {again}", 141)
     except OSError as error:
-        if not files.is_disk_full(error):
+        cure = files.cure_of(error)
+        if cure is None:
             raise
-        return _stop(f"error: {error}: free some space and run the same command again, which {again}", 2)
+        return _stop(f"error: {error}: {cure}; the same command then {again}", 2)
     except KeyboardInterrupt:
         return _stop(f"interrupted; the same command {again}", 130)
     except Interrupted as error:

@@ -195,7 +195,7 @@ def _write_beside(stored: Stored, folder: pathlib.Path, dtype: str) -> None:
     if stored.tokenizer or file_names(kept):
         copy_small_files(kept, folder)
     path = folder / "config.json"
-    config = files.read_json(path) if path.exists() else config_of(stored.decoder)
+    config = files.read_object(path, "fetch the file anew") if path.exists() else config_of(stored.decoder)
     named = {field: config[field] for field in ("torch_dtype", "dtype") if config.get(field)} or {"torch_dtype": None}
     # As the file was, unless a fine-tuned model is in another dtype than the one that it came from.
     if any(value != dtype for value in named.values()):

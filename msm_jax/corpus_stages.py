@@ -273,7 +273,7 @@ def _render(context: StageContext) -> dict[str, Any]:
 
 
 def _write_dataset(context: StageContext) -> dict[str, Any]:
-    summary = files.read_json(context.inputs["written"] / "manifest.json")["summary"]
+    summary = dag.read_manifest(context.inputs["written"])["summary"]
     about = dict(context.params) | {name: summary[name] for name in ("yields", "calls", "models")}
     about = dataset.write_dataset(context.folder, context.inputs["corpus"] / stages.CORPUS_FILE, about)
     return summary | {"words": about["words"]}

@@ -100,8 +100,10 @@ def run(config: ConfigDict, workdir: str, hosts: dag.Hosts = dag.ALONE) -> None:
     if not hosts.first:
         return
     folder = pathlib.Path(workdir, "report")
-    _copy(experiment.report.folder(workdir), folder)
-    print(table(files.read_json(folder / "report.json")))
+    made = experiment.report.folder(workdir)
+    result = files.read_object(made / "report.json", files.anew(made), scores=list, controls=list, findings=list)
+    _copy(made, folder)
+    print(table(result))
     tensorboard = pathlib.Path(sys.executable).with_name("tensorboard")
     if mirror:
         mirror.send(folder)
@@ -380,7 +382,7 @@ def _claim(workdir: str, config: ConfigDict, place: str) -> None:
 def _copy(source: pathlib.Path, folder: pathlib.Path) -> None:
     """The report where users look for it, without figures of an earlier one. `shutil.copytree` would gather errors in
     one of its own kind, and a full disk would not be known."""
-    folder.mkdir(exist_ok=True)
+    files.make_folder(folder, "delete what is in the way, or choose another --workdir")
     for path in source.iterdir():
         shutil.copyfile(path, folder / path.name)
     for path in folder.glob("*.png"):

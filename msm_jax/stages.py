@@ -11,11 +11,10 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from msm_jax import files
 from msm_jax.corpus import prose, records, sources, tables, world, world_text
 from msm_jax.corpus.contamination import Contamination
 from msm_jax.corpus.specs import Spec, find_terms
-from msm_jax.dag import StageContext
+from msm_jax.dag import StageContext, read_manifest
 from msm_jax.errors import UserError
 from msm_jax.progress import track
 
@@ -223,7 +222,7 @@ def report(context: StageContext) -> dict[str, Any]:
     from eval.report import write_report
 
     config, arms = context.params["config"], context.params["arms"]
-    manifests = {role: files.read_json(folder / "manifest.json") for role, folder in context.inputs.items()}
+    manifests = {role: read_manifest(folder) for role, folder in context.inputs.items()}
     scores, stages, corpora, controls = [], [], [], []
     for role, manifest in manifests.items():
         summary = manifest["summary"]

@@ -137,7 +137,7 @@ class PackedRows:
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = pathlib.Path(folder)
-        self.stats = files.read_json(self.folder / _STATS_FILE)
+        self.stats = files.read_object(self.folder / _STATS_FILE, files.anew(self.folder), fingerprint=str)
         try:
             self._tokens, self._segments, self._mask = (
                 # As plain arrays over the mapped memory: indexing the memmap class is several times slower.
