@@ -50,6 +50,8 @@ def show(config: ConfigDict, workdir: str) -> None:
 
 def _datasets(config: ConfigDict) -> dict[str, Stage]:
     """Label -> the stage that hands it on: documents and chats of each spec, and chats on identity."""
+    if "arms" in config:  # an experiment, but for this
+        raise config_lib.lacking("msm")
     generation.check(config)
     generation.check_counts(config)
     specs = [read_spec(path) for path in config.specs]

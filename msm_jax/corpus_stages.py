@@ -187,10 +187,9 @@ def print_estimates(config: ConfigDict, left: Sequence[Stage]) -> None:
 
 
 def _common(config: ConfigDict, writer: str, count: int, *specs: Spec) -> dict[str, Any]:
-    settings = config_lib.to_dict(config.generation)
     shared = ("temperature", "thinking", "language", "facts", "attempts", "most_output")
     return {
-        **{name: settings[name] for name in shared},
+        **config_lib.to_dict({name: config.generation[name] for name in shared}),
         "source": "msm" if writer == "documents" else "aft",
         "writer": writer,
         "generator": config.generator,

@@ -153,6 +153,7 @@ class Experiment:
     """
 
     def __init__(self, config: ConfigDict, planned: bool = False):
+        checks.check_config(config)
         self.config = config
         self.planned = planned
         self.plain = config_lib.to_dict(config)
@@ -164,7 +165,6 @@ class Experiment:
             keep_checkpoints=config.checkpoint.keep,
             log_every=config.log.every,
         )
-        checks.check_config(config)
         self.specs = [read_spec(path) for path in config.specs]
         checks.check_specs(config, self.specs)
         self.arms = [

@@ -28,7 +28,12 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status (msm_jax/cli.py)."""
-    return cli.status_of(lambda: _launch(sys.argv[1:] if arguments is None else list(arguments)))
+
+    def launch() -> None:
+        with config_lib.lacking_told():
+            _launch(sys.argv[1:] if arguments is None else list(arguments))
+
+    return cli.status_of(launch)
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
