@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -27,6 +28,11 @@ def status_of(command: Callable[[], None], again: str = "resumes") -> int:
         command()
     except UserError as error:
         return _stop(f"error: {error}", 2)
+    except ValueError as error:
+        # JAX reads variables of the environment when it is imported.
+        if not traceback.extract_tb(error.__traceback__)[-1].filename.endswith("jax/_src/config.py"):
+            raise
+        return _stop(f"error: {error}; mend that variable of the environment, or unset it", 2)
     except BrokenPipeError:
         return _stop(f"nothing reads the output any more; the same command {again}", 141)
     except OSError as error:
@@ -39,6 +45,13 @@ def status_of(command: Callable[[], None], again: str = "resumes") -> int:
     except Interrupted as error:
         return _stop(f"stopped: {error}; the same command {again}", 143)
     return 0
+
+
+def prepare_output() -> None:
+    """For commands that run as a process: a terminal that knows ASCII alone shows other characters as escapes; the log
+    of a long job goes to a file, where each line should be seen when it is written."""
+    if sys.stdout:  # None if the caller closed it
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
 
 
 def _stop(line: str, status: int) -> int:

@@ -157,6 +157,12 @@ def to_dict(config: config_dict.ConfigDict) -> dict[str, Any]:
     return plain(config)
 
 
+def show(config: config_dict.ConfigDict) -> None:
+    print("configuration")
+    for field, value in flatten(to_dict(config)).items():
+        print(f"  {field} = {value!r}")
+
+
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate that `name` was probably meant to be, or None.
 

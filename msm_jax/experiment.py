@@ -120,17 +120,16 @@ def show(config: ConfigDict, workdir: str) -> None:
     place = workdir
     workdir, _ = open_workdir(workdir)
     files.make_folder(workdir)
-    print("configuration")
-    for field, value in config_lib.flatten(config_lib.to_dict(config)).items():
-        print(f"  {field} = {value!r}")
     if pathlib.Path(workdir, "config.json").exists():  # a look at a configuration does not tie a new workdir to it
         _claim(workdir, config, place)
     rows = [stage for stage in experiment.stages if stage.kind == "mixture" and experiment.at_hand(stage, workdir)]
     if not all(done for _, done, _ in dag.status(rows, workdir)):  # else a run that is under way can be looked at
         dag.execute(rows, workdir)
 
+    status = dag.status([experiment.report], workdir)
+    config_lib.show(config)  # only now, for who mistyped a field should not look for it behind a hundred lines
     print("\nstages")
-    for stage, done, seconds in dag.status([experiment.report], workdir):
+    for stage, done, seconds in status:
         print(f"  {'done' if done else 'to do':6} {stage.kind:9} {stage.key}{f'  {seconds:.1f} s' if done else ''}")
     print("\none batch of each kind of training stage; «trained» tokens are marked")
     shown: set[tuple[str, ...]] = set()
@@ -140,7 +139,7 @@ def show(config: ConfigDict, workdir: str) -> None:
             shown.add(kind)
             print(f"\n{stage.name}\n{experiment.decoded_batch(stage, workdir)}")
     print(f"\n{experiment.estimate(workdir)}")
-    if left := [stage for stage, done, _ in dag.status([experiment.report], workdir) if costs(stage) and not done]:
+    if left := [stage for stage, done, _ in status if costs(stage) and not done]:
         corpus_stages.print_estimates(config, [stage for stage in left if corpus_stages.is_written(stage)])
 
 
