@@ -182,7 +182,7 @@ def check_rows(config: ConfigDict, source: str, least: int) -> None:
     """How many rows of a source are asked for: a number, or in an experiment also the digits of one, or what exists."""
     wanted = config.corpus[source]
     digits = isinstance(wanted, str) and "msm" in config and may_be_written(config)
-    if digits and not wanted.strip().isdigit():
+    if digits and not wanted.strip().isdecimal():
         return
     try:
         count = int(wanted) if digits or type(wanted) is int else -1

@@ -160,7 +160,7 @@ def _base_of(stored: Stored) -> Stored:
     return weights.open_base(stored.base, stored.folder, stored.revision) if stored.lora else stored
 
 
-def _their_logits(stored: Stored, tokens: np.ndarray) -> np.ndarray:
+def _others() -> tuple[Any, Any, Any]:
     try:
         import peft
         import torch
@@ -169,6 +169,11 @@ def _their_logits(stored: Stored, tokens: np.ndarray) -> np.ndarray:
         raise UserError(
             f"--verify compares with transformers and peft, and {error.name} is missing: pip install -e '.[hf]'"
         ) from None
+    return peft, torch, transformers
+
+
+def _their_logits(stored: Stored, tokens: np.ndarray) -> np.ndarray:
+    peft, torch, transformers = _others()
     whole = _base_of(stored)
     if whole.origin is None or is_url(whole.origin):
         raise UserError(f"{whole.folder}: --verify needs the base in a local folder of Hugging Face; export it first")
@@ -281,6 +286,8 @@ def _convert(arguments: list[str]) -> None:
             convert_gguf(options.gguf, folder)
         print(f"{options.out}: written, with weights in bfloat16")
         return
+    if options.verify:
+        _others()  # before anything is written
     if options.command == "import":
         made = import_model(options.hf, options.out, options.base)
     else:

@@ -127,17 +127,17 @@ def show(config: ConfigDict, workdir: str) -> None:
         dag.execute(rows, workdir)
 
     status = dag.status([experiment.report], workdir)
+    batches: dict[tuple[str, ...], str] = {}
+    for stage in experiment.stages:
+        kind = (stage.name.split("-")[0], *stage.params.get("mixture", ()))
+        if stage.kind == "train" and kind not in batches and experiment.at_hand(stage, workdir):
+            batches[kind] = f"\n{stage.name}\n{experiment.decoded_batch(stage, workdir)}"
     config_lib.show(config)  # only now, for who mistyped a field should not look for it behind a hundred lines
     print("\nstages")
     for stage, done, seconds in status:
         print(f"  {'done' if done else 'to do':6} {stage.kind:9} {stage.key}{f'  {seconds:.1f} s' if done else ''}")
     print("\none batch of each kind of training stage; «trained» tokens are marked")
-    shown: set[tuple[str, ...]] = set()
-    for stage in experiment.stages:
-        kind = (stage.name.split("-")[0], *stage.params.get("mixture", ()))
-        if stage.kind == "train" and kind not in shown and experiment.at_hand(stage, workdir):
-            shown.add(kind)
-            print(f"\n{stage.name}\n{experiment.decoded_batch(stage, workdir)}")
+    print(*batches.values(), sep="\n")
     print(f"\n{experiment.estimate(workdir)}")
     if left := [stage for stage, done, _ in status if costs(stage) and not done]:
         corpus_stages.print_estimates(config, [stage for stage in left if corpus_stages.is_written(stage)])

@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from msm_jax import files
 from msm_jax.corpus import prose, records, sources, tables, world, world_text
 from msm_jax.corpus.contamination import Contamination
 from msm_jax.corpus.specs import Spec, find_terms
@@ -203,7 +204,10 @@ def load_tokenizer(folder: pathlib.Path):
     from msm_jax.data import tokenizer
     from msm_jax.weights import tokenizer_folder
 
-    return tokenizer.load_tokenizer(tokenizer_folder(folder))
+    try:
+        return tokenizer.load_tokenizer(tokenizer_folder(folder))
+    except UserError as error:
+        raise UserError(f"{error}; {files.anew(folder)}") from error
 
 
 def chat_template(chat: Mapping[str, Any], folder: pathlib.Path):
