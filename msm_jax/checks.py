@@ -51,7 +51,7 @@ _MOST_ROWS = 10**8 - 1
 _MOST_SEEDS = 1000
 _MAX_SEED = 2**31 - 1
 _KINDS = (
-    ("a text", lambda x: isinstance(x, str), "generator assistant.name assistant.provider tokenizer.model_type"),
+    ("a text", lambda x: isinstance(x, str), "name generator assistant.name assistant.provider tokenizer.model_type"),
     ("a text", lambda x: isinstance(x, str), "base.path base.revision chat.template chat.thinking"),
     ("a tuple of texts", lambda x: _is_tuple(x) and all(isinstance(y, str) for y in x), "specs arms lora.targets"),
     ("a tuple of whole numbers", lambda x: _is_tuple(x) and all(type(y) is int for y in x), "seeds"),

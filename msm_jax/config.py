@@ -186,8 +186,8 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return all(map(_is_plain, value))
-    if isinstance(value, str):  # what the command line holds in another encoding is not UTF-8
-        return value == value.encode(errors="replace").decode()
+    if isinstance(value, str):  # what the command line holds in another encoding is not UTF-8; no path has a null
+        return value == value.encode(errors="replace").decode() and "\0" not in value
     return value is None or isinstance(value, bool | int | float | config_dict.ConfigDict | Mapping)
 
 

@@ -1,9 +1,9 @@
 """What users, disks and machines do to the commands, and the lines that answer: `python -m tests.hostile [WORD ...]`.
 
-tests/hostile_cases.py is the table. tests/test_hostile.py runs its rows in one process, as far as they need none of their
-own; this command runs every row (whose name has all the words) through the real command, and counts what must not be:
-tracebacks, hangs, and other endings than the row says. To add a row, say what is done to a copy of a finished workdir,
-or what is given, and how the last line begins and ends ("*" stands for any text).
+tests/hostile_cases.py is the table. tests/test_hostile.py runs its rows in one process, as far as they need none of
+their own. This command runs every row (whose name has all the words) through the real command, and counts what must
+not be: tracebacks, hangs, and other endings than the row says. To add a row, say what is done to a copy of a finished
+workdir, or what is given, and how the last line begins and ends ("*" stands for any text).
 """
 
 import concurrent.futures

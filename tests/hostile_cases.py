@@ -234,7 +234,11 @@ def _configs():
         ("has a number for specs", "del config.specs; config.specs = 3", "config.specs is 3; it must be a *"),
         ("has a text for rows", "config.corpus = dict(config.corpus, aft='3')", "config.corpus.aft is 3; ask for at *"),
         ("has a text for a share", "config.aft.mixture = {'aft': '1', 'instruction': 1.0}", "config.aft.mixture.*"),
-        ("has a name with a null byte", "config.name = 'a\\0b'", "*name*"),
+        (
+            "has a name with a null byte",
+            "config.name = 'a\\0b'",
+            "{tmp}/c.py: config.name is str 'a\\x00b'; a field holds *",
+        ),
     ):
         yield Case(f"a config {name}", line, OWN, files=config(body))
 

@@ -374,6 +374,19 @@ def test_full_disk_in_training(small_disk, capsys):
     assert (workdir / "report" / "report.html").exists()
 
 
+@pytest.mark.slow
+def test_full_disk_in_packing(small_disk):
+    """Rows are written as memory, and memory that finds no room on the disk ends a process by a signal."""
+    workdir = small_disk / "w"
+    command = [sys.executable, "-m", "msm_jax.launch", TINY, f"--workdir={workdir}", "--mode=show"]
+    fill(small_disk, spare=200_000)
+    full = subprocess.run(
+        [*command, "--config.row_length=16384"], cwd=ROOT, capture_output=True, text=True, timeout=200
+    )
+    assert full.returncode == 2, full.stderr
+    assert full.stderr.startswith(f"error: no space left on device while writing {workdir}/stages/rows-"), full.stderr
+
+
 def test_documents_longer_than_a_row_are_split_and_counted(shown):
     (manifest,) = shown.glob("stages/rows-pretraining-*/manifest.json")
     summary = json.loads(manifest.read_text())["summary"]
