@@ -276,7 +276,7 @@ def _run(stage: Stage, workdir: str | os.PathLike, mirror: Mirror | None = None)
             ) from error
         path = files.missing_file(error)
         for source in stage.inputs.values():
-            if path and pathlib.Path(source.folder(workdir)) in pathlib.Path(path).parents:
+            if path and pathlib.Path(path).absolute().is_relative_to(source.folder(workdir).absolute()):
                 raise UserError(
                     f"{path}: is gone, though its stage is done; {files.anew(source.folder(workdir))}"
                 ) from error

@@ -7,6 +7,7 @@ workdir, or what is given, and how the last line begins and ends ("*" stands for
 """
 
 import concurrent.futures
+import glob
 import json
 import os
 import pathlib
@@ -50,7 +51,8 @@ def prepare(case: Case, done: pathlib.Path, tmp: pathlib.Path) -> list[str]:
         (tmp / name).write_text(text)
     case.damage(workdir)
     first = [] if case.command == "convert" else ["--config=tests/tiny.py", f"--workdir={workdir}"]
-    return [*first, *shlex.split(case.arguments.format(w=workdir, tmp=tmp))]
+    arguments = shlex.split(case.arguments.format(w=workdir, tmp=tmp))
+    return [*first, *(re.sub(r"/\S*\*", lambda found: glob.glob(found[0])[0], argument) for argument in arguments)]
 
 
 def wrong(case: Case, status: int, out: str, err: str, tmp: pathlib.Path) -> str | None:

@@ -257,6 +257,14 @@ def _environment():
         ("XLA_FLAGS=--xla_force_host_platform_device_count=x", f"XLA_FLAGS=--xla_*: *interpret value x*{_MEND}"),
     ):
         yield Case(setting, line, damage=to_do("pretrain"), shell=f"{setting} {{command}}")
+    junk = "JAX_PLATFORMS=junk"
+    line = f"{junk}: no such devices here (*'junk'*){_MEND}"
+    yield Case(
+        f"{junk} in an evaluation", line, damage=put("stages/score-aft-*"), shell=f"{junk} {{command}}", real=True
+    )
+    stage = "export --checkpoint={w}/stages/pretrain-* --out={tmp}/out"
+    shell = f"{junk} {{command}}"
+    yield Case(f"{junk} in an export", line, stage, command="convert", shell=shell, real=True, absent="{tmp}/out")
     for setting in (
         "LC_ALL=C PYTHONUTF8=0",
         "PYTHONIOENCODING=ascii",
@@ -299,7 +307,7 @@ CASES = [
         Case(
             f"model.json {what}",
             f"{{w}}/stages/pretrain-*/model.json{told}{_ANEW}",
-            damage=all_of(put(_MODEL, content), to_do("msm-pro_america")),
+            damage=all_of(put(_MODEL, content), put("stages/msm-pro_america-*")),
         )
         for what, content, told in (
             ("is {}", b"{}", ": not the description of a model"),
@@ -362,7 +370,7 @@ CASES = [
     Case(
         "weights are gone",
         "{w}/stages/pretrain-*/final: no such folder of weights; delete {w}/stages/pretrain-*, *",
-        damage=all_of(put("stages/pretrain-*/final"), to_do("msm-pro_america")),
+        damage=all_of(put("stages/pretrain-*/final"), put("stages/msm-pro_america-*")),
         real=True,
     ),
     # Folders.
@@ -399,7 +407,7 @@ CASES = [
     ),
     Case(
         "a limit on files",
-        "file too large while writing {w}/stages/rows-*: raise the limit on the size of a file *",
+        "file too large while writing {w}/stages/*: raise the limit on the size of a file *",
         SHOW,
         put("stages"),
         shell="ulimit -f 12; {command}",
@@ -417,6 +425,7 @@ CASES = [
         SHOW,
         shell="{command} >/dev/full",
     ),
+    Case("a workdir whose name is no UTF-8", "to train: *", f"{SHOW} --workdir={{tmp}}/\udcff", status=0),
     Case("no output", "", SHOW, shell="{command} >&-", status=0),
     # Settings.
     *_aliases(),
@@ -495,6 +504,14 @@ CASES = [
         "export --checkpoint={w}/stages/pretrain-x --out={tmp}/c.py",
         files={"c.py": ""},
         command="convert",
+    ),
+    Case(
+        "export of a broken stage",
+        f"{{w}}/stages/pretrain-*/model.json: not the description of a model{_ANEW}",
+        "export --checkpoint={w}/stages/pretrain-* --out={tmp}/out",
+        put(_MODEL, b"{}"),
+        command="convert",
+        absent="{tmp}/out",
     ),
     Case(
         "export of what is not there",
