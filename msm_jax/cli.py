@@ -1,6 +1,7 @@
 """What all commands share: mistakes are told in one line, and how a command ended is told by its exit status."""
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -50,8 +51,10 @@ def status_of(command: Callable[[], None], again: str = "resumes") -> int:
 def prepare_output() -> None:
     """For commands that run as a process: a terminal that knows ASCII alone shows other characters as escapes; the log
     of a long job goes to a file, where each line should be seen when it is written."""
-    if sys.stdout:  # None if the caller closed it
-        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller: the next file that is opened would be taken for it
+            setattr(sys, name, open(os.devnull, "w"))
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
 
 
 def _stop(line: str, status: int) -> int:

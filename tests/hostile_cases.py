@@ -247,7 +247,7 @@ def _environment():
     for setting, line in (
         ("JAX_PLATFORMS=junk", f"JAX_PLATFORMS=junk: no such devices here (*'junk'*){_MEND}"),
         ("JAX_PLATFORMS=tpu", f"JAX_PLATFORMS=tpu: no such devices here (*){_MEND}"),
-        ("JAX_PLATFORMS=cuda", f"JAX_PLATFORMS=cuda: no such devices here (*){_MEND}"),
+        ("JAX_PLATFORMS=rocm", f"JAX_PLATFORMS=rocm: no such devices here (*){_MEND}"),
         ("JAX_NUM_CPU_DEVICES=0", f"JAX_NUM_CPU_DEVICES=0: no such devices here (*){_MEND}"),
         ("JAX_NUM_CPU_DEVICES=1000000", "JAX_NUM_CPU_DEVICES: 1000000 devices on one CPU; give at most 1024"),
         ("JAX_NUM_CPU_DEVICES=abc", '*"abc"* jax_num_cpu_devices; mend that variable of the environment, or unset it'),
@@ -427,6 +427,7 @@ CASES = [
     ),
     Case("a workdir whose name is no UTF-8", "to train: *", f"{SHOW} --workdir={{tmp}}/\udcff", status=0),
     Case("no output", "", SHOW, shell="{command} >&-", status=0),
+    Case("no output at all", "", SHOW, shell="{command} >&- 2>&-", status=0),
     # Settings.
     *_aliases(),
     *_absurd(),
