@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import importlib
 import pathlib
 import shutil
 import sys
@@ -160,20 +161,19 @@ def _base_of(stored: Stored) -> Stored:
     return weights.open_base(stored.base, stored.folder, stored.revision) if stored.lora else stored
 
 
-def _others() -> tuple[Any, Any, Any]:
+def _others() -> list[Any]:
+    """What `--verify` compares with. Raises: UserError if it is not installed."""
+    names = ["torch", "transformers", "peft"]  # the second and third need the first
     try:
-        import peft
-        import torch
-        import transformers
+        return [importlib.import_module(name) for name in names]
     except ImportError as error:
         raise UserError(
             f"--verify compares with transformers and peft, and {error.name} is missing: pip install -e '.[hf]'"
         ) from None
-    return peft, torch, transformers
 
 
 def _their_logits(stored: Stored, tokens: np.ndarray) -> np.ndarray:
-    peft, torch, transformers = _others()
+    torch, transformers, peft = _others()
     whole = _base_of(stored)
     if whole.origin is None or is_url(whole.origin):
         raise UserError(f"{whole.folder}: --verify needs the base in a local folder of Hugging Face; export it first")
