@@ -288,7 +288,8 @@ def fields():
     from tests.test_bad_input import FIELDS
 
     for override, line in FIELDS:
-        yield Case(f"field {override}", f"{line}*", shlex.quote(f"--config.{override}"), put("stages"), real=True)
+        line, argument = (text.replace("{", "{{").replace("}", "}}") for text in (line, f"--config.{override}"))
+        yield Case(f"field {override}", f"{line}*", shlex.quote(argument), put("stages"), real=True)
 
 
 CASES = [
