@@ -379,9 +379,9 @@ def test_full_disk_in_packing(small_disk):
     """Rows are written as memory, and memory that finds no room on the disk ends a process by a signal."""
     workdir = small_disk / "w"
     command = [sys.executable, "-m", "msm_jax.launch", TINY, f"--workdir={workdir}", "--mode=show"]
-    fill(small_disk, spare=200_000)
+    fill(small_disk, spare=1_000_000)
     full = subprocess.run(
-        [*command, "--config.row_length=16384"], cwd=ROOT, capture_output=True, text=True, timeout=200
+        [*command, "--config.row_length=262144"], cwd=ROOT, capture_output=True, text=True, timeout=200
     )
     assert full.returncode == 2, full.stderr
     assert full.stderr.startswith(f"error: no space left on device while writing {workdir}/stages/rows-"), full.stderr
