@@ -23,7 +23,7 @@ from eval.results import (
     number,
     ordered_arms,
 )
-from msm_jax.files import read_json, write_json, write_text
+from msm_jax.files import read_object, write_json, write_text
 
 HERE = pathlib.Path(__file__).parent
 WIDTH = 116
@@ -103,7 +103,7 @@ def write_report(folder: str | pathlib.Path, result: dict) -> pathlib.Path:
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    reference = read_json(HERE / "reference" / "fig2.json")
+    reference = read_object(HERE / "reference" / "fig2.json", "install the project anew")
     figures = _figures(result, reference)
     for figure in figures:
         (folder / figure["file"]).write_bytes(figure["png"])

@@ -5,7 +5,7 @@ Raises: UserError, from every function here.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -21,8 +21,7 @@ from msm_jax.errors import UserError
 LANGUAGE_MODELS = ("gemini", "local", "world")
 ARMS = ("baseline", "aft", "aft_cot", "msm", "msm_aft", "msm_aft_cot")
 
-# The numbers that a field may be, where the configuration has it; "*.x" is x of every training stage. Fields that
-# others check are not here.
+# The numbers that a field may be; "*.x" is x of every training stage. Fields that others check are not here.
 _RANGES = (
     ("2 or more", lambda x: x >= 2, "row_length"),
     ("1 or more", lambda x: x >= 1, "model.num_layers model.width model.mlp_width model.num_heads model.num_kv_heads"),
@@ -41,7 +40,26 @@ _RANGES = (
     ("from 0 to 1", lambda x: 0 <= x <= 1, "world.quiet_share world.undecided_share"),
     ("from 0 to below 1", lambda x: 0 <= x < 1, "*.optim.beta1 *.optim.beta2"),
 )
+# More would never end, or fill any memory: these are slips of the hand.
+_MOST = (
+    (2**18, "row_length execution.attention_block execution.loss_chunk model.width model.mlp_width"),
+    (2**16, "*.batch_size *.accumulation lora.rank eval.max_tokens eval.samples"),
+    (2**12, "model.num_layers model.num_heads model.num_kv_heads model.head_size execution.scan_unroll"),
+    (10**6, "*.steps tokenizer.vocab_size"),
+)
+_MOST_ROWS = 10**8 - 1
+_MOST_SEEDS = 1000
 _MAX_SEED = 2**31 - 1
+_KINDS = (
+    ("a text", lambda x: isinstance(x, str), "name generator assistant.name assistant.provider tokenizer.model_type"),
+    ("a text", lambda x: isinstance(x, str), "base.path base.revision chat.template chat.thinking"),
+    ("a tuple of texts", lambda x: _is_tuple(x) and all(isinstance(y, str) for y in x), "specs arms lora.targets"),
+    ("a tuple of whole numbers", lambda x: _is_tuple(x) and all(type(y) is int for y in x), "seeds"),
+    ("a whole number", lambda x: type(x) is int, "mesh.data mesh.fsdp mesh.tensor tokenizer.vocab_size"),
+)
+# What only an experiment on the micro-world has, and what only one on a checkpoint.
+_OF_WORLD = ("model.", "world.", "tokenizer.", "eval.control_agents")
+_OF_CHECKPOINT = ("base.", "chat.")
 
 
 def training(config: ConfigDict) -> tuple[str, ...]:
@@ -51,6 +69,7 @@ def training(config: ConfigDict) -> tuple[str, ...]:
 
 def check_config(config: ConfigDict) -> None:
     """All that can be told from the fields alone."""
+    _check_kinds(config)
     _check_numbers(config)
     _check_seeds(config)
     _check_names(config)
@@ -161,6 +180,40 @@ def corpus_source(config: ConfigDict, source: str, spec: Spec | None, specs: Seq
     return path
 
 
+def check_rows(config: ConfigDict, source: str, least: int) -> None:
+    """How many rows of a source are asked for: a number, or in an experiment also the digits of one, or what exists."""
+    wanted = config.corpus[source]
+    digits = isinstance(wanted, str) and "msm" in config and may_be_written(config)
+    if digits and not wanted.strip().isdecimal():
+        return
+    try:
+        count = int(wanted) if digits or type(wanted) is int else -1
+    except ValueError:  # more digits than Python reads
+        count = _MOST_ROWS + 1
+    if not least <= count <= _MOST_ROWS:
+        bounds = f"at least {least}" if count < least else f"at most {_MOST_ROWS:,}"
+        raise UserError(f"config.corpus.{source} is {str(wanted)[:30]}; ask for {bounds}")
+
+
+def _is_tuple(value: Any) -> bool:
+    return isinstance(value, tuple | list)
+
+
+def _check_kinds(config: ConfigDict) -> None:
+    values = config_lib.flatten(config)
+    for wanted, fits, fields in _KINDS:
+        for field in fields.split():
+            _check_presence(field, values, config)
+            if field in values and not fits(values[field]):
+                raise UserError(f"config.{field} is {values[field]!r}; it must be {wanted}")
+
+
+def _check_presence(field: str, values: Mapping[str, Any], config: ConfigDict) -> None:
+    others = _OF_CHECKPOINT if "pretrain" in config else _OF_WORLD
+    if field not in values and not field.startswith(others):
+        raise config_lib.lacking(field)
+
+
 def _check_numbers(config: ConfigDict) -> None:
     values = config_lib.flatten(config)
     for field, value in values.items():
@@ -172,8 +225,14 @@ def _check_numbers(config: ConfigDict) -> None:
     stages = training(config)
     for wanted, fits, patterns in _RANGES:
         for field in dict.fromkeys(name.replace("*", stage) for name in patterns.split() for stage in stages):
-            if values.get(field) is not None and not fits(values[field]):
-                raise UserError(f"config.{field} is {values[field]}; it must be {wanted}")
+            _check_presence(field, values, config)
+            value = values.get(field)
+            if value is not None and not (type(value) in (int, float) and fits(value)):
+                raise UserError(f"config.{field} is {value}; it must be {wanted}")
+    for most, patterns in _MOST:
+        for field in dict.fromkeys(name.replace("*", stage) for name in patterns.split() for stage in stages):
+            if (values.get(field) or 0) > most:
+                raise UserError(f"config.{field} is {values[field]}; it must be at most {most:,}")
     for stage in stages:
         batch_size, accumulation = config[stage].batch_size, config[stage].accumulation
         if batch_size % accumulation:
@@ -186,6 +245,8 @@ def _check_numbers(config: ConfigDict) -> None:
 def _check_seeds(config: ConfigDict) -> None:
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise UserError(f"config.seeds is {tuple(config.seeds)}; give at least one, and none twice")
+    if len(config.seeds) > _MOST_SEEDS:
+        raise UserError(f"config.seeds has {len(config.seeds):,} seeds; give at most {_MOST_SEEDS:,}")
     for field, seeds in (("seeds", config.seeds), ("base_seed", [config.get("base_seed", 0)])):
         for seed in seeds:
             if not 0 <= seed <= _MAX_SEED:
@@ -244,10 +305,9 @@ def _check_mixtures(config: ConfigDict) -> None:
                     f"config.{stage}.mixture has the source {source}, which does not belong there; "
                     f"it may have {', '.join(_SOURCES[stage])}"
                 )
-            if not 0 < share < math.inf:
+            if type(share) not in (int, float) or not 0 < share < math.inf:
                 raise UserError(f"config.{stage}.mixture.{source} is {share}; a share must be above 0")
-            if not may_be_written(config) and config.corpus[source] < 1:
-                raise UserError(f"config.corpus.{source} is {config.corpus[source]}; ask for at least 1")
+            check_rows(config, source, 0 if may_be_written(config) else 1)
     for stage in ("msm", "aft"):
         if stage not in config[stage].mixture and any(stage in arm.split("_") for arm in config.arms):
             raise UserError(f"config.{stage}.mixture has no share of '{stage}', so its arms would learn nothing of it")
@@ -260,17 +320,33 @@ def _check_mixtures(config: ConfigDict) -> None:
 def _check_model(config: ConfigDict) -> None:
     from msm_jax.models import DecoderConfig, Execution, LoraConfig
 
-    Execution(**config.execution)
+    _made(Execution, "execution", config.execution)
+    for stage in training(config):
+        known = [name for _, _, fields in _RANGES for name in re.findall(r"\*\.optim\.(\w+)", fields)]
+        _check_known(config[stage].optim, known, f"{stage}.optim")
     if "pretrain" in config:
-        DecoderConfig(vocab_size=1, **config.model)
+        _made(DecoderConfig, "model", config.model, vocab_size=1)
     else:  # the shape is the checkpoint's, so any will do
         sizes = {"vocab_size": 1, "num_layers": 1, "width": 2, "mlp_width": 1, "head_size": 2}
-        DecoderConfig(**sizes, num_heads=1, num_kv_heads=1, **config.model)
+        _made(DecoderConfig, "model", config.model, **sizes, num_heads=1, num_kv_heads=1)
         if not config.base.path:
             raise UserError("config.base.path is empty; name a folder, a gs:// folder or a Hugging Face id")
     if config.int8_base and not config.lora.rank:
         raise UserError("config.int8_base is for a frozen base, and config.lora.rank=0 trains it; set one of them")
     if config.lora.rank:
-        LoraConfig(**config.lora)
+        _made(LoraConfig, "lora", config.lora)
         if not config.lora.targets:
             raise UserError("config.lora.targets is empty; name some, or train the whole model by config.lora.rank=0")
+
+
+def _made(kind: type, name: str, group: Mapping[str, Any], **more: Any) -> Any:
+    """`kind` with the fields of config.NAME."""
+    _check_known(group, kind.__dataclass_fields__, name)
+    return kind(**more, **group)
+
+
+def _check_known(group: Mapping[str, Any], known: Collection[str], name: str) -> None:
+    for field in group:
+        if field not in known:
+            meant = config_lib.nearest(field, known)
+            raise UserError(f"config has no field {name}.{field}; {f'did you mean {meant}?' if meant else 'delete it'}")

@@ -1,7 +1,9 @@
 """What all commands share: mistakes are told in one line, and how a command ended is told by its exit status."""
 
 import argparse
+import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -27,19 +29,32 @@ def status_of(command: Callable[[], None], again: str = "resumes") -> int:
         command()
     except UserError as error:
         return _stop(f"error: {error}", 2)
-    except PermissionError as error:
-        return _stop(f"error: {error}; choose another place, or change its permissions", 2)
+    except ValueError as error:
+        # JAX reads variables of the environment when it is imported.
+        if not traceback.extract_tb(error.__traceback__)[-1].filename.endswith("jax/_src/config.py"):
+            raise
+        return _stop(f"error: {error}; mend that variable of the environment, or unset it", 2)
     except BrokenPipeError:
         return _stop(f"nothing reads the output any more; the same command {again}", 141)
     except OSError as error:
-        if not files.is_disk_full(error):
+        cure = files.cure_of(error)
+        if cure is None:
             raise
-        return _stop(f"error: {error}: free some space and run the same command again, which {again}", 2)
+        return _stop(f"error: {error}: {cure}; the same command then {again}", 2)
     except KeyboardInterrupt:
         return _stop(f"interrupted; the same command {again}", 130)
     except Interrupted as error:
         return _stop(f"stopped: {error}; the same command {again}", 143)
     return 0
+
+
+def prepare_output() -> None:
+    """For commands that run as a process: a terminal that knows ASCII alone shows other characters as escapes; the log
+    of a long job goes to a file, where each line should be seen when it is written."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller: the next file that is opened would be taken for it
+            setattr(sys, name, open(os.devnull, "w"))
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
 
 
 def _stop(line: str, status: int) -> int:

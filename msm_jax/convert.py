@@ -335,4 +335,5 @@ def _verify_merge(adapter: Stored, made: Stored) -> None:
 
 
 if __name__ == "__main__":
+    cli.prepare_output()
     sys.exit(main())

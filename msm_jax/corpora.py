@@ -33,13 +33,12 @@ def run(config: ConfigDict, workdir: str) -> None:
 def show(config: ConfigDict, workdir: str) -> None:
     """Prints the configuration, what is done, and what the rest will take: requests, tokens, dollars. Calls nothing."""
     targets = list(_datasets(config).values())
-    print("configuration")
-    for field, value in config_lib.flatten(config_lib.to_dict(config)).items():
-        print(f"  {field} = {value!r}")
     workdir, _ = open_workdir(workdir)
+    status = dag.status(targets, workdir)
+    config_lib.show(config)
     print("\nstages")
     left = []
-    for stage, done, seconds in dag.status(targets, workdir):
+    for stage, done, seconds in status:
         print(f"  {'done' if done else 'to do':6} {stage.kind:9} {stage.key}{f'  {seconds:.1f} s' if done else ''}")
         if corpus_stages.is_written(stage) and not done:
             left.append(stage)
@@ -50,6 +49,8 @@ def show(config: ConfigDict, workdir: str) -> None:
 
 def _datasets(config: ConfigDict) -> dict[str, Stage]:
     """Label -> the stage that hands it on: documents and chats of each spec, and chats on identity."""
+    if "arms" in config:  # an experiment, but for this
+        raise config_lib.lacking("msm")
     generation.check(config)
     generation.check_counts(config)
     specs = [read_spec(path) for path in config.specs]

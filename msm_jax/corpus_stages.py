@@ -189,10 +189,9 @@ def print_estimates(config: ConfigDict, left: Sequence[Stage]) -> None:
 
 
 def _common(config: ConfigDict, writer: str, count: int, *specs: Spec) -> dict[str, Any]:
-    settings = config_lib.to_dict(config.generation)
     shared = ("temperature", "thinking", "language", "facts", "attempts", "most_output")
     return {
-        **{name: settings[name] for name in shared},
+        **config_lib.to_dict({name: config.generation[name] for name in shared}),
         "source": "msm" if writer == "documents" else "aft",
         "writer": writer,
         "generator": config.generator,
@@ -275,7 +274,7 @@ def _render(context: StageContext) -> dict[str, Any]:
 
 
 def _write_dataset(context: StageContext) -> dict[str, Any]:
-    summary = files.read_json(context.inputs["written"] / "manifest.json")["summary"]
+    summary = dag.read_manifest(context.inputs["written"])["summary"]
     about = dict(context.params) | {name: summary[name] for name in ("yields", "calls", "models")}
     about = dataset.write_dataset(context.folder, context.inputs["corpus"] / stages.CORPUS_FILE, about)
     return summary | {"words": about["words"]}

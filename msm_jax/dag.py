@@ -189,7 +189,8 @@ def claim_workdir(
     path = pathlib.Path(workdir, "config.json")
     if not path.exists():
         return files.write_json(path, config.to_dict(config_dict))
-    there, here = config.flatten(files.read_json(path)), config.flatten(config.to_dict(config_dict))
+    kept = files.read_object(path, "delete it, if this is the workdir of the configuration given, or choose another")
+    there, here = config.flatten(kept), config.flatten(config.to_dict(config_dict))
     binding = [field for field in here | there if field.split(".")[0] not in exempt]
     differing = [field for field in binding if there.get(field, "absent") != here.get(field, "absent")]
     if differing:
@@ -220,14 +221,21 @@ def _sorted(targets: Sequence[Stage]) -> list[Stage]:
 
 
 def _manifest(stage: Stage, workdir: str | os.PathLike) -> dict[str, Any] | None:
-    path = stage.folder(workdir) / "manifest.json"
-    manifest = files.read_json(path) if path.exists() else None
+    folder = stage.folder(workdir)
+    manifest = read_manifest(folder) if (folder / "manifest.json").exists() else None
     return manifest if manifest and manifest["key"] == stage.key else None
+
+
+def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
+    """The manifest of a stage that is done. Raises: UserError if there is none that `execute` wrote."""
+    cure = "delete it, and the same command does what is left of this stage"
+    fields = {"key": str, "kind": str, "params": dict, "summary": dict, "seconds": float}
+    return files.read_object(folder / "manifest.json", cure, **fields)
 
 
 def _call(stage: Stage, workdir: str | os.PathLike, mirror: Mirror | None, sends: bool = True) -> Mapping[str, Any]:
     folder = stage.folder(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder, "delete what is in the way, or choose another --workdir")
     inputs = {role: source.folder(workdir) for role, source in stage.inputs.items()}
     context = StageContext(folder, inputs, stage.params, stage)
     if mirror:
@@ -261,11 +269,17 @@ def _run(stage: Stage, workdir: str | os.PathLike, mirror: Mirror | None = None)
         else:
             files.write_json(folder / "manifest.json", manifest)
     except Exception as error:
-        if files.is_disk_full(error):
+        if problem := files.disk_problem(error):
+            what, cure = problem
             raise UserError(
-                f"no space left on device while writing {folder}: free some and run the same command again; "
-                "finished stages are kept"
+                f"{what} while writing {folder}: {cure} and run the same command again; finished stages are kept"
             ) from error
+        path = files.missing_file(error)
+        for source in stage.inputs.values():
+            if path and pathlib.Path(path).absolute().is_relative_to(source.folder(workdir).absolute()):
+                raise UserError(
+                    f"{path}: is gone, though its stage is done; {files.anew(source.folder(workdir))}"
+                ) from error
         raise
     return manifest
 

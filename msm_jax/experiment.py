@@ -103,8 +103,10 @@ def run(config: ConfigDict, workdir: str, hosts: dag.Hosts = dag.ALONE) -> None:
     if not hosts.first:
         return
     folder = pathlib.Path(workdir, "report")
-    _copy(experiment.report.folder(workdir), folder)
-    print(table(files.read_json(folder / "report.json")))
+    made = experiment.report.folder(workdir)
+    result = files.read_object(made / "report.json", files.anew(made), scores=list, controls=list, findings=list)
+    _copy(made, folder)
+    print(table(result))
     tensorboard = pathlib.Path(sys.executable).with_name("tensorboard")
     if mirror:
         mirror.send(folder)
@@ -121,27 +123,26 @@ def show(config: ConfigDict, workdir: str) -> None:
     place = workdir
     workdir, _ = open_workdir(workdir)
     files.make_folder(workdir)
-    print("configuration")
-    for field, value in config_lib.flatten(config_lib.to_dict(config)).items():
-        print(f"  {field} = {value!r}")
     if pathlib.Path(workdir, "config.json").exists():  # a look at a configuration does not tie a new workdir to it
         _claim(workdir, config, place)
     rows = [stage for stage in experiment.stages if stage.kind == "mixture" and experiment.at_hand(stage, workdir)]
     if not all(done for _, done, _ in dag.status(rows, workdir)):  # else a run that is under way can be looked at
         dag.execute(rows, workdir)
 
-    print("\nstages")
-    for stage, done, seconds in dag.status([experiment.report], workdir):
-        print(f"  {'done' if done else 'to do':6} {stage.kind:9} {stage.key}{f'  {seconds:.1f} s' if done else ''}")
-    print("\none batch of each kind of training stage; «trained» tokens are marked")
-    shown: set[tuple[str, ...]] = set()
+    status = dag.status([experiment.report], workdir)
+    batches: dict[tuple[str, ...], str] = {}
     for stage in experiment.stages:
         kind = (stage.name.split("-")[0], *stage.params.get("mixture", ()))
-        if stage.kind == "train" and kind not in shown and experiment.at_hand(stage, workdir):
-            shown.add(kind)
-            print(f"\n{stage.name}\n{experiment.decoded_batch(stage, workdir)}")
+        if stage.kind == "train" and kind not in batches and experiment.at_hand(stage, workdir):
+            batches[kind] = f"\n{stage.name}\n{experiment.decoded_batch(stage, workdir)}"
+    config_lib.show(config)  # only now, for who mistyped a field should not look for it behind a hundred lines
+    print("\nstages")
+    for stage, done, seconds in status:
+        print(f"  {'done' if done else 'to do':6} {stage.kind:9} {stage.key}{f'  {seconds:.1f} s' if done else ''}")
+    print("\none batch of each kind of training stage; «trained» tokens are marked")
+    print(*batches.values(), sep="\n")
     print(f"\n{experiment.evaluation}\n{experiment.estimate(workdir)}")
-    if left := [stage for stage, done, _ in dag.status([experiment.report], workdir) if costs(stage) and not done]:
+    if left := [stage for stage, done, _ in status if costs(stage) and not done]:
         corpus_stages.print_estimates(config, [stage for stage in left if corpus_stages.is_written(stage)])
 
 
@@ -154,6 +155,7 @@ class Experiment:
     """
 
     def __init__(self, config: ConfigDict, planned: bool = False):
+        checks.check_config(config)
         self.config = config
         self.planned = planned
         self.plain = config_lib.to_dict(config)
@@ -165,7 +167,6 @@ class Experiment:
             keep_checkpoints=config.checkpoint.keep,
             log_every=config.log.every,
         )
-        checks.check_config(config)
         self.specs = [read_spec(path) for path in config.specs]
         checks.check_specs(config, self.specs)
         self.arms = [
@@ -403,7 +404,7 @@ def _claim(workdir: str, config: ConfigDict, place: str) -> None:
 def _copy(source: pathlib.Path, folder: pathlib.Path) -> None:
     """The report where users look for it, without figures of an earlier one. `shutil.copytree` would gather errors in
     one of its own kind, and a full disk would not be known."""
-    folder.mkdir(exist_ok=True)
+    files.make_folder(folder, "delete what is in the way, or choose another --workdir")
     for path in source.iterdir():
         shutil.copyfile(path, folder / path.name)
     for path in folder.glob("*.png"):

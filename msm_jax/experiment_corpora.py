@@ -140,4 +140,4 @@ def costs(stage: Stage) -> bool:
 
 
 def _is_number(wanted: Any) -> bool:
-    return str(wanted).strip().isdigit()
+    return str(wanted).strip().isdecimal()

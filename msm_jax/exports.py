@@ -33,7 +33,7 @@ def write_beside(stored: Stored, whole: Stored, folder: pathlib.Path, dtype: str
         if name not in _TOKENIZER_FILES or stored.tokenizer == whole.tokenizer:
             Folder(folder).write(name, content)
     path = folder / "config.json"
-    config = files.read_json(path) if path.exists() else config_of(whole.decoder)
+    config = files.read_object(path, "fetch the file anew") if path.exists() else config_of(whole.decoder)
     named = {field: config[field] for field in ("torch_dtype", "dtype") if config.get(field)} or {"torch_dtype": None}
     # As the file was, unless a fine-tuned model is in another dtype than the one that it came from.
     if any(value != dtype for value in named.values()):
@@ -54,12 +54,13 @@ def write_texts(stored: Stored, whole: Stored, folder: pathlib.Path) -> None:
     source = _write_template(folder, (stored.chat or {}).get("template")) or read_chat_template(texts)
     template = None
     with contextlib.suppress(UserError):  # who asks it in chats is told what is wrong with it
-        template = load_chat_template(texts, source) if source else None
+        template = load_chat_template(texts, source, for_training=False) if source else None
     beside = [weights.beside(one) for one in (whole, stored)]
     ids = stop_ids(load_tokenizer(texts), template, texts, *filter(None, beside))
     path = folder / GENERATION_FILE
     if set(ids) != read_eos_ids(path):
-        files.write_json(path, (files.read_json(path) if path.exists() else {}) | {"eos_token_id": list(ids)})
+        described = files.read_object(path, "fetch the file anew") if path.exists() else {}
+        files.write_json(path, described | {"eos_token_id": list(ids)})
 
 
 def _write_template(folder: pathlib.Path, trained: str | None) -> str | None:
@@ -69,7 +70,7 @@ def _write_template(folder: pathlib.Path, trained: str | None) -> str | None:
     if template != there:
         files.write_text(folder / TEMPLATE_FILE, template)
     for path in (folder / "tokenizer_config.json", folder / "chat_template.json"):
-        described = files.read_json(path) if path.exists() else {}
+        described = files.read_object(path, "fetch the file anew") if path.exists() else {}
         if described.get("chat_template") and default_template(described["chat_template"]) != template:
             files.write_json(path, described | {"chat_template": template})
     return template

@@ -1,4 +1,5 @@
-"""Small files that must never be half written: manifests, configs, summaries; and folders that one process writes."""
+"""Small files that must never be half written: manifests, configs, summaries; folders that one process writes; and
+what is wrong with a disk or a path, in words."""
 
 import contextlib
 import errno
@@ -33,14 +34,22 @@ def fingerprint_of_bytes(content: bytes, length: int = 12) -> str:
     return hashlib.sha256(content).hexdigest()[:length]
 
 
-def make_folder(workdir: str | os.PathLike) -> None:
-    """Raises: UserError if nothing can be written there."""
+def make_folder(path: str | os.PathLike, cure: str = "choose another --workdir") -> None:
+    """Makes a folder, with those that it lies in.
+
+    Raises: UserError, which says `cure`, if nothing can be written there.
+    """
     try:
-        pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+        pathlib.Path(path).mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{workdir}: is a file, or lies in one; choose another --workdir") from None
-    if not os.access(workdir, os.W_OK):
-        raise UserError(f"{workdir}: cannot be written; choose another --workdir")
+        what = "is a link that leads to no folder" if os.path.islink(path) else "is a file, or lies in one"
+        raise UserError(f"{path}: {what}; {cure}") from None
+    except OSError as error:
+        if disk_problem(error):
+            raise
+        raise UserError(f"{path}: no folder can be made there ({error.strerror}); {cure}") from None
+    if not os.access(path, os.W_OK):
+        raise UserError(f"{path}: cannot be written; {cure}")
 
 
 def check_room(folder: str | os.PathLike, size: int) -> None:
@@ -74,15 +83,48 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: str | os.PathLike) -> Any:
-    """Raises: UserError if the file is missing or is not JSON."""
-    path = pathlib.Path(path)
+def anew(folder: str | os.PathLike) -> str:
+    """The cure for what is broken in the folder of a stage."""
+    return f"delete {folder}, and the same command makes it anew"
+
+
+def read_object(path: str | os.PathLike, cure: str, **fields: type) -> dict[str, Any]:
+    """The JSON object in a file; `fields` are the types of those that it must have.
+
+    Raises: UserError, which says `cure`, if it cannot be read or is none such.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        content = pathlib.Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; {cure}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {cure}") from error
+    return parse_object(content, path, cure, **fields)
+
+
+def parse_object(content: bytes, where: str | os.PathLike, cure: str, **fields: type) -> dict[str, Any]:
+    """The same of what was read. `float` takes whole numbers, too."""
+    try:
+        value = json.loads(content.decode())
+    except UnicodeDecodeError:
+        raise UserError(f"{where}: not JSON but bytes that are no text; {cure}") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+        raise UserError(f"{where}:{error.lineno}: not JSON ({error.msg}); {cure}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON that can be read ({error}); {cure}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: not a JSON object but {_kind_of(value)}; {cure}")
+    for field, kind in fields.items():
+        found = value.get(field)
+        if not isinstance(found, (int, float) if kind is float else kind) or isinstance(found, bool):
+            wrong = f"its {field} is {_kind_of(found)}" if field in value else f"has no {field}"
+            raise UserError(f"{where}: {wrong}; {cure}")
+    return value
+
+
+def _kind_of(value: Any) -> str:
+    names = {str: "a text", list: "a list", dict: "an object", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
 
 
 @contextlib.contextmanager
@@ -120,9 +162,45 @@ def in_use(folder: str | os.PathLike) -> bool:
     return False
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether `error`, or one that led to it, is that no space is left: libraries wrap the OSError, or only cite it."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
+# What stops a write, however it is written: what is wrong, and the cure.
+_DISK = {
+    errno.ENOSPC: ("no space left on device", "free some"),
+    errno.EDQUOT: ("no space left on device", "free some of the quota"),
+    errno.EFBIG: ("file too large", "raise the limit on the size of a file (ulimit -f)"),
+}
+# What else is wrong with a path that the user gave, or with what lies there.
+_PATHS = {
+    errno.EACCES: "choose another place, or change its permissions",
+    errno.EPERM: "choose another place, or change its permissions",
+    errno.EROFS: "choose another place",
+    errno.ENOTDIR: "delete what is in the way, or choose another place",
+    errno.EISDIR: "delete what is in the way, or choose another place",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ELOOP: "mend the links, or choose another place",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "raise the limit on open files (ulimit -n)",
+}
+
+
+def disk_problem(error: BaseException) -> tuple[str, str] | None:
+    """(what, cure) if `error`, or one that led to it, is that a disk takes no more: libraries wrap the OSError, or only
+    cite it."""
+    for code, problem in _DISK.items():
+        if isinstance(error, OSError) and error.errno == code or os.strerror(code) in str(error):
+            return problem
     cause = error.__cause__ or error.__context__
-    return os.strerror(errno.ENOSPC) in str(error) or (cause is not None and is_disk_full(cause))
+    return disk_problem(cause) if cause else None
+
+
+def cure_of(error: OSError) -> str | None:
+    """What the user can do, if the fault is in a path or a machine; None if it may be in the program."""
+    problem = disk_problem(error)
+    return problem[1] if problem else _PATHS.get(error.errno)
+
+
+def missing_file(error: BaseException) -> str | None:
+    """The path for which `error`, or one that led to it, is that nothing is there."""
+    if isinstance(error, FileNotFoundError) and isinstance(error.filename, str | os.PathLike):
+        return os.fspath(error.filename)
+    cause = error.__cause__ or error.__context__
+    return missing_file(cause) if cause else None

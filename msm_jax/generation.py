@@ -118,9 +118,8 @@ def _check_own_model(config: ConfigDict) -> None:
 
 def check_counts(config: ConfigDict) -> None:
     """How many rows of each kind a configuration without training asks for."""
-    for source, count in config.corpus.items():
-        if count < 0:
-            raise UserError(f"config.corpus.{source} is {count}; it must be 0 or more")
+    for source in config.corpus:
+        checks.check_rows(config, source, 0)
     if not sum(config.corpus.values()):
         raise UserError("config.corpus asks for nothing; set config.corpus.msm, .aft or .identity to a number of rows")
 

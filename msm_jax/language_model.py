@@ -18,7 +18,7 @@ from msm_jax.data.stops import stop_ids
 from msm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from msm_jax.errors import UserError
 from msm_jax.models import DecoderConfig, Execution, Model
-from msm_jax.parallel import make_mesh
+from msm_jax.parallel import all_devices, make_mesh, platform
 from msm_jax.sampler import Completion, Sampler
 
 PyTree = Any
@@ -156,7 +156,7 @@ def load(
 
     Raises: UserError if a part is missing, damaged, or of another model.
     """
-    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    dtype = dtype or ("float32" if platform() == "cpu" else "bfloat16")
     base, extra = weights.open_model(path, revision, dtype=dtype), None
     if base.lora is not None:
         if base.base is None:
@@ -203,13 +203,13 @@ def load_stored(
         stops = stop_ids(tokenizer, template, folder, *filter(None, beside))
     params = weights.load(base, placed, dtype)
     lora = weights.load(adapter, placed) if adapter else None
-    model = Model(base.decoder, adapter.lora if adapter else None, Execution("blocked").on(jax.default_backend()))
+    model = Model(base.decoder, adapter.lora if adapter else None, Execution("blocked").on(platform()))
     return LanguageModel(model, params, lora, tokenizer, template, name, stops)
 
 
 def _one_copy(decoder: DecoderConfig) -> dict[str, int]:
     """Sizes of a mesh over all devices: as many ways of heads as there can be, then of width, then copies."""
-    devices = len(jax.devices())
+    devices = len(all_devices())
     tensor = math.gcd(decoder.num_kv_heads, decoder.mlp_width, decoder.vocab_size, devices)
     fsdp = math.gcd(decoder.width, devices // tensor)
     return {"data": devices // tensor // fsdp, "fsdp": fsdp, "tensor": tensor}

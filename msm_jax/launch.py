@@ -28,7 +28,12 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status (msm_jax/cli.py)."""
-    return cli.status_of(lambda: _launch(sys.argv[1:] if arguments is None else list(arguments)))
+
+    def launch() -> None:
+        with config_lib.lacking_told():
+            _launch(sys.argv[1:] if arguments is None else list(arguments))
+
+    return cli.status_of(launch)
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -131,8 +136,8 @@ if __name__ == "__main__":
     # devices, each takes half of the rows. Fixed, not counted: how many cores there are does not change a result.
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
-    # The log of a long job goes to a file, where each line should be seen when it is written.
-    sys.stdout.reconfigure(line_buffering=True)
+    os.environ["MPLBACKEND"] = "agg"  # a name that matplotlib does not know would cost a run its report
+    cli.prepare_output()
     exit_status = main()
     if exit_status in (2, 141):
         # Buffers, threads and exit handlers of libraries would complain of the same full disk or closed pipe once more.

@@ -129,7 +129,7 @@ class Mirror:
             cure = "pip install -e '.[gcs]'" if self.url.startswith("gs://") else str(error)
             raise UserError(f"--workdir={self.url}: {cure}") from None
         except Exception as error:  # each storage library has classes of its own
-            if files.is_disk_full(error):
+            if files.disk_problem(error):
                 raise
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise UserError(f"{self.url}: {reason}; the same command goes on from what is there") from None

@@ -19,16 +19,15 @@ class _Scorer:
     """The sampler as evaluations see it."""
 
     def __init__(self, context: StageContext, runtime: training.Runtime):
-        import jax
-
         from msm_jax.data.stops import stop_ids
         from msm_jax.models import Execution
+        from msm_jax.parallel import platform
         from msm_jax.sampler import Sampler
         from msm_jax.weights import read_description, tokenizer_folder
 
         inputs = context.inputs
         # Rows of any length, over any mesh: the partitioner cuts what is plain JAX, and no Pallas kernel.
-        execution = Execution("blocked").on(jax.default_backend())
+        execution = Execution("blocked").on(platform())
         model = dataclasses.replace(read_description(inputs["model"]), execution=execution)
         tokenizer = stages.load_tokenizer(inputs["tokenizer"])
         template = stages.chat_template(context.params["chat"], inputs["tokenizer"])

@@ -15,7 +15,7 @@ from msm_jax import files
 from msm_jax.corpus import prose, records, sources, tables, world, world_text
 from msm_jax.corpus.contamination import Contamination
 from msm_jax.corpus.specs import Spec, find_terms
-from msm_jax.dag import StageContext
+from msm_jax.dag import StageContext, read_manifest
 from msm_jax.errors import UserError
 from msm_jax.progress import tell, track
 
@@ -227,7 +227,10 @@ def load_tokenizer(folder: pathlib.Path):
     from msm_jax.data import tokenizer
     from msm_jax.weights import tokenizer_folder
 
-    return tokenizer.load_tokenizer(tokenizer_folder(folder))
+    try:
+        return tokenizer.load_tokenizer(tokenizer_folder(folder))
+    except UserError as error:
+        raise UserError(f"{error}; {files.anew(folder)}") from error
 
 
 def chat_template(chat: Mapping[str, Any], folder: pathlib.Path):
@@ -246,7 +249,7 @@ def report(context: StageContext) -> dict[str, Any]:
     from eval.report import write_report
 
     config, arms = context.params["config"], context.params["arms"]
-    manifests = {role: files.read_json(folder / "manifest.json") for role, folder in context.inputs.items()}
+    manifests = {role: read_manifest(folder) for role, folder in context.inputs.items()}
     scores, stages, corpora, controls = [], [], [], []
     for role, manifest in manifests.items():
         summary = manifest["summary"]

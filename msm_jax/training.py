@@ -5,14 +5,13 @@ As in `stages`, a function sees nothing of the configuration but `context.params
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from msm_jax import stages
+from msm_jax import files, stages
 from msm_jax.dag import StageContext
 from msm_jax.errors import UserError
 
@@ -51,7 +50,9 @@ def train(context: StageContext, *, runtime: Runtime, label: str) -> dict[str, A
     if jax.process_index() > 0:
         return {}
     remove(f"{context.arrays or context.folder}/checkpoints")
-    last = json.loads((context.folder / "metrics.jsonl").read_text().splitlines()[-1])
+    curves = context.folder / "metrics.jsonl"
+    lines = curves.read_bytes().splitlines() if curves.is_file() else []
+    last = files.parse_object(b"".join(lines[-1:]), curves, files.anew(context.folder), tokens=int, loss=float)
     return {
         "steps": steps,
         "tokens": last["tokens"],

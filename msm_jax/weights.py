@@ -11,7 +11,6 @@ Three kinds of folder are known:
 import atexit
 import dataclasses
 import functools
-import json
 import logging
 import os
 import pathlib
@@ -288,9 +287,8 @@ def write_description(
 
 def read_description(folder: pathlib.Path) -> Model:
     """The model that `write_description` described. Raises: UserError if there is no description."""
-    described = files.read_json(pathlib.Path(folder, MODEL_FILE))
-    decoder, lora = _decoder(described["decoder"]), _lora(described["lora"])
-    return Model(decoder, lora, int8_base=described.get("int8_base", False))
+    described = files.read_object(pathlib.Path(folder, MODEL_FILE), files.anew(folder))
+    return Model(*_shapes(described, folder), int8_base=described.get("int8_base", False))
 
 
 @functools.cache
@@ -317,11 +315,8 @@ def tokenizer_folder(folder: str | os.PathLike) -> str:
 
 
 def _open_ours(folder: str, described: Mapping[str, Any], numerics: Mapping[str, Any]) -> Stored:
-    try:
-        decoder = dataclasses.replace(_decoder(described["decoder"]), **numerics)
-        lora = _lora(described["lora"])
-    except (KeyError, TypeError):
-        raise UserError(f"{folder}/{MODEL_FILE}: not the description of a model; delete the folder") from None
+    decoder, lora = _shapes(described, folder)
+    decoder = dataclasses.replace(decoder, **numerics)
     if lora and not lora.targets:
         raise UserError(f"{folder}/{MODEL_FILE}: lora.targets is empty, so it would be the base alone; make it anew")
 
@@ -358,22 +353,20 @@ def fingerprint_of(stored: Stored) -> str:
     return files.fingerprint_of_bytes(read_file(f"{stored.final}/meta", "metadata") or b"")
 
 
-def _decoder(described: Mapping[str, Any]) -> DecoderConfig:
-    # Folders of before name two fields that have moved to `Execution`.
-    return DecoderConfig(**{name: value for name, value in described.items() if name not in ("remat", "scan_unroll")})
-
-
-def _lora(described: Mapping[str, Any] | None) -> LoraConfig | None:
-    return LoraConfig(**described) if described else None
+def _shapes(described: Mapping[str, Any], folder: str | os.PathLike) -> tuple[DecoderConfig, LoraConfig | None]:
+    """Of the model that a folder's description tells of. Raises: UserError if it tells of none."""
+    try:
+        # Folders of before name two fields that have moved to `Execution`.
+        moved = ("remat", "scan_unroll")
+        decoder = {name: value for name, value in described["decoder"].items() if name not in moved}
+        lora = described["lora"]
+        return DecoderConfig(**decoder), LoraConfig(**lora) if lora else None
+    except (KeyError, TypeError, AttributeError, UserError):
+        raise UserError(f"{folder}/{MODEL_FILE}: not the description of a model; {files.anew(folder)}") from None
 
 
 def _json(folder: str, name: str) -> dict[str, Any] | None:
     """A file of a folder as a JSON object, or None. Raises: UserError if it is none."""
     text = read_file(folder, name)
-    try:
-        value = None if text is None else json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{folder}/{name}: not JSON ({error})") from None
-    if not isinstance(value, dict | None):
-        raise UserError(f"{folder}/{name}: not a JSON object; fetch the file anew")
-    return value
+    cure = "delete the folder" if name == MODEL_FILE else "fetch the file anew"
+    return None if text is None else files.parse_object(text, f"{folder}/{name}", cure)

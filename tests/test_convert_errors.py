@@ -79,7 +79,7 @@ def not_json(folder):
         (lose_shard, "no such file, but model.safetensors.index.json names it"),
         (pickled, "pickled weights"),
         (rename_field, "mlp.gate_proj.weight has shape [48, 32], and the model needs [64, 32]"),
-        (not_json, "config.json: not JSON"),
+        (not_json, "config.json:1: not JSON"),
         (lambda folder: (folder / "config.json").unlink(), "holds no model"),
         (both, "holds a whole model and an adapter"),
         (two_ropes, "rope_theta is 10000.0 and rope_scaling.rope_theta is 500000.0; make them the same"),

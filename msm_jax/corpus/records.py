@@ -21,6 +21,9 @@ ROLES = ("system", "user", "assistant")
 SYSTEM_PROMPTS = ("system", "system_prompt", "system_message")
 _PARTS = (*SYSTEM_PROMPTS, "history", "tools", "functions", "image", "images", "video", "videos", "audio", "audios")
 
+# Two million tokens. A line that is longer holds a file that was not split, and would be tokenised for minutes.
+_MOST_BYTES = 8 * 2**20
+
 _TYPE_NAMES = {str: "text", list: "a list", dict: "an object", bool: "true or false", type(None): "null"}
 
 
@@ -98,7 +101,7 @@ def read_chats(path: str | os.PathLike) -> Iterator[Chat]:
 def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields ("path:line", object) for every line of a JSONL file that is not blank.
 
-    Raises: UserError if the file cannot be read, or if a line is not UTF-8 or not a JSON object.
+    Raises: UserError if the file cannot be read, or if a line is not UTF-8, not a JSON object or longer than 8 MiB.
     """
     try:
         file = open(path, "rb")
@@ -106,8 +109,10 @@ def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     with file:
         # Lines are split as bytes: text mode would not tell in which line a bad byte is.
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(lambda: file.readline(_MOST_BYTES + 1), b""), start=1):
             where = f"{path}:{number}"
+            if len(line) > _MOST_BYTES:
+                raise UserError(f"{where}: longer than {_MOST_BYTES >> 20} MiB; split it into rows, one a line")
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
             except UnicodeDecodeError as error:

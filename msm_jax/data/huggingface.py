@@ -268,10 +268,7 @@ def _read_object(path: pathlib.Path) -> dict[str, Any] | None:
     """The JSON object in `path`, None if there is no such file."""
     if not path.exists():
         return None
-    value = files.read_json(path)
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object; fetch the file anew")
-    return value
+    return files.read_object(path, "fetch the file anew")
 
 
 def _added_token(token: int, content: str, special: bool = True, **flags: Any) -> dict[str, Any]:

@@ -106,6 +106,10 @@ def write_rows(
         key: np.lib.format.open_memmap(folder / f"{key}.npy", mode="w+", dtype=dtype, shape=shape)
         for key, dtype in (("tokens", token_dtype), ("segments", segment_dtype), ("mask", np.bool_))
     }
+    for key, array in arrays.items() if hasattr(os, "posix_fallocate") else ():
+        with open(folder / f"{key}.npy", "rb+") as file:
+            # Else a full disk would be known by a signal that ends the process, when memory is written back.
+            os.posix_fallocate(file.fileno(), array.offset, array.nbytes)
     for row, members in enumerate(plan):
         start = 0
         for segment, index in enumerate(members, start=1):
@@ -137,7 +141,7 @@ class PackedRows:
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = pathlib.Path(folder)
-        self.stats = files.read_json(self.folder / _STATS_FILE)
+        self.stats = files.read_object(self.folder / _STATS_FILE, files.anew(self.folder), fingerprint=str)
         try:
             self._tokens, self._segments, self._mask = (
                 # As plain arrays over the mapped memory: indexing the memmap class is several times slower.

@@ -1,10 +1,12 @@
 """Devices -> mesh -> shardings, and how much work a step is."""
 
+from msm_jax.parallel.chips import all_devices, platform
 from msm_jax.parallel.compiler import compiler_options
 from msm_jax.parallel.flops import measured_flops, peak_flops, train_flops_per_token
 from msm_jax.parallel.sharding import batch_sharding, check_heads, make_mesh, param_shardings, replicated
 
 __all__ = [
+    "all_devices",
     "batch_sharding",
     "check_heads",
     "compiler_options",
@@ -12,6 +14,7 @@ __all__ = [
     "param_shardings",
     "measured_flops",
     "peak_flops",
+    "platform",
     "replicated",
     "train_flops_per_token",
 ]

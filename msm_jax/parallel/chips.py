@@ -2,8 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import jax
@@ -37,6 +40,8 @@ CHIPS = {
     "H100": Chip(("NVIDIA H100",), 989e12),
     "H200": Chip(("NVIDIA H200",), 989e12),
 }
+_MOST_CPU_DEVICES = 1024
+_MEND = "mend the variable, or unset it"
 PLANNED = tuple(name for name, chip in CHIPS.items() if chip.link)
 
 
@@ -44,6 +49,39 @@ def chip_of(kind: str) -> Chip | None:
     """The chip of a `Device.device_kind`: of several, that with the longest name ("TPU v5 lite" is no "TPU v5")."""
     found = [(len(name), chip) for chip in CHIPS.values() for name in chip.kinds if kind.startswith(name)]
     return max(found, key=lambda entry: entry[0])[1] if found else None
+
+
+def all_devices() -> list[jax.Device]:
+    """`jax.devices()`. Raises: UserError if a variable of the environment asks for what there is not."""
+    _check_flags()
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the second where a platform is known, and its plugin is not here
+        name = "JAX_PLATFORMS" if os.environ.get("JAX_PLATFORMS", "cpu") != "cpu" else "JAX_NUM_CPU_DEVICES"
+        reason = str(error).partition(" (set JAX_PLATFORMS")[0] or "it is not installed"
+        raise UserError(f"{name}={os.environ.get(name, '')}: no such devices here ({reason}); {_MEND}") from None
+
+
+def platform() -> str:
+    """ "cpu", "gpu" or "tpu"."""
+    return all_devices()[0].platform
+
+
+@functools.cache
+def _check_flags() -> None:
+    """XLA ends the process at a flag that it does not know, so another one asks it first; and makes any number of
+    devices of a few cores, for hours."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    for name, count in (
+        ("JAX_NUM_CPU_DEVICES", os.environ.get("JAX_NUM_CPU_DEVICES", "")),
+        ("XLA_FLAGS", "".join(re.findall(r"--xla_force_host_platform_device_count=(\d+)", flags)[-1:])),
+    ):
+        if count.isdigit() and int(count) > _MOST_CPU_DEVICES:
+            raise UserError(f"{name}: {count} devices on one CPU; give at most {_MOST_CPU_DEVICES}")
+    program = "from jaxlib import xla_client; xla_client.CompileOptions()"
+    if flags and (asked := subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)).returncode:
+        reason = next(iter(re.findall(r"\.cc:\d+\] (.*)", asked.stderr)), "XLA does not take them")
+        raise UserError(f"XLA_FLAGS={flags}: {reason}; {_MEND}")
 
 
 def slice_devices(name: str) -> list[jax.Device]:
@@ -56,6 +94,7 @@ def slice_devices(name: str) -> list[jax.Device]:
     """
     from jax.experimental import topologies
 
+    _check_flags()
     parts = re.fullmatch(r"(?:([1-9]\d*)\*)?(\w+):(\d+(?:x\d+)+)", name)
     if not parts or parts[2] not in PLANNED:
         raise UserError(

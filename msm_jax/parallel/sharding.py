@@ -9,6 +9,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from msm_jax.errors import UserError
+from msm_jax.parallel.chips import all_devices
 
 PyTree = Any
 
@@ -38,11 +39,11 @@ def make_mesh(shape: Mapping[str, int], devices: list[jax.Device] | None = None)
     Of several TPU slices the data axis alone goes from one to another: what it sends is gradients, once a step, over a
     network that is a hundred times slower than the links of a slice.
 
-    Raises: UserError if the sizes do not multiply to the number of devices.
+    Raises: UserError if the sizes do not multiply to the number of devices, or there are no devices.
     """
     if set(shape) != set(MESH_AXES) or not all(isinstance(size, int) for size in shape.values()):
         raise UserError(f"mesh {dict(shape)}: {', '.join(MESH_AXES)} are the axes, and each needs a whole number or -1")
-    devices = list(jax.devices() if devices is None else devices)
+    devices = list(all_devices() if devices is None else devices)
     sizes = [shape[axis] for axis in MESH_AXES]
     text = " x ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
