@@ -159,6 +159,7 @@ class Experiment:
             mesh=self.plain["mesh"],
             execution=self.plain["execution"],
             checkpoint_every=config.checkpoint.every,
+            checkpoint_minutes=config.checkpoint.minutes,
             keep_checkpoints=config.checkpoint.keep,
             log_every=config.log.every,
         )

@@ -166,8 +166,11 @@ def drained(caller: Caller, write: Callable[[], Any]) -> Any:
 
     async def go() -> Any:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        came = signal.SIGTERM
 
-        def on_signal() -> None:
+        def on_signal(number: signal.Signals) -> None:
+            nonlocal came
+            came = number
             if caller.stopping:
                 task.cancel()
             else:
@@ -183,11 +186,13 @@ def drained(caller: Caller, write: Callable[[], Any]) -> Any:
         for number in (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT):
             # In another thread than the main one there are no signals, and nobody to send them.
             with contextlib.suppress(ValueError, RuntimeError):
-                loop.add_signal_handler(number, on_signal)
+                loop.add_signal_handler(number, on_signal, number)
         try:
             return await write()
         except asyncio.CancelledError:
-            raise Interrupted("calls under way were dropped, and may be charged; all others are kept") from None
+            raise Interrupted("calls under way were dropped, and may be charged; all others are kept", came) from None
+        except Interrupted as error:
+            raise Interrupted(str(error), came) from None
         finally:
             await caller.generator.close()
 
