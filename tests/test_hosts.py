@@ -115,7 +115,7 @@ def together(tmp_path_factory):
 def test_ctrl_c_or_sigterm_on_one_process_saves_on_all(together):
     _, stopped, _ = together
     assert [status for status, _, _ in stopped] == [143, 130, 143, 143], stopped
-    line = r"stopped: pretrain: (SIGTERM|Ctrl-C); (\d+) of \d+ steps are done and saved, and step (\d+) is next; the same"
+    line = r"stopped: pretrain: (SIGTERM|Ctrl-C); (\d+) of \d+ steps are done and saved, and step (\d+) is next; the"
     told = [re.search(line, error).groups() for _, _, error in stopped]
     assert [name for name, *_ in told] == ["SIGTERM", "Ctrl-C", "SIGTERM", "SIGTERM"]
     [(done, following)] = {(int(done), int(step)) for _, done, step in told}

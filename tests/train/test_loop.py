@@ -191,7 +191,7 @@ def test_hosts_save_at_the_same_steps_by_the_clock_of_the_first(monkeypatch, sec
             continue
         asked += 1
         told = clock[0] - first._since
-        monkeypatch.setattr(loop, "of_first", lambda value: told)
+        monkeypatch.setattr(loop, "of_first", lambda value, told=told: told)
         due = first.due(done)
         second._since -= 77  # it goes by the other's clock
         assert second.due(done) == due == (told >= 600)
