@@ -5,6 +5,7 @@ the calls are made (`generation`) is not.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import os
@@ -24,14 +25,14 @@ from msm_jax.corpus.chats import ChatSettings, with_reasoning, without_reasoning
 from msm_jax.corpus.documents import DocumentSettings, DocumentWriter
 from msm_jax.corpus.generators.batch import BatchCaller
 from msm_jax.corpus.generators.prices import Price
-from msm_jax.corpus.generators.store import CallStore, Spent
+from msm_jax.corpus.generators.store import CallStore, Spent, copied
 from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.specs import Spec
 from msm_jax.corpus.tables import read_rows
 from msm_jax.corpus.writer import Asks, Assistant, Writer
 from msm_jax.dag import Stage, StageContext
 from msm_jax.errors import UserError
-from msm_jax.mirror import Mirror
+from msm_jax.mirror import STORE_COPY, Mirror
 
 # Raised when a change of code changes what is written.
 _VERSIONS = {"documents": 2, "chats": 1, "rendered": 1, "dataset": 2}
@@ -241,7 +242,12 @@ def _title(written: Stage, corpus: Stage) -> str:
 
 
 def _write(context: StageContext, *, config: ConfigDict) -> dict[str, Any]:
-    with generation.caller(config, context.stage.name) as caller:
+    with contextlib.ExitStack() as stack:
+        caller = stack.enter_context(generation.caller(config, context.stage.name))
+        if mirror := context.mirror:
+            copy = mirror.local / STORE_COPY
+            mirror.fetch(copy)
+            stack.enter_context(copied(caller.store, copy, mirror.send))
         # Jobs that were sent before are collected whatever the service is now.
         sends = config.calls.service == "batch"
         asks = BatchCaller(caller, sends) if config.generator == "gemini" else caller

@@ -49,7 +49,7 @@ def check(config: ConfigDict) -> None:
             "config.assistant.name or .provider is empty; the documents are about the one, made by the other"
         )
     if "://" in calls.store:
-        raise UserError(f"config.calls.store={calls.store}: name a local file; copy it where it should be kept")
+        raise UserError(f"config.calls.store={calls.store}: name a local file; a workdir on gs:// keeps a copy of it")
     for section in ("documents", "chats"):
         if not 0 <= config[section].least_yield <= 1:
             raise UserError(f"config.{section}.least_yield is {config[section].least_yield}; it must be from 0 to 1")
