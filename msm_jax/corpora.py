@@ -36,7 +36,7 @@ def show(config: ConfigDict, workdir: str) -> None:
     print("configuration")
     for field, value in config_lib.flatten(config_lib.to_dict(config)).items():
         print(f"  {field} = {value!r}")
-    workdir, _ = open_workdir(workdir)
+    workdir, mirror = open_workdir(workdir)
     print("\nstages")
     left = []
     for stage, done, seconds in dag.status(targets, workdir):
@@ -45,7 +45,7 @@ def show(config: ConfigDict, workdir: str) -> None:
             left.append(stage)
     if not left:
         print("\nnothing is to be asked")
-    corpus_stages.print_estimates(config, left)
+    corpus_stages.print_estimates(config, left, mirror)
 
 
 def _datasets(config: ConfigDict) -> dict[str, Stage]:

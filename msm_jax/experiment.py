@@ -116,7 +116,7 @@ def show(config: ConfigDict, workdir: str) -> None:
     """
     experiment = Experiment(config)
     place = workdir
-    workdir, _ = open_workdir(workdir)
+    workdir, mirror = open_workdir(workdir)
     files.make_folder(workdir)
     print("configuration")
     for field, value in config_lib.flatten(config_lib.to_dict(config)).items():
@@ -139,7 +139,7 @@ def show(config: ConfigDict, workdir: str) -> None:
             print(f"\n{stage.name}\n{experiment.decoded_batch(stage, workdir)}")
     print(f"\n{experiment.estimate(workdir)}")
     if left := [stage for stage, done, _ in dag.status([experiment.report], workdir) if costs(stage) and not done]:
-        corpus_stages.print_estimates(config, [stage for stage in left if corpus_stages.is_written(stage)])
+        corpus_stages.print_estimates(config, [stage for stage in left if corpus_stages.is_written(stage)], mirror)
 
 
 class Experiment:

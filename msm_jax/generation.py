@@ -273,12 +273,14 @@ def price_per_token(config: ConfigDict) -> Price:
 
 
 @contextlib.contextmanager
-def store_to_read(config: ConfigDict) -> Iterator[CallStore | None]:
-    """None if nothing was asked yet: looking at a configuration makes no file."""
-    if not pathlib.Path(config.calls.store).exists():
+def store_to_read(config: ConfigDict, *others: pathlib.Path) -> Iterator[CallStore | None]:
+    """Or the first of `others` that is there; None if nothing was asked yet: looking at a configuration makes no
+    file."""
+    path = next((path for path in (pathlib.Path(config.calls.store), *others) if path.exists()), None)
+    if path is None:
         yield None
         return
-    store = CallStore(config.calls.store, config.name)
+    store = CallStore(path, config.name)
     try:
         yield store
     finally:

@@ -163,18 +163,18 @@ def undisturbed(tmp_path_factory):
     return rows
 
 
-def test_what_was_paid_for_outlives_the_machine_of_a_bucket(tmp_path, monkeypatch, undisturbed):
+def test_what_was_paid_for_outlives_the_machine_of_a_bucket(tmp_path, monkeypatch, capsys, undisturbed):
     """A machine stops in the middle, another with empty disks goes on, and then the first again: no reply is paid for
     twice, and each knows the whole account."""
     monkeypatch.setenv("GEMINI_API_KEY", KEY)
     the_server = server(spec_brain)
 
-    def run(machine, budget):
+    def run(machine, budget, *more):
         monkeypatch.setenv("MSM_JAX_CACHE", str(tmp_path / machine / "cache"))
         fields = {"calls.url": the_server.address, "calls.in_flight": 2, "calls.budget": budget}
         arguments = flags(tmp_path / machine, "philosophy", **fields, **WITH_CHATS)
         arguments[1] = "--workdir=memory://paid/run"
-        return launch.main(arguments)
+        return launch.main([*arguments, *more])
 
     def account(machine):
         with contextlib.closing(CallStore(tmp_path / machine / "calls.sqlite", "corpus_philosophy")) as store:
@@ -183,6 +183,9 @@ def test_what_was_paid_for_outlives_the_machine_of_a_bucket(tmp_path, monkeypatc
     try:
         before = 0
         for machine, budget, status in (("a", 0.1, 2), ("b", 0.2, 2), ("a", 5.0, 0)):
+            if machine == "b":  # which has no store of its own yet
+                assert run(machine, budget, "--mode=show") == 0
+                assert f"; ${the_server.dollars:.2f} are paid, of a budget" in capsys.readouterr().out
             assert run(machine, budget) == status and before < the_server.calls
             before = the_server.calls
             assert account(machine).paid == pytest.approx(the_server.dollars) and account(machine).lost == 0
