@@ -44,7 +44,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 # Checkpoints are seldom in so short a run; how often they are made changes nothing of the result.
 OFTEN = ("--config.checkpoint.every=10", "--config.checkpoint.minutes=0.02")
-LONGEST = 900  # seconds of a run, beyond which it hangs
 START = 3.0  # seconds, about, until the first stage begins
 OFTEN_HIT = {"checkpoints": 4, "final": 3, "manifest.json": 3}  # times as often as other things that are written
 
@@ -81,7 +80,7 @@ class Kills:
     """The undisturbed run in `folder`, and tries beside it."""
 
     def __init__(self, folder: pathlib.Path):
-        self.folder, self.tracebacks = folder, 0
+        self.folder, self.tracebacks, self.longest = folder, 0, None
         self._lock = threading.Lock()
         everywhere = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(everywhere)})
@@ -92,6 +91,7 @@ class Kills:
             if status:
                 raise SystemExit(f"the undisturbed run failed:\n{errors}")
         os.sched_setaffinity(0, everywhere)
+        self.longest = max(600, 10 * self.seconds)  # what takes longer hangs
         self.whole = folder / "undisturbed"
         self.content = content(self.whole)
         if different := differing(content(folder / "first"), self.content):
@@ -170,7 +170,7 @@ class Kills:
             return False
 
         def moment(process: subprocess.Popen) -> bool:
-            deadline = time.monotonic() + LONGEST
+            deadline = time.monotonic() + self.longest
             while not came() and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.001)
             time.sleep(delay if delay > 0 else START + delay)
@@ -194,7 +194,7 @@ class Kills:
 
     def _end(self, process: subprocess.Popen) -> tuple[int, str]:
         try:
-            _, errors = process.communicate(timeout=LONGEST)
+            _, errors = process.communicate(timeout=self.longest)
         except subprocess.TimeoutExpired:
             process.kill()
             _, errors = process.communicate()
