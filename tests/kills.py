@@ -55,6 +55,8 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="number of the first try, to go on after an end (0)")
     options = parser.parse_args()
     logging.disable(logging.ERROR)  # of Orbax, about shardings
+    # A shell may have what it starts in the background ignore it, and so what that starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = pathlib.Path(tempfile.mkdtemp(prefix="msm_jax-kills-"))
     began = time.monotonic()
     kills = Kills(folder)

@@ -276,7 +276,9 @@ class _Signals:
         self._several = jax.process_count() > 1
         # With several hosts SIGTERM is JAX's own: its handler agrees with the others on the step to stop at.
         handled = (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM)
-        self._handled = handled if threading.current_thread() is threading.main_thread() else ()
+        main = threading.current_thread() is threading.main_thread()
+        # What a shell runs in the background may ignore Ctrl-C: it is meant for others then.
+        self._handled = [number for number in handled if main and signal.getsignal(number) != signal.SIG_IGN]
 
     def __enter__(self) -> "_Signals":
         self._previous = {number: signal.signal(number, self._request) for number in self._handled}

@@ -161,6 +161,15 @@ def test_a_signal_saves_and_the_next_run_resumes_exactly(run, tmp_path, batch, n
     assert read_lines(tmp_path / "stopped") == read_lines(tmp_path / "whole")
 
 
+def test_ctrl_c_that_is_ignored_stays_so(run):
+    """As of a job in the background of a script: the one who presses it means another."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert int(run(rows=signal_at(3, signal.SIGINT)).step) == 10
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_checkpoint_is_due_by_the_clock_too(run, tmp_path, monkeypatch):
     """On a clock by which a step takes three minutes and a half: after every third."""
     clock, saved = [0.0], []
