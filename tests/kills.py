@@ -9,9 +9,9 @@ each try says what hit it and whether all that it left is the same: weights arra
 the numbers of the report, bit for bit. Exits with 0 only if all are; what differs stays in the folder that is printed.
 
 What the run would have done before the stage that is hit is copied from the undisturbed run, for a stage that is done
-is not touched again; it is compared at the end as all else is. A try has one device and one core, and there are as many
-tries at once as there are cores; so has the undisturbed run, which takes two rounds: the first fills the cache of
-compiled programs, and the second, with them, must equal it.
+is not touched again; it is compared at the end as all else is. A try has one device and one core, for with
+more threads XLA rounds in another way, and there are as many tries at once as there are cores; so has the undisturbed
+run, which takes two rounds: the first fills the cache of compiled programs, and the second, with them, must equal it.
 """
 
 import argparse
@@ -132,14 +132,14 @@ class Kills:
         different = ["its end"] if status_of_end else differing(content(workdir), self.content)
         seconds = time.monotonic() - began
         name = number_of_signal.name + " twice" * twice
-        verdict = f"DIFFERS: {', '.join(different)}; see {workdir}" if different else "identical"
+        verdict = f"DIFFERS: {len(different)} things, as {different[0]}; see {workdir}" if different else "identical"
         with self._lock:
             self.tracebacks += ("Traceback" in errors) + ("Traceback" in errors_of_end)
             print(f"{number:4} {name:12} {where:60} status {status:4} {verdict:9} {seconds:4.0f} s  {last}", flush=True)
         if not different:
             shutil.rmtree(workdir)
         else:
-            (workdir / "errors.txt").write_text(errors + errors_of_end)
+            (workdir / "different.txt").write_text("\n".join([*different, errors, errors_of_end]))
         return not different
 
     def _draw(self, draw: random.Random, workdir: pathlib.Path):
