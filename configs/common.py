@@ -71,7 +71,8 @@ def _shared() -> ConfigDict:
             "loss_chunk": 512,  # tokens of each row whose logits are held at once
         }
     )
-    config.checkpoint = ConfigDict({"every": 500, "keep": 2})
+    # A checkpoint is made after so many steps or minutes, whichever come first; so many of them stay on disk.
+    config.checkpoint = ConfigDict({"every": 500, "minutes": 10.0, "keep": 2})
     config.log = ConfigDict({"every": 10})
     return config
 

@@ -32,7 +32,7 @@ LEGEND = """\
 rate = mean over seeds [95 % over seeds; with one seed over items] n x seeds; n = items, or parsed answers,
 of the seed with fewest; e/c/u = errored/cut off/unparsed"""
 FORM_TITLES = {"logprob": "log-probability form", "sampled": "sampled form"}
-MARKS = {"holds": "+", "does not hold": "x", "no room": "~", "seen": "+", "not seen": "x", "not measured": "?"}
+MARKS = {"holds": "+", "does not hold": "x", "seen": "+", "not seen": "x"}  # all others: "?"
 FIGURE2_EVALS = ("affordability", "america")
 
 
@@ -91,7 +91,7 @@ def _columns(rows: Sequence[Sequence[str]]) -> str:
 def _findings_list(found: Sequence[dict]) -> str:
     lines = []
     for entry in found:
-        head = f"{MARKS[entry['verdict']]} {entry['verdict']:<14}"
+        head = f"{MARKS.get(entry['verdict'], '?')} {entry['verdict']:<14}"
         lines.append(textwrap.fill(entry["statement"], WIDTH, initial_indent=head, subsequent_indent=" " * len(head)))
     return "\n".join(["Findings", *lines])
 

@@ -155,9 +155,10 @@ def findings(result: dict) -> list[dict]:
     """The claims that the experiment bears on, and what was seen.
 
     Each is {"name", "statement", "value", "low", "high", "seeds", "bar", "holds", "verdict"}: `value` is the measured
-    quantity and `low`, `high` its 95 % interval; `holds` is True or False against `bar`, or None where there is no
-    bar, no room or no measurement; `verdict` is "holds", "does not hold", "no room", "seen", "not seen" or
-    "not measured". Differences are paired over the seeds that both arms have.
+    quantity and `low`, `high` its 95 % interval. `verdict` is "holds" or "seen" where the whole interval clears the bar
+    (without a bar: 0), "does not hold" or "not seen" where it lies below, and "unclear" between the two and where there
+    is no interval, as with one seed; or "no room", or "not measured". `holds` is True, False, or else None.
+    Differences are paired over the seeds that both arms have.
     """
     if not has_values(result):
         return [_control(control) for control in result["controls"]]
@@ -185,6 +186,17 @@ def _finding(name: str, statement: str, verdict: str, **known: Any) -> dict:
     holds = {"holds": True, "does not hold": False}.get(verdict)
     blank = dict.fromkeys(("value", "low", "high", "seeds", "bar"))
     return {"name": name, "statement": statement} | blank | known | {"holds": holds, "verdict": verdict}
+
+
+def _verdict(low: float | None, high: float | None, bar: float, strict: bool = False) -> tuple[str, str]:
+    """What an interval says of being at least `bar`, or with `strict` above it; and why, if that is unclear."""
+    if low is None or high is None:
+        return "unclear", ", and there is no interval"
+    if low > bar or (low == bar and not strict):
+        return "holds", ""
+    if high < bar or (high == bar and strict):
+        return "does not hold", ""
+    return "unclear", ", and the interval reaches over it" if bar else ", and the interval reaches over 0"
 
 
 def _label(result: dict, arm: ArmKey) -> str:
@@ -216,15 +228,11 @@ def _contrast(result: dict, claim: str, a: ArmKey, b: ArmKey, evaluation: str, b
         text += f" ({signed(low)} to {signed(high)})"
     if bar:
         text += f", bar {signed(bar)}"
-    if low is not None and low <= 0 <= high:
-        text += ", within the spread of seeds"
-    elif bar and low is not None and low < bar <= high:
-        text += ", which is within the spread of seeds"
-    known = {"value": difference.mean, "low": low, "high": high, "seeds": len(shared)}
+    verdict, why = _verdict(low, high, bar or 0.0, strict=not bar)
     if bar is None:
-        return _finding(name, text, "seen" if difference.mean > 0 else "not seen", **known)
-    reached = difference.mean >= bar if bar else difference.mean > 0
-    return _finding(name, text, "holds" if reached else "does not hold", bar=bar, **known)
+        verdict = {"holds": "seen", "does not hold": "not seen"}.get(verdict, verdict)
+    known = {"value": difference.mean, "low": low, "high": high, "seeds": len(shared)}
+    return _finding(name, text + why, verdict, bar=bar, **known)
 
 
 def _above_aft(result: dict, spec: str, own: str) -> dict:
@@ -243,18 +251,23 @@ def has_aft(arm: dict) -> bool:
 
 
 def _in_domain(result: dict) -> dict:
-    """The lowest seed of any arm with AFT: where fine-tuning did not take, its generalisation says nothing."""
+    """Of the arms with AFT the one that is least sure to reach the bar: where fine-tuning did not take, its
+    generalisation says nothing."""
     name = "AFT took (In domain)"
-    arms = [arm for arm in result["arms"] if has_aft(arm)]
-    cells = {arm["label"]: _main_cell(result, arm_key(arm), "in_domain") for arm in arms}
-    runs = [(rate, label, seed) for label, known in cells.items() if known for seed, rate in known.seeds.items()]
-    if not runs:
+    found = []
+    for arm in filter(has_aft, result["arms"]):
+        if entry := _main_cell(result, arm_key(arm), "in_domain"):
+            # With one seed a cell's interval is over items, and says nothing of other runs.
+            low, high = (entry.low, entry.high) if len(entry.seeds) > 1 else (None, None)
+            verdict, why = _verdict(low, high, IN_DOMAIN_BAR)
+            around = "" if low is None else f" {interval(low, high, 3)}"
+            text = f"{name}: {number(entry.rate, 3)}{around} after {arm['label']}, bar {number(IN_DOMAIN_BAR)}{why}"
+            known = {"value": entry.rate, "low": low, "high": high, "seeds": len(entry.seeds), "bar": IN_DOMAIN_BAR}
+            found.append(_finding(name, text, verdict, **known))
+    if not found:
         return _finding(name, f"{name}: no arm with AFT was measured", "not measured", bar=IN_DOMAIN_BAR)
-    rate, label, seed = min(runs)
-    text = f"{name}: {number(rate, 3)} in the lowest of {len(runs)} runs ({label}, seed {seed})"
-    text += f", bar {number(IN_DOMAIN_BAR)}"
-    verdict = "holds" if rate >= IN_DOMAIN_BAR else "does not hold"
-    return _finding(name, text, verdict, value=rate, seeds=len(runs), bar=IN_DOMAIN_BAR)
+    surest = ("does not hold", "unclear", "holds")
+    return min(found, key=lambda finding: (surest.index(finding["verdict"]), finding["value"]))
 
 
 def _control(control: dict) -> dict:
@@ -265,5 +278,5 @@ def _control(control: dict) -> dict:
     text = f"Control {name}: {number(rate, 3)} {interval(low, high, 3)}, n = {control['n']}, bar {number(bar)}"
     if control["errored"]:
         text += f", {control['errored']} errored"
-    verdict = "holds" if rate >= bar else "does not hold"
-    return _finding(f"control, {name}", text, verdict, value=rate, low=low, high=high, bar=bar)
+    verdict, why = _verdict(low, high, bar)
+    return _finding(f"control, {name}", text + why, verdict, value=rate, low=low, high=high, bar=bar)

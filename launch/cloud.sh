@@ -62,11 +62,30 @@ pack_repository() {
   run tar --null --no-recursion --dereference --files-from="$1.files" -czf "$1"
 }
 
-# Writes the keys that the launcher reads from the environment to the file $1, since no command line should show them.
+# What msm_jax and its libraries read from the environment: keys of models, of those who write corpora, and where to ask.
+keys=(HF_TOKEN HUGGING_FACE_HUB_TOKEN HF_ENDPOINT GEMINI_API_KEY GOOGLE_API_KEY LOCAL_API_KEY)
+
+# Writes these to the file $1, since no command line should show them.
 write_keys() {
   local variable
   (umask 077 && : >"$1")
-  for variable in HF_TOKEN HF_ENDPOINT GEMINI_API_KEY; do
+  for variable in "${keys[@]}"; do
     [[ -z "${!variable:-}" ]] || printf '%s=%q\n' "$variable" "${!variable}" >>"$1"
   done
+  name_keys_left_here "${keys[@]}"
+}
+
+# Names the keys that are set here, but for those named, and that the workers will not have; never what they are.
+name_keys_left_here() {
+  local variable text left=()
+  for variable in $(compgen -e); do
+    [[ "$variable" =~ _API_KEY$|_API_TOKEN$|^GOOGLE_APPLICATION_CREDENTIALS$ || " ${keys[*]} " == *" $variable "* ]] &&
+      [[ -n "${!variable}" && " $* " != *" $variable "* ]] && left+=("$variable")
+  done
+  [[ -n "${HF_TOKEN:-}${HUGGING_FACE_HUB_TOKEN:-}" || ! -s "${HF_HOME:-$HOME/.cache/huggingface}/token" ]] ||
+    left+=("the token of 'hf auth login' (export it as HF_TOKEN)")
+  if [[ ${#left[@]} -gt 0 ]]; then
+    printf -v text '%s, ' "${left[@]}"
+    echo "note: these are set here, and the workers will not have them: ${text%, }" >&2
+  fi
 }

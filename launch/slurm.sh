@@ -56,4 +56,4 @@ if [[ -n "$dry_run" ]]; then
   exit
 fi
 [[ -x .venv/bin/python ]] || stop "no .venv here; MSM_JAX_EXTRAS=cuda13 bash launch/local.sh --help makes it"
-sbatch <<<"$job"
+sbatch --export=ALL <<<"$job" # with the keys that are set here

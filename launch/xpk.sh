@@ -15,7 +15,7 @@ usage="usage: bash launch/xpk.sh --cluster=CLUSTER --workload=NAME --zone=ZONE -
   --dry-run   prints the command and runs nothing
 
 The cluster shows commands to all who may look at it, so no key goes along: have a gated base in the bucket, and name it
-by --config.base.path=gs://..."
+by --config.base.path=gs://...; have corpora written elsewhere (docs/corpora.md), and name them by --config.corpus.msm=..."
 
 cluster="" workload="" zone="" topology="" project="" restarts=10 dry_run=""
 while (($#)); do
@@ -45,6 +45,7 @@ v5p) type="v5p-$((2 * chips))" ;; # of this kind, cores are counted
 v6e) type="v6e-$chips" ;;
 esac
 check_launcher_arguments "$@"
+name_keys_left_here
 # A packed copy: .venv, .git and runs/ have no place in an image.
 scratch="$(mktemp -d)"
 trap 'rm -rf "$scratch"' EXIT

@@ -35,7 +35,7 @@ _RANGES = (
     ("0 or more", lambda x: 0 <= x < math.inf, "*.optim.learning_rate *.optim.weight_decay"),
     ("0 or more", lambda x: 0 <= x < math.inf, "lora.rank eval.samples eval.temperature"),
     ("above 0", lambda x: 0 < x < math.inf, "*.optim.epsilon *.optim.clip_norm"),
-    ("above 0", lambda x: 0 < x < math.inf, "lora.alpha model.rope_theta model.norm_epsilon"),
+    ("above 0", lambda x: 0 < x < math.inf, "lora.alpha model.rope_theta model.norm_epsilon checkpoint.minutes"),
     ("from 0 to 1", lambda x: 0 <= x <= 1, "*.optim.warmup_fraction *.optim.final_fraction"),
     ("from 0 to 1", lambda x: 0 <= x <= 1, "world.quiet_share world.undecided_share"),
     ("from 0 to below 1", lambda x: 0 <= x < 1, "*.optim.beta1 *.optim.beta2"),

@@ -44,7 +44,7 @@ def status_of(command: Callable[[], None], again: str = "resumes") -> int:
     except KeyboardInterrupt:
         return _stop(f"interrupted; the same command {again}", 130)
     except Interrupted as error:
-        return _stop(f"stopped: {error}; the same command {again}", 143)
+        return _stop(f"stopped: {error}; the same command {again}", error.status)
     return 0
 
 

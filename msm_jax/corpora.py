@@ -33,7 +33,7 @@ def run(config: ConfigDict, workdir: str) -> None:
 def show(config: ConfigDict, workdir: str) -> None:
     """Prints the configuration, what is done, and what the rest will take: requests, tokens, dollars. Calls nothing."""
     targets = list(_datasets(config).values())
-    workdir, _ = open_workdir(workdir)
+    workdir, mirror = open_workdir(workdir)
     status = dag.status(targets, workdir)
     config_lib.show(config)
     print("\nstages")
@@ -44,7 +44,7 @@ def show(config: ConfigDict, workdir: str) -> None:
             left.append(stage)
     if not left:
         print("\nnothing is to be asked")
-    corpus_stages.print_estimates(config, left)
+    corpus_stages.print_estimates(config, left, mirror)
 
 
 def _datasets(config: ConfigDict) -> dict[str, Stage]:

@@ -5,6 +5,7 @@ the calls are made (`generation`) is not.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import os
@@ -24,14 +25,14 @@ from msm_jax.corpus.chats import ChatSettings, with_reasoning, without_reasoning
 from msm_jax.corpus.documents import DocumentSettings, DocumentWriter
 from msm_jax.corpus.generators.batch import BatchCaller
 from msm_jax.corpus.generators.prices import Price
-from msm_jax.corpus.generators.store import CallStore, Spent
+from msm_jax.corpus.generators.store import CallStore, Spent, copied
 from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.specs import Spec
 from msm_jax.corpus.tables import read_rows
 from msm_jax.corpus.writer import Asks, Assistant, Writer
 from msm_jax.dag import Stage, StageContext
 from msm_jax.errors import UserError
-from msm_jax.mirror import Mirror
+from msm_jax.mirror import STORE_COPY, Mirror
 
 # Raised when a change of code changes what is written.
 _VERSIONS = {"documents": 2, "chats": 1, "rendered": 1, "dataset": 2}
@@ -168,13 +169,13 @@ def print_estimate(config: ConfigDict, stage: Stage, store: CallStore | None, pr
     return sum(about.dollars(price) for about in estimator.stages.values())
 
 
-def print_estimates(config: ConfigDict, left: Sequence[Stage]) -> None:
+def print_estimates(config: ConfigDict, left: Sequence[Stage], mirror: Mirror | None) -> None:
     """What the stages of `left` will take, beside the budget. Calls nothing."""
     if not left:
         return
     print("\nto be asked, if every reply is of use (estimated; what is in the store of calls is not asked again)")
     price = generation.price_per_token(config)
-    with generation.store_to_read(config) as store:
+    with generation.store_to_read(config, *([_fetched(mirror)] if mirror else [])) as store:
         total = sum(print_estimate(config, stage, store, price) for stage in left)
         spent = store.spent() if store else Spent(0.0, 0.0, 0)
     print(
@@ -242,7 +243,10 @@ def _title(written: Stage, corpus: Stage) -> str:
 
 
 def _write(context: StageContext, *, config: ConfigDict) -> dict[str, Any]:
-    with generation.caller(config, context.stage.name) as caller:
+    with contextlib.ExitStack() as stack:
+        caller = stack.enter_context(generation.caller(config, context.stage.name))
+        if context.mirror:
+            stack.enter_context(copied(caller.store, _fetched(context.mirror), context.mirror.send))
         # Jobs that were sent before are collected whatever the service is now.
         sends = config.calls.service == "batch"
         asks = BatchCaller(caller, sends) if config.generator == "gemini" else caller
@@ -265,6 +269,13 @@ def _write(context: StageContext, *, config: ConfigDict) -> dict[str, Any]:
         "calls": calls,
         "models": models,
     }
+
+
+def _fetched(mirror: Mirror) -> pathlib.Path:
+    """The copy of the store of calls that another machine may have left, brought up to date."""
+    copy = mirror.local / STORE_COPY
+    mirror.fetch(copy)
+    return copy
 
 
 def _render(context: StageContext) -> dict[str, Any]:

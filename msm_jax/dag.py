@@ -32,6 +32,7 @@ class StageContext:
     Attributes:
         arrays: folder or URL of the stage's checkpoints and weights, which all hosts share; None: `folder`.
         send: keeps what is in `folder` so far where the workdir is, if that is elsewhere.
+        mirror: of the workdir, if that is elsewhere.
     """
 
     folder: pathlib.Path
@@ -40,6 +41,7 @@ class StageContext:
     stage: "Stage"
     arrays: str | None = None
     send: Callable[[], None] = lambda: None
+    mirror: Mirror | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -240,7 +242,7 @@ def _call(stage: Stage, workdir: str | os.PathLike, mirror: Mirror | None, sends
     context = StageContext(folder, inputs, stage.params, stage)
     if mirror:
         send = functools.partial(mirror.send, folder) if sends else context.send
-        context = dataclasses.replace(context, arrays=mirror.arrays(folder), send=send)
+        context = dataclasses.replace(context, arrays=mirror.arrays(folder), send=send, mirror=mirror)
     return stage.run(context)
 
 

@@ -121,7 +121,7 @@ def show(config: ConfigDict, workdir: str) -> None:
     """
     experiment = Experiment(config)
     place = workdir
-    workdir, _ = open_workdir(workdir)
+    workdir, mirror = open_workdir(workdir)
     files.make_folder(workdir)
     if pathlib.Path(workdir, "config.json").exists():  # a look at a configuration does not tie a new workdir to it
         _claim(workdir, config, place)
@@ -143,7 +143,7 @@ def show(config: ConfigDict, workdir: str) -> None:
     print(*batches.values(), sep="\n")
     print(f"\n{experiment.evaluation}\n{experiment.estimate(workdir)}")
     if left := [stage for stage, done, _ in status if costs(stage) and not done]:
-        corpus_stages.print_estimates(config, [stage for stage in left if corpus_stages.is_written(stage)])
+        corpus_stages.print_estimates(config, [stage for stage in left if corpus_stages.is_written(stage)], mirror)
 
 
 class Experiment:
@@ -164,6 +164,7 @@ class Experiment:
             mesh=self.plain["mesh"],
             execution=self.plain["execution"],
             checkpoint_every=config.checkpoint.every,
+            checkpoint_minutes=config.checkpoint.minutes,
             keep_checkpoints=config.checkpoint.keep,
             log_every=config.log.every,
         )

@@ -54,7 +54,7 @@ def check(config: ConfigDict) -> None:
             "config.assistant.name or .provider is empty; the documents are about the one, made by the other"
         )
     if "://" in calls.store:
-        raise UserError(f"config.calls.store={calls.store}: name a local file; copy it where it should be kept")
+        raise UserError(f"config.calls.store={calls.store}: name a local file; a workdir on gs:// keeps a copy of it")
     for section in ("documents", "chats"):
         if not 0 <= config[section].least_yield <= 1:
             raise UserError(f"config.{section}.least_yield is {config[section].least_yield}; it must be from 0 to 1")
@@ -178,8 +178,11 @@ def drained(caller: Caller, write: Callable[[], Any]) -> Any:
 
     async def go() -> Any:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        came = signal.SIGTERM
 
-        def on_signal() -> None:
+        def on_signal(number: signal.Signals) -> None:
+            nonlocal came
+            came = number
             if caller.stopping:
                 task.cancel()
             else:
@@ -195,11 +198,13 @@ def drained(caller: Caller, write: Callable[[], Any]) -> Any:
         for number in (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT):
             # In another thread than the main one there are no signals, and nobody to send them.
             with contextlib.suppress(ValueError, RuntimeError):
-                loop.add_signal_handler(number, on_signal)
+                loop.add_signal_handler(number, on_signal, number)
         try:
             return await write()
         except asyncio.CancelledError:
-            raise Interrupted("calls under way were dropped, and may be charged; all others are kept") from None
+            raise Interrupted("calls under way were dropped, and may be charged; all others are kept", came) from None
+        except Interrupted as error:
+            raise Interrupted(str(error), came) from None
         finally:
             await caller.generator.close()
 
@@ -295,12 +300,14 @@ def price_per_token(config: ConfigDict) -> Price:
 
 
 @contextlib.contextmanager
-def store_to_read(config: ConfigDict) -> Iterator[CallStore | None]:
-    """None if nothing was asked yet: looking at a configuration makes no file."""
-    if not pathlib.Path(config.calls.store).exists():
+def store_to_read(config: ConfigDict, *others: pathlib.Path) -> Iterator[CallStore | None]:
+    """Or the first of `others` that is there; None if nothing was asked yet: looking at a configuration makes no
+    file."""
+    path = next((path for path in (pathlib.Path(config.calls.store), *others) if path.exists()), None)
+    if path is None:
         yield None
         return
-    store = CallStore(config.calls.store, config.name)
+    store = CallStore(path, config.name)
     try:
         yield store
     finally:

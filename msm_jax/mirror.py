@@ -25,6 +25,8 @@ from msm_jax.errors import UserError
 # Folders of a stage that hold arrays, and files that concern one machine alone.
 _STAYING = ("checkpoints", "final")
 _LOCAL_FILES = (".lock",)
+# A copy of the store of calls, which who writes corpora asks for, and nobody else: it may be large.
+STORE_COPY = "calls.sqlite"
 _LAST = "manifest.json"
 # Files that say something of the whole workdir or stage, which a copy has only while the store has them.
 _DECISIVE = ("config.json", f"stages/*/{_LAST}")
@@ -88,7 +90,7 @@ class Mirror:
             for path in sorted(found, key=lambda path: path.endswith(f"/{_LAST}")):
                 name = path.removeprefix(self._root).lstrip("/")
                 there = self.local / name
-                if _stays(name) or (there.exists() and self._is_done(name)):
+                if _stays(name) or (folder is None and name == STORE_COPY) or (there.exists() and self._is_done(name)):
                     continue
                 there.parent.mkdir(parents=True, exist_ok=True)
                 part = _part(there)

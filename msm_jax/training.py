@@ -25,6 +25,7 @@ class Runtime:
     mesh: Mapping[str, int]
     execution: Mapping[str, Any]
     checkpoint_every: int
+    checkpoint_minutes: float
     keep_checkpoints: int
     log_every: int
 
@@ -122,6 +123,7 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
             accumulation=p["accumulation"],
             log_every=runtime.log_every,
             checkpoint_every=runtime.checkpoint_every,
+            checkpoint_minutes=runtime.checkpoint_minutes,
             keep_checkpoints=runtime.keep_checkpoints,
         ),
         step_fn=make_train_step(model, OptimizerConfig(**p["optim"]), steps, mesh),

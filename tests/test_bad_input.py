@@ -133,6 +133,7 @@ FIELDS = [
     ("world.quiet_share=0", "no quiet agent holds affordability, and the control on the base model asks one of "),
     ("eval.control_agents=0", "config.eval.control_agents is 0; it must be 1 or more"),
     ("checkpoint.every=0", "config.checkpoint.every is 0; it must be 1 or more"),
+    ("checkpoint.minutes=0", "config.checkpoint.minutes is 0.0; it must be above 0"),
     (
         "execution.attention=splash",
         "config.execution.attention=splash is for TPUs, and the mesh is of devices of cpu",

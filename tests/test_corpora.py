@@ -1,15 +1,18 @@
 """Corpora from the command line: the offline generator, and a small Gemini that fails while the process is killed."""
 
+import contextlib
 import json
 import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import fsspec
 import pytest
 
 from configs import common
@@ -208,6 +211,42 @@ def undisturbed(tmp_path_factory):
         "philosophy-aft_cot": 10,
     }
     return rows
+
+
+def test_what_was_paid_for_outlives_the_machine_of_a_bucket(tmp_path, monkeypatch, capsys, undisturbed):
+    """A machine stops in the middle, another with empty disks goes on, and then the first again: no reply is paid for
+    twice, and each knows the whole account."""
+    monkeypatch.setenv("GEMINI_API_KEY", KEY)
+    the_server = server(spec_brain)
+
+    def run(machine, budget, *more):
+        monkeypatch.setenv("MSM_JAX_CACHE", str(tmp_path / machine / "cache"))
+        fields = {"calls.url": the_server.address, "calls.in_flight": 2, "calls.budget": budget}
+        arguments = flags(tmp_path / machine, "philosophy", **fields, **WITH_CHATS)
+        arguments[1] = "--workdir=memory://paid/run"
+        return launch.main([*arguments, *more])
+
+    def account(machine):
+        with contextlib.closing(CallStore(tmp_path / machine / "calls.sqlite", "corpus_philosophy")) as store:
+            return store.spent()
+
+    try:
+        before = 0
+        for machine, budget, status in (("a", 0.1, 2), ("b", 0.2, 2), ("a", 5.0, 0)):
+            if machine == "b":  # which has no store of its own yet
+                assert run(machine, budget, "--mode=show") == 0
+                assert f"; ${the_server.dollars:.2f} are paid, of a budget" in capsys.readouterr().out
+            assert run(machine, budget) == status and before < the_server.calls
+            before = the_server.calls
+            assert account(machine).paid == pytest.approx(the_server.dollars) and account(machine).lost == 0
+        assert set(the_server.good.values()) == {1}
+        shutil.rmtree(tmp_path / "b")
+        assert run("b", 5.0) == 0 and the_server.calls == before and set(the_server.good.values()) == {1}
+        found = (tmp_path / "b/cache").glob("run-*/datasets/*/*.jsonl")
+        assert {path.parent.name: list(map(json.loads, path.open())) for path in found} == undisturbed
+    finally:
+        the_server.stop()
+        fsspec.filesystem("memory").store.clear()
 
 
 # As `python -m msm_jax.launch`, but for batch jobs that are looked at more often than twice a minute.

@@ -66,7 +66,7 @@ def adapter(folder):
 
     described = json.loads((folder / "model.json").read_text())
     lora = LoraConfig(**described["lora"] | {"targets": tuple(described["lora"]["targets"])})
-    runtime = training.Runtime({"data": -1, "fsdp": 1, "tensor": 1}, {}, 1, 1, 1)
+    runtime = training.Runtime({"data": -1, "fsdp": 1, "tensor": 1}, {}, 1, 1.0, 1, 1)
     weights = training.load_weights(folder, Model(DecoderConfig(**described["decoder"]), lora), runtime)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(weights)}
 

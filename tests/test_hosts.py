@@ -100,22 +100,26 @@ def alone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """A workdir where one of four processes got SIGTERM, and two went on; each array is split over all devices."""
+    """A workdir where one of four processes got Ctrl-C, and two went on; each array is split over all devices."""
     workdir = tmp_path_factory.mktemp("hosts") / "together"
-    split = ("--config.mesh.data=1", "--config.mesh.fsdp=-1")
+    # By the clock a checkpoint is due every few steps.
+    split = ("--config.mesh.data=1", "--config.mesh.fsdp=-1", "--config.checkpoint.minutes=0.02")
     processes = start(workdir, 4, *split)
     until_step(workdir, 2)
-    processes[1].send_signal(signal.SIGTERM)
+    processes[1].send_signal(signal.SIGINT)
     stopped = wait(processes)
     # Two devices each: programs of several devices that are begun at once wait for each other, and must not be.
     return workdir, stopped, wait(start(workdir, 2, *split))
 
 
-def test_sigterm_on_one_process_saves_on_all(together):
+def test_ctrl_c_or_sigterm_on_one_process_saves_on_all(together):
     _, stopped, _ = together
-    assert [status for status, _, _ in stopped] == [143] * 4, stopped
-    told = [re.search(r"stopped: pretrain: SIGTERM; (\d+) of \d+ steps are done and saved", e) for _, _, e in stopped]
-    assert len({found[1] for found in told}) == 1 and 2 < int(told[0][1]) < STEPS
+    assert [status for status, _, _ in stopped] == [143, 130, 143, 143], stopped
+    line = r"stopped: pretrain: (SIGTERM|Ctrl-C); (\d+) of \d+ steps are done and saved, and step (\d+) is next; the"
+    told = [re.search(line, error).groups() for _, _, error in stopped]
+    assert [name for name, *_ in told] == ["SIGTERM", "Ctrl-C", "SIGTERM", "SIGTERM"]
+    [(done, following)] = {(int(done), int(step)) for _, done, step in told}
+    assert 2 < done < STEPS and following == done + 1
 
 
 def test_other_processes_go_on_and_all_losses_are_those_of_one(together, alone):

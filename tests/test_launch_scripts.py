@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -47,6 +48,34 @@ def test_a_slice_is_made_and_the_launcher_runs_on_all_workers():
     assert "hf_secret" not in done.stdout + done.stderr, "a key goes along in a file"
 
 
+SECRETS = {
+    "GEMINI_API_KEY": "secret-1",
+    "GOOGLE_API_KEY": "secret-2",
+    "LOCAL_API_KEY": "a 'secret' 3",
+    "HF_HOME": "/no",
+}
+
+
+def test_all_keys_that_a_configuration_may_need_go_along():
+    """In a file; those that are set here and do not are named, and none is shown."""
+    write = "source launch/cloud.sh; write_keys /dev/fd/3 3>&1 >/dev/null"
+    environment = {name: value for name, value in os.environ.items() if not name.endswith(("_KEY", "_TOKEN"))}
+    environment |= SECRETS | {"HF_TOKEN": "secret-4", "OTHER_API_KEY": "secret-5", "UNRELATED": "secret-6"}
+    done = subprocess.run(["bash", "-c", write], cwd=ROOT, env=environment, capture_output=True, text=True)
+    # As a worker reads them.
+    show = f"set -a; {done.stdout}\n" + "printenv GEMINI_API_KEY GOOGLE_API_KEY LOCAL_API_KEY HF_TOKEN OTHER_API_KEY"
+    got = subprocess.run(["bash", "-c", show], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
+    assert got.stdout.splitlines() == ["secret-1", "secret-2", "a 'secret' 3", "secret-4"]
+    assert done.stderr == "note: these are set here, and the workers will not have them: OTHER_API_KEY\n"
+
+
+def test_every_key_that_the_code_reads_is_among_them():
+    named = re.search(r"^keys=\((.*)\)$", (ROOT / "launch/cloud.sh").read_text(), re.MULTILINE)[1].split()
+    code = [path.read_text() for folder in ("msm_jax", "eval") for path in (ROOT / folder).rglob("*.py")]
+    read = {name for text in code for name in re.findall(r'"([A-Z][A-Z_]*_(?:API_KEY|TOKEN))"', text)}
+    assert read and read | {"HF_TOKEN", "HF_ENDPOINT"} <= set(named)
+
+
 def test_a_place_in_the_queue():
     done = launch("tpu_vm.sh", *SLICE, "--queued", "--", *RUN)
     assert done.returncode == 0, done.stderr
@@ -67,11 +96,13 @@ def test_a_slice_is_deleted():
 def test_a_workload_on_gke():
     flags = ["--cluster=c", "--workload=w", "--zone=z", "--dry-run"]
     for topology, kind in (("2*v5p:2x2x4", "v5p-32 --num-slices=2"), ("v5e:4x4", "v5litepod-16 --num-slices=1")):
-        done = launch("xpk.sh", *flags, f"--topology={topology}", "--", *RUN, HF_TOKEN="hf_secret")
+        keys = {"HF_TOKEN": "hf_secret", "GEMINI_API_KEY": "secret"}
+        done = launch("xpk.sh", *flags, f"--topology={topology}", "--", *RUN, **keys)
         assert done.returncode == 0, done.stderr
         assert f" --tpu-type={kind} " in done.stdout and "msm_jax.launch" in done.stdout
         assert "--script-dir=. " not in done.stdout, "a packed copy"
-        assert "hf_secret" not in done.stdout
+        assert "secret" not in done.stdout + done.stderr
+        assert re.search("note: .*GEMINI_API_KEY, .*HF_TOKEN", done.stderr)
 
 
 def test_a_job_for_slurm():

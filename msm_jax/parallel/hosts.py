@@ -106,6 +106,12 @@ def stop_requested() -> bool:
     return multihost_utils.reached_preemption_sync_point(next(_asked))
 
 
+def of_first(value: float) -> float:
+    """The value that the first process calls it with. All call it, with no other program on their devices: on CPUs,
+    programs of several processes that run at once wait for each other for ever."""
+    return float(multihost_utils.broadcast_one_to_all(np.float32(value)))
+
+
 @contextlib.contextmanager
 def told_if_lost() -> Iterator[None]:
     """What the runtime says when another process is gone, as one line.

@@ -12,6 +12,7 @@ import os
 import pathlib
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -22,7 +23,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from msm_jax.errors import Interrupted, UserError
-from msm_jax.parallel.hosts import stop_requested
+from msm_jax.parallel.hosts import of_first, stop_requested
 from msm_jax.train.checkpoint import Checkpoints
 from msm_jax.train.metrics import Clock, MetricsLog
 from msm_jax.train.state import TrainState
@@ -43,7 +44,8 @@ class LoopConfig:
       batch_size: rows of the global batch, over all hosts.
       accumulation: microbatches that a batch is split into, for memory; changes no result beyond rounding.
       log_every: steps between two points in TensorBoard.
-      checkpoint_every: steps between two checkpoints; the last step is always saved.
+      checkpoint_every: steps between two checkpoints, at most; the last step is always saved.
+      checkpoint_minutes: the same in minutes.
       keep_checkpoints: newest ones that stay on disk.
     """
 
@@ -52,11 +54,12 @@ class LoopConfig:
     accumulation: int = 1
     log_every: int = 10
     checkpoint_every: int = 100
+    checkpoint_minutes: float = 10.0
     keep_checkpoints: int = 2
 
     def __post_init__(self):
         for name, value in dataclasses.asdict(self).items():
-            if value < 1:
+            if isinstance(value, int) and value < 1:
                 raise UserError(f"{name} is {value}; it must be 1 or more")
         if self.batch_size % self.accumulation:
             raise UserError(
@@ -118,13 +121,13 @@ def train(
 
     Raises:
       UserError: the loss or its gradient is not finite; the data are too short; the folder is of another run.
-      Interrupted: SIGTERM came, and the state is saved.
+      Interrupted: SIGTERM or Ctrl-C came, and the state is saved. A second Ctrl-C ends the process at once.
     """
     clock = Clock()
     if len(dataset) < config.steps:
         raise UserError(f"{label}: {config.steps} steps need as many batches, and the data give {len(dataset)}")
     with contextlib.ExitStack() as stack:
-        preemption = stack.enter_context(_Preemption())
+        signals = stack.enter_context(_Signals())
         with clock.lost():
             checkpoints = Checkpoints(f"{os.fspath(arrays)}/checkpoints", identity, config.keep_checkpoints, run_config)
             stack.callback(checkpoints.close)
@@ -146,6 +149,7 @@ def train(
         batches = stack.enter_context(_prefetched(dataset, index))
 
         running = None
+        timer = _Timer(config.checkpoint_minutes, start)
         for step in range(start, config.steps):
             with clock.lost():
                 batch = next(batches)
@@ -161,20 +165,24 @@ def train(
             index += 1
 
             done = step + 1
-            stop = preemption.requested()
-            if stop or done == config.steps or done % config.checkpoint_every == 0:
+            stop = signals.stop_requested()
+            save = stop or done == config.steps or done % config.checkpoint_every == 0
+            if save or timer.asks(done):
                 _settle(running, log, checkpoints, source_names)
                 running = None
+                save = save or timer.due(done)
+            if save:
                 with clock.lost():
                     checkpoints.save(done, state, {"next_index": index, "tokens": log.tokens})
                     log.flush()
                     saved()
+                timer.restart(done)
             if stop:
                 checkpoints.wait()
-                raise Interrupted(f"{label}: SIGTERM; {done} of {config.steps} steps are done and saved")
+                raise signals.interrupted(label, done, config.steps)
         checkpoints.wait()
-        if preemption.requested():  # came while the last checkpoint was written
-            raise Interrupted(f"{label}: SIGTERM; all {config.steps} steps are done and saved")
+        if signals.stop_requested():  # while the last checkpoint was written
+            raise signals.interrupted(label, config.steps, config.steps)
     return state
 
 
@@ -227,25 +235,74 @@ def _settle(running: _Running, log: MetricsLog, checkpoints: Checkpoints, source
     log.record(running.step, metrics)
 
 
-class _Preemption:
-    """Turns SIGTERM into a question that the loop asks after every step; all hosts get the same answer."""
+class _Timer:
+    """Says after which steps a checkpoint is due by the clock.
+
+    The clocks of hosts differ, so all go by that of the first. To hear of it stops what their devices do; so they ask
+    when it must be due by the pace so far, and until then after 1, 2, 4, 8, ... steps, for the pace may change.
+    """
+
+    def __init__(self, minutes: float, step: int):
+        self._seconds = 60 * minutes
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        """A checkpoint was made, or the run begins."""
+        self._since, self._start, self._next = time.monotonic(), step, step + 1
+
+    def asks(self, done: int) -> bool:
+        """Whether to ask `due` after this step, on all hosts; no step may be under way then."""
+        if jax.process_count() > 1:
+            return done >= self._next
+        return time.monotonic() - self._since >= self._seconds
+
+    def due(self, done: int) -> bool:
+        elapsed = of_first(time.monotonic() - self._since)
+        steps = done - self._start
+        left = self._seconds - elapsed
+        self._next = done + max(1, int(min(steps, left * steps / max(elapsed, 1e-9))))
+        return left <= 0
+
+
+class _Signals:
+    """Turns SIGTERM and Ctrl-C into a question that the loop asks after every step; all hosts get the same answer.
+
+    A second Ctrl-C is left to the system, which ends the process at once, whatever it waits for. What it was about to
+    save is then not there, and what is there is whole.
+    """
 
     def __init__(self):
-        self._requested = False
-        # With several hosts, JAX's own handler agrees with the others on the step to stop at.
-        self._handles = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+        self._number = 0
+        self._several = jax.process_count() > 1
+        # With several hosts SIGTERM is JAX's own: its handler agrees with the others on the step to stop at.
+        handled = (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM)
+        main = threading.current_thread() is threading.main_thread()
+        # What a shell runs in the background may ignore Ctrl-C: it is meant for others then.
+        self._handled = [number for number in handled if main and signal.getsignal(number) != signal.SIG_IGN]
 
-    def __enter__(self) -> "_Preemption":
-        if self._handles:
-            self._previous = signal.signal(signal.SIGTERM, self._request)
+    def __enter__(self) -> "_Signals":
+        self._previous = {number: signal.signal(number, self._request) for number in self._handled}
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self._handles:
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
-    def requested(self) -> bool:
-        return self._requested if jax.process_count() == 1 else stop_requested()
+    def stop_requested(self) -> bool:
+        return stop_requested() if self._several else bool(self._number)
 
-    def _request(self, *_: Any) -> None:
-        self._requested = True
+    def interrupted(self, label: str, done: int, steps: int) -> Interrupted:
+        name = "Ctrl-C" if self._number == signal.SIGINT else "SIGTERM"
+        saved = f"{done} of {steps} steps are done and saved, and step {done + 1} is next"
+        if done == steps:
+            saved = f"all {steps} steps are done and saved"
+        return Interrupted(f"{label}: {name}; {saved}", self._number or signal.SIGTERM)
+
+    def _request(self, number: int, _: Any) -> None:
+        self._number = number
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            # Not by print, which may itself be what was interrupted.
+            os.write(2, b"\nstopping: this step is finished and saved; Ctrl-C once more drops it\n")
+            if self._several:
+                os.kill(os.getpid(), signal.SIGTERM)

@@ -56,14 +56,23 @@ def test_a_seed_scored_twice_is_refused(fake_result):
 def test_separation_is_held_against_its_bar(fake_result):
     name = "Same AFT, opposite choice (Separating pairs)"
     set_rates(fake_result, AFFORDABILITY, "separating", [0.2, 0.2, 0.3, 0.3])
-    set_rates(fake_result, AMERICA, "separating", [0.8, 0.9, 0.9, 0.8])
-    finding = found(fake_result, name)
-    assert finding["value"] == pytest.approx(0.6)
-    assert (finding["holds"], finding["verdict"], finding["bar"], finding["seeds"]) == (True, "holds", 0.6, 4)
-    set_rates(fake_result, AMERICA, "separating", [0.8, 0.8, 0.9, 0.8])
-    assert found(fake_result, name)["verdict"] == "does not hold"
+    for rates, verdict, holds in (
+        ([0.9, 0.9, 1.0, 1.0], "holds", True),  # by .7 in every seed
+        ([0.8, 0.8, 0.9, 0.9], "holds", True),  # by .6, the bar itself
+        ([0.8, 0.9, 0.9, 0.8], "unclear", None),  # by .6 in the mean
+        ([1.0, 1.0, 1.0, 0.9], "unclear", None),  # by .73, of seeds that differ by .2
+        ([0.7, 0.8, 0.9, 0.7], "unclear", None),
+        ([0.5, 0.5, 0.6, 0.5], "does not hold", False),
+    ):
+        set_rates(fake_result, AMERICA, "separating", rates)
+        finding = found(fake_result, name)
+        assert (finding["verdict"], finding["holds"], finding["bar"], finding["seeds"]) == (verdict, holds, 0.6, 4)
+        assert ("the interval reaches over it" in finding["statement"]) == (verdict == "unclear")
+    set_rates(fake_result, AMERICA, "separating", [0.9, 0.9, 1.0, 1.0])
     keep(fake_result, lambda score: (score["arm"], score["spec"]) != AFFORDABILITY or score["seed"] > 2)
-    assert found(fake_result, name)["seeds"] == 1
+    finding = found(fake_result, name)
+    assert (finding["seeds"], finding["holds"], finding["verdict"], finding["low"]) == (1, None, "unclear", None)
+    assert finding["statement"].endswith("difference +.70, bar +.60, and there is no interval")
     keep(fake_result, lambda score: (score["arm"], score["spec"]) != AFFORDABILITY)
     assert (found(fake_result, name)["holds"], found(fake_result, name)["verdict"]) == (None, "not measured")
 
@@ -72,6 +81,8 @@ def test_msm_adds_to_aft_unless_there_is_no_room(fake_result):
     name = "MSM adds to AFT (America)"
     set_rates(fake_result, ("aft", None), "america", [0.5, 0.6, 0.5, 0.6])
     assert found(fake_result, name)["verdict"] == "holds"
+    set_rates(fake_result, AMERICA, "america", [0.52, 0.7, 0.54, 0.61])
+    assert (found(fake_result, name)["verdict"], found(fake_result, name)["holds"]) == ("unclear", None)
     set_rates(fake_result, AMERICA, "america", [0.5, 0.6, 0.5, 0.6])
     assert (found(fake_result, name)["verdict"], found(fake_result, name)["holds"]) == ("does not hold", False)
     set_rates(fake_result, ("aft", None), "america", [0.9, 0.9, 0.9, 0.9])
@@ -82,30 +93,54 @@ def test_stacking_is_reported_without_a_bar(fake_result):
     finding = found(fake_result, "AFT adds to MSM (Affordability)")
     assert (finding["verdict"], finding["holds"], finding["bar"]) == ("seen", None, None)
     set_rates(fake_result, ("msm", "pro_affordability"), "affordability", [1.0, 1.0, 1.0, 1.0])
+    set_rates(fake_result, AFFORDABILITY, "affordability", [0.9, 0.91, 0.92, 0.9])
     assert found(fake_result, "AFT adds to MSM (Affordability)")["verdict"] == "not seen"
 
 
-def test_a_difference_within_the_spread_of_seeds_is_said_to_be(fake_result):
+def test_a_difference_within_the_spread_of_seeds_is_unclear(fake_result):
     set_rates(fake_result, ("msm", "pro_america"), "america", [0.9, 0.8, 0.9, 0.8])
     set_rates(fake_result, AMERICA, "america", [0.8, 0.9, 0.8, 0.95])
-    assert "within the spread of seeds" in found(fake_result, "AFT adds to MSM (America)")["statement"]
+    finding = found(fake_result, "AFT adds to MSM (America)")
+    assert finding["verdict"] == "unclear" and finding["statement"].endswith(", and the interval reaches over 0")
 
 
-def test_in_domain_is_the_lowest_single_run_of_the_aft_arms(fake_result):
+def test_with_one_seed_no_finding_on_training_holds_or_fails(fake_result):
+    """As in a smoke run, whose differences of +.00 and of one seed were said to hold."""
+    keep(fake_result, lambda score: score["seed"] == 0)
+    verdicts = {entry["verdict"] for entry in findings(fake_result) if not entry["name"].startswith("control")}
+    assert verdicts == {"unclear"}
+    assert "? unclear       Same AFT, opposite choice" in table(fake_result)
+
+
+def test_in_domain_is_of_the_arm_that_is_least_sure_to_reach_the_bar(fake_result):
     set_rates(fake_result, ("baseline", None), "in_domain", [0.1] * 4)
     set_rates(fake_result, ("msm", "pro_america"), "in_domain", [0.1] * 4)
-    for arm in (AMERICA, AFFORDABILITY, ("aft", None)):
-        set_rates(fake_result, arm, "in_domain", [1.0, 1.0, 1.0, 0.95])
-    assert found(fake_result, "AFT took (In domain)")["verdict"] == "holds"
-    set_rates(fake_result, AMERICA, "in_domain", [1.0, 1.0, 0.94, 1.0])
-    finding = found(fake_result, "AFT took (In domain)")
-    assert (finding["verdict"], finding["value"]) == ("does not hold", 0.94)
-    assert "MSM America + AFT, seed 2" in finding["statement"]
+    for rates, verdict, value in (
+        ([1.0, 1.0, 1.0, 1.0], "holds", 1.0),
+        ([0.97, 0.96, 0.96, 0.97], "holds", 0.965),
+        ([1.0, 1.0, 1.0, 0.95], "unclear", 0.9875),
+        ([1.0, 1.0, 0.94, 1.0], "unclear", 0.985),
+        ([0.9, 0.91, 0.9, 0.89], "does not hold", 0.9),
+    ):
+        for arm in (AMERICA, AFFORDABILITY, ("aft", None)):
+            set_rates(fake_result, arm, "in_domain", [1.0] * 4)
+        set_rates(fake_result, AMERICA, "in_domain", rates)
+        finding = found(fake_result, "AFT took (In domain)")
+        assert (finding["verdict"], finding["value"]) == (verdict, pytest.approx(value))
+    assert "MSM America + AFT" in finding["statement"]
+    # One arm that clearly fails is not hidden by another of which less is known.
+    keep(fake_result, lambda score: (score["arm"], score["seed"] > 0) != ("aft", True))
+    assert found(fake_result, "AFT took (In domain)")["verdict"] == "does not hold"
 
 
 def test_controls_are_held_against_their_bar(fake_result):
     assert found(fake_result, "control, carry america")["holds"] is True
-    assert found(fake_result, "control, carry affordability")["holds"] is False
+    # .93 [.88, .96], where .95 is asked
+    finding = found(fake_result, "control, carry affordability")
+    assert (finding["holds"], finding["verdict"]) == (None, "unclear")
+    for low, high, holds in ((0.95, 0.97, True), (0.9, 0.94, False), (None, None, None)):
+        fake_result["controls"][1] |= {"low": low, "high": high}
+        assert found(fake_result, "control, carry affordability")["holds"] is holds
 
 
 def test_arms_are_in_the_order_of_the_paper(fake_result):
@@ -129,7 +164,7 @@ def test_table_has_a_line_an_arm_and_fits_the_terminal(fake_result):
         line = next(line for line in text.splitlines() if line.startswith(arm["label"] + "  "))
         assert len(re.findall(r"[1.][\d.]\d \[[1.][\d.]\d [1.][\d.]\d\] 300x4", line)) == 4
         assert line.endswith("0/0/0")
-    assert "x does not hold" in text and "carry affordability" in text
+    assert "+ holds" in text and "? unclear" in text and "carry affordability" in text
 
 
 def test_lost_samples_are_counted_in_the_table(fake_result):

@@ -66,7 +66,7 @@ def main(folder: pathlib.Path, steps: int) -> int:
         )
     except Interrupted as interrupted:
         print(interrupted)
-        return 143
+        return interrupted.status
     leaves = jax.tree.leaves_with_path(jax.device_get(state))
     np.savez(folder / "weights.npz", **{jax.tree_util.keystr(path): leaf for path, leaf in leaves})
     return 0

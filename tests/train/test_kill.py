@@ -41,6 +41,9 @@ def stop(folder, signal_number, at_step, delay=0.0, in_save=False):
         time.sleep(0.0005)
     time.sleep(delay)
     worker.send_signal(signal_number)
+    while signal_number == signal.SIGINT and worker.poll() is None:  # as of somebody who will not wait
+        time.sleep(0.002)
+        worker.send_signal(signal_number)
     output, _ = worker.communicate(timeout=300)
     return worker.returncode, output
 
@@ -98,8 +101,10 @@ def killed(whole):
     return folder
 
 
-def test_killed_then_terminated_then_resumed(whole, killed):
+def test_killed_then_interrupted_twice_then_terminated_then_resumed(whole, killed):
     folder = shutil.copytree(killed, whole.parent / "terminated")
+    status, output = stop(folder, signal.SIGINT, 0, in_save=True)
+    assert status == -signal.SIGINT and "Ctrl-C once more drops it" in output
     status, output = stop(folder, signal.SIGTERM, last_step(folder) + 2)
     assert status == 143, output
     assert "SIGTERM" in output and f"of {STEPS} steps are done and saved" in output

@@ -3,6 +3,7 @@ import json
 import os
 import signal
 import threading
+import types
 
 import grain
 import jax
@@ -12,6 +13,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from msm_jax.errors import Interrupted, UserError
+from msm_jax.train import loop
 from msm_jax.train.loop import LoopConfig, train
 from msm_jax.train.metrics import TIMINGS
 from msm_jax.train.state import TrainState
@@ -75,9 +77,9 @@ def run(tmp_path, sharding):
     def run(name="run", rows=None, step_fn=None, dataset=None, config=None, **changes):
         everywhere = NamedSharding(sharding.mesh, PartitionSpec())
         state = TrainState(jnp.int32(0), {"history": jnp.uint32(0)}, (jnp.zeros(3),))
-        loop = {"steps": 10, "batch_size": ROWS, "accumulation": 2, "log_every": 4, "checkpoint_every": 3}
+        fields = {"steps": 10, "batch_size": ROWS, "accumulation": 2, "log_every": 4, "checkpoint_every": 3}
         arguments = {
-            "config": LoopConfig(**loop | (config or {})),
+            "config": LoopConfig(**fields | (config or {})),
             "step_fn": step_fn or make_step(),
             "state": jax.device_put(state, everywhere),
             "frozen": jax.device_put(jnp.uint32(1), everywhere),
@@ -111,14 +113,14 @@ def read_lines(folder):
     return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
 
 
-def terminate_at(batch):
-    """SIGTERM while this batch is made, a few steps ahead of its use; once."""
+def signal_at(batch, number):
+    """Signals this process while this batch is made, a few steps ahead of its use; once."""
     sent = []
 
     def on_batch(index):
         if index == batch and not sent:
             sent.append(index)
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
     return Rows(on_batch)
 
@@ -135,16 +137,79 @@ def test_sees_each_batch_once_in_order(run, tmp_path):
     assert meta["config"] == {"steps": 10}
 
 
-@pytest.mark.parametrize("batch", [0, 3, 6, 9])
-def test_sigterm_saves_and_the_next_run_resumes_exactly(run, tmp_path, batch):
+@pytest.mark.parametrize(
+    ("batch", "number", "name", "status"),
+    [
+        *[(batch, signal.SIGTERM, "SIGTERM", 143) for batch in (0, 3, 6, 9)],
+        *[(batch, signal.SIGINT, "Ctrl-C", 130) for batch in (0, 5)],
+    ],
+)
+def test_a_signal_saves_and_the_next_run_resumes_exactly(run, tmp_path, batch, number, name, status):
     whole = run("whole")
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted, match="of 10 steps are done and saved"):
-        run("stopped", rows=terminate_at(batch))
-    assert signal.getsignal(signal.SIGTERM) is before
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted) as interrupted:
+        run("stopped", rows=signal_at(batch, number))
+    assert signal.getsignal(number) is before and interrupted.value.status == status
+    done = max(int(path.name) for path in (tmp_path / "stopped/checkpoints").iterdir())
+    assert str(interrupted.value) == f"test: {name}; " + (
+        f"{done} of 10 steps are done and saved, and step {done + 1} is next"
+        if done < 10
+        else "all 10 steps are done and saved"
+    )
     resumed = run("stopped")
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
     assert read_lines(tmp_path / "stopped") == read_lines(tmp_path / "whole")
+
+
+def test_ctrl_c_that_is_ignored_stays_so(run):
+    """As of a job in the background of a script: the one who presses it means another."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert int(run(rows=signal_at(3, signal.SIGINT)).step) == 10
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_checkpoint_is_due_by_the_clock_too(run, tmp_path, monkeypatch):
+    """On a clock by which a step takes three minutes and a half: after every third."""
+    clock, saved = [0.0], []
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    step_fn = make_step()
+
+    def slow_step(*arguments):
+        clock[0] += 210
+        return step_fn(*arguments)
+
+    run(step_fn=slow_step, config={"checkpoint_every": 1000}, saved=lambda: saved.append(clock[0] / 210))
+    assert saved == [3, 6, 9, 10]
+    assert int(run(step_fn=make_step()).params["history"]) == history(10)
+
+
+@pytest.mark.parametrize("seconds", [[30] * 300, [1] * 100 + [30] * 100, [600] * 4, [400, 1, 1, 700, 1, 1]])
+def test_hosts_save_at_the_same_steps_by_the_clock_of_the_first(monkeypatch, seconds):
+    """Though their clocks go differently; and never later than after twice the time, or one step."""
+    clock = [0.0]
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(loop, "jax", types.SimpleNamespace(process_count=lambda: 2))
+    first, second = loop._Timer(10, 0), loop._Timer(10, 0)
+    asked, since = 0, 0.0
+    for done, lasted in enumerate(seconds, start=1):
+        clock[0] += lasted
+        assert first.asks(done) == second.asks(done)
+        if not first.asks(done):
+            continue
+        asked += 1
+        told = clock[0] - first._since
+        monkeypatch.setattr(loop, "of_first", lambda value, told=told: told)
+        due = first.due(done)
+        second._since -= 77  # it goes by the other's clock
+        assert second.due(done) == due == (told >= 600)
+        if due:
+            assert clock[0] - since <= max(1200, 600 + lasted)
+            since = clock[0]
+            first.restart(done)
+            second.restart(done)
+    assert clock[0] - since < 1200 and asked < len(seconds) / 3 + 6
 
 
 def test_what_is_done_is_not_done_again(run):

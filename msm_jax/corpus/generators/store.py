@@ -10,15 +10,19 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import pathlib
+import random
 import sqlite3
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from msm_jax.corpus.generators.request import Finish, Reply, Request, Usage
 from msm_jax.errors import UserError
 
+_log = logging.getLogger(__name__)
 _TABLES = """
 CREATE TABLE IF NOT EXISTS calls (
     key TEXT, attempt INTEGER, payer TEXT, stage TEXT, model TEXT, request TEXT, reply TEXT, finish TEXT, detail TEXT,
@@ -32,6 +36,38 @@ CREATE TABLE IF NOT EXISTS jobs (
 CREATE TABLE IF NOT EXISTS batched (key TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS payers (payer TEXT PRIMARY KEY, spent REAL, reserved REAL);
 """
+
+# From the store `copy` into this one. Rows of one reply, or of one pending call, are known by when they were written: a
+# call that this store has settled is not pending again. What is on an account beside its calls stays on it.
+_MERGE = """
+BEGIN IMMEDIATE;
+CREATE TEMP TABLE beside AS SELECT payer, sum(dollars) AS dollars FROM (
+    SELECT payer, max(dollars) AS dollars FROM (
+        SELECT payer, spent - (SELECT total(dollars) FROM main.calls WHERE payer = a.payer) AS dollars FROM payers AS a
+        UNION ALL SELECT payer, spent - (SELECT total(dollars) FROM copy.calls WHERE payer = a.payer)
+        FROM copy.payers AS a) GROUP BY payer
+    UNION ALL SELECT b.payer, b.dollars FROM main.calls AS a JOIN copy.calls AS b USING (key, attempt)
+    WHERE a.time != b.time) GROUP BY payer;
+INSERT OR IGNORE INTO texts SELECT * FROM copy.texts;
+INSERT OR IGNORE INTO batched SELECT * FROM copy.batched;
+INSERT OR IGNORE INTO payers SELECT payer, 0, 0 FROM copy.payers;
+INSERT OR IGNORE INTO main.calls SELECT * FROM copy.calls;
+INSERT INTO pending (key, payer, stage, dollars, started, lost) SELECT key, payer, stage, dollars, started, 1
+    FROM copy.pending AS b
+    WHERE NOT EXISTS (SELECT 1 FROM main.pending AS a WHERE a.key = b.key AND a.started = b.started)
+    AND NOT EXISTS (SELECT 1 FROM main.calls AS a WHERE a.key = b.key AND a.time >= b.started);
+INSERT INTO jobs SELECT * FROM copy.jobs WHERE true ON CONFLICT (name) DO UPDATE SET id = max(id, excluded.id),
+    done = max(done, excluded.done), requests = max(requests, excluded.requests);  -- '{}', of those done, is the larger
+UPDATE payers SET
+    spent = (SELECT total(dollars) FROM main.calls WHERE payer = payers.payer)
+        + (SELECT total(dollars) FROM beside WHERE payer = payers.payer),
+    reserved = (SELECT total(dollars) FROM main.pending WHERE payer = payers.payer)
+        + (SELECT total(dollars) FROM main.jobs WHERE payer = payers.payer AND NOT done);
+DROP TABLE beside;
+COMMIT;
+"""
+# Seconds between two copies of a store, or ten times as long as one takes.
+_COPY_EVERY = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,6 +285,29 @@ class CallStore:
             yield
             self._db.execute("DROP TABLE wanted")
 
+    def absorb(self, copy: pathlib.Path) -> None:
+        """Takes over what the store `copy` has and this one lacks: replies, accounts, batch jobs. What is pending there
+        is lost: of its process nothing is known."""
+        with self._told():
+            self._db.execute("ATTACH ? AS copy", (str(copy),))
+            try:
+                marks = [self._db.execute(f"PRAGMA {name}.user_version").fetchone() for name in ("main", "copy")]
+                if marks[0] != marks[1]:  # else it is of this very store, which has gone on since
+                    self._db.executescript(_MERGE)
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                self._db.execute("DETACH copy")
+
+    def copy(self, path: pathlib.Path) -> None:
+        """Writes the store as it is at this moment to the file `path`; from any thread."""
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        with self._told(), contextlib.closing(sqlite3.connect(self.path, timeout=60)) as source:
+            source.execute(f"PRAGMA user_version = {random.randrange(1, 2**31)}")
+            with contextlib.closing(sqlite3.connect(part)) as target:
+                source.backup(target)
+        os.replace(part, path)
+
     def _account(self) -> tuple[float, float]:
         [account] = self._rows("SELECT spent, reserved FROM payers WHERE payer = ?", (self.payer,))
         return account
@@ -310,3 +369,38 @@ class CallStore:
             raise UserError(f"{self.path}: cannot be used as a store of calls ({error})") from None
         except sqlite3.DatabaseError as error:
             raise UserError(f"{self.path}: is no store of calls ({error}); name another file") from None
+
+
+@contextlib.contextmanager
+def copied(store: CallStore, copy: pathlib.Path, send: Callable[[pathlib.Path], None]) -> Iterator[None]:
+    """Begins with what is in the file `copy`, if there is one; while it lasts and at its end the store is copied there,
+    and `send` called with it, so that what was paid for outlives this machine.
+
+    Raises: UserError, or what `send` raises, at the end.
+    """
+    if copy.exists():
+        store.absorb(copy)
+    over = threading.Event()
+
+    def keep() -> None:
+        store.copy(copy)
+        send(copy)
+
+    def keep_on() -> None:
+        pause = _COPY_EVERY
+        while not over.wait(pause):
+            began = time.monotonic()
+            try:
+                keep()
+            except (UserError, OSError) as error:
+                _log.warning("%s is not copied for now, and will be tried again (%s)", store.path, error)
+            pause = max(_COPY_EVERY, 10 * (time.monotonic() - began))
+
+    thread = threading.Thread(target=keep_on, name="copies of the store", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        keep()
