@@ -1,11 +1,13 @@
 """What a corpus will take, before anything is asked: the pipeline itself, with counted stand-ins for the replies.
 
-What is in the store of calls answers as it did, and is not counted. For the rest it is assumed that every reply is of
-use, that the spec is divided at its headings, and that replies are as long as is usual for their stage.
+What is in the store of calls answers as it did, is checked as ever, and is not counted. For the rest it is assumed that
+every reply is of use, that the spec is divided at its headings, and that replies are as long as is usual for their
+stage; so is what stands for them in later prompts.
 """
 
 import collections
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -25,6 +27,9 @@ _TOKENS_PER_WORD = 1.35
 # Tokens of replies: of a list, for each of its items; "quoted" is the spec, or a part of it, and a little.
 _OF_ITEM = {"document_types": 45, "ideas": 100, "questions": 45, "chat_domains": 80}
 _OF_LIST = {"domains": 600, "assertions": 700, "verdicts": 90}
+_SENTENCE = 30  # words of a question, and of an answer for which no number is asked
+# Begins what stands in for a text. No reply has it: it is no character.
+_MARK = "\uffff"
 
 
 @dataclasses.dataclass
@@ -71,7 +76,7 @@ class Estimator:
                 return known["words"] * _TOKENS_PER_WORD
             case "answers":
                 # What is asked for at most; of preferences and identity a sentence or two.
-                return (known.get("words", 30) + known.get("reasoning_words", 0)) * _TOKENS_PER_WORD
+                return (known.get("words", _SENTENCE) + known.get("reasoning_words", 0)) * _TOKENS_PER_WORD
             case "document_types" | "ideas" | "questions" | "chat_domains":
                 return known["count"] * _OF_ITEM[request.stage]
             case "domains" | "assertions" | "verdicts":
@@ -80,16 +85,17 @@ class Estimator:
         return len(known["spec_text"]) / _CHARACTERS_PER_TOKEN / (3 if request.stage == "subdomains" else 0.8)
 
     async def _value(self, request: Request):
+        known = request.variables
         match request.stage:
-            case "plan" | "document":
-                return ""
+            case "plan":
+                return _stand_in(known["plan_words"])
+            case "document":
+                return _stand_in(known["words"])
             case "answers":
-                return ("", "") if len(request.tags) > 1 else ""
+                answer = _stand_in(known.get("words", _SENTENCE))
+                return (_stand_in(known["reasoning_words"]), answer) if len(request.tags) > 1 else answer
             case "questions":
-                # No two of these are alike.
-                return Questions(
-                    questions=[" ".join(f"{name}{place}" for place in "abcdef") for name in self._names(request)]
-                )
+                return Questions(questions=[f"{_stand_in(_SENTENCE)} {name}" for name in self._names(request)])
             case "chat_domains":
                 return Domains(domains=[{"name": name, "summary": ""} for name in self._names(request)])
             case "document_types":
@@ -110,10 +116,18 @@ def counted(kind: type[Writer]) -> type[Writer]:
 
 class _Passing:
     def _wrong(self, text: str) -> str | None:
-        return super()._wrong(text) if text else None
+        return None if text.startswith(_MARK) else super()._wrong(text)
 
-    def wrong_question(self, question: str) -> None:
-        return None
+    def _are_good(self, found: Sequence[Question]) -> list[bool]:
+        replied = [question for question in found if not question.text.startswith(_MARK)]
+        good = iter(super()._are_good(replied))
+        return [question.text.startswith(_MARK) or next(good) for question in found]
 
-    def wrong_answer(self, question: Question, reasoning: str, answer: str) -> None:
-        return None
+    def _fault(self, question: Question, reasoning: str, answer: str) -> str | None:
+        return None if answer.startswith(_MARK) else super()._fault(question, reasoning, answer)
+
+
+@functools.cache
+def _stand_in(words: int) -> str:
+    """As long as so many words of English."""
+    return (_MARK + "xxxxx " * words)[: round(words * _TOKENS_PER_WORD * _CHARACTERS_PER_TOKEN)]
