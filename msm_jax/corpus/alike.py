@@ -126,8 +126,8 @@ class Alike:
             return alike
         if not self._kept:
             return alike
-        # The columns that most rows have are left out, up to a length of a quarter of `most`: by Cauchy and Schwarz they
-        # add no more to a cosine than that length.
+        # The columns that most rows have are left out, up to a length of a quarter of `most`: by Cauchy and Schwarz,
+        # they add no more to a cosine than that length.
         of_row = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
         order = np.lexsort((-self._holders[rows.indices], of_row))
         squares = rows.data[order].astype(np.float64) ** 2
