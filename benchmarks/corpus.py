@@ -4,7 +4,7 @@
     python -m benchmarks.corpus --only=growth       or --only=rates, or the name of a step, as near_duplicates
 
 Rates: documents and chats per second through the Gemini client, with a server of its own process on 127.0.0.1 that
-answers after 0 and 100 ms, and the CPU seconds of the writer for each row. Growth: the CPU seconds of each check at 1, 4
+answers after 0 and 100 ms, and the CPU time of the writer for each row. Growth: the CPU seconds of each check at 1, 4
 and 16 times as many rows, the memory that it takes at the largest number, and the exponent e of n^e between the ends.
 Each size runs in a process of its own. Texts are made of words and stock phrases as frequent as in English (Zipf), so
 that they share as much as texts on one subject do. Exits with 1 if a step grows faster than n^1.2.
@@ -82,9 +82,7 @@ def _vocabulary() -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     syllables = [first + vowel for first in "bdfgklmnprstvz" for vowel in ("a", "e", "i", "o", "u", "en", "or")]
     made = {"".join(rng.choice(syllables, 3)) for _ in range(40_000)}
-    words = np.array(
-        sorted(function_words()["en"]) + sorted(made, key=lambda word: hashlib.md5(word.encode()).digest())
-    )
+    words = np.array([*sorted(function_words()["en"]), *rng.permutation(sorted(made))])
     return words, _drawn(rng, len(words), 3000 * 8).reshape(3000, 8)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from msm_jax.corpus import tree
 from msm_jax.corpus.chat_kinds import Domains
 from msm_jax.corpus.chats import Question, Questions
+from msm_jax.corpus.generators import offline_chats
 from msm_jax.corpus.generators.offline import World
 from msm_jax.corpus.generators.prices import Price
 from msm_jax.corpus.generators.request import Answer, Request, Status, Usage, judge
@@ -28,7 +29,7 @@ _TOKENS_PER_WORD = 1.35
 _OF_ITEM = {"document_types": 45, "ideas": 100, "questions": 45, "chat_domains": 80}
 _OF_LIST = {"domains": 600, "assertions": 700, "verdicts": 90}
 _SENTENCE = 30  # words of a question, and of an answer for which no number is asked
-# Begins what stands in for a text. No reply has it: it is no character.
+# Is in all that stands in for a text. No reply has it: it is no character.
 _MARK = "\uffff"
 
 
@@ -57,15 +58,17 @@ class Estimator:
         return [await self._answer(request) for request in requests]
 
     async def _answer(self, request: Request) -> Answer:
-        key, counted = request.key(self._model), self.stages[request.stage]
-        answer = judge(request, self._store.replies(key), key) if self._store else None
-        if answer and answer.ok:
-            counted.known += 1
-            return answer
+        counted = self.stages[request.stage]
+        if self._store and _MARK not in request.prompt:  # what holds a stand-in was never asked
+            key = request.key(self._model)
+            answer = judge(request, self._store.replies(key), key)
+            if answer and answer.ok:
+                counted.known += 1
+                return answer
         counted.requests += 1
         counted.prompt += math.ceil(len(request.system + request.prompt) / _CHARACTERS_PER_TOKEN)
         counted.output += math.ceil(self._output(request)) + request.thinking
-        return Answer(Status.OK, await self._value(request), key=key)
+        return Answer(Status.OK, await self._value(request))
 
     def _output(self, request: Request) -> float:
         known = request.variables
@@ -95,7 +98,9 @@ class Estimator:
                 answer = _stand_in(known.get("words", _SENTENCE))
                 return (_stand_in(known["reasoning_words"]), answer) if len(request.tags) > 1 else answer
             case "questions":
-                return Questions(questions=[f"{_stand_in(_SENTENCE)} {name}" for name in self._names(request)])
+                return Questions(questions=[_stand_in(_SENTENCE) + name for name in self._names(request)])
+            case "verdicts":
+                return request.shape.model_validate(offline_chats.verdict(known))
             case "chat_domains":
                 return Domains(domains=[{"name": name, "summary": ""} for name in self._names(request)])
             case "document_types":
@@ -106,7 +111,7 @@ class Estimator:
         return request.shape.model_validate(json.loads(reply.text))
 
     def _names(self, request: Request) -> list[str]:
-        return [f"item{next(self._number)}" for _ in range(request.variables["count"])]
+        return [f"{_MARK}item{next(self._number)}" for _ in range(request.variables["count"])]
 
 
 def counted(kind: type[Writer]) -> type[Writer]:
@@ -116,15 +121,14 @@ def counted(kind: type[Writer]) -> type[Writer]:
 
 class _Passing:
     def _wrong(self, text: str) -> str | None:
-        return None if text.startswith(_MARK) else super()._wrong(text)
+        return None if _MARK in text else super()._wrong(text)
 
     def _are_good(self, found: Sequence[Question]) -> list[bool]:
-        replied = [question for question in found if not question.text.startswith(_MARK)]
-        good = iter(super()._are_good(replied))
-        return [question.text.startswith(_MARK) or next(good) for question in found]
+        good = iter(super()._are_good([question for question in found if _MARK not in question.text]))
+        return [_MARK in question.text or next(good) for question in found]
 
     def _fault(self, question: Question, reasoning: str, answer: str) -> str | None:
-        return None if answer.startswith(_MARK) else super()._fault(question, reasoning, answer)
+        return None if _MARK in answer else super()._fault(question, reasoning, answer)
 
 
 @functools.cache

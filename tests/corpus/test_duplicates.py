@@ -71,6 +71,20 @@ def test_of_long_texts_the_same_are_kept_as_if_all_were_compared(most):
     assert 20 < len(kept) < 130
 
 
+def test_texts_that_share_little_are_not_compared(monkeypatch):
+    """So a text costs about the same, however many were kept."""
+    compared = []
+    monkeypatch.setattr("msm_jax.corpus.duplicates.overlap", lambda *sets: compared.append(sets) or 1.0)
+    known = NearDuplicates(0.3)
+    phrases = [" ".join(text(seed, 12)) for seed in range(40)]
+    for seed in range(100):
+        rng = random.Random(seed)
+        assert known.keep(" ".join([*text(seed, 900), *rng.sample(phrases, 5)]))
+    assert not compared
+    assert not known.keep(" ".join(text(7, 900)))
+    assert len(compared) == 1
+
+
 def test_what_was_dropped_drops_nothing():
     a = text(1)
     b, c = changed(a, 0.06, 1), changed(changed(a, 0.06, 1), 0.06, 2)
