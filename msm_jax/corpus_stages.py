@@ -310,9 +310,11 @@ def _writer(
     }
     if params["writer"] != "documents":
         shared |= {"most_alike": params["most_alike"], "embeddings": "" if counted else params["embeddings"]}
-        before = [row for folder in inputs.values() for row in read_rows(folder / stages.CORPUS_FILE)]
-        shared["copied_from"] = tuple(row["text"] for row in before if "text" in row)
-        shared["asked_before"] = tuple(row["messages"][0]["content"] for row in before if "messages" in row)
+        before = [folder / stages.CORPUS_FILE for folder in inputs.values()]
+        # One after the other: the documents of a corpus are not in memory together.
+        shared["copied_from"] = (row["text"] for file in before for row in read_rows(file) if "text" in row)
+        asked = [row["messages"][0]["content"] for file in before for row in read_rows(file) if "messages" in row]
+        shared["asked_before"] = tuple(asked)
     rest = (Prompts(config.generation.prompts), params["model"])
     kinds = {"documents": DocumentWriter, "spec_chats": SpecChats, "preferences": PreferenceChats}
     kind = kinds.get(params["writer"], IdentityChats)

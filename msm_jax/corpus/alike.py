@@ -34,8 +34,9 @@ _IN_QUESTIONS = "i me my mine am were do does did should could may might us our 
 _LIGHT = 0.2
 _BATCH = 64
 _TOKENS = 256  # of a longer text the rest is left out
-# So many texts are compared with so many at once, which takes about 100 MB.
-_ROWS, _KEPT = 256, 2**14
+# So many texts are compared with so many at once, and of those that may be alike so many pairs.
+_ROWS, _KEPT, _PAIRS = 256, 2**14, 2**16
+_ROUNDING = 1e-4  # more than what float32 loses in a cosine
 
 
 def weighted_words(texts: Sequence[str]) -> sparse.csr_array:
@@ -70,7 +71,8 @@ class Alike:
     """Keeps the first of short texts that are alike: no two that were kept have a cosine above `most`.
 
     A text is compared with those that were kept, and with no others: what was dropped drops nothing. Equal texts are
-    always alike.
+    always alike. Sparse vectors are compared with those that share enough of their rarer columns, and so with few;
+    dense ones with all, which is little beside what making them takes.
     """
 
     def __init__(self, most: float = DEFAULT_MOST, embed: Callable[[Sequence[str]], Vectors] = weighted_words):
@@ -84,6 +86,8 @@ class Alike:
         self._embed = embed
         self._seen: set[str] = set()
         self._kept: list[Vectors] = []
+        self._columns: list[sparse.csr_array] = []  # of sparse rows that were kept: the same by columns
+        self._holders = np.zeros(1, dtype=np.int64)  # how many of them have a column
 
     def keep(self, texts: Sequence[str]) -> list[bool]:
         """For each text in order, whether it is unlike all that were kept, now or in earlier calls; then it is kept."""
@@ -103,10 +107,8 @@ class Alike:
         if not texts:
             return []
         rows = self._embed(texts)
-        alike = np.zeros(len(texts), dtype=bool)
-        for kept in self._kept:
-            alike |= _cosines(kept, rows).max(axis=0) > self.most
-        among = _cosines(rows, rows) > self.most
+        alike, among = self._like_kept(rows), rows @ rows.T
+        among = (among.toarray() if sparse.issparse(among) else among) > self.most
         chosen: list[int] = []
         for index in np.flatnonzero(~alike).tolist():
             if not among[chosen, index].any():
@@ -115,16 +117,50 @@ class Alike:
             self._store(rows[chosen])
         return chosen
 
+    def _like_kept(self, rows: Vectors) -> np.ndarray:
+        """bool [len(rows)]: whether each is alike to one that was kept."""
+        alike = np.zeros(rows.shape[0], dtype=bool)
+        if not sparse.issparse(rows):
+            for kept in self._kept:
+                alike |= (kept @ rows.T).max(axis=0) > self.most
+            return alike
+        if not self._kept:
+            return alike
+        # The columns that most rows have are left out, up to a length of a quarter of `most`: by Cauchy and Schwarz,
+        # they add no more to a cosine than that length.
+        of_row = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
+        order = np.lexsort((-self._holders[rows.indices], of_row))
+        squares = rows.data[order].astype(np.float64) ** 2
+        sums = np.concatenate([[0.0], np.cumsum(squares)])
+        left_out = sums[1:] - sums[rows.indptr[of_row]] <= (self.most / 4) ** 2
+        lengths = np.sqrt(np.bincount(of_row, squares * left_out, minlength=rows.shape[0]))
+        rarer = rows.copy()
+        rarer.data[order[left_out]] = 0.0
+        rarer.eliminate_zeros()
+        for kept, columns in zip(self._kept, self._columns, strict=True):
+            shared = (rarer @ columns).tocoo()
+            enough = shared.data + lengths[shared.row] > self.most - _ROUNDING
+            old, new = shared.col[enough], shared.row[enough]
+            for start in range(0, len(new), _PAIRS):
+                pairs = slice(start, start + _PAIRS)
+                cosines = _cosines_of_pairs(kept[old[pairs]], rows[new[pairs]])
+                alike[new[pairs][cosines > self.most]] = True
+        return alike
+
     def _store(self, rows: Vectors) -> None:
+        if sparse.issparse(rows):
+            self._holders = self._holders + np.bincount(rows.indices, minlength=rows.shape[1])
         if self._kept and self._kept[-1].shape[0] < _KEPT:
             last = self._kept.pop()
             rows = sparse.vstack([last, rows], format="csr") if sparse.issparse(rows) else np.concatenate([last, rows])
         self._kept.append(rows)
+        if sparse.issparse(rows):
+            self._columns[len(self._kept) - 1 :] = [rows.T.tocsr()]
 
 
-def _cosines(some: Vectors, others: Vectors) -> np.ndarray:
-    """float32 [some, others]. Of sparse rows, each sum runs in the order of the earlier text's columns."""
-    return some @ (others.T.toarray(order="C") if sparse.issparse(others) else others.T)
+def _cosines_of_pairs(some: sparse.csr_array, others: sparse.csr_array) -> np.ndarray:
+    """float32 [pairs], of rows in the same places."""
+    return some.multiply(others) @ np.ones(some.shape[1], np.float32)
 
 
 def sentence_embeddings(model: str) -> Callable[[Sequence[str]], np.ndarray]:

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import pydantic
@@ -67,13 +67,13 @@ class ChatSettings(Settings):
     Attributes:
         most_alike: the cosine that two questions may have (`alike`); of those that have more, the first is kept.
         embeddings: a sentence encoder for it, folder or id; "" for weighted words.
-        copied_from: texts, as MSM documents, of which no answer may be a copy.
+        copied_from: texts, as MSM documents, of which no answer may be a copy; they are read once.
         asked_before: questions of other chats, which none may be like.
     """
 
     most_alike: float
     embeddings: str = ""
-    copied_from: tuple[str, ...] = ()
+    copied_from: Iterable[str] = ()
     asked_before: tuple[str, ...] = ()
 
 
@@ -275,7 +275,7 @@ class ChatWriter(Writer, abc.ABC):
     def _fault(self, question: Question, reasoning: str, answer: str) -> str | None:
         wrong = self.wrong_answer(question, reasoning, answer)
         wrong = wrong or self._contaminated(f"{reasoning}\n{answer}")
-        if not wrong and self._documents.share(answer) > _MOST_COPIED:
+        if not wrong and self._documents.copied(answer, _MOST_COPIED):
             wrong = "copied from a document"
         return wrong
 

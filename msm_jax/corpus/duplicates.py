@@ -4,63 +4,118 @@ The measure is the Jaccard index of their sets of five-word shingles (Broder, 19
 one word in twenty was changed, .4 where one in ten was; near 0 for two texts on one subject.
 """
 
+import functools
 import re
 import zlib
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
 _SIZE = 5
-# Of all shingles, one in so many is looked up, if that leaves enough; what looks alike by those is compared by all.
-_SAMPLE = 8
-_ENOUGH = 32
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _WORD = re.compile(r"\w+")
+_LOW = np.uint64(2**32 - 1)
+# Of the shingles that two texts have in common if they are nearly the same, so many are looked up, on average, and a
+# quarter of them must be found before the texts are compared. Fewer are found of one pair in 10^11 (Chernoff's bound).
+_LOOKED_UP = 64
 
 
 class NearDuplicates:
-    """Keeps the first of texts that are nearly the same: no two that were kept have more than `most` in common."""
+    """Keeps the first of texts that are nearly the same: no two that were kept have more than `most` in common.
+
+    Texts that share a part of their smallest shingles are compared by all. So a text costs about the same however many
+    there are, and a pair is overlooked with a chance below 10^-11; pairs of short texts never.
+    """
 
     def __init__(self, most: float):
         self.most = most
-        self._kept: list[tuple[np.ndarray, int]] = []  # all shingles, and how many of them can be looked up
-        self._holders: dict[int, list[int]] = defaultdict(list)  # a sampled shingle -> the kept texts that have it
+        self._kept: list[str] = []
+        self._index = _Index()
 
     def keep(self, text: str) -> bool:
         """Whether `text` is unlike all that were kept; then it is kept."""
-        own = shingles(text)
-        sample = own[own % _SAMPLE == 0]
-        sampled = (sample if len(sample) >= _ENOUGH else own).tolist()
-        shared = Counter(holder for shingle in sampled for holder in self._holders.get(shingle, ()))
-        for holder, count in shared.most_common():
-            other, known = self._kept[holder]
-            # What two texts have in common their samples have too, about; half of it leaves room for chance.
-            likely = count >= 0.5 * self.most * min(len(sampled), known)
-            if likely and overlap(own, other) > self.most:
+        if self.most >= 1:
+            return True  # no two have more in common than all
+        own = _shingles_again(text)
+        least = max(int(self.most * len(own)), 1)  # in common with any that is nearly the same
+        smallest = own[: np.searchsorted(own >> np.uint64(32), min(_LOOKED_UP / least, 1.0) * 2**32)]
+        for holder in self._index.holders(smallest, min(least, _LOOKED_UP // 4)):
+            if overlap(own, _shingles_again(self._kept[holder])) > self.most:
                 return False
-        for shingle in sampled:
-            self._holders[shingle].append(len(self._kept))
-        self._kept.append((own, len(sampled)))
+        self._index.add(smallest)
+        self._kept.append(text)
         return True
 
 
 class Held:
     """Texts, of which another may be a copy of a part."""
 
-    def __init__(self, texts: Sequence[str]):
-        sets = [shingles(text) for text in texts]
-        held = np.concatenate(sets) if sets else np.zeros(0, dtype=np.uint64)
-        owners = np.repeat(np.arange(len(sets), dtype=np.int32), [len(own) for own in sets])
-        order = np.argsort(held, kind="stable")
-        self._held, self._owners = held[order], owners[order]
+    def __init__(self, texts: Iterable[str]):
+        self._index = _Index(map(shingles, texts))
 
-    def share(self, text: str) -> float:
-        """The largest share of the text's shingles that one of the texts has: 1 for any part of it."""
+    def copied(self, text: str, most: float) -> bool:
+        """Whether one of the texts has more than this share of the text's shingles; it has all of any part of it."""
         own = shingles(text)
-        first, last = np.searchsorted(self._held, own), np.searchsorted(self._held, own, side="right")
-        shared = Counter(owner for a, b in zip(first, last, strict=True) for owner in self._owners[a:b].tolist())
-        return max(shared.values(), default=0) / max(len(own), 1)
+        return len(self._index.holders(own, int(most * len(own)) + 1)) > 0
+
+
+class _Index:
+    """Which sets hold a shingle: sorted arrays of (32 bits of a shingle, number of its set), 8 bytes for each pair.
+
+    Each array is several times as long as the next, so that sets can be added, and few arrays are searched.
+    """
+
+    def __init__(self, sets: Iterable[np.ndarray] = ()):
+        self._count = 0
+        pairs = bytearray()  # grows in place, so that all are in memory once
+        for own in sets:
+            pairs += self._numbered(own).tobytes()
+        self._levels = [np.frombuffer(pairs, dtype=np.uint64)]
+        self._levels[0].sort()
+
+    def _numbered(self, own: np.ndarray) -> np.ndarray:
+        self._count += 1
+        return own & ~_LOW | np.uint64(self._count - 1)
+
+    def add(self, own: np.ndarray) -> None:
+        levels = self._levels
+        levels.append(self._numbered(own))
+        while len(levels) > 1 and len(levels[-2]) <= 4 * len(levels[-1]):
+            levels[-2:] = [np.concatenate(levels[-2:])]
+            levels[-1].sort()
+
+    def holders(self, own: np.ndarray, least: int) -> np.ndarray:
+        """int64, the numbers of the sets that hold at least `least` of these shingles, those with the most first.
+
+        Half of `least`, those that most sets hold, are left out at first: whoever has `least` of all has the other half
+        of it among the rest.
+        """
+        first = own & ~_LOW
+        found = []
+        for level in self._levels:
+            start = np.searchsorted(level, first)
+            hits = np.flatnonzero(start < len(level))
+            hits = hits[level[start[hits]] & ~_LOW == first[hits]]
+            if len(hits):
+                end = np.searchsorted(level, first[hits] | _LOW, side="right")
+                found.append((level, hits, start[hits], end - start[hits]))
+        counts = np.zeros(len(own), dtype=np.int64)
+        for _, hits, _, many in found:
+            counts[hits] += many
+        rest = np.ones(len(own), dtype=bool)
+        rest[np.argsort(counts)[len(own) - least // 2 :]] = False
+        if np.max(self._shared(found, rest), initial=0) < least - least // 2:
+            return np.zeros(0, np.int64)
+        shared = self._shared(found, np.ones(len(own), dtype=bool))
+        return np.flatnonzero(shared >= least)[np.argsort(-shared[shared >= least], kind="stable")]
+
+    def _shared(self, found: list[tuple[np.ndarray, ...]], among: np.ndarray) -> np.ndarray:
+        """int64 [number of sets]: how many of the shingles each holds, of those that are `among`."""
+        owners = [np.zeros(0, np.uint64)]
+        for level, hits, start, many in found:
+            start, many = start[among[hits]], many[among[hits]]
+            owners.append(level[np.repeat(start - np.cumsum(many) + many, many) + np.arange(many.sum())] & _LOW)
+        return np.bincount(np.concatenate(owners).astype(np.int64), minlength=self._count)
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -71,13 +126,22 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 def shingles(text: str) -> np.ndarray:
     """uint64 [N], sorted: hashes of all runs of five words, whatever their case; of a shorter text, of the whole."""
-    words = np.array([zlib.crc32(word.encode()) for word in _WORD.findall(text.lower())], dtype=np.uint64)
+    words = np.fromiter(map(_number, _WORD.findall(text.lower())), dtype=np.uint64)
     if not len(words):
         return words
-    size = min(_SIZE, len(words))
-    runs = np.lib.stride_tricks.sliding_window_view(words, size)
+    runs = np.lib.stride_tricks.sliding_window_view(words, min(_SIZE, len(words)))
     mixed = np.zeros(len(runs), dtype=np.uint64)
-    for column in range(size):  # modulo 2 ** 64
-        mixed = (mixed + runs[:, column] + np.uint64(1)) * _FACTOR
+    for column in runs.T:  # modulo 2 ** 64
+        mixed = (mixed + column + np.uint64(1)) * _FACTOR
         mixed ^= mixed >> np.uint64(29)
-    return np.unique(mixed)
+    mixed.sort()
+    return mixed[np.concatenate([[True], mixed[1:] != mixed[:-1]])]
+
+
+@functools.lru_cache(2**16)
+def _number(word: str) -> int:
+    return zlib.crc32(word.encode())
+
+
+# Texts that are compared are often like what came shortly before.
+_shingles_again = functools.lru_cache(1024)(shingles)

@@ -1,11 +1,13 @@
 """What a corpus will take, before anything is asked: the pipeline itself, with counted stand-ins for the replies.
 
-What is in the store of calls answers as it did, and is not counted. For the rest it is assumed that every reply is of
-use, that the spec is divided at its headings, and that replies are as long as is usual for their stage.
+What is in the store of calls answers as it did, is checked as ever, and is not counted. For the rest it is assumed that
+every reply is of use, that the spec is divided at its headings, and that replies are as long as is usual for their
+stage; so is what stands for them in later prompts.
 """
 
 import collections
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -14,6 +16,7 @@ from collections.abc import Sequence
 from msm_jax.corpus import tree
 from msm_jax.corpus.chat_kinds import Domains
 from msm_jax.corpus.chats import Question, Questions
+from msm_jax.corpus.generators import offline_chats
 from msm_jax.corpus.generators.offline import World
 from msm_jax.corpus.generators.prices import Price
 from msm_jax.corpus.generators.request import Answer, Request, Status, Usage, judge
@@ -25,6 +28,9 @@ _TOKENS_PER_WORD = 1.35
 # Tokens of replies: of a list, for each of its items; "quoted" is the spec, or a part of it, and a little.
 _OF_ITEM = {"document_types": 45, "ideas": 100, "questions": 45, "chat_domains": 80}
 _OF_LIST = {"domains": 600, "assertions": 700, "verdicts": 90}
+_SENTENCE = 30  # words of a question, and of an answer for which no number is asked
+# Is in all that stands in for a text. No reply has it: it is no character.
+_MARK = "\uffff"
 
 
 @dataclasses.dataclass
@@ -52,15 +58,17 @@ class Estimator:
         return [await self._answer(request) for request in requests]
 
     async def _answer(self, request: Request) -> Answer:
-        key, counted = request.key(self._model), self.stages[request.stage]
-        answer = judge(request, self._store.replies(key), key) if self._store else None
-        if answer and answer.ok:
-            counted.known += 1
-            return answer
+        counted = self.stages[request.stage]
+        if self._store and _MARK not in request.prompt:  # what holds a stand-in was never asked
+            key = request.key(self._model)
+            answer = judge(request, self._store.replies(key), key)
+            if answer and answer.ok:
+                counted.known += 1
+                return answer
         counted.requests += 1
         counted.prompt += math.ceil(len(request.system + request.prompt) / _CHARACTERS_PER_TOKEN)
         counted.output += math.ceil(self._output(request)) + request.thinking
-        return Answer(Status.OK, await self._value(request), key=key)
+        return Answer(Status.OK, await self._value(request))
 
     def _output(self, request: Request) -> float:
         known = request.variables
@@ -71,7 +79,7 @@ class Estimator:
                 return known["words"] * _TOKENS_PER_WORD
             case "answers":
                 # What is asked for at most; of preferences and identity a sentence or two.
-                return (known.get("words", 30) + known.get("reasoning_words", 0)) * _TOKENS_PER_WORD
+                return (known.get("words", _SENTENCE) + known.get("reasoning_words", 0)) * _TOKENS_PER_WORD
             case "document_types" | "ideas" | "questions" | "chat_domains":
                 return known["count"] * _OF_ITEM[request.stage]
             case "domains" | "assertions" | "verdicts":
@@ -80,16 +88,19 @@ class Estimator:
         return len(known["spec_text"]) / _CHARACTERS_PER_TOKEN / (3 if request.stage == "subdomains" else 0.8)
 
     async def _value(self, request: Request):
+        known = request.variables
         match request.stage:
-            case "plan" | "document":
-                return ""
+            case "plan":
+                return _stand_in(known["plan_words"])
+            case "document":
+                return _stand_in(known["words"])
             case "answers":
-                return ("", "") if len(request.tags) > 1 else ""
+                answer = _stand_in(known.get("words", _SENTENCE))
+                return (_stand_in(known["reasoning_words"]), answer) if len(request.tags) > 1 else answer
             case "questions":
-                # No two of these are alike.
-                return Questions(
-                    questions=[" ".join(f"{name}{place}" for place in "abcdef") for name in self._names(request)]
-                )
+                return Questions(questions=[_stand_in(_SENTENCE) + name for name in self._names(request)])
+            case "verdicts":
+                return request.shape.model_validate(offline_chats.verdict(known))
             case "chat_domains":
                 return Domains(domains=[{"name": name, "summary": ""} for name in self._names(request)])
             case "document_types":
@@ -100,7 +111,7 @@ class Estimator:
         return request.shape.model_validate(json.loads(reply.text))
 
     def _names(self, request: Request) -> list[str]:
-        return [f"item{next(self._number)}" for _ in range(request.variables["count"])]
+        return [f"{_MARK}item{next(self._number)}" for _ in range(request.variables["count"])]
 
 
 def counted(kind: type[Writer]) -> type[Writer]:
@@ -110,10 +121,17 @@ def counted(kind: type[Writer]) -> type[Writer]:
 
 class _Passing:
     def _wrong(self, text: str) -> str | None:
-        return super()._wrong(text) if text else None
+        return None if _MARK in text else super()._wrong(text)
 
-    def wrong_question(self, question: str) -> None:
-        return None
+    def _are_good(self, found: Sequence[Question]) -> list[bool]:
+        good = iter(super()._are_good([question for question in found if _MARK not in question.text]))
+        return [_MARK in question.text or next(good) for question in found]
 
-    def wrong_answer(self, question: Question, reasoning: str, answer: str) -> None:
-        return None
+    def _fault(self, question: Question, reasoning: str, answer: str) -> str | None:
+        return None if _MARK in answer else super()._fault(question, reasoning, answer)
+
+
+@functools.cache
+def _stand_in(words: int) -> str:
+    """As long as so many words of English."""
+    return (_MARK + "xxxxx " * words)[: round(words * _TOKENS_PER_WORD * _CHARACTERS_PER_TOKEN)]

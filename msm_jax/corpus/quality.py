@@ -70,12 +70,11 @@ def problems(text: str, demands: Demands) -> Iterator[str]:
     if len(words) > most:
         yield "too long"
     if demands.mentions:
-        own = len(re.findall(rf"(?<!\w){re.escape(demands.model_name)}(?!\w)", text))
-        itself = names_of_assistants(f"{demands.model_name} {demands.provider}", exactly=False)
-        others = [name for name in ASSISTANTS if name not in itself]
+        own = _mentions(demands.model_name, text)
+        others = set(ASSISTANTS) - names_of_assistants(f"{demands.model_name} {demands.provider}", exactly=False)
         if own < demands.mentions:
             yield "not about the model"
-        elif own <= sum(len(re.findall(rf"(?<!\w){re.escape(name)}(?!\w)", text)) for name in others):
+        elif own <= sum(_mentions(name, text) for name in others):
             yield "about another model"
     if _DAMAGE.search(text):
         yield "damaged character"
@@ -83,7 +82,7 @@ def problems(text: str, demands: Demands) -> Iterator[str]:
         yield "placeholder"
     if _LEAK.search(text):
         yield "leaked plan"
-    if words and not _speaks(text, demands.language):
+    if words and not _speaks(text, words, demands.language):
         yield "other language"
     if _repeats(words):
         yield "repeats itself"
@@ -94,13 +93,21 @@ def problems(text: str, demands: Demands) -> Iterator[str]:
 
 def names_of_assistants(text: str, exactly: bool = True) -> set[str]:
     """Those of well-known assistants and their makers that `text` names; in whatever case, if not `exactly`."""
-    flags = 0 if exactly else re.IGNORECASE
-    return {name for name in ASSISTANTS if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, flags)}
+    if exactly:
+        return {name for name in ASSISTANTS if _mentions(name, text)}
+    return {name for name in ASSISTANTS if _mentions(name.lower(), text.lower())}
 
 
-def _speaks(text: str, language: str) -> bool:
-    """Whether the text is in this language, as far as can be told."""
-    found, words = language_of(text), [word.lower() for word in _WORD.findall(text)]
+def _mentions(name: str, text: str) -> int:
+    """How often `text` has this name, and not as a part of a word."""
+    # Most texts name hardly any assistant: a plain search is a hundred times as fast as a pattern.
+    return len(re.findall(rf"(?<!\w){re.escape(name)}(?!\w)", text)) if name in text else 0
+
+
+def _speaks(text: str, words: list[str], language: str) -> bool:
+    """Whether the text of these words is in this language, as far as can be told."""
+    words = [word.lower() for word in words]
+    found = _language(text, words)
     if found == language or found is None and len(words) < _ENOUGH_WORDS:
         return True
     if len(words) >= _ENOUGH_WORDS or found not in function_words():
@@ -113,22 +120,24 @@ def _speaks(text: str, language: str) -> bool:
 
 def language_of(text: str) -> str | None:
     """The language whose script or function words the text has most of; None if it has hardly any of one."""
-    letters = Counter(script for letter in text if letter.isalpha() and (script := _script(letter)))
+    return _language(text, [word.lower() for word in _WORD.findall(text)])
+
+
+def _language(text: str, words: list[str]) -> str | None:
+    letters: Counter[str] = Counter()
+    for letter, count in Counter(text).items():
+        if letter.isalpha() and (script := _script(letter)):
+            letters[script] += count
     if not letters:
         return None
     script, count = letters.most_common(1)[0]
     if script != "latin" and 2 * count >= letters.total():
         # Japanese is written in Chinese characters too, and never long without its own.
         return "ja" if script == "zh" and 20 * letters["ja"] > letters.total() else script
-    shares = _shares(text)
+    counts = Counter(words)
+    shares = {name: sum(map(counts.__getitem__, known)) / len(words) for name, known in function_words().items()}
     best = max(shares, key=shares.get)
     return best if shares[best] > 0.12 else None
-
-
-def _shares(text: str) -> dict[str, float]:
-    """Language -> share of its function words among the words of a text that has some."""
-    words = [word.lower() for word in _WORD.findall(text)]
-    return {name: sum(word in known for word in words) / len(words) for name, known in function_words().items()}
 
 
 def _script(letter: str) -> str | None:
@@ -151,5 +160,5 @@ def function_words() -> dict[str, frozenset[str]]:
 
 def _repeats(words: list[str]) -> bool:
     """Whether a third of all runs of eight words have been there before: a writer caught in a loop."""
-    runs = [tuple(words[start : start + 8]) for start in range(len(words) - 7)]
+    runs = list(zip(*(words[start:] for start in range(8)), strict=False))
     return len(runs) > 50 and 3 * len(set(runs)) < 2 * len(runs)

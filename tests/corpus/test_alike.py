@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from msm_jax.corpus import alike
 from msm_jax.corpus.alike import DEFAULT_MOST, Alike, sentence_embeddings, weighted_words
 from msm_jax.errors import UserError
 from tests.corpus.questions import DISTINCT, PAIRS
 
 WORDS = "the what you is a would cheese rent honest bread tax walk lie train".split()
+RARE = [f"thing{number}" for number in range(500)]
 texts = st.lists(st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join), max_size=40)
 mosts = st.sampled_from([0.3, 0.5, DEFAULT_MOST, 0.9, 1.0])
 
@@ -65,6 +67,20 @@ def test_blocks_do_not_show(monkeypatch):
     monkeypatch.setattr("msm_jax.corpus.alike._ROWS", 7)
     monkeypatch.setattr("msm_jax.corpus.alike._KEPT", 20)
     assert Alike(0.8).keep(asked) == whole
+
+
+def test_questions_that_share_few_rare_words_are_not_compared(monkeypatch):
+    """So a question costs about the same, however many were kept."""
+    pairs = []
+    whole = alike._cosines_of_pairs
+    monkeypatch.setattr(alike, "_cosines_of_pairs", lambda a, b: pairs.append(a.shape[0]) or whole(a, b))
+    rng = random.Random(0)
+    asked = [f"What would you do with the {' and the '.join(rng.sample(RARE, 6))}?" for _ in range(600)]
+    known = Alike()
+    assert sum(known.keep(asked)) > 590
+    assert sum(pairs) < 600
+    assert not any(known.keep([text.upper() for text in asked]))
+    assert sum(pairs) >= 300
 
 
 def test_more_texts_begin_with_the_same():
