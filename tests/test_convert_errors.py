@@ -177,9 +177,6 @@ def test_what_cannot_end_is_not_begun(
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and message in error
     assert list(out.iterdir()) == []
-    monkeypatch.undo()
-    arguments = [argument for argument in arguments if argument != "--verify"]
-    assert convert.main([*arguments, f"--out={out}"]) == 0
 
 
 def test_an_adapter_for_another_model(qwen3, adapter, tmp_path, capsys):
