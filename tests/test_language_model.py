@@ -30,7 +30,7 @@ ROLES = "use one of system, user, assistant"
 @pytest.mark.parametrize(
     ("prompts", "line"),
     [
-        ([[USER, turn("", tool_calls=[{"function": {}}])]], f"1: message 2: unknown field 'tool_calls'; {ONLY}"),
+        ([[USER, turn("", tool_calls=[{"name": "f"}])]], f"1: message 2: unknown field 'tool_calls'; {ONLY}"),
         ([[USER, turn(reasoning_content="Hm.")]], f"1: message 2: unknown field 'reasoning_content'; {ONLY}"),
         ([[{"role": "user", "contnet": "Why?"}]], f"1: message 1: unknown field 'contnet'; {ONLY}"),
         ([[USER], [USER | {"name": "Ann"}]], f"2: message 1: unknown field 'name'; {ONLY}"),
