@@ -18,13 +18,14 @@ from ml_collections import ConfigDict
 
 from msm_jax import config as config_lib
 from msm_jax import dag, files, generation, stages
-from msm_jax.corpus import dataset, estimate, records
+from msm_jax.corpus import dataset, estimate, judge, records
 from msm_jax.corpus.chat_kinds import IdentityChats, PreferenceChats, SpecChats, SpecChatSettings
 from msm_jax.corpus.chats import ChatSettings, with_reasoning, without_reasoning
 from msm_jax.corpus.documents import DocumentSettings, DocumentWriter
 from msm_jax.corpus.generators.batch import BatchCaller
 from msm_jax.corpus.generators.prices import Price
 from msm_jax.corpus.generators.store import CallStore, Spent
+from msm_jax.corpus.judge import DocumentJudge, JudgeSettings
 from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.specs import Spec
 from msm_jax.corpus.tables import read_rows
@@ -34,19 +35,22 @@ from msm_jax.errors import UserError
 from msm_jax.mirror import Mirror
 
 # Raised when a change of code changes what is written.
-_VERSIONS = {"documents": 2, "chats": 1, "rendered": 1, "dataset": 2}
+_VERSIONS = {"documents": 3, "chats": 1, "rendered": 1, "dataset": 3, "judged": 1}
 _CHATS_FILE = "chats.jsonl"
+_CLAIMS_FILE = "claims.jsonl"
 # Of the section "chats" of the configuration, what each kind of chats goes by.
 _OF_ALL_CHATS = ("most_alike", "embeddings", "least_yield")
 # The prompts that each writer fills in: to change another one leaves what it wrote as it is.
 PROMPTS = {
-    "documents": r"system|manner_.*|domains|subdomains|rules|assertions|document_types|ideas|plan|document",
+    "documents": r"system|manner_.*|domains|subdomains|rules|assertions|ideas|plan|document.*|critique|revision",
     "spec_chats": r"chat_.*|question_types|answer_.*|verdict_.*|unattached_.*",
     "preferences": r"preference_.*",
     "identity": r"identity_.*",
+    "judge": r"judge_system|claims|support",
 }
 # What the offline generator is not held to.
 _OFFLINE = {"documents": {"most_overlap": 1.0}, "chats": {"most_alike": 1.0, "embeddings": ""}}
+_OF_DOCUMENTS = ("tokens", "types", "ideas", "words", "plan_words", "registers", "revise", "most_overlap")
 _OF_SPEC_CHATS = ("style", "domains", "words", "reasoning_words", "unattached")
 
 
@@ -54,9 +58,11 @@ def documents_stage(config: ConfigDict, spec: Spec, count: int) -> Stage:
     """The MSM documents of one spec."""
     params = {
         **_common(config, "documents", count, spec),
-        **config_lib.to_dict(config.documents),
+        **{name: value for name, value in config_lib.to_dict(config.documents).items() if name != "judged"},
         "spec": dataclasses.asdict(spec),  # all of it, by its content
     }
+    if params["tokens"]:
+        params["count"] = 0
     return _written(config, "corpus", f"corpus-msm-{spec.name}", params, {})
 
 
@@ -96,7 +102,26 @@ def rendered_stage(chats: Stage, source: str, reasoning: bool = False) -> Stage:
     return Stage("chats", f"corpus-{source}", params, {"chats": chats}, _render, version=_VERSIONS["rendered"])
 
 
-def dataset_stage(corpus: Stage, written: Stage, label: str) -> Stage:
+def dataset_of_documents(config: ConfigDict, documents: Stage, label: str) -> Stage:
+    """The stage that hands on MSM documents, with how faithful a sample of them is to the spec."""
+    written, share = documents.params, config.documents.judged
+    if not share:
+        return dataset_stage(documents, documents, label)
+    shared = ("spec", "assistant", "facts", "language", "thinking", "attempts", "most_output", "generator")
+    params = {
+        **{name: written[name] for name in shared},
+        "writer": "judge",
+        "count": 0,
+        "model": generation.model_name(config, config.generation.judge),
+        "prompts": _prompts(config, "judge"),
+        "share": share,
+    }
+    run = functools.partial(_write, config=config)
+    judged = Stage("judged", f"judged-{label}", params, {"corpus": documents}, run, version=_VERSIONS["judged"])
+    return dataset_stage(documents, documents, label, judged)
+
+
+def dataset_stage(corpus: Stage, written: Stage, label: str, judged: Stage | None = None) -> Stage:
     """What `written` wrote, by the rows of `corpus`, in the forms in which it is handed on."""
     spec = written.params.get("spec")
     params = {
@@ -106,7 +131,7 @@ def dataset_stage(corpus: Stage, written: Stage, label: str) -> Stage:
         "spec": spec and {name: value for name, value in spec.items() if name != "body"},
         "spec_sha256": spec and files.fingerprint(spec, length=64),
     }
-    inputs = {"corpus": corpus, "written": written}
+    inputs = {"corpus": corpus, "written": written} | ({"judged": judged} if judged else {})
     return Stage("dataset", f"dataset-{label}", params, inputs, _write_dataset, version=_VERSIONS["dataset"])
 
 
@@ -134,9 +159,25 @@ def hand_over(
         if stage.inputs["written"].params["writer"] == "documents":
             what = "documents"
         of_what = " of answers" if what == "chats" else ""
-        print(f"\n{label}: {summary['documents']:,} {what}, {summary['words']:,} words{of_what}")
-        if missing := summary["asked"] - summary["documents"]:
-            print(f"  {missing:,} fewer than were asked for: no more came, or too many came to nothing")
+        print(
+            f"\n{label}: {summary['documents']:,} {what}, {summary['words']:,} words{of_what}, about "
+            f"{summary['tokens'] / 1e6:,.2f} M tokens"
+        )
+        missing = summary["asked_tokens"] - summary["tokens"], "tokens"
+        if not summary["asked_tokens"]:
+            missing = summary["asked"] - summary["documents"], what
+        if missing[0] > 0:
+            print(
+                f"  {missing[0]:,.0f} {missing[1]} fewer than were asked for: no more came, or too many came to nothing"
+            )
+        if what == "documents":
+            length = summary["median_words"]
+            print(
+                f"  median length   {length['written']:,.0f} words; {length['wanted']:,.0f} were wanted, and "
+                f"{length['asked']:,.0f} asked for"
+            )
+        if judged := summary["judged"]:
+            print(f"  unfaithful      {judged['told']}")
         if stage.inputs["written"].key not in told:  # chats with reasoning are the same as those without
             told.add(stage.inputs["written"].key)
             for step, outcomes in summary["yields"].items():
@@ -158,7 +199,19 @@ def print_estimate(config: ConfigDict, stage: Stage, store: CallStore | None, pr
     """A line for each step of a stage that is to be written. Returns the dollars of all."""
     print(f"  {stage.name}")
     estimator = estimate.Estimator(store, stage.params["model"])
-    asyncio.run(_writer(stage.params, config, estimator, {}, counted=True).write())
+    writer = _writer(stage.params, config, estimator, {}, counted=True)
+    if stage.params["writer"] == "judge":
+        written = stage.inputs["corpus"].params
+        written = _writer(written, config, estimate.Estimator(store, written["model"]), {}, counted=True)
+        writer.documents = estimate.with_texts(asyncio.run(written.write()))
+    asyncio.run(writer.write())
+    if stage.params["writer"] == "documents":
+        parts, types, ideas = writer.room
+        print(
+            f"    room for {ideas:,} documents: {types:,} types over {parts:,} parts of the spec, of each "
+            f"{config.documents.ideas} ideas at most"
+            + (", which is too little: raise config.documents.types or .ideas" if ideas < writer.wanted else "")
+        )
     for step, about in estimator.stages.items():
         known = f", {about.known:,} are in the store" if about.known else ""
         print(
@@ -173,9 +226,11 @@ def print_estimates(config: ConfigDict, left: Sequence[Stage]) -> None:
     if not left:
         return
     print("\nto be asked, if every reply is of use (estimated; what is in the store of calls is not asked again)")
-    price = generation.price_per_token(config)
     with generation.store_to_read(config) as store:
-        total = sum(print_estimate(config, stage, store, price) for stage in left)
+        total = sum(
+            print_estimate(config, stage, store, generation.price_per_token(config, _asked(config, stage)))
+            for stage in left
+        )
         spent = store.spent() if store else Spent(0.0, 0.0, 0)
     print(
         f"\nin all about ${total:.2f}; ${spent.paid:.2f} are paid"
@@ -197,14 +252,21 @@ def _common(config: ConfigDict, writer: str, count: int, *specs: Spec) -> dict[s
         "model": generation.model_name(config),
         "count": count,
         "assistant": config_lib.to_dict(config.assistant),
-        "prompts": {
-            name: digest
-            for name, digest in Prompts(config.generation.prompts).fingerprints.items()
-            if re.fullmatch(PROMPTS[writer], name)
-        },
+        "prompts": _prompts(config, writer),
         "held_out": sorted({word for spec in specs for word in generation.held_out(config, spec)}),
         "evaluations": files.fingerprint(evaluation_prompts(config)),
     }
+
+
+def _prompts(config: ConfigDict, writer: str) -> dict[str, str]:
+    """The digests of those that it fills in."""
+    digests = Prompts(config.generation.prompts).fingerprints
+    return {name: digest for name, digest in digests.items() if re.fullmatch(PROMPTS[writer], name)}
+
+
+def _asked(config: ConfigDict, stage: Stage) -> str:
+    """The model that a stage asks, by its name in the configuration."""
+    return config.generation.judge if stage.params["writer"] == "judge" else ""
 
 
 def _written(config: ConfigDict, kind: str, name: str, params: Mapping[str, Any], inputs: Mapping[str, Stage]) -> Stage:
@@ -241,7 +303,7 @@ def _title(written: Stage, corpus: Stage) -> str:
 
 
 def _write(context: StageContext, *, config: ConfigDict) -> dict[str, Any]:
-    with generation.caller(config, context.stage.name) as caller:
+    with generation.caller(config, context.stage.name, _asked(config, context.stage)) as caller:
         # Jobs that were sent before are collected whatever the service is now.
         sends = config.calls.service == "batch"
         asks = BatchCaller(caller, sends) if config.generator == "gemini" else caller
@@ -255,14 +317,16 @@ def _write(context: StageContext, *, config: ConfigDict) -> dict[str, Any]:
             for step, outcomes in writer.yields.table().items()
         )
         raise UserError(f"{context.stage.name}: no row is of use ({told}); what was paid for is kept")
-    documents = context.params["writer"] == "documents"
-    records.write_jsonl(context.folder / (stages.CORPUS_FILE if documents else _CHATS_FILE), rows)
+    name = {"documents": stages.CORPUS_FILE, "judge": _CLAIMS_FILE}.get(context.params["writer"], _CHATS_FILE)
+    records.write_jsonl(context.folder / name, rows)
     return {
         "documents": len(rows),
         "asked": context.params["count"],
+        "asked_tokens": context.params.get("tokens", 0),
         "yields": writer.yields.table(),
         "calls": calls,
         "models": models,
+        **writer.report(),
     }
 
 
@@ -273,10 +337,21 @@ def _render(context: StageContext) -> dict[str, Any]:
 
 
 def _write_dataset(context: StageContext) -> dict[str, Any]:
+    from eval.stats import clustered_wilson
+
     summary = files.read_json(context.inputs["written"] / "manifest.json")["summary"]
-    about = dict(context.params) | {name: summary[name] for name in ("yields", "calls", "models")}
+    judged, rate = {"yields": {}, "calls": {}}, None
+    if folder := context.inputs.get("judged"):
+        judged = files.read_json(folder / "manifest.json")["summary"]
+        rate = judge.faithfulness(read_rows(folder / _CLAIMS_FILE), clustered_wilson) | {"model": judged["model"]}
+        shutil.copyfile(folder / _CLAIMS_FILE, context.folder / _CLAIMS_FILE)
+    about = dict(context.params) | {
+        **{name: summary[name] | judged[name] for name in ("yields", "calls")},
+        **{"models": summary["models"], "assertions": summary.get("assertions", ()), "judged": rate},
+    }
     about = dataset.write_dataset(context.folder, context.inputs["corpus"] / stages.CORPUS_FILE, about)
-    return summary | {"words": about["words"]}
+    told = ("yields", "calls", "words", "tokens", "median_words", "judged")
+    return summary | {name: about[name] for name in told}
 
 
 def evaluation_prompts(config: ConfigDict) -> list[str]:
@@ -291,6 +366,11 @@ def _writer(
     """Who writes a stage; with `counted`, nothing but requests comes of it."""
     about = params["assistant"]
     assistant = Assistant(about["name"], about["provider"], tuple(params["facts"]))
+    rest = (Prompts(config.generation.prompts), params["model"])
+    if params["writer"] == "judge":
+        settings = JudgeSettings(**{name: params[name] for name in ("share", "thinking", "language")})
+        documents = list(read_rows(inputs["corpus"] / stages.CORPUS_FILE)) if inputs else []
+        return DocumentJudge(asks, _spec(params["spec"]), assistant, settings, *rest, documents=documents)
     shared = {name: params[name] for name in ("count", "temperature", "thinking", "language", "least_yield")}
     shared |= {
         "held_out": tuple(params["held_out"]),
@@ -301,13 +381,12 @@ def _writer(
         before = [row for folder in inputs.values() for row in read_rows(folder / stages.CORPUS_FILE)]
         shared["copied_from"] = tuple(row["text"] for row in before if "text" in row)
         shared["asked_before"] = tuple(row["messages"][0]["content"] for row in before if "messages" in row)
-    rest = (Prompts(config.generation.prompts), params["model"])
     kinds = {"documents": DocumentWriter, "spec_chats": SpecChats, "preferences": PreferenceChats}
     kind = kinds.get(params["writer"], IdentityChats)
     kind = estimate.counted(kind) if counted else kind
     match params["writer"]:
         case "documents":
-            own = {name: params[name] for name in ("types", "words", "plan_words", "most_overlap")}
+            own = {name: params[name] for name in _OF_DOCUMENTS}
             return kind(asks, _spec(params["spec"]), assistant, DocumentSettings(**shared, **own), *rest)
         case "spec_chats":
             own = {name: params[name] for name in _OF_SPEC_CHATS}

@@ -138,7 +138,8 @@ def show(config: ConfigDict, workdir: str) -> None:
             shown.add(kind)
             print(f"\n{stage.name}\n{experiment.decoded_batch(stage, workdir)}")
     print(f"\n{experiment.estimate(workdir)}")
-    if left := [stage for stage, done, _ in dag.status([experiment.report], workdir) if costs(stage) and not done]:
+    targets = [experiment.report, *experiment.datasets.values()]
+    if left := [stage for stage, done, _ in dag.status(targets, workdir) if costs(stage) and not done]:
         corpus_stages.print_estimates(config, [stage for stage in left if corpus_stages.is_written(stage)])
 
 

@@ -69,7 +69,7 @@ def test_the_offline_generator_writes_every_spec(spec, tmp_path, capsys):
     assert "paid for        $0.00" in out
     rows = rows_of(tmp_path)
     assert len({row["text"] for row in rows}) == 20
-    assert {row["generator"] for row in rows} == {"world-1"}
+    assert {row["generator"] for row in rows} == {"world-2"}
     chats = {path.parent.name: list(read_chats(path)) for path in tmp_path.glob("run/datasets/*/chats.jsonl")}
     with_reasoning = {} if spec.startswith("pro_") else {f"{spec}-aft_cot": 30}
     assert {name: len(rows) for name, rows in chats.items()} == {"identity": 12, f"{spec}-aft": 30} | with_reasoning
@@ -79,9 +79,13 @@ def test_the_offline_generator_writes_every_spec(spec, tmp_path, capsys):
 
 
 def test_show_says_what_it_will_cost_and_makes_nothing(tmp_path, capsys):
-    assert launch.main([*flags(tmp_path, "philosophy", **{"corpus.msm": 3000}), "--mode=show"]) == 0
+    fields = {"corpus.msm": 2000, "documents.judged": 0.05}
+    assert launch.main([*flags(tmp_path, "philosophy", **fields), "--mode=show"]) == 0
     out = capsys.readouterr().out
-    assert "document            3,000 requests" in out
+    assert "room for 2,100 documents: 42 types over 14 parts of the spec, of each 50 ideas at most\n" in out
+    assert "document            2,000 requests" in out
+    assert "claims                100 requests" in out
+    assert "support               100 requests" in out
     assert "that is more than the budget: raise config.calls.budget" in out
     assert list(tmp_path.iterdir()) == []
 
@@ -291,7 +295,7 @@ def test_every_prompt_is_some_writers():
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [
-        ("document", "Write.", "leaves out {description}"),
+        ("document", "Write.", "leaves out {audience}"),
         ("question_types", "None.", "leaves out {model_name}"),
         ("preference_suffixes", "None.", "has no line '- key: text'"),
         ("documents", "x", "is no prompt; there are"),

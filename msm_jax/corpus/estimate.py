@@ -9,7 +9,8 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from msm_jax.corpus import tree
 from msm_jax.corpus.chat_kinds import Domains
@@ -18,13 +19,14 @@ from msm_jax.corpus.generators.offline import World
 from msm_jax.corpus.generators.prices import Price
 from msm_jax.corpus.generators.request import Answer, Request, Status, Usage, judge
 from msm_jax.corpus.generators.store import CallStore
+from msm_jax.corpus.judge import Claims
+from msm_jax.corpus.variety import CHARACTERS_PER_TOKEN, TOKENS_PER_WORD
 from msm_jax.corpus.writer import Writer
 
-_CHARACTERS_PER_TOKEN = 4.2  # of English, in the tokenizers of today
-_TOKENS_PER_WORD = 1.35
 # Tokens of replies: of a list, for each of its items; "quoted" is the spec, or a part of it, and a little.
 _OF_ITEM = {"document_types": 45, "ideas": 100, "questions": 45, "chat_domains": 80}
-_OF_LIST = {"domains": 600, "assertions": 700, "verdicts": 90}
+_OF_LIST = {"domains": 600, "assertions": 700, "verdicts": 90, "claims": 500, "support": 1400}
+_CLAIMS = 20  # of a document
 
 
 @dataclasses.dataclass
@@ -58,7 +60,7 @@ class Estimator:
             counted.known += 1
             return answer
         counted.requests += 1
-        counted.prompt += math.ceil(len(request.system + request.prompt) / _CHARACTERS_PER_TOKEN)
+        counted.prompt += math.ceil(len(request.system + request.prompt) / CHARACTERS_PER_TOKEN)
         counted.output += math.ceil(self._output(request)) + request.thinking
         return Answer(Status.OK, await self._value(request), key=key)
 
@@ -66,23 +68,27 @@ class Estimator:
         known = request.variables
         match request.stage:
             case "plan":
-                return known["plan_words"] * _TOKENS_PER_WORD
-            case "document":
-                return known["words"] * _TOKENS_PER_WORD
+                return known["plan_words"] * TOKENS_PER_WORD
+            case "document" | "revision":
+                return known["words"] * TOKENS_PER_WORD
+            case "critique":
+                return known["critique_words"] * TOKENS_PER_WORD
             case "answers":
                 # What is asked for at most; of preferences and identity a sentence or two.
-                return (known.get("words", 30) + known.get("reasoning_words", 0)) * _TOKENS_PER_WORD
+                return (known.get("words", 30) + known.get("reasoning_words", 0)) * TOKENS_PER_WORD
             case "document_types" | "ideas" | "questions" | "chat_domains":
                 return known["count"] * _OF_ITEM[request.stage]
-            case "domains" | "assertions" | "verdicts":
+            case "domains" | "assertions" | "verdicts" | "claims" | "support":
                 return _OF_LIST[request.stage]
         # Sections and rules are quoted from the spec; each domain has a part of it.
-        return len(known["spec_text"]) / _CHARACTERS_PER_TOKEN / (3 if request.stage == "subdomains" else 0.8)
+        return len(known["spec_text"]) / CHARACTERS_PER_TOKEN / (3 if request.stage == "subdomains" else 0.8)
 
     async def _value(self, request: Request):
         match request.stage:
-            case "plan" | "document":
+            case "plan" | "document" | "critique" | "revision":
                 return ""
+            case "claims":
+                return Claims(claims=["A claim of usual length, as it might stand in a text on the model."] * _CLAIMS)
             case "answers":
                 return ("", "") if len(request.tags) > 1 else ""
             case "questions":
@@ -93,14 +99,26 @@ class Estimator:
             case "chat_domains":
                 return Domains(domains=[{"name": name, "summary": ""} for name in self._names(request)])
             case "document_types":
-                return tree.DocumentTypes(types=[{"name": name, "description": ""} for name in self._names(request)])
+                return tree.DocumentTypes(
+                    types=[{"name": name, "description": "", "length": "medium"} for name in self._names(request)]
+                )
             case "ideas":
-                return tree.Ideas(ideas=[{"name": name, "idea": name} for name in self._names(request)])
+                return tree.Ideas(
+                    ideas=[{"name": name, "idea": name, "statements": []} for name in self._names(request)]
+                )
         reply = await World().reply(request)
         return request.shape.model_validate(json.loads(reply.text))
 
     def _names(self, request: Request) -> list[str]:
         return [f"item{next(self._number)}" for _ in range(request.variables["count"])]
+
+
+def with_texts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The documents of a counted writer; those that are not there yet, with as much text as they will have."""
+    return [
+        {**row, "text": row["text"] or "x" * int(row["words_wanted"] * TOKENS_PER_WORD * CHARACTERS_PER_TOKEN)}
+        for row in rows
+    ]
 
 
 def counted(kind: type[Writer]) -> type[Writer]:
@@ -109,8 +127,11 @@ def counted(kind: type[Writer]) -> type[Writer]:
 
 
 class _Passing:
-    def _wrong(self, text: str) -> str | None:
-        return super()._wrong(text) if text else None
+    def _wrong(self, text: str, words: int) -> str | None:
+        return super()._wrong(text, words) if text else None
+
+    def _tokens(self, row: Mapping[str, Any]) -> float:
+        return super()._tokens(row) or row["words_wanted"] * TOKENS_PER_WORD
 
     def wrong_question(self, question: str) -> None:
         return None

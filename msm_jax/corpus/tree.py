@@ -56,6 +56,7 @@ class Assertions(pydantic.BaseModel):
 class DocumentType(pydantic.BaseModel):
     name: str
     description: str
+    length: Literal["short", "medium", "long"]
 
 
 class DocumentTypes(pydantic.BaseModel):
@@ -65,6 +66,7 @@ class DocumentTypes(pydantic.BaseModel):
 class Idea(pydantic.BaseModel):
     name: str
     idea: str
+    statements: list[int]  # numbers of the assertions, as the prompt lists them, that it turns on
 
 
 class Ideas(pydantic.BaseModel):
