@@ -127,6 +127,11 @@ def check_counts(config: ConfigDict) -> None:
     for source, count in config.corpus.items():
         if count < 0:
             raise UserError(f"config.corpus.{source} is {count}; it must be 0 or more")
+    if config.documents.tokens and not config.corpus.msm:
+        raise UserError(
+            "config.documents.tokens asks for documents and config.corpus.msm=0 for none; set the one to 0, or the "
+            "other to 1"
+        )
     if not sum(config.corpus.values()):
         raise UserError("config.corpus asks for nothing; set config.corpus.msm, .aft or .identity to a number of rows")
 

@@ -4,6 +4,7 @@ All of it is drawn from tables (`prompts/document_*.md`) by the id of the idea, 
 """
 
 import collections
+import functools
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -30,6 +31,7 @@ def tokens_of(text: str) -> float:
     return len(text) / CHARACTERS_PER_TOKEN
 
 
+@functools.lru_cache(2**16)  # each is asked for several times while its document is written
 def share_of(*by: str) -> float:
     """A number from 0 to 1, evenly spread, the same each time for the same `by`."""
     return int(content_id(list(by))[:13], 16) / 16**13
