@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pydantic
@@ -299,11 +299,12 @@ class DocumentWriter(Writer):
 
     async def _documents(self, ideas: Sequence[_Idea]) -> list[dict[str, Any] | None]:
         """A row for each idea; None where no document came, or one that fails a check."""
-        steps: list[Callable[..., Request]] = [self._plan, self._document]
-        steps += [self._critique, self._revision] if self.settings.revise else []
+        steps = ("plan", "document", *(("critique", "revision") if self.settings.revise else ()))
         drafts: list[tuple[_Idea, list[Answer]]] = [(idea, []) for idea in ideas]
-        for request in steps:
-            answers = await self._ask([request(idea, *(answer.value for answer in before)) for idea, before in drafts])
+        for step in steps:
+            answers = await self._ask(
+                [self._prose(step, idea, [answer.value for answer in before]) for idea, before in drafts]
+            )
             drafts = [
                 (idea, [*before, answer]) for (idea, before), answer in zip(drafts, answers, strict=True) if answer.ok
             ]
@@ -330,23 +331,6 @@ class DocumentWriter(Writer):
         wrong = next(problems(text, demands), None) or self._contaminated(text)
         return wrong or (None if self._unlike.keep(text) else "nearly the same as another")
 
-    def _plan(self, idea: _Idea) -> Request:
-        words = self.settings.plan_words
-        return self._prose("plan", words, idea, **self._variety.told(idea.id), plan_words=words)
-
-    def _document(self, idea: _Idea, plan: str) -> Request:
-        told, words = self._variety.told(idea.id), self._lengths.asked(idea.id, idea.type.length)
-        language = LANGUAGES[self.settings.language]
-        return self._prose("document", words, idea, **told, plan=plan, words=words, language=language)
-
-    def _critique(self, idea: _Idea, plan: str, text: str) -> Request:
-        return self._prose("critique", _CRITIQUE_WORDS, idea, text=text, critique_words=_CRITIQUE_WORDS)
-
-    def _revision(self, idea: _Idea, plan: str, text: str, critique: str) -> Request:
-        words, told = self._lengths.asked(idea.id, idea.type.length), self._variety.told(idea.id)
-        return self._prose("revision", words, idea, **told, text=text, critique=critique, words=words,
-                           language=LANGUAGES[self.settings.language])  # fmt: skip
-
     def _row(self, idea: _Idea, text: str, answers: Sequence[Answer]) -> dict[str, Any]:
         assertions = idea.part.assertions
         return {
@@ -372,17 +356,25 @@ class DocumentWriter(Writer):
     def _list(self, stage: str, shape: type[pydantic.BaseModel], **variables: Any) -> Request:
         return super()._list(stage, self._system, shape, **variables)
 
-    def _prose(self, stage: str, limit: int, idea: _Idea, **variables: Any) -> Request:
-        variables |= {"type": idea.type.name, "description": idea.type.description, "name": idea.name}
-        variables |= {"idea": idea.idea, "subdomain": idea.part.name, "section": idea.part.section}
-        variables |= {"manner": self._manner}
+    def _prose(self, stage: str, idea: _Idea, before: Sequence[str]) -> Request:
+        """`before`: what came of the steps before."""
+        words = self._lengths.asked(idea.id, idea.type.length)
+        limits = {"plan": self.settings.plan_words, "critique": _CRITIQUE_WORDS}
+        variables = {
+            **self._variety.told(idea.id),
+            **{"type": idea.type.name, "description": idea.type.description, "name": idea.name, "idea": idea.idea},
+            **{"subdomain": idea.part.name, "section": idea.part.section, "manner": self._manner, "words": words},
+            **{f"{step}_words": limit for step, limit in limits.items()},
+            **{"language": LANGUAGES[self.settings.language]},
+            **dict(zip(("plan", "text", "critique"), before, strict=False)),
+        }
         return self._request(
             stage,
             self.prompts.fill(stage, **self._common, **variables),
             variables | {"part": idea.part},
             system=self._system,
             tags=(stage,),
-            max_tokens=tokens_for(limit),
+            max_tokens=tokens_for(limits.get(stage, words)),
         )
 
 

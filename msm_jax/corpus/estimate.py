@@ -60,7 +60,7 @@ class Estimator:
             counted.known += 1
             return answer
         counted.requests += 1
-        counted.prompt += math.ceil(len(request.system + request.prompt) / CHARACTERS_PER_TOKEN)
+        counted.prompt += math.ceil(len(request.system + request.prompt) / CHARACTERS_PER_TOKEN + _absent(request))
         counted.output += math.ceil(self._output(request)) + request.thinking
         return Answer(Status.OK, await self._value(request), key=key)
 
@@ -111,6 +111,13 @@ class Estimator:
 
     def _names(self, request: Request) -> list[str]:
         return [f"item{next(self._number)}" for _ in range(request.variables["count"])]
+
+
+def _absent(request: Request) -> float:
+    """Tokens of the prompt in texts that are not there yet."""
+    known = request.variables
+    sizes = (("plan", "plan_words"), ("text", "words"), ("critique", "critique_words"))
+    return sum(known[size] for text, size in sizes if known.get(text) == "") * TOKENS_PER_WORD
 
 
 def with_texts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
