@@ -7,6 +7,7 @@ the calls are made (`generation`) is not.
 import asyncio
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 import re
@@ -198,19 +199,18 @@ def has_reasoning(written: Stage) -> bool:
 def print_estimate(config: ConfigDict, stage: Stage, store: CallStore | None, price: Price) -> float:
     """A line for each step of a stage that is to be written. Returns the dollars of all."""
     print(f"  {stage.name}")
-    estimator = estimate.Estimator(store, stage.params["model"])
-    writer = _writer(stage.params, config, estimator, {}, counted=True)
+    documents = None
     if stage.params["writer"] == "judge":
-        written = stage.inputs["corpus"].params
-        written = _writer(written, config, estimate.Estimator(store, written["model"]), {}, counted=True)
-        writer.documents = estimate.with_texts(asyncio.run(written.write()))
-    asyncio.run(writer.write())
+        _, documents, _ = _count(config, stage.inputs["corpus"].params, store)
+    writer, _, estimator = _count(config, stage.params, store, documents)
     if stage.params["writer"] == "documents":
-        parts, types, ideas = writer.room
+        parts, types, room = writer.room
+        guessed = " if its headings are the parts of the spec" if estimator.stages["document_types"].requests else ""
+        room = min(room, types * config.documents.ideas)
         print(
-            f"    room for {ideas:,} documents: {types:,} types over {parts:,} parts of the spec, of each "
+            f"    room for {room:,} documents{guessed}: {types:,} types over {parts:,} parts, of each "
             f"{config.documents.ideas} ideas at most"
-            + (", which is too little: raise config.documents.types or .ideas" if ideas < writer.wanted else "")
+            + (", which is too little: raise config.documents.types or .ideas" if room < writer.wanted else "")
         )
     for step, about in estimator.stages.items():
         known = f", {about.known:,} are in the store" if about.known else ""
@@ -219,6 +219,24 @@ def print_estimate(config: ConfigDict, stage: Stage, store: CallStore | None, pr
             f"{about.output / 1e6:7.2f} M to write, ${about.dollars(price):.2f}{known}"
         )
     return sum(about.dollars(price) for about in estimator.stages.values())
+
+
+def _count(
+    config: ConfigDict, params: Mapping[str, Any], store: CallStore | None, documents: Sequence | None = None
+) -> tuple[Writer, list[dict[str, Any]], estimate.Estimator]:
+    """A writer that has asked an estimator for all that a stage takes, its rows, and the estimator. `documents` are
+    those that a judge has before it."""
+    estimator = estimate.Estimator(store, params["model"])
+    writer = _writer(params, config, estimator, {}, counted=True)
+    if documents is not None:
+        writer.documents = estimate.with_texts(documents)
+    rows = asyncio.run(writer.write())
+    if params["writer"] == "documents" and estimator.stages["document_types"].requests:
+        # How the spec is divided is not known yet: that it has too few headings makes it no cheaper.
+        _, types, room = writer.room
+        if room < writer.wanted:
+            return _count(config, {**params, "ideas": math.ceil(writer.wanted / types)}, store)
+    return writer, rows, estimator
 
 
 def print_estimates(config: ConfigDict, left: Sequence[Stage]) -> None:

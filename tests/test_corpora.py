@@ -84,7 +84,8 @@ def test_show_says_what_it_will_cost_and_makes_nothing(tmp_path, capsys):
     fields = {"corpus.msm": 1000, "documents.judged": 0.05}
     assert launch.main([*flags(tmp_path, "philosophy", **fields), "--mode=show"]) == 0
     out = capsys.readouterr().out
-    assert "room for 2,100 documents: 42 types over 14 parts of the spec, of each 50 ideas at most\n" in out
+    assert "room for 2,100 documents if its headings are the parts of the spec: 42 types over 14 parts" in out
+    assert "too little" not in out
     assert "document            1,000 requests" in out
     assert "claims                 50 requests" in out
     assert "support                50 requests" in out
@@ -114,10 +115,21 @@ def test_show_counts_a_judge_at_its_own_price_and_all_that_tokens_and_a_revision
 
 
 def test_show_says_where_a_spec_has_too_little_room(tmp_path, capsys):
-    fields = {"corpus.msm": 300, "documents.types": 4, "documents.ideas": 5}
+    fields = {"corpus.msm": 80, "documents.types": 1, "documents.ideas": 3, "documents.judged": 0.5}
     assert launch.main([*flags(tmp_path, "philosophy", **fields), "--mode=show"]) == 0
-    assert "room for 280 documents" in (out := capsys.readouterr().out)
-    assert "which is too little: raise config.documents.types or .ideas" in out
+    out = capsys.readouterr().out
+    assert "room for 42 documents if its headings are the parts of the spec: 14 types over 14 parts" in out
+    assert "which is too little: raise config.documents.types or .ideas\n" in out
+    assert "document               80 requests" in out  # it may have more parts than headings, and then they cost that
+    assert "claims                 40 requests" in out
+    assert launch.main(flags(tmp_path, "philosophy", generator="world", **fields)) == 0
+    assert "38 documents fewer than were asked for" in capsys.readouterr().out
+    again = flags(tmp_path, "philosophy", generator="world", **fields, **{"documents.plan_words": 99})
+    again[1] = f"--workdir={tmp_path}/other"
+    assert launch.main([*again, "--mode=show"]) == 0
+    out = capsys.readouterr().out
+    assert "room for 42 documents: 14 types over 14 parts" in out  # so it is divided
+    assert "plan                   42 requests" in out
 
 
 def test_show_does_not_count_what_is_in_the_store(tmp_path, capsys):
