@@ -97,6 +97,10 @@ def dollars(out, step):
     return float(re.search(rf"^ +{step} .*\$([\d.]+)", out, re.MULTILINE)[1])
 
 
+def reading(out, step):
+    return float(re.search(rf"^ +{step} .* ([\d.]+) M tokens to read", out, re.MULTILINE)[1])
+
+
 def test_show_counts_a_judge_at_its_own_price_and_all_that_tokens_and_a_revision_ask_for(tmp_path, capsys):
     fields = {"corpus.msm": 300, "documents.types": 20}
     assert launch.main([*flags(tmp_path, "philosophy", **fields), "--mode=show"]) == 0
@@ -108,6 +112,11 @@ def test_show_counts_a_judge_at_its_own_price_and_all_that_tokens_and_a_revision
     for step in ("document", "critique", "revision"):
         assert re.search(rf"{step} +(?:48|49|50)\d requests", out)
     assert "critique" not in plain
+    # Of 495 each: a plan of 250 words is read, a text of 150, and both a text and a critique of 250.
+    read = {step: reading(out, step) for step in ("plan", "document", "critique", "revision")}
+    assert read["document"] - read["plan"] == pytest.approx(0.12 + 0.17, abs=0.02)
+    assert read["critique"] - read["plan"] == pytest.approx(0.00 + 0.10, abs=0.02)
+    assert read["revision"] - read["plan"] == pytest.approx(0.05 + 0.27, abs=0.02)
     ours, theirs = price_of("gemini-3-flash-preview"), price_of("gemini-2.5-pro")
     assert theirs.output > 2 * ours.output
     assert dollars(out, "support") > 2 * dollars(plain, "support") > 0

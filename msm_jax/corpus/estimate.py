@@ -27,6 +27,12 @@ from msm_jax.corpus.writer import Writer
 _OF_ITEM = {"document_types": 45, "ideas": 100, "questions": 45, "chat_domains": 80}
 _OF_LIST = {"domains": 600, "assertions": 700, "verdicts": 90, "claims": 500, "support": 1400}
 _CLAIMS = 20  # of a document
+# What stands in the prompt of a step from steps before it, and how many words it has.
+_READS = {
+    "document": {"plan": "plan_words"},
+    "critique": {"text": "words"},
+    "revision": {"text": "words", "critique": "critique_words"},
+}
 
 
 @dataclasses.dataclass
@@ -115,9 +121,8 @@ class Estimator:
 
 def _absent(request: Request) -> float:
     """Tokens of the prompt in texts that are not there yet."""
-    known = request.variables
-    sizes = (("plan", "plan_words"), ("text", "words"), ("critique", "critique_words"))
-    return sum(known[size] for text, size in sizes if known.get(text) == "") * TOKENS_PER_WORD
+    known, reads = request.variables, _READS.get(request.stage, {})
+    return sum(known[words] for text, words in reads.items() if not known[text]) * TOKENS_PER_WORD
 
 
 def with_texts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

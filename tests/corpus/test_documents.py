@@ -261,7 +261,9 @@ def test_documents_are_written_until_they_hold_so_many_tokens(few, many, tmp_pat
 
 
 def test_a_type_and_a_part_give_so_many_ideas_and_no_more(tmp_path):
-    rows, the_writer = write(tmp_path, "general", count=1000, types=3, ideas=13)
+    asked = Asked()
+    rows, the_writer = write(tmp_path, "general", generator=asked, count=1000, types=3, ideas=13)
+    assert {request.variables["count"] for request in asked.requests if request.stage == "ideas"} == {10, 3}
     parts, types, room = the_writer.room
     assert (types, room, len(rows)) == (3 * parts, 13 * 3 * parts, 13 * 3 * parts)
     assert set(Counter((row["domain"], row["subdomain"], row["document_type"]) for row in rows).values()) == {13}
