@@ -31,7 +31,7 @@ def write_dataset(folder: str | os.PathLike, corpus: str | os.PathLike, about: M
 
     `about`: "name" (letters, digits and underscores), "title", "spec" (its header, None without one), "assistant",
     "generator", "prompts", "yields", "calls"; of documents also "assertions" ([domain, part, assertion]) and "judged"
-    (`judge.counts`, with "rate", "low", "high" and "unfaithful"), None if none are. Rows are documents, or chats.
+    (`judge.faithfulness` and the "model"), None if none are. Rows are documents, or chats.
     """
     folder = pathlib.Path(folder)
     with open(corpus, encoding="utf-8") as lines:
@@ -48,7 +48,7 @@ def write_dataset(folder: str | os.PathLike, corpus: str | os.PathLike, about: M
     coverage = collections.Counter((row["domain"], row[part]) for row in rows)
     names = (f"{kind}.jsonl", f"{kind}.array_record")
     result = {
-        **about,
+        **{"judged": None, **about},
         "kind": kind,
         "rows": len(rows),
         "words": sum(words),
