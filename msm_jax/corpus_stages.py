@@ -164,13 +164,11 @@ def hand_over(
             f"\n{label}: {summary['documents']:,} {what}, {summary['words']:,} words{of_what}, about "
             f"{summary['tokens'] / 1e6:,.2f} M tokens"
         )
-        missing = summary["asked_tokens"] - summary["tokens"], "tokens"
-        if not summary["asked_tokens"]:
-            missing = summary["asked"] - summary["documents"], what
-        if missing[0] > 0:
-            print(
-                f"  {missing[0]:,.0f} {missing[1]} fewer than were asked for: no more came, or too many came to nothing"
-            )
+        missing, unit = summary["asked"] - summary["documents"], what
+        if summary["asked_tokens"]:
+            missing, unit = summary["asked_tokens"] - summary["tokens"], "tokens"
+        if missing > 0:
+            print(f"  {missing:,.0f} {unit} fewer than were asked for: no more came, or too many came to nothing")
         if what == "documents":
             length = summary["median_words"]
             print(

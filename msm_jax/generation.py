@@ -101,8 +101,14 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"config.documents.registers.{name} is {share}; it must be 0 or more")
     if not sum(documents.registers.values()):
         raise UserError("config.documents.registers: all shares are 0; give one of them 1")
-    for model in ("", generation.judge):
-        price_per_token(config, model)  # without one no budget can be kept
+    price_per_token(config)  # without one no budget can be kept
+    try:
+        price_per_token(config, generation.judge)
+    except UserError:
+        raise UserError(
+            f"config.generation.judge: no price is known of {generation.judge}, and config.calls.price is that of "
+            "config.generation.model; add it to msm_jax/corpus/generators/prices.toml"
+        ) from None
 
 
 def _check_own_model(config: ConfigDict, field: str) -> None:

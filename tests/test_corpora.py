@@ -179,8 +179,8 @@ def test_show_does_not_count_what_is_in_the_store(tmp_path, capsys):
         ({"documents.registers.dialogue": -1.0}, "config.documents.registers.dialogue is -1.0"),
         (dict.fromkeys(map("documents.registers.{}".format, REGISTERS), 0.0), "all shares are 0; give one of them 1"),
         ({"documents.registers.monologue": 1.0}, "did you mean documents.registers.dialogue?"),
-        ({"generation.judge": "gpt-9"}, "no price is known of gpt-9"),
-        ({"generation.judge": "gpt-9", "calls.price": "(1.0, 1.0, 1.0)"}, "no price is known of gpt-9"),
+        ({"generation.judge": "gpt-9"}, "config.generation.judge: no price is known of gpt-9"),
+        ({"generation.judge": "gpt-9", "calls.price": "(1.0, 1.0, 1.0)"}, "prices.toml"),
         (
             {"generator": "local", "generation.model": "specs", "generation.judge": "nowhere"},
             "config.generation.judge='nowhere' is no folder",
