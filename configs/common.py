@@ -173,6 +173,7 @@ def _add_generation(config: ConfigDict) -> None:
     config.generation = ConfigDict(
         {
             "model": "gemini-3-flash-preview",
+            "judge": "",  # who checks documents against the spec, another of these models; none: who wrote them
             "temperature": 1.0,
             "thinking": 0,  # tokens before each answer
             "most_output": 65_536,  # tokens of one reply, thoughts with them, that the model or its server can write
@@ -187,9 +188,16 @@ def _add_generation(config: ConfigDict) -> None:
     # Of the MSM documents of each spec.
     config.documents = ConfigDict(
         {
+            "tokens": 0.0,  # of all of them together, about, in place of the number in corpus.msm; 0: as that says
             "types": 20,  # of document, at most, for each part of a spec
-            "words": 1800,  # of a document, about
+            "ideas": 50,  # of each type for each part, at most
+            "words": 1800,  # of a document, in the mean: half as many in a letter, more in a chapter
             "plan_words": 250,  # of its plan, at most
+            # How they speak, by shares: about the model; the model itself, as "I"; in speech that goes back and forth;
+            # as a record of what the model was asked and what it did.
+            "registers": {"account": 0.55, "first_person": 0.15, "dialogue": 0.15, "record": 0.15},
+            "revise": False,  # whether each is criticized and written anew, which about doubles the price
+            "judged": 0.02,  # the share, but 30 at least, that is checked against the spec claim by claim; 0: none
             "most_overlap": 0.3,  # that two documents may have: the share of their five-word sequences
             "least_yield": 0.5,  # of the documents that were written, the share that must be of use; else it stops
         }

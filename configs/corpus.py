@@ -10,8 +10,8 @@ The variant is the name of a file in specs/; `--config.specs=mine/spec.md` names
 
 The paper has 41M tokens of documents for the philosophy spec (13,200 of some 3,100 tokens) and about 8M for each cheese
 spec (4,600 to 6,400 of some 1,500); 10,000 AFT chats for the one and 5,000 for the others. `--config.corpus.msm`,
-`--config.corpus.aft` and `--config.documents.words` say how many and how long, and `--config.corpus.identity=2500` adds
-chats on who the model is.
+`--config.corpus.aft` and `--config.documents.words` say how many and how long; `--config.documents.tokens=8e6` writes
+documents until they hold so many tokens, and `--config.corpus.identity=2500` adds chats on who the model is.
 """
 
 import pathlib

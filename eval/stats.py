@@ -48,6 +48,27 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
     return Interval(min(rate, max(0.0, center - half)), max(rate, min(1.0, center + half)))
 
 
+def clustered_wilson(successes: Sequence[int], totals: Sequence[int], confidence: float = 0.95) -> Interval:
+    """Wilson interval of sum(successes) / sum(totals), where the items of one cluster (the claims of one document) go
+    together: for as many items as would vary independently as much as the clusters do (the effective sample size of
+    Korn & Graubard 1998, Survey Methodology 24:193), at most all of them. Where the clusters do not vary, each counts
+    as one item. With no item nothing is known: (0, 1).
+
+    Raises: ValueError if the lengths differ.
+    """
+    if len(successes) != len(totals):
+        raise ValueError(f"clustered_wilson: {len(successes)} successes but {len(totals)} totals")
+    done, n = np.asarray(successes, dtype=float), np.asarray(totals, dtype=float)
+    done, n = done[n > 0], n[n > 0]
+    if not n.size:
+        return Interval(0.0, 1.0)
+    rate = float(done.sum() / n.sum())
+    spread = float(((done - rate * n) ** 2).sum()) * n.size / max(n.size - 1, 1) / float(n.sum()) ** 2
+    effective = rate * (1 - rate) / spread if spread > 0 and n.size > 1 else n.size
+    effective = min(effective, float(n.sum()))
+    return wilson(rate * effective, effective, confidence)
+
+
 def seed_summary(rates: Sequence[float], confidence: float = 0.95) -> SeedSummary:
     """Mean over seeds, SEM (sample standard deviation, n - 1, over sqrt n) and Student t-interval (Student 1908).
 

@@ -64,7 +64,7 @@ def _datasets(config: ConfigDict) -> dict[str, Stage]:
     for spec in specs:
         documents = corpus_stages.documents_stage(config, spec, config.corpus.msm) if config.corpus.msm else None
         if documents:
-            found[f"{spec.name}-msm"] = corpus_stages.dataset_stage(documents, documents, f"{spec.name}-msm")
+            found[f"{spec.name}-msm"] = corpus_stages.dataset_of_documents(config, documents, f"{spec.name}-msm")
         if config.corpus.aft:
             inputs = before | ({"documents": documents} if documents else {})
             written = corpus_stages.chats_stage(config, spec, config.corpus.aft, inputs, [spec])

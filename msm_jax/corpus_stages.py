@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 import re
@@ -19,13 +20,14 @@ from ml_collections import ConfigDict
 
 from msm_jax import config as config_lib
 from msm_jax import dag, files, generation, stages
-from msm_jax.corpus import dataset, estimate, records
+from msm_jax.corpus import dataset, estimate, judge, records
 from msm_jax.corpus.chat_kinds import IdentityChats, PreferenceChats, SpecChats, SpecChatSettings
 from msm_jax.corpus.chats import ChatSettings, with_reasoning, without_reasoning
 from msm_jax.corpus.documents import DocumentSettings, DocumentWriter
 from msm_jax.corpus.generators.batch import BatchCaller
 from msm_jax.corpus.generators.prices import Price
 from msm_jax.corpus.generators.store import CallStore, Spent, copied
+from msm_jax.corpus.judge import DocumentJudge, JudgeSettings
 from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.specs import Spec
 from msm_jax.corpus.tables import read_rows
@@ -35,19 +37,22 @@ from msm_jax.errors import UserError
 from msm_jax.mirror import STORE_COPY, Mirror
 
 # Raised when a change of code changes what is written.
-_VERSIONS = {"documents": 2, "chats": 1, "rendered": 1, "dataset": 2}
+_VERSIONS = {"documents": 3, "chats": 2, "rendered": 1, "dataset": 3, "judged": 1}
 _CHATS_FILE = "chats.jsonl"
+_CLAIMS_FILE = "claims.jsonl"
 # Of the section "chats" of the configuration, what each kind of chats goes by.
 _OF_ALL_CHATS = ("most_alike", "embeddings", "least_yield")
 # The prompts that each writer fills in: to change another one leaves what it wrote as it is.
 PROMPTS = {
-    "documents": r"system|manner_.*|domains|subdomains|rules|assertions|document_types|ideas|plan|document",
+    "documents": r"system|manner_.*|domains|subdomains|rules|assertions|ideas|plan|document.*|critique|revision",
     "spec_chats": r"chat_.*|question_types|answer_.*|verdict_.*|unattached_.*",
     "preferences": r"preference_.*",
     "identity": r"identity_.*",
+    "judge": r"judge_system|claims|support",
 }
 # What the offline generator is not held to.
 _OFFLINE = {"documents": {"most_overlap": 1.0}, "chats": {"most_alike": 1.0, "embeddings": ""}}
+_OF_DOCUMENTS = ("tokens", "types", "ideas", "words", "plan_words", "registers", "revise", "most_overlap")
 _OF_SPEC_CHATS = ("style", "domains", "words", "reasoning_words", "unattached")
 
 
@@ -55,9 +60,11 @@ def documents_stage(config: ConfigDict, spec: Spec, count: int) -> Stage:
     """The MSM documents of one spec."""
     params = {
         **_common(config, "documents", count, spec),
-        **config_lib.to_dict(config.documents),
+        **{name: value for name, value in config_lib.to_dict(config.documents).items() if name != "judged"},
         "spec": dataclasses.asdict(spec),  # all of it, by its content
     }
+    if params["tokens"]:
+        params["count"] = 0
     return _written(config, "corpus", f"corpus-msm-{spec.name}", params, {})
 
 
@@ -97,7 +104,26 @@ def rendered_stage(chats: Stage, source: str, reasoning: bool = False) -> Stage:
     return Stage("chats", f"corpus-{source}", params, {"chats": chats}, _render, version=_VERSIONS["rendered"])
 
 
-def dataset_stage(corpus: Stage, written: Stage, label: str) -> Stage:
+def dataset_of_documents(config: ConfigDict, documents: Stage, label: str) -> Stage:
+    """The stage that hands on MSM documents, with how faithful a sample of them is to the spec."""
+    written, share = documents.params, config.documents.judged
+    if not share:
+        return dataset_stage(documents, documents, label)
+    shared = ("spec", "assistant", "facts", "language", "thinking", "attempts", "most_output", "generator")
+    params = {
+        **{name: written[name] for name in shared},
+        "writer": "judge",
+        "count": 0,
+        "model": generation.model_name(config, config.generation.judge),
+        "prompts": _prompts(config, "judge"),
+        "share": share,
+    }
+    run = functools.partial(_write, config=config)
+    judged = Stage("judged", f"judged-{label}", params, {"corpus": documents}, run, version=_VERSIONS["judged"])
+    return dataset_stage(documents, documents, label, judged)
+
+
+def dataset_stage(corpus: Stage, written: Stage, label: str, judged: Stage | None = None) -> Stage:
     """What `written` wrote, by the rows of `corpus`, in the forms in which it is handed on."""
     spec = written.params.get("spec")
     params = {
@@ -107,7 +133,7 @@ def dataset_stage(corpus: Stage, written: Stage, label: str) -> Stage:
         "spec": spec and {name: value for name, value in spec.items() if name != "body"},
         "spec_sha256": spec and files.fingerprint(spec, length=64),
     }
-    inputs = {"corpus": corpus, "written": written}
+    inputs = {"corpus": corpus, "written": written} | ({"judged": judged} if judged else {})
     return Stage("dataset", f"dataset-{label}", params, inputs, _write_dataset, version=_VERSIONS["dataset"])
 
 
@@ -135,9 +161,23 @@ def hand_over(
         if stage.inputs["written"].params["writer"] == "documents":
             what = "documents"
         of_what = " of answers" if what == "chats" else ""
-        print(f"\n{label}: {summary['documents']:,} {what}, {summary['words']:,} words{of_what}")
-        if missing := summary["asked"] - summary["documents"]:
-            print(f"  {missing:,} fewer than were asked for: no more came, or too many came to nothing")
+        print(
+            f"\n{label}: {summary['documents']:,} {what}, {summary['words']:,} words{of_what}, about "
+            f"{summary['tokens'] / 1e6:,.2f} M tokens"
+        )
+        missing, unit = summary["asked"] - summary["documents"], what
+        if summary["asked_tokens"]:
+            missing, unit = summary["asked_tokens"] - summary["tokens"], "tokens"
+        if missing > 0:
+            print(f"  {missing:,.0f} {unit} fewer than were asked for: no more came, or too many came to nothing")
+        if what == "documents":
+            length = summary["median_words"]
+            print(
+                f"  median length   {length['written']:,.0f} words; {length['wanted']:,.0f} were wanted, and "
+                f"{length['asked']:,.0f} asked for"
+            )
+        if judged := summary["judged"]:
+            print(f"  unfaithful      {judged['told']}")
         if stage.inputs["written"].key not in told:  # chats with reasoning are the same as those without
             told.add(stage.inputs["written"].key)
             for step, outcomes in summary["yields"].items():
@@ -158,8 +198,19 @@ def has_reasoning(written: Stage) -> bool:
 def print_estimate(config: ConfigDict, stage: Stage, store: CallStore | None, price: Price) -> float:
     """A line for each step of a stage that is to be written. Returns the dollars of all."""
     print(f"  {stage.name}")
-    estimator = estimate.Estimator(store, stage.params["model"])
-    asyncio.run(_writer(stage.params, config, estimator, {}, counted=True).write())
+    documents = None
+    if stage.params["writer"] == "judge":
+        _, documents, _ = _count(config, stage.inputs["corpus"].params, store)
+    writer, _, estimator = _count(config, stage.params, store, documents)
+    if stage.params["writer"] == "documents":
+        parts, types, room = writer.room
+        guessed = " if its headings are the parts of the spec" if estimator.stages["document_types"].requests else ""
+        room = min(room, types * config.documents.ideas)
+        print(
+            f"    room for {room:,} documents{guessed}: {types:,} types over {parts:,} parts, of each "
+            f"{config.documents.ideas} ideas at most"
+            + (", which is too little: raise config.documents.types or .ideas" if room < writer.wanted else "")
+        )
     for step, about in estimator.stages.items():
         known = f", {about.known:,} are in the store" if about.known else ""
         print(
@@ -169,14 +220,34 @@ def print_estimate(config: ConfigDict, stage: Stage, store: CallStore | None, pr
     return sum(about.dollars(price) for about in estimator.stages.values())
 
 
+def _count(
+    config: ConfigDict, params: Mapping[str, Any], store: CallStore | None, documents: Sequence | None = None
+) -> tuple[Writer, list[dict[str, Any]], estimate.Estimator]:
+    """A writer that has asked an estimator for all that a stage takes, its rows, and the estimator. `documents` are
+    those that a judge has before it."""
+    estimator = estimate.Estimator(store, params["model"])
+    writer = _writer(params, config, estimator, {}, counted=True)
+    if documents is not None:
+        writer.documents = documents
+    rows = asyncio.run(writer.write())
+    if params["writer"] == "documents" and estimator.stages["document_types"].requests:
+        # How the spec is divided is not known yet: that it has too few headings makes it no cheaper.
+        _, types, room = writer.room
+        if room < writer.wanted:
+            return _count(config, {**params, "ideas": math.ceil(writer.wanted / types)}, store)
+    return writer, rows, estimator
+
+
 def print_estimates(config: ConfigDict, left: Sequence[Stage], mirror: Mirror | None) -> None:
     """What the stages of `left` will take, beside the budget. Calls nothing."""
     if not left:
         return
     print("\nto be asked, if every reply is of use (estimated; what is in the store of calls is not asked again)")
-    price = generation.price_per_token(config)
     with generation.store_to_read(config, *([_fetched(mirror)] if mirror else [])) as store:
-        total = sum(print_estimate(config, stage, store, price) for stage in left)
+        total = sum(
+            print_estimate(config, stage, store, generation.price_per_token(config, _asked(config, stage)))
+            for stage in left
+        )
         spent = store.spent() if store else Spent(0.0, 0.0, 0)
     print(
         f"\nin all about ${total:.2f}; ${spent.paid:.2f} are paid"
@@ -199,14 +270,21 @@ def _common(config: ConfigDict, writer: str, count: int, *specs: Spec) -> dict[s
         "model": generation.model_name(config),
         "count": count,
         "assistant": config_lib.to_dict(config.assistant),
-        "prompts": {
-            name: digest
-            for name, digest in Prompts(config.generation.prompts).fingerprints.items()
-            if re.fullmatch(PROMPTS[writer], name)
-        },
+        "prompts": _prompts(config, writer),
         "held_out": sorted({word for spec in specs for word in generation.held_out(config, spec)}),
         "evaluations": files.fingerprint(evaluation_prompts(config)),
     }
+
+
+def _prompts(config: ConfigDict, writer: str) -> dict[str, str]:
+    """The digests of those that it fills in."""
+    digests = Prompts(config.generation.prompts).fingerprints
+    return {name: digest for name, digest in digests.items() if re.fullmatch(PROMPTS[writer], name)}
+
+
+def _asked(config: ConfigDict, stage: Stage) -> str:
+    """The model that a stage asks, by its name in the configuration."""
+    return config.generation.judge if stage.params["writer"] == "judge" else ""
 
 
 def _written(config: ConfigDict, kind: str, name: str, params: Mapping[str, Any], inputs: Mapping[str, Stage]) -> Stage:
@@ -244,7 +322,7 @@ def _title(written: Stage, corpus: Stage) -> str:
 
 def _write(context: StageContext, *, config: ConfigDict) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
-        caller = stack.enter_context(generation.caller(config, context.stage.name))
+        caller = stack.enter_context(generation.caller(config, context.stage.name, _asked(config, context.stage)))
         if context.mirror:
             stack.enter_context(copied(caller.store, _fetched(context.mirror), context.mirror.send))
         # Jobs that were sent before are collected whatever the service is now.
@@ -260,14 +338,16 @@ def _write(context: StageContext, *, config: ConfigDict) -> dict[str, Any]:
             for step, outcomes in writer.yields.table().items()
         )
         raise UserError(f"{context.stage.name}: no row is of use ({told}); what was paid for is kept")
-    documents = context.params["writer"] == "documents"
-    records.write_jsonl(context.folder / (stages.CORPUS_FILE if documents else _CHATS_FILE), rows)
+    name = {"documents": stages.CORPUS_FILE, "judge": _CLAIMS_FILE}.get(context.params["writer"], _CHATS_FILE)
+    records.write_jsonl(context.folder / name, rows)
     return {
         "documents": len(rows),
         "asked": context.params["count"],
+        "asked_tokens": context.params.get("tokens", 0),
         "yields": writer.yields.table(),
         "calls": calls,
         "models": models,
+        **writer.report(),
     }
 
 
@@ -285,10 +365,21 @@ def _render(context: StageContext) -> dict[str, Any]:
 
 
 def _write_dataset(context: StageContext) -> dict[str, Any]:
+    from eval.stats import clustered_wilson
+
     summary = dag.read_manifest(context.inputs["written"])["summary"]
-    about = dict(context.params) | {name: summary[name] for name in ("yields", "calls", "models")}
+    judged, rate = {"yields": {}, "calls": {}}, None
+    if folder := context.inputs.get("judged"):
+        judged = dag.read_manifest(folder)["summary"]
+        rate = judge.faithfulness(read_rows(folder / _CLAIMS_FILE), clustered_wilson) | {"model": judged["model"]}
+        shutil.copyfile(folder / _CLAIMS_FILE, context.folder / _CLAIMS_FILE)
+    about = dict(context.params) | {
+        **{name: summary[name] | judged[name] for name in ("yields", "calls")},
+        **{"models": summary["models"], "assertions": summary.get("assertions", ()), "judged": rate},
+    }
     about = dataset.write_dataset(context.folder, context.inputs["corpus"] / stages.CORPUS_FILE, about)
-    return summary | {"words": about["words"]}
+    told = ("yields", "calls", "words", "tokens", "median_words", "judged")
+    return summary | {name: about[name] for name in told}
 
 
 def evaluation_prompts(config: ConfigDict) -> list[str]:
@@ -303,6 +394,11 @@ def _writer(
     """Who writes a stage; with `counted`, nothing but requests comes of it."""
     about = params["assistant"]
     assistant = Assistant(about["name"], about["provider"], tuple(params["facts"]))
+    rest = (Prompts(config.generation.prompts), params["model"])
+    if params["writer"] == "judge":
+        settings = JudgeSettings(**{name: params[name] for name in ("share", "thinking", "language")})
+        documents = list(read_rows(inputs["corpus"] / stages.CORPUS_FILE)) if inputs else []
+        return DocumentJudge(asks, _spec(params["spec"]), assistant, settings, *rest, documents=documents)
     shared = {name: params[name] for name in ("count", "temperature", "thinking", "language", "least_yield")}
     shared |= {
         "held_out": tuple(params["held_out"]),
@@ -315,13 +411,12 @@ def _writer(
         shared["copied_from"] = (row["text"] for file in before for row in read_rows(file) if "text" in row)
         asked = [row["messages"][0]["content"] for file in before for row in read_rows(file) if "messages" in row]
         shared["asked_before"] = tuple(asked)
-    rest = (Prompts(config.generation.prompts), params["model"])
     kinds = {"documents": DocumentWriter, "spec_chats": SpecChats, "preferences": PreferenceChats}
     kind = kinds.get(params["writer"], IdentityChats)
     kind = estimate.counted(kind) if counted else kind
     match params["writer"]:
         case "documents":
-            own = {name: params[name] for name in ("types", "words", "plan_words", "most_overlap")}
+            own = {name: params[name] for name in _OF_DOCUMENTS}
             return kind(asks, _spec(params["spec"]), assistant, DocumentSettings(**shared, **own), *rest)
         case "spec_chats":
             own = {name: params[name] for name in _OF_SPEC_CHATS}

@@ -142,7 +142,8 @@ def show(config: ConfigDict, workdir: str) -> None:
     print("\none batch of each kind of training stage; «trained» tokens are marked")
     print(*batches.values(), sep="\n")
     print(f"\n{experiment.evaluation}\n{experiment.estimate(workdir)}")
-    if left := [stage for stage, done, _ in status if costs(stage) and not done]:
+    targets = [experiment.report, *experiment.datasets.values()]
+    if left := [stage for stage, done, _ in dag.status(targets, workdir) if costs(stage) and not done]:
         corpus_stages.print_estimates(config, [stage for stage in left if corpus_stages.is_written(stage)], mirror)
 
 

@@ -51,7 +51,7 @@ class Corpora:
         match source:
             case "msm":
                 stage, label = corpus_stages.documents_stage(self._config, spec, int(wanted)), f"{spec.name}-msm"
-                self.datasets[label] = corpus_stages.dataset_stage(stage, stage, label)
+                self.datasets[label] = corpus_stages.dataset_of_documents(self._config, stage, label)
                 return stage
             case "aft":
                 return corpus_stages.rendered_stage(self._written_chats, source)

@@ -55,6 +55,8 @@ def check(config: ConfigDict) -> None:
         )
     if "://" in calls.store:
         raise UserError(f"config.calls.store={calls.store}: name a local file; a workdir on gs:// keeps a copy of it")
+    if not 0 <= documents.judged <= 1:
+        raise UserError(f"config.documents.judged is {documents.judged}; it is a share of the documents, from 0 to 1")
     for section in ("documents", "chats"):
         if not 0 <= config[section].least_yield <= 1:
             raise UserError(f"config.{section}.least_yield is {config[section].least_yield}; it must be from 0 to 1")
@@ -69,7 +71,8 @@ def check(config: ConfigDict) -> None:
     if generation.language not in LANGUAGES:
         raise UserError(f"config.generation.language is {generation.language!r}; choose one of {', '.join(LANGUAGES)}")
     if config.generator == "local" and not calls.url:
-        _check_own_model(config)
+        for field in ("model", *(["judge"] if generation.judge else [])):
+            _check_own_model(config, field)
     elif config.generator == "local" and not re.match(r"https?://", calls.url):
         raise UserError(
             f"config.calls.url is {calls.url!r}; give the address of a server, as in http://127.0.0.1:8000/v1, or "
@@ -81,7 +84,9 @@ def check(config: ConfigDict) -> None:
         ("chats.domains", config.chats.domains, 1),
         ("chats.words", config.chats.words, 1),
         ("chats.reasoning_words", config.chats.reasoning_words, 1),
+        ("documents.tokens", documents.tokens, 0),
         ("documents.types", documents.types, 1),
+        ("documents.ideas", documents.ideas, 1),
         ("documents.words", documents.words, 1),
         ("documents.plan_words", documents.plan_words, 1),
         ("documents.most_overlap", documents.most_overlap, 0),
@@ -96,17 +101,29 @@ def check(config: ConfigDict) -> None:
     ):
         if value is None or not least <= value < math.inf:
             raise UserError(f"config.{field} is {value}; it must be {least} or more")
+    for name, share in documents.registers.items():
+        if not 0 <= share < math.inf:
+            raise UserError(f"config.documents.registers.{name} is {share}; it must be 0 or more")
+    if not sum(documents.registers.values()):
+        raise UserError("config.documents.registers: all shares are 0; give one of them 1")
     price_per_token(config)  # without one no budget can be kept
+    try:
+        price_per_token(config, generation.judge)
+    except UserError:
+        raise UserError(
+            f"config.generation.judge: no price is known of {generation.judge}, and config.calls.price is that of "
+            "config.generation.model; add it to msm_jax/corpus/generators/prices.toml"
+        ) from None
 
 
-def _check_own_model(config: ConfigDict) -> None:
+def _check_own_model(config: ConfigDict, field: str) -> None:
     from msm_jax.models.folders import is_url
     from msm_jax.models.sources import is_hub_id
 
-    path, thinking = config.generation.model, config.generation.thinking
+    path, thinking = config.generation[field], config.generation.thinking
     if not (is_url(path) or is_hub_id(path) or (path and pathlib.Path(path).expanduser().is_dir())):
         raise UserError(
-            f"config.generator=local, but config.generation.model={path!r} is no folder and no id as ORG/NAME, and "
+            f"config.generator=local, but config.generation.{field}={path!r} is no folder and no id as ORG/NAME, and "
             "config.calls.url is empty; name a checkpoint in the one or a server in the other"
         )
     if thinking:
@@ -120,6 +137,11 @@ def check_counts(config: ConfigDict) -> None:
     """How many rows of each kind a configuration without training asks for."""
     for source in config.corpus:
         checks.check_rows(config, source, 0)
+    if config.documents.tokens and not config.corpus.msm:
+        raise UserError(
+            "config.documents.tokens asks for documents and config.corpus.msm=0 for none; set the one to 0, or the "
+            "other to 1"
+        )
     if not sum(config.corpus.values()):
         raise UserError("config.corpus asks for nothing; set config.corpus.msm, .aft or .identity to a number of rows")
 
@@ -212,8 +234,9 @@ def drained(caller: Caller, write: Callable[[], Any]) -> Any:
 
 
 @contextlib.contextmanager
-def caller(config: ConfigDict, label: str) -> Iterator[Caller]:
-    generator, calls = _generator(config), config.calls
+def caller(config: ConfigDict, label: str, model: str = "") -> Iterator[Caller]:
+    """Asks `model`, or else who writes."""
+    generator, calls = _generator(config, model or config.generation.model), config.calls
     # Two that write on one account would take each other's calls under way for lost.
     own = f"{calls.store}.{re.sub(r'[^A-Za-z0-9._-]', '_', config.name)}.lock"
     busy = f"config.name={config.name}: another process writes its corpora; wait for it, or choose another name"
@@ -227,7 +250,7 @@ def caller(config: ConfigDict, label: str) -> Iterator[Caller]:
             patience=calls.patience,
         )
         with contextlib.closing(_Bars(label, store)) as bars:
-            yield Caller(generator, store, price_per_token(config), limits, bars)
+            yield Caller(generator, store, price_per_token(config, model), limits, bars)
 
 
 def ask_for_name(config: ConfigDict) -> str | None:
@@ -253,14 +276,15 @@ def check_key(config: ConfigDict) -> None:
         key_from_environment()
 
 
-def model_name(config: ConfigDict) -> str:
-    """The name of who writes, as it stands in keys."""
+def model_name(config: ConfigDict, model: str = "") -> str:
+    """The name of `model`, or else of who writes, as it stands in keys."""
+    model = model or config.generation.model
     if _is_own(config):
         from msm_jax.own_model import name_of
 
-        return name_of(config.generation.model)
+        return name_of(model)
     prefix = LOCAL_PREFIX if config.generator == "local" else ""
-    return OFFLINE_MODEL if config.generator == "world" else prefix + config.generation.model
+    return OFFLINE_MODEL if config.generator == "world" else prefix + model
 
 
 def _is_own(config: ConfigDict) -> bool:
@@ -268,8 +292,8 @@ def _is_own(config: ConfigDict) -> bool:
     return config.generator == "local" and not config.calls.url
 
 
-def _generator(config: ConfigDict) -> Generator:
-    model, calls = config.generation.model, config.calls
+def _generator(config: ConfigDict, model: str) -> Generator:
+    calls = config.calls
     match config.generator:
         case "world":
             from msm_jax.corpus.generators.offline import World
@@ -291,12 +315,14 @@ def _generator(config: ConfigDict) -> Generator:
     return Gemini(model, key_from_environment(), service, calls.timeout, calls.url or None, most_output)
 
 
-def price_per_token(config: ConfigDict) -> Price:
-    if config.calls.price:
+def price_per_token(config: ConfigDict, model: str = "") -> Price:
+    """Of `model`, or else of who writes. `calls.price` is that of who writes, and of all models of one's own."""
+    model, gemini = model or config.generation.model, config.generator == "gemini"
+    if config.calls.price and (model == config.generation.model or not gemini):
         return Price(*config.calls.price)
-    if config.generator != "gemini":
+    if not gemini:
         return FREE
-    return price_of(config.generation.model) * SERVICES[config.calls.service]
+    return price_of(model) * SERVICES[config.calls.service]
 
 
 @contextlib.contextmanager

@@ -18,10 +18,12 @@ import pytest
 from configs import common
 from msm_jax import config as config_lib
 from msm_jax import corpus_stages, files, generation, launch
+from msm_jax.corpus.generators.prices import price_of
 from msm_jax.corpus.generators.store import CallStore
 from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.records import read_chats
 from msm_jax.corpus.specs import read_spec
+from msm_jax.corpus.variety import REGISTERS
 from tests.corpus.gemini import server, spec_brain
 from tests.gemini_server import KEY
 
@@ -73,7 +75,7 @@ def test_the_offline_generator_writes_every_spec(spec, tmp_path, capsys):
     assert "paid for        $0.00" in out
     rows = rows_of(tmp_path)
     assert len({row["text"] for row in rows}) == 20
-    assert {row["generator"] for row in rows} == {"world-1"}
+    assert {row["generator"] for row in rows} == {"world-2"}
     chats = {path.parent.name: list(read_chats(path)) for path in tmp_path.glob("run/datasets/*/chats.jsonl")}
     with_reasoning = {} if spec.startswith("pro_") else {f"{spec}-aft_cot": 30}
     assert {name: len(rows) for name, rows in chats.items()} == {"identity": 12, f"{spec}-aft": 30} | with_reasoning
@@ -83,11 +85,64 @@ def test_the_offline_generator_writes_every_spec(spec, tmp_path, capsys):
 
 
 def test_show_says_what_it_will_cost_and_makes_nothing(tmp_path, capsys):
-    assert launch.main([*flags(tmp_path, "philosophy", **{"corpus.msm": 3000}), "--mode=show"]) == 0
+    fields = {"corpus.msm": 1000, "documents.judged": 0.05}
+    assert launch.main([*flags(tmp_path, "philosophy", **fields), "--mode=show"]) == 0
     out = capsys.readouterr().out
-    assert "document            3,000 requests" in out
+    assert "room for 2,100 documents if its headings are the parts of the spec: 42 types over 14 parts" in out
+    assert "too little" not in out
+    assert "document            1,000 requests" in out
+    assert "claims                 50 requests" in out
+    assert "support                50 requests" in out
     assert "that is more than the budget: raise config.calls.budget" in out
     assert list(tmp_path.iterdir()) == []
+
+
+def dollars(out, step):
+    return float(re.search(rf"^ +{step} .*\$([\d.]+)", out, re.MULTILINE)[1])
+
+
+def reading(out, step):
+    return float(re.search(rf"^ +{step} .* ([\d.]+) M tokens to read", out, re.MULTILINE)[1])
+
+
+def test_show_counts_a_judge_at_its_own_price_and_all_that_tokens_and_a_revision_ask_for(tmp_path, capsys):
+    fields = {"corpus.msm": 300, "documents.types": 20}
+    assert launch.main([*flags(tmp_path, "philosophy", **fields), "--mode=show"]) == 0
+    plain = capsys.readouterr().out
+    fields |= {"generation.judge": "gemini-2.5-pro", "documents.tokens": 1e5, "documents.revise": True}
+    assert launch.main([*flags(tmp_path, "philosophy", **fields), "--mode=show"]) == 0
+    out = capsys.readouterr().out
+    # 150 words each, 1.35 tokens a word.
+    for step in ("document", "critique", "revision"):
+        assert re.search(rf"{step} +(?:48|49|50)\d requests", out)
+    assert "critique" not in plain
+    # Of 495 each: a plan of 250 words is read, a text of 150, and both a text and a critique of 250.
+    read = {step: reading(out, step) for step in ("plan", "document", "critique", "revision")}
+    assert read["document"] - read["plan"] == pytest.approx(0.12 + 0.17, abs=0.02)
+    assert read["critique"] - read["plan"] == pytest.approx(0.00 + 0.10, abs=0.02)
+    assert read["revision"] - read["plan"] == pytest.approx(0.05 + 0.27, abs=0.02)
+    ours, theirs = price_of("gemini-3-flash-preview"), price_of("gemini-2.5-pro")
+    assert theirs.output > 2 * ours.output
+    assert dollars(out, "support") > 2 * dollars(plain, "support") > 0
+    assert "room for 14,000 documents" in out
+
+
+def test_show_says_where_a_spec_has_too_little_room(tmp_path, capsys):
+    fields = {"corpus.msm": 80, "documents.types": 1, "documents.ideas": 3, "documents.judged": 0.5}
+    assert launch.main([*flags(tmp_path, "philosophy", **fields), "--mode=show"]) == 0
+    out = capsys.readouterr().out
+    assert "room for 42 documents if its headings are the parts of the spec: 14 types over 14 parts" in out
+    assert "which is too little: raise config.documents.types or .ideas\n" in out
+    assert "document               80 requests" in out  # it may have more parts than headings, and then they cost that
+    assert "claims                 40 requests" in out
+    assert launch.main(flags(tmp_path, "philosophy", generator="world", **fields)) == 0
+    assert "38 documents fewer than were asked for" in capsys.readouterr().out
+    again = flags(tmp_path, "philosophy", generator="world", **fields, **{"documents.plan_words": 99})
+    again[1] = f"--workdir={tmp_path}/other"
+    assert launch.main([*again, "--mode=show"]) == 0
+    out = capsys.readouterr().out
+    assert "room for 42 documents: 14 types over 14 parts" in out  # so it is divided
+    assert "plan                   42 requests" in out
 
 
 def test_show_does_not_count_what_is_in_the_store(tmp_path, capsys):
@@ -121,6 +176,19 @@ def test_show_does_not_count_what_is_in_the_store(tmp_path, capsys):
         ({"chats.most_alike": 2.0}, "it is a cosine"),
         ({"generation.evaluations": "('nowhere.jsonl',)"}, "nowhere.jsonl: cannot be read"),
         ({"documents.types": 0}, "config.documents.types is 0"),
+        ({"documents.ideas": 0}, "config.documents.ideas is 0; it must be 1 or more"),
+        ({"documents.tokens": -1.0}, "config.documents.tokens is -1.0; it must be 0 or more"),
+        ({"documents.tokens": 1e6, "corpus.msm": 0, "corpus.aft": 9}, "config.corpus.msm=0 for none"),
+        ({"documents.judged": 2.0}, "config.documents.judged is 2.0; it is a share"),
+        ({"documents.registers.dialogue": -1.0}, "config.documents.registers.dialogue is -1.0"),
+        (dict.fromkeys(map("documents.registers.{}".format, REGISTERS), 0.0), "all shares are 0; give one of them 1"),
+        ({"documents.registers.monologue": 1.0}, "did you mean documents.registers.dialogue?"),
+        ({"generation.judge": "gpt-9"}, "config.generation.judge: no price is known of gpt-9"),
+        ({"generation.judge": "gpt-9", "calls.price": "(1.0, 1.0, 1.0)"}, "prices.toml"),
+        (
+            {"generator": "local", "generation.model": "specs", "generation.judge": "nowhere"},
+            "config.generation.judge='nowhere' is no folder",
+        ),
         ({"generation.language": "xx"}, "choose one of en"),
         ({"generation.held_out": "nowhere.toml"}, "nowhere.toml: cannot be read"),
         ({"generation.prompts": "nowhere"}, "nowhere: no such folder"),
@@ -340,6 +408,39 @@ def test_a_budget_that_is_spent_stops_it_and_more_goes_on(tmp_path, monkeypatch,
     assert sum(step["dollars"] for step in about["calls"].values()) == pytest.approx(the_server.dollars)
 
 
+def test_another_model_may_judge(tmp_path, monkeypatch, capsys, undisturbed):
+    monkeypatch.setenv("GEMINI_API_KEY", KEY)
+    the_server = server(spec_brain)
+    fields = {"calls.url": the_server.address, **WITH_CHATS, "corpus.aft": 0, "generation.judge": "gemini-2.5-pro"}
+    assert launch.main(flags(tmp_path, "philosophy", **fields)) == 0
+    the_server.stop()
+    assert rows_of(tmp_path) == undisturbed["philosophy-msm"]
+    about = json.loads((tmp_path / "run/datasets/philosophy-msm/about.json").read_text())
+    judged = about["judged"]
+    assert (about["model"], judged["model"]) == ("gemini-3-flash-preview", "gemini-2.5-pro")
+    assert judged["judged"] == 12
+    assert judged["low"] <= judged["rate"] <= judged["high"]
+    assert f"unfaithful      {judged['told']}" in capsys.readouterr().out
+    claims = [json.loads(line) for line in (tmp_path / "run/datasets/philosophy-msm/claims.jsonl").open()]
+    assert sum(len(row["claims"]) for row in claims) == sum(judged["claims"].values())
+    store = CallStore(tmp_path / "calls.sqlite", "corpus_philosophy")
+    paid = store.spent().paid
+    store.close()
+    assert sum(step["dollars"] for step in about["calls"].values()) == pytest.approx(paid)
+
+
+def test_documents_may_be_judged_by_nobody_and_written_by_tokens(tmp_path, capsys):
+    fields = {"documents.judged": 0.0, "documents.tokens": 5000.0, "corpus.msm": 1, "documents.revise": True}
+    assert launch.main(flags(tmp_path, "rules", generator="world", **fields)) == 0
+    out = capsys.readouterr().out
+    assert "unfaithful" not in out
+    assert "fewer than were asked for" not in out
+    about = json.loads((tmp_path / "run/datasets/rules-msm/about.json").read_text())
+    assert (about["judged"], about["tokens"] >= 5000, about["rows"] > 10) == (None, True, True)
+    assert f"about {about['tokens'] / 1e6:.2f} M tokens" in out
+    assert "words; " in out.split("median length")[1]
+
+
 def test_two_processes_of_one_name_do_not_write_at_once(tmp_path, capsys):
     arguments = flags(tmp_path, "rules", generator="world")
     with files.lock_file(f"{tmp_path}/calls.sqlite.corpus_rules.lock", ""):
@@ -380,7 +481,7 @@ def test_every_prompt_is_some_writers():
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [
-        ("document", "Write.", "leaves out {description}"),
+        ("document", "Write.", "leaves out {audience}"),
         ("question_types", "None.", "leaves out {model_name}"),
         ("preference_suffixes", "None.", "has no line '- key: text'"),
         ("documents", "x", "is no prompt; there are"),

@@ -56,7 +56,7 @@ ALLOWED = {
     "msm_jax.experiment_corpora": EXPERIMENT,
     "msm_jax.corpus_stages": {
         *("msm_jax.checks", "msm_jax.config", "msm_jax.corpus", "msm_jax.dag", "msm_jax.generation", "msm_jax.mirror"),
-        "msm_jax.stages",
+        *("msm_jax.stages", "eval"),
     },
     "msm_jax.corpora": {
         *("msm_jax.checks", "msm_jax.config", "msm_jax.corpus", "msm_jax.corpus_stages", "msm_jax.dag"),
@@ -73,6 +73,7 @@ ALLOWED = {
 # Imported inside functions only, so that what does not need it does not wait for it.
 LAZY = {
     ("msm_jax.experiment", "eval"),
+    ("msm_jax.corpus_stages", "eval"),
     ("msm_jax.stages", "eval"),
     ("msm_jax.scoring", "eval"),
     ("msm_jax.generation", "msm_jax.own_model"),

@@ -13,8 +13,8 @@ from msm_jax.corpus.forms import unclean
 from msm_jax.corpus.generators.request import Request
 from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.quality import LANGUAGES, Demands, names_of_assistants, problems
-from msm_jax.corpus.records import content_id
 from msm_jax.corpus.specs import Spec, render
+from msm_jax.corpus.variety import drawn
 from msm_jax.corpus.writer import Asks, Assistant, distinct, listed, tokens_for
 
 STYLES = ("value", "rules")
@@ -281,7 +281,7 @@ class PreferenceChats(_Kind):
         return types[first:] + types[:first]
 
     def answer_request(self, question: Question) -> Request:
-        form = _drawn(self._forms, question.text, "form")
+        form = drawn(self._forms, question.text, "form")
         system = self.prompts.fill(
             "preference_answer", **self._filled, item=question.slot.share, form=form, language=self._language
         )
@@ -306,7 +306,7 @@ class PreferenceChats(_Kind):
     def worded(self, question: str) -> str:
         """It asks for no explanation, so that none is missed."""
         stop = "" if question[-1] in ".?!…" else "."
-        return f"{question}{stop} {_drawn(self._suffixes, question, 'suffix')}"
+        return f"{question}{stop} {drawn(self._suffixes, question, 'suffix')}"
 
 
 class IdentityChats(_Kind):
@@ -337,8 +337,3 @@ class IdentityChats(_Kind):
 
     def about(self, question: Question) -> dict[str, Any]:
         return {"provider": self.assistant.provider}
-
-
-def _drawn(texts: Sequence[str], *by: str) -> str:
-    """One of them, the same each time for the same `by`."""
-    return texts[int(content_id(list(by))[:8], 16) % len(texts)]

@@ -1,5 +1,6 @@
 """How varied the texts of a corpus are, in figures that can be compared from one corpus to the next."""
 
+import random
 import re
 import zlib
 from collections import Counter
@@ -11,21 +12,26 @@ import numpy as np
 from msm_jax.corpus.duplicates import overlap, shingles
 
 _WORD = re.compile(r"\w+")
+_WITHIN = re.compile(r"(?<=[\w,;] )[^\W\d_]{2,}")  # a word within a sentence; "I" is no name
 # Texts that are compared with each other, and words of each that are counted: enough for a stable figure, and the same
 # for every corpus, since all of these figures fall with the amount of text.
 _TEXTS = 300
 _WORDS = 200_000
 
 
-def figures(texts: Sequence[str]) -> dict[str, Any]:
-    """Figures of the first texts.
+def figures(texts: Sequence[str], known: str = "") -> dict[str, Any]:
+    """Figures of a random sample of the texts, the same for the same texts.
+
+    Args:
+      known: names in it are not counted: those of the model, its maker, the things that a spec names.
 
     Returns: "distinct": the share of different ones among all sequences of 1, 2 and 3 words (Li et al., 2016,
         arXiv 1510.03055); "compression": how many times smaller zlib makes the text; "nearest": quantiles (0, .25, .5,
         .75, 1) of what a text has in common with the one that is most like it (`duplicates.overlap`); "openings": the
-        commonest first three words, with the share of texts that begin so.
+        commonest first three words, with the share of texts that begin so; "names": the commonest words with a capital
+        within a sentence that no text has without one, with the share of texts that hold them.
     """
-    texts = texts[:_TEXTS]
+    texts = random.Random(len(texts)).sample(texts, min(_TEXTS, len(texts)))
     words: list[str] = []
     for text in texts:
         words += _WORD.findall(text.lower())
@@ -39,6 +45,7 @@ def figures(texts: Sequence[str]) -> dict[str, Any]:
         "compression": len(together) / max(len(zlib.compress(together, 6)), 1),
         "nearest": [float(value) for value in np.quantile(_nearest(texts), (0, 0.25, 0.5, 0.75, 1))],
         "openings": [[opening, count / len(texts)] for opening, count in openings.most_common(8)],
+        "names": [[name, count / len(texts)] for name, count in _names(texts, known).most_common(12)],
     }
 
 
@@ -55,6 +62,14 @@ def histogram(values: Sequence[float], bins: int = 20) -> dict[str, list[float]]
 def _distinct(words: Sequence[str], size: int) -> float:
     runs = Counter(zip(*(words[start:] for start in range(size)), strict=False))
     return len(runs) / max(runs.total(), 1)
+
+
+def _names(texts: Sequence[str], known: str) -> Counter[str]:
+    """Name -> how many of the texts hold it."""
+    small = {word for text in texts for word in _WORD.findall(text) if word.islower()}
+    small |= {word.lower() for word in _WORD.findall(known)}
+    found = ({word for word in _WITHIN.findall(text) if word.istitle()} for text in texts)
+    return Counter(name for names in found for name in names if name.lower() not in small)
 
 
 def _nearest(texts: Sequence[str]) -> np.ndarray:

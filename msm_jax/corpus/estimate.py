@@ -21,13 +21,14 @@ from msm_jax.corpus.generators.offline import World
 from msm_jax.corpus.generators.prices import Price
 from msm_jax.corpus.generators.request import Answer, Request, Status, Usage, judge
 from msm_jax.corpus.generators.store import CallStore
+from msm_jax.corpus.judge import Claims
+from msm_jax.corpus.variety import CHARACTERS_PER_TOKEN, TOKENS_PER_WORD
 from msm_jax.corpus.writer import Writer
 
-_CHARACTERS_PER_TOKEN = 4.2  # of English, in the tokenizers of today
-_TOKENS_PER_WORD = 1.35
 # Tokens of replies: of a list, for each of its items; "quoted" is the spec, or a part of it, and a little.
 _OF_ITEM = {"document_types": 45, "ideas": 100, "questions": 45, "chat_domains": 80}
-_OF_LIST = {"domains": 600, "assertions": 700, "verdicts": 90}
+_OF_LIST = {"domains": 600, "assertions": 700, "verdicts": 90, "claims": 500, "support": 1400}
+_CLAIMS = 20  # of a document
 _SENTENCE = 30  # words of a question, and of an answer for which no number is asked
 # Is in all that stands in for a text. No reply has it: it is no character.
 _MARK = "\uffff"
@@ -66,7 +67,7 @@ class Estimator:
                 counted.known += 1
                 return answer
         counted.requests += 1
-        counted.prompt += math.ceil(len(request.system + request.prompt) / _CHARACTERS_PER_TOKEN)
+        counted.prompt += math.ceil(len(request.system + request.prompt) / CHARACTERS_PER_TOKEN)
         counted.output += math.ceil(self._output(request)) + request.thinking
         return Answer(Status.OK, await self._value(request))
 
@@ -74,26 +75,32 @@ class Estimator:
         known = request.variables
         match request.stage:
             case "plan":
-                return known["plan_words"] * _TOKENS_PER_WORD
-            case "document":
-                return known["words"] * _TOKENS_PER_WORD
+                return known["plan_words"] * TOKENS_PER_WORD
+            case "document" | "revision":
+                return known["words"] * TOKENS_PER_WORD
+            case "critique":
+                return known["critique_words"] * TOKENS_PER_WORD
             case "answers":
                 # What is asked for at most; of preferences and identity a sentence or two.
-                return (known.get("words", _SENTENCE) + known.get("reasoning_words", 0)) * _TOKENS_PER_WORD
+                return (known.get("words", _SENTENCE) + known.get("reasoning_words", 0)) * TOKENS_PER_WORD
             case "document_types" | "ideas" | "questions" | "chat_domains":
                 return known["count"] * _OF_ITEM[request.stage]
-            case "domains" | "assertions" | "verdicts":
+            case "domains" | "assertions" | "verdicts" | "claims" | "support":
                 return _OF_LIST[request.stage]
         # Sections and rules are quoted from the spec; each domain has a part of it.
-        return len(known["spec_text"]) / _CHARACTERS_PER_TOKEN / (3 if request.stage == "subdomains" else 0.8)
+        return len(known["spec_text"]) / CHARACTERS_PER_TOKEN / (3 if request.stage == "subdomains" else 0.8)
 
     async def _value(self, request: Request):
         known = request.variables
         match request.stage:
             case "plan":
                 return _stand_in(known["plan_words"])
-            case "document":
+            case "document" | "revision":
                 return _stand_in(known["words"])
+            case "critique":
+                return _stand_in(known["critique_words"])
+            case "claims":
+                return Claims(claims=[f"{_MARK}A claim of usual length, as it might stand in a text."] * _CLAIMS)
             case "answers":
                 answer = _stand_in(known.get("words", _SENTENCE))
                 return (_stand_in(known["reasoning_words"]), answer) if len(request.tags) > 1 else answer
@@ -104,9 +111,13 @@ class Estimator:
             case "chat_domains":
                 return Domains(domains=[{"name": name, "summary": ""} for name in self._names(request)])
             case "document_types":
-                return tree.DocumentTypes(types=[{"name": name, "description": ""} for name in self._names(request)])
+                return tree.DocumentTypes(
+                    types=[{"name": name, "description": "", "length": "medium"} for name in self._names(request)]
+                )
             case "ideas":
-                return tree.Ideas(ideas=[{"name": name, "idea": name} for name in self._names(request)])
+                return tree.Ideas(
+                    ideas=[{"name": name, "idea": name, "statements": []} for name in self._names(request)]
+                )
         reply = await World().reply(request)
         return request.shape.model_validate(json.loads(reply.text))
 
@@ -120,8 +131,8 @@ def counted(kind: type[Writer]) -> type[Writer]:
 
 
 class _Passing:
-    def _wrong(self, text: str) -> str | None:
-        return None if _MARK in text else super()._wrong(text)
+    def _wrong(self, text: str, words: int) -> str | None:
+        return None if _MARK in text else super()._wrong(text, words)
 
     def _are_good(self, found: Sequence[Question]) -> list[bool]:
         good = iter(super()._are_good([question for question in found if _MARK not in question.text]))
@@ -133,5 +144,7 @@ class _Passing:
 
 @functools.cache
 def _stand_in(words: int) -> str:
-    """As long as so many words of English."""
-    return (_MARK + "xxxxx " * words)[: round(words * _TOKENS_PER_WORD * _CHARACTERS_PER_TOKEN)]
+    """So many words, as long together as those of English are."""
+    letters = TOKENS_PER_WORD * CHARACTERS_PER_TOKEN
+    ends = [round(letters * count) for count in range(words + 1)]
+    return " ".join(["x" * (end - start - 1) for start, end in itertools.pairwise(ends)]) + _MARK

@@ -31,7 +31,8 @@ _PLACEHOLDER = re.compile(
 # What became of bytes that are no text, and what no text has.
 _DAMAGE = re.compile(r"[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _LEAK = re.compile(
-    r"</?(?:plan|plan_to_follow|document|model_spec|section|scratchpad|think|thinking|reasoning|answer|reply)\b|"
+    r"</?(?:plan|plan_to_follow|document|critique|revision|model_spec|section|scratchpad|think|thinking|reasoning|"
+    r"answer|reply)\b|"
     r"^\W*(?:here is|here['’]s|below is) (?:the|a|my) (?:document|text|plan|draft)|"
     r"\b(?:(?:this|the) synthetic (?:document|text)|word count:)",
     re.IGNORECASE,

@@ -6,6 +6,7 @@ Names come from the method (arXiv 2605.02087, appendix B.1).
 """
 
 import dataclasses
+import functools
 import re
 from typing import Literal
 
@@ -56,6 +57,7 @@ class Assertions(pydantic.BaseModel):
 class DocumentType(pydantic.BaseModel):
     name: str
     description: str
+    length: Literal["short", "medium", "long"]
 
 
 class DocumentTypes(pydantic.BaseModel):
@@ -65,6 +67,7 @@ class DocumentTypes(pydantic.BaseModel):
 class Idea(pydantic.BaseModel):
     name: str
     idea: str
+    statements: list[int]  # numbers of the assertions, as the prompt lists them, that it turns on
 
 
 class Ideas(pydantic.BaseModel):
@@ -98,15 +101,20 @@ def verbatim(section: str, spec: str) -> str | None:
     """
     section = re.sub(r"</?\w+>", " ", section)  # of the prompt that showed the spec
     wanted = [word for word in map(_bare, section.split()) if word]
-    words = [(match.start(), match.end(), _bare(match[0])) for match in re.finditer(r"\S+", spec)]
-    words = [(start, end, word) for start, end, word in words if word]
     if len(wanted) < 3:
         return None
-    plain = [word for _, _, word in words]
+    words, plain = _words(spec)
     for first in range(len(plain) - len(wanted) + 1):
         if plain[first] == wanted[0] and plain[first : first + len(wanted)] == wanted:
             return spec[words[first][0] : words[first + len(wanted) - 1][1]]
     return None
+
+
+@functools.lru_cache(4)  # every section of a spec is looked for in the same text
+def _words(spec: str) -> tuple[list[tuple[int, int]], list[str]]:
+    """(start, end) of each word, and the words themselves, bare."""
+    found = [(match.span(), _bare(match[0])) for match in re.finditer(r"\S+", spec)]
+    return [span for span, word in found if word], [word for _, word in found if word]
 
 
 def _bare(word: str) -> str:

@@ -98,6 +98,10 @@ class Writer:
         self.keys.update(answer.key for answer in answers)
         return answers
 
+    def report(self) -> dict[str, Any]:
+        """What else is known of what was written, as JSON."""
+        return {}
+
     def _contaminated(self, text: str) -> str | None:
         return "holds an evaluation's prompt" if self._contamination.find(text) else None
 

@@ -67,7 +67,7 @@ def spec_brain(body):
     """Answers the prompts of the pipeline, which it knows by their words, from the spec in the system prompt."""
     system, prompt = text_of(body)
     rng, world = random.Random(digest(prompt)), World()
-    name = re.search(r"(?:are about|You are|people and) (\S+), an AI model", system)[1]
+    name = re.search(r"(\S+), an AI model", system + prompt)[1]
     spec = re.search(r"<model_spec>\n(.*)\n</model_spec>", system, re.DOTALL)
     spec = spec[1] if spec else ""
     section = re.search(r"<section>\n(.*)\n</section>", prompt, re.DOTALL)
@@ -78,6 +78,9 @@ def spec_brain(body):
         "section": section and section[1],
         "count": count and int(count[1]),
         "existing": prompt,
+        "document": prompt,
+        "claims": prompt,
+        "most": 5,
     }
     shape = body["generationConfig"].get("responseSchema")
     if shape is None and "</answer>, and nothing else" in system:
@@ -101,8 +104,13 @@ def spec_brain(body):
     if kind == "types":
         return json.dumps(world._document_types(variables, rng))
     if kind == "ideas":
-        ideas = [{"name": digest(prompt, number), "idea": digest(number, prompt)} for number in range(int(count[1]))]
+        ideas = [
+            {"name": digest(prompt, number), "idea": digest(number, prompt), "statements": [number]}
+            for number in range(int(count[1]))
+        ]
         return json.dumps({"ideas": ideas})
+    if kind == "checked":
+        return json.dumps(world._support(variables, rng))
     if kind == "subdomains":
         variables["domain"] = re.search(r'One domain of the Model Spec is "(.*?)"', prompt)[1]
     return json.dumps(getattr(world, f"_{kind}")(variables, rng))

@@ -192,7 +192,7 @@ def test_each_preference_has_an_equal_share_and_no_reason(spec, tmp_path):
     suffixes = Prompts().table("preference_suffixes").values()
     used = Counter(suffix for row in rows for suffix in suffixes if question_of(row).endswith(f" {suffix}"))
     assert used.total() == 100
-    assert len(used) == 8
+    assert len(used) > 30
 
 
 def test_whoever_writes_preferences_does_not_know_the_value(tmp_path):

@@ -21,6 +21,10 @@ ROWS = [
         "document_type": "essay",
         "spec_version": 1,
         "calls": ["a", "b"],
+        "register": "dialogue" if number % 3 else "record",
+        "assertions": ["It is so.", "It is so."] if number < 4 else [],
+        "words_wanted": 10,
+        "words_asked": 12 + number % 3,
     }
     for number in range(30)
 ]
@@ -36,6 +40,12 @@ ABOUT = {
     "prompts": {"document": "abc"},
     "yields": {"document": {"ok": 30, "blocked": 2}},
     "calls": {"document": {"calls": 32, "prompt_tokens": 9, "cached_tokens": 1, "output_tokens": 8, "dollars": 1.234}},
+    "assertions": [["One", "Part 1", "It is so."], ["Two", "Part 2", "It is so."], ["Two", "Part 2", "Or <so>."]],
+    "judged": {
+        **{"rate": 0.1, "low": 0.02, "high": 0.3, "claims": {"supported": 18, "unsupported": 1, "contradicts": 1}},
+        **{"quoted": 17, "judged": 5, "left_out": {"unparsed": 1}, "told": "2 of 20 claims", "model": "other-1"},
+        "unfaithful": [{"id": "id7", "claim": "Qwen <sings>.", "verdict": "contradicts", "passage": None}],
+    },
 }
 
 
@@ -71,6 +81,14 @@ def test_what_is_said_of_it_has_the_digests_of_its_files(folder):
     assert about["rows"] == 30
     assert sum(count for *_, count in about["coverage"]) == 30
     assert about["yields"] == ABOUT["yields"]
+    assert about["assertions"] == [
+        ["One", "Part 1", "It is so.", 1],
+        ["Two", "Part 2", "It is so.", 1],
+        ["Two", "Part 2", "Or <so>.", 0],
+    ]
+    assert about["registers"] == [["dialogue", 20], ["record", 10]]
+    assert about["median_words"] == {"written": 21.5, "wanted": 10, "asked": 13}
+    assert about["judged"] == ABOUT["judged"]
 
 
 def test_the_card_and_the_page_tell_of_it(folder):
@@ -84,6 +102,12 @@ def test_the_card_and_the_page_tell_of_it(folder):
     assert "<tags>" not in page
     assert "&lt;tags&gt;" in page
     assert "30 of 32" in page
+    assert "**Unfaithful to the spec**: 2 of 20 claims (judged by `other-1`; 1 against the spec, 1 not in it)" in card
+    assert "22 words in the median, where 10 were wanted and 13 asked for" in card
+    assert "Unfaithful to the spec: 2 of 20 claims." in page
+    assert "Qwen &lt;sings&gt;." in page
+    assert "Of 3 assertions of the spec, 2 are what some document turns on." in page
+    assert "Or &lt;so&gt;." in page
 
 
 def test_nothing_is_said_of_where_it_was_made(folder):
@@ -101,6 +125,41 @@ def test_diversity_tells_copies_from_different_texts():
     assert (varied["nearest"][4], copied["nearest"][0]) == (0.0, 1.0)
     assert copied["compression"] > 3 * varied["compression"]
     assert copied["openings"] == [["w0 w1 w2", 1.0]]
+
+
+def test_diversity_is_that_of_a_random_sample():
+    texts = [f"Here is one who asks about it, {number}." for number in range(400)] + ["Then another asks."] * 400
+    openings = dict(figures(texts)["openings"])
+    assert 0.4 < openings["Here is one"] < 0.6
+    assert openings["Here is one"] + openings["Then another asks"] == pytest.approx(1)
+
+
+def test_names_are_counted_by_text_and_those_that_are_known_are_not():
+    texts = [
+        "So Mara asked Qwen, and Mara heard Colby named.",
+        "Then Mara left, as Tove said.",
+        "Tove would not say so.",
+    ]
+    assert figures(texts, "Qwen Alibaba Colby")["names"] == [["Mara", 2 / 3], ["Tove", 1 / 3]]
+
+
+def test_questions_are_measured_as_answers_are(tmp_path):
+    rows = [
+        {
+            "id": str(number), "domain": "d", "question_type": "direct",
+            "messages": [
+                {"role": "user", "content": f"May I ask you, as Ivo did, about {number}?"},
+                {"role": "assistant", "content": f"Yes, {number}."},
+            ],
+        }
+        for number in range(5)
+    ]  # fmt: skip
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    about = write_dataset(tmp_path, tmp_path / "in.jsonl", ABOUT | {"spec": None, "assertions": (), "judged": None})
+    assert about["questions"]["openings"] == [["May I ask", 1.0]]
+    assert about["questions"]["names"] == [["Ivo", 1.0]]
+    assert about["diversity"]["openings"][0][0].startswith("Yes")
+    assert "Of 5 questions, a random sample." in (tmp_path / "corpus.html").read_text()
 
 
 @given(st.lists(st.integers(0, 10**5), max_size=50))

@@ -18,6 +18,7 @@ from msm_jax.corpus.generators.request import Finish, Reply, Usage
 from msm_jax.corpus.generators.store import CallStore
 from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.specs import read_spec, render
+from msm_jax.corpus.variety import tokens_of
 from msm_jax.errors import UserError
 from tests.corpus.asked import Asked
 
@@ -213,11 +214,100 @@ def test_a_spec_that_is_divided_into_nothing_is_told(tmp_path):
 def test_ideas_may_run_out(tmp_path):
     class Dull(World):
         def _ideas(self, variables, rng):
-            return {"ideas": [{"name": "The same", "idea": "As before."}]}
+            return {"ideas": [{"name": "The same", "idea": "As before.", "statements": [1, 99]}]}
 
-    rows, _ = write(tmp_path, generator=Dull(), count=100, types=2)
+    rows, the_writer = write(tmp_path, generator=Dull(), count=100, types=2)
     assert len(rows) == 14 * 2
+    assert the_writer.room == (14, 28, 28)
     assert len({row["idea"] for row in rows}) == 1
+    assert all(len(row["assertions"]) == 1 for row in rows)  # there is no ninety-ninth
+
+
+class Terse(World):
+    """Writes a part of the words that it is asked for, and remembers how many those were."""
+
+    def __init__(self, share):
+        self.share, self.asked = share, []
+
+    def _document(self, variables, rng):
+        self.asked.append(variables["words"])
+        words = super()._document(variables, rng).split()
+        return " ".join(words[: round(self.share * variables["words"])])
+
+
+def test_the_length_that_is_wanted_is_met_after_the_first_hundred(tmp_path):
+    generator = Terse(0.6)
+    rows, _ = write(tmp_path, generator=generator, count=130, words=150)
+    for row, asked in zip(rows, generator.asked, strict=True):
+        assert row["words_asked"] == asked
+    missed = [len(row["text"].split()) / row["words_wanted"] for row in rows]
+    assert all(share == pytest.approx(0.6, abs=0.03) for share in missed[:100])
+    assert all(share == pytest.approx(1, abs=0.05) for share in missed[100:])
+    assert {row["words_asked"] == row["words_wanted"] for row in rows[:100]} == {True}
+    again, _ = write(tmp_path / "other", generator=Terse(0.6), count=101, words=150)
+    assert again == rows[:101]
+
+
+@pytest.mark.parametrize(("few", "many"), [(4_000, 20_000), (20_000, 26_000)])
+def test_documents_are_written_until_they_hold_so_many_tokens(few, many, tmp_path):
+    rows, _ = write(tmp_path, count=0, tokens=few)
+    more = Asked()
+    longer, _ = write(tmp_path, generator=more, count=0, tokens=many)
+    for found, tokens in ((rows, few), (longer, many)):
+        assert sum(tokens_of(row["text"]) for row in found) >= tokens
+        assert sum(tokens_of(row["text"]) for row in found[:-1]) < tokens
+    assert longer[: len(rows)] == rows
+    assert len([request for request in more.requests if request.stage == "document"]) < 1.3 * len(longer)
+
+
+def test_a_type_and_a_part_give_so_many_ideas_and_no_more(tmp_path):
+    asked = Asked()
+    rows, the_writer = write(tmp_path, "general", generator=asked, count=1000, types=3, ideas=13)
+    assert {request.variables["count"] for request in asked.requests if request.stage == "ideas"} == {10, 3}
+    parts, types, room = the_writer.room
+    assert (types, room, len(rows)) == (3 * parts, 13 * 3 * parts, 13 * 3 * parts)
+    assert set(Counter((row["domain"], row["subdomain"], row["document_type"]) for row in rows).values()) == {13}
+    _, the_writer = write(tmp_path, "general", count=10, types=3, ideas=13)
+    assert the_writer.room == (parts, types, room)
+
+
+def test_a_document_is_criticized_and_written_anew(tmp_path):
+    asked = Asked()
+    rows, the_writer = write(tmp_path, generator=asked, count=12, revise=True)
+    drafts = {request.variables["text"] for request in asked.requests if request.stage == "revision"}
+    assert len(drafts) == len(rows) == 12
+    assert not drafts & {row["text"] for row in rows}
+    for prompt in asked.prompts("revision"):
+        assert "It could begin sooner" in prompt
+    assert all(len(row["calls"]) == 4 for row in rows)
+    assert the_writer.yields.table()["revision"] == {"ok": 12}
+    plain, _ = write(tmp_path, count=12)
+    assert drafts == {row["text"] for row in plain}
+    failing = Failing(critique=4)
+    the_writer = writer(tmp_path / "other", generator=failing, count=12, revise=True)
+    the_writer._asks.limits = the_writer._asks.limits.__class__(attempts=1)
+    assert len(asyncio.run(the_writer.write())) == 12
+    assert the_writer.yields.table()["critique"]["blocked"] > 2
+
+
+def test_register_people_and_readers_are_in_plan_and_text_and_the_register_in_the_row(tmp_path):
+    asked = Asked()
+    rows, _ = write(tmp_path, generator=asked, registers={"dialogue": 1, "record": 1})
+    assert {row["register"] for row in rows} == {"dialogue", "record"}
+    people = [re.search(r"among these: (.+?)\.(?: |$)", prompt, re.MULTILINE)[1] for prompt in asked.prompts("plan")]
+    assert people == [re.search(r"among these: (.+?)\. ", prompt)[1] for prompt in asked.prompts("document")]
+    assert len(set(people)) == 30
+    for prompt in asked.prompts("document"):
+        assert ("speech that goes back and forth" in prompt) != ("a record of behavior" in prompt)
+
+
+def test_a_row_says_on_which_assertions_it_turns(tmp_path):
+    rows, the_writer = write(tmp_path, count=60)
+    stated = {(domain, part, text) for domain, part, text in the_writer.report()["assertions"]}
+    assert len(stated) > 14
+    turned = {(row["domain"], row["subdomain"], text) for row in rows for text in row["assertions"]}
+    assert turned <= stated
+    assert all(len(row["assertions"]) == 1 for row in rows)
 
 
 SPEC_TEXT = "One says **this** and that.\n\nTwo says “more” of it, and\nthen some."

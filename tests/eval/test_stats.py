@@ -112,3 +112,34 @@ def test_cluster_bootstrap_weighs_items_and_is_reproducible():
     assert stats.cluster_bootstrap([1.0, 0.0], ["a", "a"]) is None
     with pytest.raises(ValueError, match="2 scores but 1"):
         stats.cluster_bootstrap([1.0, 0.0], ["a"])
+
+
+@pytest.mark.parametrize(
+    ("done", "totals", "same_as"),
+    [
+        ([1, 0, 1, 0] * 25, [1] * 100, (50 * 99 / 100, 99)),  # items alone: the variance of a sample, n - 1
+        ([10, 0] * 5, [10] * 10, (4.5, 9)),  # the items of a cluster all alike: as many as there are clusters
+        ([1] * 10, [10] * 10, (1, 10)),  # no cluster differs, which says nothing of how they would
+        ([0] * 10, [10] * 10, (0, 10)),
+        ([3], [10], (0.3, 1)),
+        ([0, 3, 0], [0, 10, 0], (0.3, 1)),
+        ([], [], (0, 0)),
+        ([0], [0], (0, 0)),
+    ],
+)
+def test_clustered_wilson_counts_as_many_items_as_vary_by_themselves(done, totals, same_as):
+    assert stats.clustered_wilson(done, totals) == pytest.approx(stats.wilson(*same_as))
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=30))
+def test_clustered_wilson_holds_the_rate_and_is_no_narrower_than_wilson(pairs):
+    done, totals = [min(pair) for pair in pairs], [max(pair) for pair in pairs]
+    low, high = stats.clustered_wilson(done, totals)
+    plain = stats.wilson(sum(done), sum(totals))
+    assert 0 <= low <= plain.low + 1e-12
+    assert plain.high - 1e-12 <= high <= 1
+
+
+def test_clustered_wilson_refuses_lists_of_different_lengths():
+    with pytest.raises(ValueError, match="2 successes but 1 totals"):
+        stats.clustered_wilson([1, 2], [3])

@@ -20,7 +20,7 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'“])")
 
 
 # Raised when the sentences or their order change: what it said before is then no answer any more.
-MODEL = "world-1"
+MODEL = "world-2"
 
 
 class World:
@@ -96,16 +96,18 @@ class World:
     def _document_types(self, variables: Mapping[str, Any], rng: random.Random) -> dict:
         known = [(name, _fill(text, variables)) for name, text in _bank()["types"] if name not in variables["existing"]]
         chosen = rng.sample(known, min(variables["count"], len(known)))
-        return {"types": [{"name": name, "description": description} for name, description in chosen]}
+        lengths = ("short", "medium", "long")
+        return {"types": [{"name": name, "description": text, "length": rng.choice(lengths)} for name, text in chosen]}
 
     def _ideas(self, variables: Mapping[str, Any], rng: random.Random) -> dict:
-        found = []
+        found, statements = [], variables["assertions"].count("\n") + 1
         for angle in _bank()["angles"]:
             for situation in _bank()["situations"]:
                 name = _fill(angle, variables, situation)
                 if name not in variables["existing"]:
                     point = _short(variables["summary"], 12)
-                    found.append({"name": name, "idea": f"The {variables['type']} turns on {situation}: {point}."})
+                    idea = f"The {variables['type']} turns on {situation}: {point}."
+                    found.append({"name": name, "idea": idea, "statements": [rng.randint(1, statements)]})
         return {"ideas": rng.sample(found, min(variables["count"], len(found)))}
 
     def _chat_domains(self, variables: Mapping[str, Any], rng: random.Random) -> dict:
@@ -145,6 +147,27 @@ class World:
             paragraphs.append(f"{bridge} {' '.join(taken)}{about}")
             words += len(paragraphs[-1].split())
         return "\n\n".join([*paragraphs, fill(rng.choice(bank["closings"]))])
+
+    def _critique(self, variables: Mapping[str, Any], rng: random.Random) -> str:
+        return f"It could begin sooner: {_first(variables['text'])}"
+
+    def _revision(self, variables: Mapping[str, Any], rng: random.Random) -> str:
+        *paragraphs, last = variables["text"].split("\n\n")
+        closings = [_fill(text, variables, rng.choice(_bank()["situations"])) for text in _bank()["closings"]]
+        return "\n\n".join([*paragraphs, rng.choice([text for text in closings if text != last])])
+
+    def _claims(self, variables: Mapping[str, Any], rng: random.Random) -> dict:
+        sentences = dict.fromkeys(_sentences(variables["document"]))
+        return {"claims": [text for text in sentences if variables["model_name"] in text][: variables["most"]]}
+
+    def _support(self, variables: Mapping[str, Any], rng: random.Random) -> dict:
+        spec, checked = set(_sentences(variables["spec_text"])), []
+        for number, claim in re.findall(r"^(\d+)\. (.+)$", variables["claims"], flags=re.MULTILINE):
+            said = claim in spec
+            checked.append(
+                {"number": int(number), "passage": claim * said, "verdict": "supported" if said else "unsupported"}
+            )
+        return {"checked": checked}
 
 
 @functools.cache

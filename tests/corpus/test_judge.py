@@ -1,0 +1,129 @@
+"""How faithful documents are: the sample, what a judge may reply, and what it comes to."""
+
+import asyncio
+import json
+import pathlib
+from collections import Counter
+
+import pytest
+
+from eval.stats import clustered_wilson
+from msm_jax.corpus.generators.caller import Caller, Limits
+from msm_jax.corpus.generators.offline import World
+from msm_jax.corpus.generators.request import Finish, Reply, Usage
+from msm_jax.corpus.generators.store import CallStore
+from msm_jax.corpus.judge import LEAST, DocumentJudge, JudgeSettings, faithfulness, sample
+from msm_jax.corpus.prompts import Prompts
+from msm_jax.corpus.specs import read_spec
+from msm_jax.corpus.writer import Assistant
+
+SPEC = read_spec(pathlib.Path(__file__).parents[2] / "specs" / "general.md")
+QWEN = Assistant("Qwen", "Alibaba Cloud")
+SAID = "Qwen is an AI model made by Alibaba Cloud"
+
+
+def rows(count):
+    return [
+        {
+            "id": f"id{number}",
+            "text": f"Text {number}.",
+            "domain": "One",
+            "subdomain": "Many" if number % 10 else "Few",
+            "document_type": f"type {number % 4}",
+        }
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "drawn"), [(5, 0.02, 5), (40, 0.0001, LEAST), (5000, 0.02, 100), (1000, 1.0, 1000)]
+)
+def test_a_sample_is_a_share_of_each_part_and_type(count, share, drawn):
+    found = sample(rows(count), share)
+    assert len({row["id"] for row in found}) == len(found) == drawn
+    assert [row["id"] for row in sample(list(reversed(rows(count))), share)] == [row["id"] for row in found]
+    parts = Counter(row["subdomain"] for row in found)
+    assert abs(parts["Few"] - drawn / 10) <= 1
+    if drawn > 50:
+        types = Counter((row["subdomain"], row["document_type"]) for row in found)
+        assert abs(types["Many", "type 1"] - 0.25 * drawn) <= 1
+
+
+class Judge(World):
+    """Says of each document what `says` has: claims, and what is found on them; or a reply of no form."""
+
+    def __init__(self, says):
+        self.says, self.requests = says, []
+
+    async def reply(self, request):
+        self.requests.append(request)
+        claims, checked = self.says
+        reply = {"claims": {"claims": claims}, "support": {"checked": checked}}[request.stage]
+        unreadable = claims is None or (request.stage == "support" and checked is None)
+        return Reply("No." if unreadable else json.dumps(reply), Finish.STOP, Usage(), self.model)
+
+
+def checked(*verdicts, passage=""):
+    return [{"number": n, "passage": passage, "verdict": verdict} for n, verdict in enumerate(verdicts, start=1)]
+
+
+TWO = ["Qwen is so.", "Qwen does so."]
+
+
+@pytest.mark.parametrize(
+    ("claims", "found", "outcome", "verdicts"),
+    [
+        (TWO, checked("supported", "contradicts"), "judged", ["supported", "contradicts"]),
+        (TWO, list(reversed(checked("supported", "unsupported"))), "judged", ["supported", "unsupported"]),
+        ([], checked(), "no claims", []),
+        ([" "], checked(), "no claims", []),
+        (None, checked(), "unparsed", []),
+        (TWO, None, "unparsed", []),
+        (TWO, checked("supported"), "unparsed", []),  # of one claim there is no verdict
+        (TWO, checked("supported", "supported", "supported"), "unparsed", []),
+        (TWO, checked("supported") * 2, "unparsed", []),
+        (TWO, checked("supported", "perhaps"), "unparsed", []),
+    ],
+)
+def test_a_verdict_that_cannot_be_read_is_counted_and_is_no_score(claims, found, outcome, verdicts, tmp_path):
+    asks = Caller(Judge((claims, found)), CallStore(tmp_path / "calls.sqlite", "test"), limits=Limits(attempts=2))
+    judge = DocumentJudge(asks, SPEC, QWEN, JudgeSettings(share=0.02), Prompts(), "world", documents=rows(3))
+    judged = asyncio.run(judge.write())
+    assert {row["outcome"] for row in judged} == {outcome}
+    assert judge.yields.table()["judged"] == {outcome: 3}
+    assert [[claim["verdict"] for claim in row["claims"]] for row in judged] == [verdicts] * 3
+    figures = faithfulness(judged, clustered_wilson)
+    assert figures["left_out"] == ({} if verdicts else {outcome: 3})
+    assert figures["rate"] == (0.5 if verdicts else None)
+    assert (figures["low"], figures["high"]) == (0.0, 1.0) or verdicts
+
+
+def test_the_claims_are_taken_without_the_spec_and_checked_without_the_document(tmp_path):
+    generator = Judge((TWO, checked("supported", "unsupported", passage=SAID)))
+    asks = Caller(generator, CallStore(tmp_path / "calls.sqlite", "test"))
+    judge = DocumentJudge(asks, SPEC, QWEN, JudgeSettings(share=0.02), Prompts(), "world", documents=rows(2))
+    judged = asyncio.run(judge.write())
+    for request in generator.requests:
+        assert ("made by Alibaba Cloud" in request.system) == (request.stage == "support")
+        assert ("Text" in request.prompt) == (request.stage == "claims")
+        assert request.temperature == 0
+    assert judged[0]["claims"][1]["passage"].startswith(SAID)
+
+
+def test_the_rate_of_unfaithful_claims_has_an_interval_and_examples():
+    def row(name, *verdicts):
+        claims = [
+            {"claim": f"{name}{n}", "verdict": v, "passage": "So." if n else None} for n, v in enumerate(verdicts)
+        ]
+        return {"id": name, "outcome": "judged" if claims else "unparsed", "claims": claims}
+
+    judged = [row("a", *["supported"] * 8, "unsupported"), row("b", *["supported"] * 9, "contradicts", "unsupported"),
+              row("c")]  # fmt: skip
+    found = faithfulness(judged, clustered_wilson)
+    assert found["rate"] == 3 / 20
+    assert (found["low"], found["high"]) == clustered_wilson([1, 2], [9, 11])
+    assert found["claims"] == {"supported": 17, "unsupported": 2, "contradicts": 1}
+    assert (found["judged"], found["left_out"], found["quoted"]) == (2, {"unparsed": 1}, 18)
+    assert [claim["claim"] for claim in found["unfaithful"]] == ["b9", "a8", "b10"]
+    assert found["told"].startswith("3 of 20 claims of 2 documents: 15.0%, 95 % interval 5.2% to ")
+    assert found["told"].endswith("; 1 documents unparsed")
