@@ -263,8 +263,14 @@ def _environment():
         f"{junk} in an evaluation", line, damage=put("stages/score-aft-*"), shell=f"{junk} {{command}}", real=True
     )
     stage = "export --checkpoint={w}/stages/pretrain-* --out={tmp}/out"
-    shell = f"{junk} {{command}}"
-    yield Case(f"{junk} in an export", line, stage, command="convert", shell=shell, real=True, absent="{tmp}/out")
+    mend = "mend that variable of the environment, or unset it"
+    for setting, told in (
+        (junk, line),
+        ("JAX_NUM_CPU_DEVICES=abc", f'*"abc"* jax_num_cpu_devices; {mend}'),
+        ("JAX_ENABLE_X64=maybe", f"*'maybe'*'JAX_ENABLE_X64'; {mend}"),
+    ):
+        of = {"command": "convert", "shell": f"{setting} {{command}}", "real": True, "absent": "{tmp}/out"}
+        yield Case(f"{setting} in an export", told, stage, **of)
     for setting in (
         "LC_ALL=C PYTHONUTF8=0",
         "PYTHONIOENCODING=ascii",

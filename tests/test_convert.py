@@ -17,7 +17,7 @@ import transformers
 from safetensors.numpy import load_file
 
 import msm_jax
-from msm_jax import convert, weights
+from msm_jax import conversion, convert, weights
 from msm_jax.errors import UserError
 from msm_jax.models import Model
 from msm_jax.parallel import make_mesh
@@ -69,18 +69,18 @@ def test_verify_finds_another_model(qwen3, imported, tmp_path, capsys, monkeypat
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight.mul_(1.5)
     model.save_pretrained(other)
-    monkeypatch.setattr(convert, "import_model", lambda *_: weights.open_model(imported))
+    monkeypatch.setattr(conversion, "import_model", lambda *_: weights.open_model(imported))
     assert convert.main(["import", f"--hf={other}", f"--out={tmp_path / 'ours'}", "--verify"]) == 2
     assert "the two differ by more than" in capsys.readouterr().err
 
 
 def test_verify_looks_at_what_was_exported(adapter, tmp_path, capsys, monkeypatch):
     """Written with a quarter of its scale, an adapter is found out, alone and merged."""
-    right = convert.peft_config
-    monkeypatch.setattr(convert, "peft_config", lambda lora, *more: right(lora, *more) | {"lora_alpha": 2})
+    right = conversion.peft_config
+    monkeypatch.setattr(conversion, "peft_config", lambda lora, *more: right(lora, *more) | {"lora_alpha": 2})
     assert convert.main(["export", f"--checkpoint={adapter}", f"--out={tmp_path / 'peft'}", "--verify"]) == 2
     assert "the two differ by more than" in capsys.readouterr().err
-    merge = convert.merged
+    merge = conversion.merged
     monkeypatch.setattr(
         convert,
         "merged",
@@ -118,7 +118,7 @@ def test_what_failed_leaves_nothing(qwen3, tmp_path, capsys, monkeypatch):
         (folder / "half").mkdir(parents=True)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert, "save_params", interrupted)
+    monkeypatch.setattr(conversion, "save_params", interrupted)
     assert convert.main(["import", f"--hf={qwen3}", f"--out={tmp_path / 'ours'}"]) == 130
     assert capsys.readouterr().err == "interrupted; the same command starts again\n"
     assert not (tmp_path / "ours").exists()
@@ -251,7 +251,7 @@ def with_another_norm(params, adapter, lora):
 @pytest.mark.parametrize("change", [nine_tenths, without_v, with_another_norm])
 def test_a_wrong_merge_is_found(imported, tmp_path, capsys, monkeypatch, change):
     stage = write_adapter(tmp_path / "stage", imported, scale=0.6)
-    merge, whole = convert.merged, weights.load(weights.open_model(imported), convert._mesh(), dtype=None)
+    merge, whole = conversion.merged, weights.load(weights.open_model(imported), conversion._mesh(), dtype=None)
     # From the whole base, so that each part of it can be changed.
     monkeypatch.setattr(
         convert, "merged", lambda _, adapter, lora, table, __: merge(*change(whole, adapter, lora), table)

@@ -20,14 +20,14 @@ SMALL = DecoderConfig(vocab_size=64, num_layers=2, width=512, mlp_width=64, **SI
 BIG = DecoderConfig(vocab_size=32768, num_layers=6, width=512, mlp_width=4096, **SIZES)
 CONVERT = """
 import sys
-from msm_jax import convert
+from msm_jax import conversion
 from tests.memory import peak_of
 
 calls = [
-    lambda folder: convert.import_model(f"{folder}/hf", f"{folder}/ours"),
-    lambda folder: convert.export_model(f"{folder}/ours", f"{folder}/exported"),
-    lambda folder: convert.export_model(f"{folder}/adapter", f"{folder}/merged", merge=True),
-    lambda folder: convert.export_model(f"{folder}/adapter_on_hf", f"{folder}/merged_on_hf", merge=True),
+    lambda folder: conversion.import_model(f"{folder}/hf", f"{folder}/ours"),
+    lambda folder: conversion.export_model(f"{folder}/ours", f"{folder}/exported"),
+    lambda folder: conversion.export_model(f"{folder}/adapter", f"{folder}/merged", merge=True),
+    lambda folder: conversion.export_model(f"{folder}/adapter_on_hf", f"{folder}/merged_on_hf", merge=True),
 ]
 for call in calls:
     call(sys.argv[1] + "/small")  # so that the runtime has what it needs

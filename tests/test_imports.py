@@ -66,7 +66,8 @@ ALLOWED = {
         *("msm_jax.cli", "msm_jax.config", "msm_jax.corpora", "msm_jax.dag", "msm_jax.experiment"),
         *("msm_jax.parallel", "msm_jax.plan"),
     },
-    "msm_jax.convert": LIBRARY | {"msm_jax.cli", "msm_jax.exports", "msm_jax.language_model", "msm_jax.weights"},
+    "msm_jax.convert": {"msm_jax.cli", "msm_jax.conversion", "msm_jax.models", "msm_jax.weights"},
+    "msm_jax.conversion": LIBRARY | {"msm_jax.exports", "msm_jax.language_model", "msm_jax.weights"},
     "msm_jax.exports": LIBRARY | {"msm_jax.weights"},
     "msm_jax.serve": LIBRARY,
 }
@@ -78,6 +79,9 @@ LAZY = {
     ("msm_jax.scoring", "eval"),
     ("msm_jax.generation", "msm_jax.own_model"),
     ("msm_jax.generation", "msm_jax.models"),
+    ("msm_jax.convert", "msm_jax.conversion"),
+    ("msm_jax.convert", "msm_jax.models"),
+    ("msm_jax.convert", "msm_jax.weights"),
     ("msm_jax.launch", "msm_jax.corpora"),
     ("msm_jax.launch", "msm_jax.dag"),
     ("msm_jax.launch", "msm_jax.experiment"),
@@ -86,7 +90,7 @@ LAZY = {
 }
 FOREIGN = {"configs", "launch", "specs", "benchmarks", "tests"}
 LIBRARIES_NOT_FOR = {
-    "jax": {"eval", "msm_jax.corpus", "msm_jax.config", "msm_jax.dag", "msm_jax.launch"},
+    "jax": {"eval", "msm_jax.corpus", "msm_jax.config", "msm_jax.dag", "msm_jax.launch", "msm_jax.convert"},
     "ml_collections": {"eval", "msm_jax.corpus", "msm_jax.data", "msm_jax.models"},
 }
 LIBRARIES_NOT_FOR |= {library: LIBRARIES_NOT_FOR["jax"] for library in ("jaxlib", "flax", "optax", "orbax")}
