@@ -72,8 +72,13 @@ def main() -> int:
 
 def _drawn(rng: np.random.Generator, kinds: int, count: int) -> np.ndarray:
     """Numbers below `kinds` by Zipf's law."""
-    sums = np.cumsum(1 / (np.arange(kinds) + 2.7))
+    sums = _sums(kinds)
     return np.searchsorted(sums, rng.random(count) * sums[-1])
+
+
+@functools.cache
+def _sums(kinds: int) -> np.ndarray:
+    return np.cumsum(1 / (np.arange(kinds) + 2.7))
 
 
 @functools.cache
@@ -93,7 +98,7 @@ def text(seed: int, words: int) -> str:
     count = max(words // 24, 1)
     own = _drawn(rng, len(known), count * 16).reshape(count, 16)
     sentences = known[np.concatenate([own, phrases[_drawn(rng, len(phrases), count)]], axis=1)]
-    return " ".join(f"{' '.join(sentence).capitalize()}." for sentence in sentences)
+    return " ".join(f"{' '.join(sentence).capitalize()}." for sentence in sentences.tolist())
 
 
 class Babbler(World):

@@ -15,16 +15,16 @@ _SIZE = 5
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _WORD = re.compile(r"\w+")
 _LOW = np.uint64(2**32 - 1)
-# Of the shingles that two texts have in common if they are nearly the same, so many are looked up, on average, and a
-# quarter of them must be found before the texts are compared. Fewer are found of one pair in 10^11 (Chernoff's bound).
-_LOOKED_UP = 64
+# Of the shingles that two texts have in common if they are nearly the same, so many are looked up, on average, and
+# half of them must be found before the texts are compared. Fewer are found of one pair in 10^8 (Chernoff's bound).
+_LOOKED_UP = 128
 
 
 class NearDuplicates:
     """Keeps the first of texts that are nearly the same: no two that were kept have more than `most` in common.
 
     Texts that share a part of their smallest shingles are compared by all. So a text costs about the same however many
-    there are, and a pair is overlooked with a chance below 10^-11; pairs of short texts never.
+    there are, and a pair is overlooked with a chance below 10^-8; pairs of short texts never.
     """
 
     def __init__(self, most: float):
@@ -39,7 +39,7 @@ class NearDuplicates:
         own = _shingles_again(text)
         least = max(int(self.most * len(own)), 1)  # in common with any that is nearly the same
         smallest = own[: np.searchsorted(own >> np.uint64(32), min(_LOOKED_UP / least, 1.0) * 2**32)]
-        for holder in self._index.holders(smallest, min(least, _LOOKED_UP // 4)):
+        for holder in self._index.holders(smallest, min(least, _LOOKED_UP // 2)):
             if overlap(own, _shingles_again(self._kept[holder])) > self.most:
                 return False
         self._index.add(smallest)
