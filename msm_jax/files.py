@@ -164,7 +164,7 @@ def in_use(folder: str | os.PathLike) -> bool:
 
 # What stops a write, however it is written: what is wrong, and the cure.
 _DISK = {
-    errno.ENOSPC: ("no space left on device", "free some"),
+    errno.ENOSPC: ("no space left on device", "free some space"),
     errno.EDQUOT: ("no space left on device", "free some of the quota"),
     errno.EFBIG: ("file too large", "raise the limit on the size of a file (ulimit -f)"),
 }

@@ -428,7 +428,7 @@ CASES = [
     ),
     Case(
         "output to a full disk",
-        "[Errno 28] No space left on device: free some; the same command then resumes",
+        "[Errno 28] No space left on device: free some space; the same command then resumes",
         SHOW,
         shell="{command} >/dev/full",
     ),

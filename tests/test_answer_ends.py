@@ -211,7 +211,7 @@ def test_an_evaluation_s_answers_end_there_too(ours):
     context = types.SimpleNamespace(
         inputs={"model": ours, "tokenizer": ours}, params={"chat": chat}, stage=types.SimpleNamespace(name="score")
     )
-    runtime = training.Runtime({"data": 1, "fsdp": 1, "tensor": 1}, {}, 1, 1, 1)
+    runtime = training.Runtime({"data": 1, "fsdp": 1, "tensor": 1}, {}, 1, 1, 1, 1)
     prompt = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
     scorer = scoring._Scorer(context, runtime)
     for stop in ([], ["<|im_end|>"]):

@@ -323,7 +323,7 @@ def test_full_disk(refused, shown, tmp_path, monkeypatch):
         monkeypatch.setattr(os, "fsync", fsync)
         line = refused("--config.row_length=24", "--mode=show")
         assert line.startswith(f"no space left on device while writing {workdir / 'stages'}/")
-        assert line.endswith(": free some and run the same command again; finished stages are kept")
+        assert line.endswith(": free some space and run the same command again; finished stages are kept")
         found = set(workdir.glob("stages/*/manifest.json"))
         assert finished < found
         finished = found

@@ -82,7 +82,7 @@ def test_verify_looks_at_what_was_exported(adapter, tmp_path, capsys, monkeypatc
     assert "the two differ by more than" in capsys.readouterr().err
     merge = conversion.merged
     monkeypatch.setattr(
-        convert,
+        conversion,
         "merged",
         lambda base, params, lora, *more: merge(base, params, dataclasses.replace(lora, alpha=2.0), *more),
     )
@@ -254,7 +254,7 @@ def test_a_wrong_merge_is_found(imported, tmp_path, capsys, monkeypatch, change)
     merge, whole = conversion.merged, weights.load(weights.open_model(imported), conversion._mesh(), dtype=None)
     # From the whole base, so that each part of it can be changed.
     monkeypatch.setattr(
-        convert, "merged", lambda _, adapter, lora, table, __: merge(*change(whole, adapter, lora), table)
+        conversion, "merged", lambda _, adapter, lora, table, __: merge(*change(whole, adapter, lora), table)
     )
     arguments = ["export", f"--checkpoint={stage}", "--merge", "--verify", f"--out={tmp_path / 'hf'}"]
     assert convert.main(arguments) == 2
