@@ -5,6 +5,7 @@ The templates are programs by others, so they run in Jinja's sandbox. They mark 
 them. That is safe because a content that spells a control token is refused.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -12,7 +13,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import jinja2
@@ -73,7 +74,8 @@ class JinjaTemplate:
             raise UserError(f"thinking is '{self.thinking}'; use one of {', '.join(THINKING)}")
         _day(self.date)
         if self.thinking in ("on", "off"):
-            known = jinja2.meta.find_undeclared_variables(_parsed(_environment(self.date), self.source))
+            with _mistakes_told():
+                known = jinja2.meta.find_undeclared_variables(_environment(self.date).parse(self.source))
             if _SWITCH not in known:
                 raise UserError(
                     f"thinking is '{self.thinking}', but this chat template knows no {_SWITCH}; use 'default'"
@@ -86,9 +88,9 @@ class JinjaTemplate:
             name: not used; these templates name no speaker.
             generation_prompt: what is asked, and not trained on; so nothing is, if it cannot be told where turns lie.
 
-        Raises: UserError if a content spells a control token; if the template itself fails or refuses the messages; if
-            it cannot be told where the turns lie; if the last answer would not follow its own generation prompt, or
-            holds reasoning while thinking is "off".
+        Raises: UserError if a content spells a control token; if the template itself fails, refuses the messages or
+            leaves one out; if it cannot be told where the turns lie; if the last answer would not follow its own
+            generation prompt, or holds reasoning while thinking is "off".
         """
         for number, message in enumerate(messages, start=1):
             if found := self._find_token(message.content):
@@ -102,12 +104,26 @@ class JinjaTemplate:
         if self.thinking == "tag" and not reasons:
             messages = self._tagged(messages)
         text = self._run(messages, generation_prompt)
+        self._check_written(messages, text, generation_prompt)
         try:
             return Rendered(text, self._trained_spans(messages, text, generation_prompt))
         except UserError:
             if not generation_prompt:
                 raise
             return Rendered(text, ())
+
+    def _check_written(self, messages: Sequence[Message], text: str, generation_prompt: bool) -> None:
+        """Some templates know no system messages, or take no texts but lists of parts, and leave out what they lack."""
+        for index, message in enumerate(messages):
+            if message.content.strip() in text:
+                continue
+            others = [*messages]
+            others[index] = dataclasses.replace(message, content=_PROBE)
+            if self._run(others, generation_prompt) == text:
+                raise UserError(
+                    f"chat template: it leaves out message {index + 1}, of the {message.role}; take the message out, "
+                    "or use another template"
+                )
 
     def _trained_spans(
         self, messages: Sequence[Message], text: str, generation_prompt: bool
@@ -219,19 +235,20 @@ def find_borders(template: JinjaTemplate) -> Borders:
 
 @functools.lru_cache(maxsize=32)
 def closing_token(template: JinjaTemplate) -> str | None:
-    """The control token right after an answer: at the end of a chat or, where none stands there, before another turn.
+    """The control token that ends an answer: the one that is trained on or, where a template cannot be trained on, the
+    first after an answer at the end of a chat, or else before the next turn.
 
-    None where none closes an answer, and where such chats are refused.
+    None where no such token comes, and where the template refuses all these chats.
     """
-    chat = [Message(role, _PROBE) for role in ("user", "assistant", "user")]
-    for end in (2, 3):
-        try:
-            text = template._run(chat[:end], generation_prompt=False)
-        except UserError:
-            continue
-        after = text.partition(_PROBE)[2].partition(_PROBE)[2]
-        if close := _any_of(template.special_tokens).match(after.lstrip()):
-            return close[0]
+    with contextlib.suppress(UserError):
+        return find_borders(template).close
+    for roles in (("user", "assistant"), ("user", "assistant", "user"), ("system", "user", "assistant")):
+        with contextlib.suppress(UserError):
+            text = template._run([Message(role, _PROBE) for role in roles], generation_prompt=False)
+            # Counted from the end, for some templates repeat what a user says first.
+            after = text.rsplit(_PROBE, len(roles) - roles.index("assistant"))[1:2]
+            if close := template._find_token("".join(after)):
+                return close[0]
     return None
 
 
@@ -338,13 +355,15 @@ def _any_of(tokens: tuple[str, ...]) -> re.Pattern:
 
 @functools.lru_cache(maxsize=32)
 def _compiled(source: str, date: str) -> jinja2.Template:
-    environment = _environment(date)
-    return environment.from_string(_parsed(environment, source))
+    with _mistakes_told():
+        return _environment(date).from_string(source)
 
 
-def _parsed(environment: jinja2.Environment, source: str) -> jinja2.nodes.Template:
+@contextlib.contextmanager
+def _mistakes_told() -> Iterator[None]:
+    """Tells in a line what is wrong with a source, such as a filter that does not exist."""
     try:
-        return environment.parse(source)
+        yield
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"chat template, line {error.lineno}: {error.message}") from None
 

@@ -278,6 +278,7 @@ def chatml(turn, prompt="<|im_start|>assistant\n"):
         ("{{ ''.__class__.__mro__ }}{{ messages.append(1) }}", "is unsafe"),
         ("{{ 1 + bos_token }}", "unsupported operand"),
         ("a\n{% for %}", "line 2: "),
+        ("a\n{{ 1 | shuffle }}", "line 2: No filter named 'shuffle'."),
     ],
 )  # fmt: skip
 def test_templates_that_are_refused(tmp_path, source, message):
@@ -286,6 +287,29 @@ def test_templates_that_are_refused(tmp_path, source, message):
     with pytest.raises(UserError) as error:
         load_chat_template(tmp_path)
     assert str(error.value).startswith("chat template") and message in str(error.value)
+
+
+PARTS = "{% for part in m.content %}{{ part.text }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("turn", "left_out"),
+    [
+        ("{% if m.role != 'system' %}{{ m.role }} {{ m.content }}{% endif %}<|im_end|>", "message 1, of the system"),
+        (f"{{% if m.role == 'user' %}}{PARTS}{{% else %}}{{{{ m.content }}}}{{% endif %}}", "message 2, of the user"),
+        ("{{ m.content | upper }}", None),
+        ("{{ m.content.split('.')[0] }}", None),
+    ],
+)
+def test_no_message_is_left_out_unseen(turn, left_out):
+    template = JinjaTemplate(chatml(turn), QWEN_TOKENS)
+    chat = messages_of([*SYSTEM_TURNS[:2], ("assistant", "<b>.\n")])
+    if not left_out:
+        template.render(chat, generation_prompt=True)
+        return
+    for asked_for in (True, False):
+        with pytest.raises(UserError, match=f"^chat template: it leaves out {left_out}; take the message out, or use"):
+            template.render(chat, generation_prompt=asked_for)
 
 
 def asked(folder, source, tokens=QWEN_TOKENS, plain=()):
@@ -383,6 +407,8 @@ def test_an_answer_that_the_tokenizer_joins_to_its_header_is_refused(tmp_path):
 def test_options_that_a_template_does_not_know(folders):
     with pytest.raises(UserError, match="this chat template knows no enable_thinking"):
         load_chat_template(folders["qwen2"], thinking="off")
+    with pytest.raises(UserError, match="^chat template, line 1: No filter named 'shuffle'.$"):
+        load_chat_template(folders["qwen2"], "{{ enable_thinking | shuffle }}", thinking="off")
     with pytest.raises(UserError, match="thinking is 'maybe'; use one of default, on, off, tag"):
         load_chat_template(folders["qwen3"], thinking="maybe")
     with pytest.raises(UserError, match="date is '2024-07-26'; write it as '26 Jul 2024'"):
@@ -404,7 +430,8 @@ def test_templates_know_the_special_tokens_by_their_names(tmp_path):
 
 def test_what_templates_may_call():
     def run(source):
-        return JinjaTemplate(source, QWEN_TOKENS, eos_token="</s>").render(messages_of([("user", "é<b>")])).text
+        template = JinjaTemplate(source + "#{{ messages[0].content }}", QWEN_TOKENS, eos_token="</s>")
+        return template.render(messages_of([("user", "é<b>")])).text.removesuffix("#é<b>")
 
     assert run("{{ strftime_now('%Y-%m-%d') }} {{ date_string }}") == "2024-07-26 26 Jul 2024"
     assert run("{{ messages | tojson }}") == '[{"role": "user", "content": "é<b>"}]'

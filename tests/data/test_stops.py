@@ -114,6 +114,19 @@ def turns(before, after):
         (turns("''", "raise_exception('not the user') if m['role'] == 'user' and loop.last else '<|im_end|>'"), TURN),
         # As where an answer goes on in another channel.
         (turns("'<|im_start|>'", "'<|im_end|>' if loop.last else '<|eom_id|>'"), TURN),
+        # What is trained ends with the token, whatever stands before it.
+        (turns("'<|im_start|>' + m['role'] + '\\n'", "'.\\n[done]<|im_end|>\\n'"), TURN),
+        (turns("m['role'] + ': '", "'.\\n[done]<|im_end|>\\n'"), TURN),
+        (
+            "{{ messages[0].content }}: "
+            + turns("'<|im_start|>'", "(m['content'] if loop.first else '') + '<|im_end|>'"),
+            TURN,
+        ),
+        (
+            "{{ raise_exception('a system message first') if messages[0].role != 'system' }}"
+            + turns("''", "eos_token"),
+            END,
+        ),
         (turns("m['role'] + ': '", "'\\n'"), None),
         ("{{ raise_exception('no') }}", None),
     ],
