@@ -64,9 +64,12 @@ def write_texts(stored: Stored, whole: Stored, folder: pathlib.Path) -> None:
 
 
 def _write_template(folder: pathlib.Path, trained: str | None) -> str | None:
-    """Puts `trained`, else the template that the folder is read with, in all places that hold one. Returns it."""
+    """Puts `trained`, else the template that the folder is read with, in all places that hold one. Returns it, or None
+    if there is neither."""
     there = read_chat_template(folder)
     template = trained or there
+    if not template:  # what we find none in, as a list without a default one, stays as it was
+        return None
     if template != there:
         files.write_text(folder / TEMPLATE_FILE, template)
     for path in (folder / "tokenizer_config.json", folder / "chat_template.json"):

@@ -180,6 +180,7 @@ PLACES = ("tokenizer_config.json", "chat_template.json")
         (CHATML, None, None, CHATML, {"tokenizer_config.json": CHATML}),
         (CHATML, None, OTHER, None, {"tokenizer_config.json": OTHER, "chat_template.jinja": OTHER}),  # as it is read
         (NAMED, None, None, None, {"tokenizer_config.json": NAMED}),
+        (None, OTHER, None, None, {"chat_template.json": OTHER}),  # a processor's
         (None, None, None, None, {}),
     ],
 )

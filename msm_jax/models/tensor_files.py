@@ -47,9 +47,8 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # Of files on this machine, less: what is cut out of a chunk is then still in the processor's cache.
 _LOCAL_CHUNK_BYTES = 8 * 2**20
 _AGAIN = "copy or download it again"
-_TIED = {
-    "lm_head.weight"
-}  # an index may name a head that is tied, though no file holds it; the reader knows whether it is
+# An index may name a head that is tied, though no file holds it; the reader knows whether it is.
+_TIED = {"lm_head.weight"}
 # Parts of the data that the fingerprint looks at, in each file: two fine-tunes of one model differ in these alone.
 _SAMPLES, _SAMPLE_BYTES = 8, 4096
 

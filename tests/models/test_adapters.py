@@ -115,6 +115,7 @@ PLAIN = {
     "excluded by a pattern": ({"target_modules": r".*_proj", "exclude_modules": r".*\.(mlp\..*|[ko]_proj)"}, QV),
     "layers named, which are all": ({"layers_to_transform": [*range(LAYERS)], "layers_pattern": "layers"}, QV),
     "one rank by patterns": ({"r": 16, "lora_alpha": 5, **ONE_FOR_ALL}, QV),
+    "names of other models' modules too": ({"target_modules": ["q_proj", "query_key_value", "v_proj", "c_attn"]}, QV),
     "a pattern of no module": ({"rank_pattern": {"up_proj": 2}}, QV),
     "gaussian": (config(init_lora_weights="gaussian"), QV),
     "orthogonal": (config(init_lora_weights="orthogonal"), QV),
