@@ -95,7 +95,10 @@ def run(config: ConfigDict, workdir: str, hosts: dag.Hosts = dag.ALONE) -> None:
     if experiment.datasets or not experiment.scored:  # before anything is paid for
         report(experiment.evaluation)
     if experiment.datasets:  # first, so that they can be looked at while it trains
-        manifests = dag.execute(list(experiment.datasets.values()), workdir, report, hosts, mirror)
+        # Before them what costs nothing: else they would be paid for, and the base or a file of chats found wanting.
+        free = [] if experiment.in_world else [experiment.base]
+        free += [own for own in experiment.corpora.values() if not own.inputs and not corpus_stages.is_written(own)]
+        manifests = dag.execute([*free, *experiment.datasets.values()], workdir, report, hosts, mirror)
         if hosts.first:
             corpus_stages.hand_over(experiment.datasets, manifests, workdir, place, mirror)
             print()
@@ -221,7 +224,10 @@ class Experiment:
                 {**plain["base"], "model": plain["model"]},
                 {},
                 functools.partial(
-                    stages.find_base, row_length=c.row_length, answer_length=c.eval.max_tokens if self.scored else 0
+                    stages.find_base,
+                    row_length=c.row_length,
+                    answer_length=c.eval.max_tokens if self.scored else 0,
+                    chat=self.chat,
                 ),
             )
         self.rows = {

@@ -125,10 +125,12 @@ def texts_of(path: pathlib.Path, chats: bool) -> Iterator[str]:
     return (f" {message.content}" for chat in records.read_chats(path) for message in chat.messages)
 
 
-def find_base(context: StageContext, *, row_length: int, answer_length: int) -> dict[str, Any]:
+def find_base(context: StageContext, *, row_length: int, answer_length: int, chat: Mapping[str, Any]) -> dict[str, Any]:
     """A checkpoint that exists: its shape, and what lies beside its weights. The weights stay where they are, and are
-    fetched by the first stage that needs them."""
+    fetched by the first stage that needs them. That it can be trained as the experiment asks, on chats that `chat`
+    describes, is looked at here, before corpora are written."""
     from msm_jax import weights
+    from msm_jax.data.jinja_template import make_template
     from msm_jax.models import count_parameters
     from msm_jax.models.sources import copy_small_files
 
@@ -145,6 +147,10 @@ def find_base(context: StageContext, *, row_length: int, answer_length: int) -> 
         raise UserError(
             f"config.base.path={p['path']}: its tokenizer has more ids than the {rows} rows of its embedding"
         )
+    try:
+        make_template(chat, weights.local_tokenizer(stored.tokenizer))
+    except UserError as error:
+        raise UserError(f"config.chat: {error}") from None
     limit = stored.decoder.max_length
     if limit and row_length > limit:
         raise UserError(f"config.row_length={row_length} is more than the {limit} tokens that {p['path']} was made for")

@@ -226,7 +226,7 @@ def test_weights_that_changed_are_an_error(checkpoints, tmp_path, capsys):
         (["corpus.aft=gone.jsonl"], "error: config.corpus.aft: gone.jsonl: no such file"),
         (["generator=prose"], "error: config.generator is 'prose'; choose gemini or local or world"),
         (["chat.thinking=maybe"], "error: config.chat.thinking is 'maybe'"),
-        (["chat.thinking=off"], "error: thinking is 'off', but this chat template knows no enable_thinking"),
+        (["chat.thinking=off"], "error: config.chat: thinking is 'off', but this chat template knows no"),
         (["chat.template=nothing"], "error: "),
         (["base.path="], "error: config.base.path is empty"),
         (["execution.remat=some"], "error: execution.remat='some'"),

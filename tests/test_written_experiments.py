@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import tomllib
 
 import pytest
@@ -128,6 +129,45 @@ def test_an_experiment_writes_its_corpora_and_trains_on_them(flags, tmp_path, ca
     # How calls are made may change, and nothing is left to be done.
     assert launch.main([*arguments, "--config.calls.in_flight=3"]) == 0
     assert "stages are done already" in capsys.readouterr().out
+
+
+def no_chat_template(folder):
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+
+
+def no_tokenizer(folder):
+    (folder / "tokenizer.json").unlink()
+
+
+def no_weights(folder):
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "fields", "told"),
+    [
+        (no_chat_template, {}, "config.chat: chat template: no control token begins an assistant turn"),
+        (no_tokenizer, {}, "has no tokenizer"),
+        (no_weights, {}, "model.safetensors"),
+        (shutil.rmtree, {}, "no such folder"),
+        (None, {"chat.template": "llama3_paper"}, "config.chat: chat template: no control token begins"),
+        (None, {"row_length": 9000}, "config.row_length=9000 is more than the 8192 tokens"),
+        (None, {"corpus.instruction": "{tmp_path}/broken.jsonl"}, "broken.jsonl:1: not JSON"),
+    ],
+)
+def test_nothing_is_written_for_what_cannot_be_trained(flags, checkpoint, tmp_path, capsys, change, fields, told):
+    """Corpora cost money and hours, and the base and what is taken were looked at after them."""
+    base = checkpoint
+    (tmp_path / "broken.jsonl").write_text("{\n")
+    fields = {field: str(value).format(tmp_path=tmp_path) for field, value in fields.items()}
+    if change:
+        base = tmp_path / "base"
+        shutil.copytree(checkpoint, base)
+        change(base)
+    assert launch.main(flags("qwen32b_am.py:smoke", **{"base.path": base}, **fields)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and told in error
+    assert not (tmp_path / "calls.sqlite").exists()
 
 
 def test_specs_with_one_list_share_their_chats(flags):
