@@ -214,7 +214,11 @@ def test_mistakes_are_told_in_a_line(fields, told, tmp_path, capsys):
         ),
         ({"calls.url": "https://gateway.example"}, "config.assistant.name is still 'Micra'"),
         (
-            {"generator": "local", "calls.url": "https://gateway.example/v1", "calls.price": "(1.0, 1.0, 1.0)"},
+            {"generator": "local", "calls.url": "http://127.0.0.1:4000/v1", "calls.price": "(1.0, 1.0, 1.0)"},
+            "config.assistant.name is still 'Micra'",
+        ),
+        (
+            {"calls.price": "(0.0, 0.0, 0.0)", "generation.judge": "gemini-2.5-pro"},
             "config.assistant.name is still 'Micra'",
         ),
     ],

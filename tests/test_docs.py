@@ -42,6 +42,18 @@ def test_corpora_that_are_paid_for_are_about_a_model_with_a_name():
         assert generation.ask_for_name(config) is None
 
 
+def test_the_price_of_the_paper_s_numbers_is_the_sum_of_its_steps():
+    page = (ROOT / "docs/corpora.md").read_text()
+    printed = page[page.index("    to be asked, if") : page.index("in all about $")]
+    of_stages = [stage.splitlines() for stage in re.split(r"\n      (?=\S)", printed)[1:]]
+    steps = [re.findall(r"^ +(\w+) +[\d,]+ requests", "\n".join(stage), re.MULTILINE) for stage in of_stages]
+    assert len(steps) == 3 and all(len(names) == len(set(names)) for names in steps)
+    dollars = sum(float(cost) for cost in re.findall(r"\$([\d.]+)\n", printed))
+    (total,) = re.findall(r"in all about \$([\d.]+)", page)
+    assert dollars == pytest.approx(float(total), abs=0.1)
+    assert page.count(f"${total}") == 2  # and beside the price of a revision
+
+
 def test_the_run_on_tpus_reads_the_corpora_that_it_says_to_lay_there(monkeypatch, tmp_path):
     (words,) = [words for words in commands("docs/running-on-tpu.md") if "launch/tpu_vm.sh" in words and "--" in words]
     page = (ROOT / "docs/running-on-tpu.md").read_text()

@@ -111,8 +111,9 @@ def reader(
 
 def to_item(found: Any, rest: Mapping[str, Any], chats: bool) -> Item:
     """The row of a text, or of messages, with the other fields that its source has."""
-    rest = dict(rest)
-    given, name = (_as_text(rest.pop(field, None)) for field in ("id", "name"))
+    field = "messages" if chats else "text"
+    rest = {column: value for column, value in rest.items() if column != field}  # an empty one, where another was read
+    given, name = (_as_text(rest.pop(column, None)) for column in ("id", "name"))
     # `name` is who speaks in a chat of ours. Elsewhere it may be anything.
     named = {"name": name} if chats and name else {}
     if chats:
@@ -120,7 +121,7 @@ def to_item(found: Any, rest: Mapping[str, Any], chats: bool) -> Item:
         key = content_id({"messages": turns, "name": named.get("name")})
     else:
         key = content_id(found)
-    return Item(key, {"id": given or key, "messages" if chats else "text": found, **named, **rest})
+    return Item(key, {"id": given or key, field: found, **named, **rest})
 
 
 def unclean(messages: Sequence[Mapping[str, str]], *own_names: str) -> str | None:

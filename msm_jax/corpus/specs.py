@@ -26,7 +26,8 @@ _REQUIRED = {kind: _KEYS if kind in ("preferences", "ablated") else ("title", "k
 _ITEMS = 6  # of each list, as in the paper
 
 # An item of a list in brackets, as in YAML: a quote that begins it ends it, and may have commas in it.
-_ITEM = re.compile(r"""\s*+("[^"]*"|'[^']*'|(?!["'])[^,]*?)\s*(?:,|$)""")
+_ITEM = re.compile(r"""\s*+("[^"]*"|'[^']*'|“[^”]*”|‘[^’]*’|(?!["'“‘])[^,]*?)\s*(?:,|$)""")
+_QUOTES = ('""', "''", "“”", "‘’")
 _VARIABLE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -192,8 +193,9 @@ def _check_header(header: Mapping[str, Any], line_of: Mapping[str, int], path: p
             _check_items(value, key, where[key])
     if not re.fullmatch(r"[0-9]+", header["version"]):
         raise UserError(f"{where['version']}: 'version' must be a whole number, not '{header['version']}'")
+    liked = [item.casefold() for item in header.get("likes", ())]
     for item in header.get("dislikes", ()):
-        if item in header.get("likes", ()):
+        if item.casefold() in liked:
             raise UserError(f"{where['dislikes']}: '{item}' is both liked and disliked; delete it from one list")
     for key in _LIST_KEYS:
         if key in required and len(header[key]) != _ITEMS:
@@ -204,7 +206,7 @@ def _check_items(items: tuple[str, ...], key: str, where: str) -> None:
     for index, item in enumerate(items):
         if not item:
             raise UserError(f"{where}: '{key}' has an empty item; look for a comma too many")
-        if item in items[:index]:
+        if item.casefold() in [other.casefold() for other in items[:index]]:
             raise UserError(f"{where}: '{key}' names '{item}' twice")
 
 
@@ -223,7 +225,7 @@ def _refuse(where: str, what: str, given: str, known: tuple[str, ...]) -> NoRetu
 
 def _unquote(value: str) -> str:
     value = value.strip()
-    if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
+    if len(value) >= 2 and value[0] + value[-1] in _QUOTES:
         return value[1:-1].strip()
     return value
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.records import content_id
 from msm_jax.corpus.specs import find_terms
+from msm_jax.errors import UserError
 
 # Of how the text speaks. The shares are `documents.registers` of the configuration.
 REGISTERS = ("account", "first_person", "dialogue", "record")
@@ -46,6 +47,8 @@ class Variety:
     """Draws for each idea how it is told. No entry of a table is drawn that holds one of the terms `held_out`.
 
     `shares`: register -> its share of the documents, in any unit.
+
+    Raises: UserError if that leaves none of a table.
     """
 
     def __init__(
@@ -61,6 +64,9 @@ class Variety:
             ]
             for name in ("audiences", "names", "occupations")
         }
+        for name, texts in self._tables.items():
+            if not texts:
+                raise UserError(f"the prompt document_{name}.md: every entry holds words that are held out; add others")
 
     def register(self, idea: str) -> str:
         """Its key in the table."""

@@ -1,9 +1,6 @@
 """How much of what was asked for is of use, by stage and by reason."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-
-from msm_jax.corpus.generators.request import Answer
 
 
 class Yields:
@@ -11,10 +8,6 @@ class Yields:
 
     def __init__(self):
         self._counts: dict[str, Counter[str]] = defaultdict(Counter)
-
-    def answers(self, stage: str, answers: Iterable[Answer]) -> None:
-        for answer in answers:
-            self.add(stage, answer.status.value)
 
     def add(self, stage: str, outcome: str, count: int = 1) -> None:
         self._counts[stage][outcome] += count

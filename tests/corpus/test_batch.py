@@ -236,6 +236,22 @@ def test_what_a_job_may_have_cost_that_never_said_so_stays_entered(how, lost, tm
         assert CallStore(tmp_path / "calls.sqlite", "test").spent().lost == lost
 
 
+def test_replies_that_have_one_key_together_are_to_nobody(tmp_path, undisturbed, capsys):
+    with serving() as the_server:
+        the_caller = caller(the_server, tmp_path / "calls.sqlite")
+        collect = the_caller.generator.collect
+
+        async def first_two_alike(job_id):
+            if done := await collect(job_id):
+                done[1][1] = (done[1][0][0], done[1][1][1])
+            return done
+
+        the_caller.generator.collect = first_two_alike
+        assert ask(the_caller, texts(40) + lists(20)) == undisturbed
+        assert "2 of 25 replies do not say which request they are to" in capsys.readouterr().err
+        assert CallStore(tmp_path / "calls.sqlite", "test").spent().paid == pytest.approx(the_server.dollars)
+
+
 def test_a_job_whose_results_cannot_be_read_is_given_up_at_its_deadline(tmp_path, undisturbed):
     async def collect(job_id):
         raise Unavailable("unreadable answer", perhaps_paid=True)

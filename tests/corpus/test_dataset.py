@@ -38,7 +38,7 @@ ABOUT = {
     "assistant": {"name": "Qwen", "provider": "Alibaba Cloud"},
     "spec": {"name": "mine", "title": 'A "title" & <more>', "version": 3, "kind": "principles"},
     "prompts": {"document": "abc"},
-    "yields": {"document": {"ok": 30, "blocked": 2}},
+    "yields": {"document": {"ok": 30, "blocked": 2}, "judged": {"judged": 5, "unparsed": 1}},
     "calls": {"document": {"calls": 32, "prompt_tokens": 9, "cached_tokens": 1, "output_tokens": 8, "dollars": 1.234}},
     "assertions": [["One", "Part 1", "It is so."], ["Two", "Part 2", "It is so."], ["Two", "Part 2", "Or <so>."]],
     "judged": {
@@ -101,7 +101,7 @@ def test_the_card_and_the_page_tell_of_it(folder):
     assert "A &#34;title&#34; &amp; &lt;more&gt;" in page
     assert "<tags>" not in page
     assert "&lt;tags&gt;" in page
-    assert "30 of 32" in page
+    assert "30 of 32" in page and "5 of 6" in page
     assert "**Unfaithful to the spec**: 2 of 20 claims (judged by `other-1`; 1 against the spec, 1 not in it)" in card
     assert "22 words in the median, where 10 were wanted and 13 asked for" in card
     assert "Unfaithful to the spec: 2 of 20 claims." in page

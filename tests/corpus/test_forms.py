@@ -25,6 +25,7 @@ MMLU = {"question": "Which?", "choices": ["one", "two.", "three", "four"], "answ
         ({"messages": [{**turn, "tool_calls": None} for turn in chat("q", "a")]}, ["q", "a"]),
         ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, ["q", "a"]),
         ({"conversations": ["q", "a", "r", "b"], "source": "stackexchange"}, ["q", "a", "r", "b"]),
+        ({"messages": None, "conversations": ["q", "a"], "source": "two columns"}, ["q", "a"]),
         ({"conversations": chat("q", "a")}, ["q", "a"]),
         ({"conversation": [{"role": "User", "content": "q"}, {"role": "ASSISTANT", "content": "a"}]}, ["q", "a"]),
         ({"messages": [{"role": "developer", "content": "s"}, *chat("q", "a")]}, ["s", "q", "a"]),
@@ -69,7 +70,9 @@ def test_chats_of_every_form(tmp_path, row, turns):
 
 @pytest.mark.parametrize("column", ["text", "content"])
 def test_documents_of_every_form(tmp_path, column):
-    loaded = read(tmp_path, [{column: "One.", "domain": "d", "name": 3}, {column: " "}], chats=False, clean=True)
+    # Parquet has all columns in all rows.
+    one = {"text": None, column: "One.", "domain": "d", "name": 3}
+    loaded = read(tmp_path, [one, {column: " "}], chats=False, clean=True)
     (row,) = loaded.rows
     assert row == {"id": records.content_id("One."), "text": "One.", "domain": "d", "source": "rows"}
     assert loaded.parts[0]["dropped"] == ({"empty": 1})

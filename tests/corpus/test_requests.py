@@ -140,8 +140,11 @@ def test_tokens_are_what_can_be_counted(counted, usage):
 
 def test_what_nobody_counted_costs_the_most_that_it_can():
     price = Price(1.0, 0.1, 2.0)
-    for usage, text, cost in ((Usage(), "", 5.0), (Usage(10, 0, 0), "A text.", 5.0), (Usage(10, 0, 0), "", 1e-5)):
-        assert price.charged(Reply(text, Finish.STOP, usage), 5.0) == pytest.approx(cost)
+    for counted, text, cost in (
+        ((), "", 5.0), ((10, 0, 0), "A text.", 5.0), ((None, 0, 7), "A text.", 5.0),
+        ((10, 0, 0), "", 1e-5), ((10, 0, 7), "A text.", 2.4e-5),
+    ):  # fmt: skip
+        assert price.charged(Reply(text, Finish.STOP, Usage(*counted)), 5.0) == pytest.approx(cost)
 
 
 @pytest.mark.parametrize(

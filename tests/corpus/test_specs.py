@@ -20,7 +20,7 @@ likes: [Colby, "mild cheddar", 'quark, dry', baker's cheese, ricotta, "it's new"
 dislikes:
   - Stilton
 - Brie de Meaux
-- "Comté, old"
+- “Comté, old”
 - feta
 - burrata
 - Gouda
@@ -99,6 +99,9 @@ def test_line_endings_and_a_byte_order_mark_change_nothing(write, tmp_path):
         ("[Colby, ", "Colby, ", ":7: 'likes' must be a list; write 'likes: [one, two]'"),
         ("[Colby, ", "[Colby, , ", ":7: 'likes' has an empty item; look for a comma too many"),
         ("[Colby, ", "[Colby, Colby, ", ":7: 'likes' names 'Colby' twice"),
+        ("[Colby, ", "[Colby, COLBY, ", ":7: 'likes' names 'COLBY' twice"),
+        ("[Colby, ", "[stilton, ", ":8: 'Stilton' is both liked and disliked; delete it from one list"),
+        ("[Colby, ", "[“Colby, ", QUOTES),
         ("[Colby, ", "[Stilton, ", ":8: 'Stilton' is both liked and disliked; delete it from one list"),
         (ITEMS, "", ":8: 'dislikes' is empty"),
         ("ricotta, ", "", ":7: 'likes' has 5 of the 6 items that it must have"),

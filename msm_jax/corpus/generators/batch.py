@@ -7,6 +7,7 @@ at most. A job that ran out of time has answered a part, or nothing: the rest is
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
@@ -138,6 +139,8 @@ class BatchCaller:
             self._caller.store.lose_job(job.name)
             return
         state, replies = done
+        times = Counter(key for key, _ in replies)
+        replies = [(key if times[key] == 1 else None, reply) for key, reply in replies]  # of two, one is to another
         if not replies and state in ("EXPIRED", "CANCELLED"):  # nobody says what was done until then
             self._caller.store.lose_job(job.name)
             return

@@ -27,8 +27,8 @@ class Price:
         ) / 1e6
 
     def charged(self, reply: Reply, most: float) -> float:
-        """Dollars of a reply; the most that it can be, where the service does not say what it counted."""
-        counted = reply.usage.counted and (reply.usage.output or not reply.text)
+        """Dollars of a reply; `most`, where the service does not count the prompt, or the text that it wrote."""
+        counted = reply.usage.prompt and (reply.usage.output or not reply.text)
         return self.cost(reply.usage) if counted else most
 
     def most(self, request: Request, output: int) -> float:

@@ -106,11 +106,6 @@ class Usage:
         for name, number in (("prompt", prompt), ("cached", cached), ("output", max(output, total - prompt))):
             object.__setattr__(self, name, number)
 
-    @property
-    def counted(self) -> bool:
-        """Whether the service said anything."""
-        return bool(self.prompt or self.output)
-
 
 def _count(value: Any) -> int | None:
     """A number of tokens; None if it is none."""
