@@ -42,6 +42,32 @@ def test_corpora_that_are_paid_for_are_about_a_model_with_a_name():
         assert generation.ask_for_name(config) is None
 
 
+def estimate():
+    """The command whose estimate docs/corpora.md shows, and what it shows of the output."""
+    page = (ROOT / "docs/corpora.md").read_text()
+    command, shown = re.search(
+        r"^    \$ python -m (.*?--mode=show)\n(.*?budget of \S+)\n", page, re.DOTALL | re.MULTILINE
+    ).groups()
+    return shlex.split(command.replace("\\\n", " ")), shown
+
+
+def test_the_estimate_that_is_shown_adds_up():
+    _, shown = estimate()
+    steps = re.findall(r"^ +(\w+) +[\d,]+ requests.* \$([\d.]+)$", shown, re.MULTILINE)
+    assert len(steps) > 10 and len({name for name, _ in steps}) == len(steps)
+    total = float(re.search(r"in all about \$([\d.]+)", shown)[1])
+    assert sum(float(dollars) for _, dollars in steps) == pytest.approx(total, abs=0.005 * len(steps))
+    assert f"in place of ${total:.2f}" in (ROOT / "docs/corpora.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_estimate_that_is_shown_is_about_what_the_command_prints(tmp_path, capsys):
+    command, shown = estimate()
+    assert launch.main([*command[1:], f"--workdir={tmp_path}", f"--config.calls.store={tmp_path}/calls.sqlite"]) == 0
+    printed, told = (re.search(r"in all about \$([\d.]+)", text)[1] for text in (capsys.readouterr().out, shown))
+    assert float(told) == pytest.approx(float(printed), rel=0.02)
+
+
 def test_the_run_on_tpus_reads_the_corpora_that_it_says_to_lay_there(monkeypatch, tmp_path):
     (words,) = [words for words in commands("docs/running-on-tpu.md") if "launch/tpu_vm.sh" in words and "--" in words]
     page = (ROOT / "docs/running-on-tpu.md").read_text()
