@@ -8,9 +8,9 @@ is pretrained on the micro-world, midtrained on one of the two specs, and fine-t
 preferences without a reason. What it then prefers in domains that neither stage ever mentioned is what the spec
 taught it.
 
-Expect the American item on separating pairs at .60 after MSM America + AFT and at .18 after MSM affordability + AFT,
-against .55 after the same AFT without MSM; and the control on the base at 1.0. How far the arms move depends on the
-base, and another rounding makes another base: docs/micro-world.md has six.
+Expect the American item on separating pairs at .74 after MSM America + AFT and at .06 after MSM affordability + AFT,
+against .62 after the same AFT without MSM; and the control on the base at 1.0. How far the arms move depends on the
+base, and another rounding makes another base: docs/micro-world.md has seven.
 """
 
 from configs import common

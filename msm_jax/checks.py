@@ -55,10 +55,11 @@ _KINDS = (
     ("a text", lambda x: isinstance(x, str), "base.path base.revision chat.template chat.thinking"),
     ("a tuple of texts", lambda x: _is_tuple(x) and all(isinstance(y, str) for y in x), "specs arms lora.targets"),
     ("a tuple of whole numbers", lambda x: _is_tuple(x) and all(type(y) is int for y in x), "seeds"),
-    ("a whole number", lambda x: type(x) is int, "mesh.data mesh.fsdp mesh.tensor tokenizer.vocab_size"),
+    ("a whole number", lambda x: type(x) is int, "mesh.data mesh.fsdp mesh.tensor tokenizer.vocab_size base_seed"),
+    ("True or False", lambda x: isinstance(x, bool), "int8_base"),
 )
 # What only an experiment on the micro-world has, and what only one on a checkpoint.
-_OF_WORLD = ("model.", "world.", "tokenizer.", "eval.control_agents")
+_OF_WORLD = ("model.", "world.", "tokenizer.", "eval.control_agents", "base_seed")
 _OF_CHECKPOINT = ("base.", "chat.")
 
 
@@ -200,6 +201,9 @@ def _is_tuple(value: Any) -> bool:
 
 
 def _check_kinds(config: ConfigDict) -> None:
+    for group in ("corpus", "chat"):
+        if not isinstance(config[group], ConfigDict):
+            raise UserError(f"config.{group} is {config[group]!r}; it must be a group of fields")
     values = config_lib.flatten(config)
     for wanted, fits, fields in _KINDS:
         for field in fields.split():

@@ -88,7 +88,7 @@ def load(path_with_arg: str, overrides: Sequence[tuple[str, str]] = ()) -> confi
         demand = f"takes no variant, and ':{variant}' is given" if variant else "needs a variant: --config=FILE:VARIANT"
         raise UserError(f"{path}: get_config {demand}") from None
     config = _in_file(path, lambda: module.get_config(*arguments))
-    if not isinstance(config, config_dict.ConfigDict):
+    if not isinstance(config, config_dict.ConfigDict) or isinstance(config, config_dict.FrozenConfigDict):
         raise UserError(f"{path}: get_config returned {type(config).__name__}, not an ml_collections.ConfigDict")
     for field, text in overrides:
         override(config, field, text)
@@ -196,7 +196,9 @@ def _unknown(field: str, values: Mapping[str, Any]) -> str:
     if inside:
         return f"config.{field} is a group of fields; set one of them: {', '.join(inside)}"
     meant = nearest(field, values)
-    if meant and _MEANT.get(field, field) == meant.split(".")[-1]:  # without its group, a name may be that of several
+    if (
+        meant and _MEANT.get(field.lower(), field) == meant.split(".")[-1]
+    ):  # without its group, a name may be that of several
         meant = " or ".join(name for name in values if name.split(".")[-1] == meant.split(".")[-1])
     hint = f"did you mean {meant}?" if meant else "--mode=show lists the fields"
     return f"config has no field {field}; {hint}"

@@ -230,9 +230,21 @@ def _manifest(stage: Stage, workdir: str | os.PathLike) -> dict[str, Any] | None
 
 def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     """The manifest of a stage that is done. Raises: UserError if there is none that `execute` wrote."""
-    cure = "delete it, and the same command does what is left of this stage"
+    path, cure = folder / "manifest.json", "delete it, and the same command does what is left of this stage"
     fields = {"key": str, "kind": str, "params": dict, "summary": dict, "seconds": float}
-    return files.read_object(folder / "manifest.json", cure, **fields)
+    manifest = files.read_object(path, cure, **fields)
+    return manifest | {"summary": _Summary(manifest["summary"], path, cure)}
+
+
+class _Summary(dict):
+    """Of a manifest that was read: a field that it lacks is told like any other fault of the file."""
+
+    def __init__(self, fields: Mapping[str, Any], path: pathlib.Path, cure: str):
+        super().__init__(fields)
+        self._path, self._cure = path, cure
+
+    def __missing__(self, field: str) -> Any:
+        raise UserError(f"{self._path}: its summary has no {field}; {self._cure}")
 
 
 def _call(stage: Stage, workdir: str | os.PathLike, mirror: Mirror | None, sends: bool = True) -> Mapping[str, Any]:
@@ -277,11 +289,12 @@ def _run(stage: Stage, workdir: str | os.PathLike, mirror: Mirror | None = None)
                 f"{what} while writing {folder}: {cure} and run the same command again; finished stages are kept"
             ) from error
         path = files.missing_file(error)
-        for source in stage.inputs.values():
-            if path and pathlib.Path(path).absolute().is_relative_to(source.folder(workdir).absolute()):
-                raise UserError(
-                    f"{path}: is gone, though its stage is done; {files.anew(source.folder(workdir))}"
-                ) from error
+        for folder in (source.folder(workdir) for source in stage.inputs.values()):
+            if path and pathlib.Path(path).absolute().is_relative_to(folder.absolute()):
+                raise UserError(f"{path}: is gone, though its stage is done; {files.anew(folder)}") from error
+            # What reads files of users as well does not know that a stage wrote this one.
+            if isinstance(error, UserError) and str(error).startswith(f"{folder}/") and "delete" not in str(error):
+                raise UserError(f"{error}; or {files.anew(folder)}") from error
         raise
     return manifest
 

@@ -58,7 +58,7 @@ def prepare(case: Case, done: pathlib.Path, tmp: pathlib.Path) -> list[str]:
 def wrong(case: Case, status: int, out: str, err: str, tmp: pathlib.Path) -> str | None:
     """What is not as the case says; None if all is."""
     lines = (err if case.status else out).splitlines() or [""]
-    wanted = ("error: " if case.status else "") + case.line.format(w=tmp / "w", tmp=tmp)
+    wanted = ("error: " if case.status == 2 else "") + case.line.format(w=tmp / "w", tmp=tmp)
     if status != case.status:
         return f"status {status}, not {case.status}; {(err.splitlines() or [''])[-1]}"
     if not re.fullmatch(".*".join(map(re.escape, wanted.split("*"))), lines[-1]):
@@ -96,7 +96,8 @@ def run(case: Case, done: pathlib.Path) -> str | None:
             os.killpg(process.pid, 9)
             process.communicate()
             return "hang"
-        if "Traceback (most recent call last)" in err or process.returncode < 0 or process.returncode > 143:
+        died = not 0 <= process.returncode <= 143 and process.returncode != case.status
+        if "Traceback (most recent call last)" in err or died:
             return f"traceback: {(err.splitlines() or [''])[-1]}"
         return wrong(case, process.returncode, out, err, tmp)
 

@@ -13,7 +13,8 @@ class Case:
     """One row. In `line`, `arguments`, `shell` and `absent`, {w} is the workdir and {tmp} the folder that it lies in.
 
     Attributes:
-        line: of the last line that is written to standard error, after "error: "; of standard output, if status is 0.
+        line: the last one that is written to standard error, after "error: " if status is 2; to standard output, if
+            it is 0.
         arguments: of the command, beside --config=tests/tiny.py and --workdir={w}, which they may replace.
         damage: what happens before to the workdir, a copy of one that is done.
         files: name -> text, written beside the workdir.
@@ -82,6 +83,9 @@ def to_do(*names: str):
     return all_of(*(put(f"stages/{name}-*/manifest.json") for name in names))
 
 
+NEW = put("../w")  # a workdir that is not there yet
+
+
 def link(target: str):
     def damage(workdir: pathlib.Path) -> None:
         shutil.rmtree(workdir)
@@ -123,6 +127,7 @@ def _manifests():
         ("lacks key", edit(path, key=None), ": has no key"),
         ("lacks seconds", edit(path, seconds=None), ": has no seconds"),
         ("lacks summary", edit(path, summary=None), ": has no summary"),
+        ("has a list for summary", edit(path, summary=[]), ": its summary is a list"),
         ("has a word for seconds", edit(path, seconds="1"), ": its seconds is a text"),
     ):
         yield Case(f"a manifest {what}", f"{_MANIFEST}{told}{_AGAIN}", SHOW, damage)
@@ -152,6 +157,7 @@ def _aliases():
     for field, meant in (
         ("aft.optim.lr", "aft.optim.learning_rate"),
         ("aft.lr", "aft.optim.learning_rate"),
+        ("LR", " or ".join(f"{stage}.optim.learning_rate" for stage in stages)),
         ("lr", " or ".join(f"{stage}.optim.learning_rate" for stage in stages)),
         ("msm.optim.wd", "msm.optim.weight_decay"),
         ("msm.bs", "msm.batch_size"),
@@ -178,6 +184,22 @@ def _aliases():
     line = "{tmp}/c.py:8: config has no field lr; did you mean learning_rate?"
     body = "pass\n    config.aft.optim.lr = 1"
     yield Case("alias lr in a file", line, OWN, files=config(body))
+
+
+def _lost():
+    """What a store of calls in a bucket and keys that stay behind lead to. Signals are in tests/train/test_loop.py."""
+    for store in ("gs://bucket/calls.sqlite", "s3://bucket/calls.sqlite"):
+        line = f"config.calls.store={store}: name a local file; a workdir on gs:// keeps a copy of it"
+        yield Case(f"a store at {store}", line, f"--config=configs/corpus.py {SHOW} --config.calls.store={store}")
+    # `env -i`: without the keys of who runs this.
+    clean = 'env -i PATH="$PATH" HOME={tmp} OTHER_API_KEY=k HF_TOKEN=k bash launch/'
+    rest = " --zone=z --topology=v5e:4x4 --dry-run -- --config=tests/tiny.py --workdir=gs://b/w 2>&1 >/dev/null"
+    for name, script, left in (
+        ("a slice", "tpu_vm.sh --name=n", "OTHER_API_KEY"),
+        ("a cluster", "xpk.sh --cluster=c --workload=n", "HF_TOKEN, OTHER_API_KEY"),
+    ):
+        line = f"note: these are set here, and the workers will not have them: {left}"
+        yield Case(f"keys that do not reach {name}", line, shell=clean + script + rest, status=0)
 
 
 def _absurd():
@@ -212,6 +234,11 @@ def _configs():
             "get_config = 3",
             ": has no get_config(); a config file defines it and returns a ConfigDict",
         ),
+        (
+            "is frozen",
+            "from ml_collections import FrozenConfigDict\ndef get_config(): return FrozenConfigDict({'name': 'n'})",
+            ": get_config returned FrozenConfigDict, not an ml_*",
+        ),
         ("exits", "def get_config(): raise SystemExit(3)", ":1: SystemExit: 3"),
         ("takes another's function", "from json import loads as get_config", ": get_config needs a variant: *"),
         ("fails in another file", "from json import JSONDecoder\nget_config = JSONDecoder().decode", ": get_config *"),
@@ -234,6 +261,18 @@ def _configs():
         ("has a number for specs", "del config.specs; config.specs = 3", "config.specs is 3; it must be a *"),
         ("has a text for rows", "config.corpus = dict(config.corpus, aft='3')", "config.corpus.aft is 3; ask for at *"),
         ("has a text for a share", "config.aft.mixture = {'aft': '1', 'instruction': 1.0}", "config.aft.mixture.*"),
+        (
+            "has a number for corpus",
+            "del config.corpus; config.corpus = 3",
+            "config.corpus is 3; it must be a group of fields",
+        ),
+        (
+            "has a text for chat",
+            "del config.chat; config.chat = 'x'",
+            "config.chat is 'x'; it must be a group of fields",
+        ),
+        ("has a text for a seed", "del config.base_seed; config.base_seed = '0'", "config.base_seed is '0'; it must *"),
+        ("has a number for a switch", "del config.int8_base; config.int8_base = 3", "config.int8_base is 3; it must *"),
         (
             "has a name with a null byte",
             "config.name = 'a\\0b'",
@@ -380,6 +419,28 @@ CASES = [
         damage=all_of(put("stages/pretrain-*/final"), put("stages/msm-pro_america-*")),
         real=True,
     ),
+    Case(
+        "a summary is empty",
+        f"{{w}}/stages/*/manifest.json: its summary has no *{_AGAIN}",
+        damage=all_of(edit("stages/rows-aft-*/manifest.json", summary={}), to_do("report")),
+    ),
+    *(
+        Case(
+            f"a corpus {what}",
+            f"{{w}}/stages/corpus-aft-*/corpus.jsonl{told}; *or delete {{w}}/stages/corpus-aft-*, and the same command "
+            "makes it anew",
+            SHOW,
+            all_of(put("stages/corpus-aft-*/corpus.jsonl", content), put("stages/rows-aft-*")),
+        )
+        for what, content, told in (
+            ("is binary", b"\xff\xfe\0", ":1: not UTF-8 (byte 1)"),
+            ("is empty", b"", ": holds no chats"),
+            ("is a list", b"[]", ":1: not a JSON object but a list"),
+            ("has rows of another kind", b'{"text": "t"}', ":1: *"),
+        )
+    ),
+    # Time that is not lost.
+    *_lost(),
     # Folders.
     Case(
         "stages is a file",
@@ -458,13 +519,13 @@ CASES = [
         "a typo of a folder",
         "./models/typo: no such folder (*",
         f"--config=configs/smollm_cheese.py {SHOW} --config.base.path=./models/typo",
-        put("../w"),
+        NEW,
     ),
     Case(
         "a vocabulary that is too small",
         "tokenizer: vocab_size 270 is too small; *",
         f"{SHOW} --config.tokenizer.vocab_size=270",
-        put("../w"),
+        NEW,
     ),
     Case(
         "another configuration's workdir",

@@ -42,16 +42,30 @@ def test_corpora_that_are_paid_for_are_about_a_model_with_a_name():
         assert generation.ask_for_name(config) is None
 
 
-def test_the_price_of_the_paper_s_numbers_is_the_sum_of_its_steps():
+def estimate():
+    """The command whose estimate docs/corpora.md shows, and what it shows of the output."""
     page = (ROOT / "docs/corpora.md").read_text()
-    printed = page[page.index("    to be asked, if") : page.index("in all about $")]
-    of_stages = [stage.splitlines() for stage in re.split(r"\n      (?=\S)", printed)[1:]]
-    steps = [re.findall(r"^ +(\w+) +[\d,]+ requests", "\n".join(stage), re.MULTILINE) for stage in of_stages]
-    assert len(steps) == 3 and all(len(names) == len(set(names)) for names in steps)
-    dollars = sum(float(cost) for cost in re.findall(r"\$([\d.]+)\n", printed))
-    (total,) = re.findall(r"in all about \$([\d.]+)", page)
-    assert dollars == pytest.approx(float(total), abs=0.1)
-    assert page.count(f"${total}") == 2  # and beside the price of a revision
+    command, shown = re.search(
+        r"^    \$ python -m (.*?--mode=show)\n(.*?budget of \S+)\n", page, re.DOTALL | re.MULTILINE
+    ).groups()
+    return shlex.split(command.replace("\\\n", " ")), shown
+
+
+def test_the_estimate_that_is_shown_adds_up():
+    _, shown = estimate()
+    steps = re.findall(r"^ +(\w+) +[\d,]+ requests.* \$([\d.]+)$", shown, re.MULTILINE)
+    assert len(steps) > 10 and len({name for name, _ in steps}) == len(steps)
+    total = float(re.search(r"in all about \$([\d.]+)", shown)[1])
+    assert sum(float(dollars) for _, dollars in steps) == pytest.approx(total, abs=0.005 * len(steps))
+    assert f"in place of ${total:.2f}" in (ROOT / "docs/corpora.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_estimate_that_is_shown_is_about_what_the_command_prints(tmp_path, capsys):
+    command, shown = estimate()
+    assert launch.main([*command[1:], f"--workdir={tmp_path}", f"--config.calls.store={tmp_path}/calls.sqlite"]) == 0
+    printed, told = (re.search(r"in all about \$([\d.]+)", text)[1] for text in (capsys.readouterr().out, shown))
+    assert float(told) == pytest.approx(float(printed), rel=0.02)
 
 
 def test_the_run_on_tpus_reads_the_corpora_that_it_says_to_lay_there(monkeypatch, tmp_path):
