@@ -105,7 +105,8 @@ class Babbler(World):
     """The offline generator, with texts of no meaning that differ from each other."""
 
     def _ideas(self, variables, rng):
-        return {"ideas": [dict.fromkeys(("name", "idea"), self._text(rng, 24)) for _ in range(variables["count"])]}
+        texts = [self._text(rng, 24) for _ in range(variables["count"])]
+        return {"ideas": [{"name": one, "idea": one, "statements": [1]} for one in texts]}
 
     def _plan(self, variables, rng):
         return self._text(rng, variables["plan_words"])

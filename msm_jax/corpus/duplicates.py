@@ -104,18 +104,21 @@ class _Index:
             counts[hits] += many
         rest = np.ones(len(own), dtype=bool)
         rest[np.argsort(counts)[len(own) - least // 2 :]] = False
-        if np.max(self._shared(found, rest), initial=0) < least - least // 2:
-            return np.zeros(0, np.int64)
-        shared = self._shared(found, np.ones(len(own), dtype=bool))
-        return np.flatnonzero(shared >= least)[np.argsort(-shared[shared >= least], kind="stable")]
-
-    def _shared(self, found: list[tuple[np.ndarray, ...]], among: np.ndarray) -> np.ndarray:
-        """int64 [number of sets]: how many of the shingles each holds, of those that are `among`."""
         owners = [np.zeros(0, np.uint64)]
         for level, hits, start, many in found:
-            start, many = start[among[hits]], many[among[hits]]
+            start, many = start[rest[hits]], many[rest[hits]]
             owners.append(level[np.repeat(start - np.cumsum(many) + many, many) + np.arange(many.sum())] & _LOW)
-        return np.bincount(np.concatenate(owners).astype(np.int64), minlength=self._count)
+        numbers, shared = np.unique(np.concatenate(owners), return_counts=True)
+        enough = shared >= least - least // 2
+        numbers, shared = numbers[enough], shared[enough]
+        # Those that were left out are looked up for these sets alone, however many others hold them.
+        sought = first[~rest] | numbers[:, None]
+        for level in filter(len, self._levels):
+            place = np.minimum(np.searchsorted(level, sought), len(level) - 1)
+            shared = shared + (level[place] == sought).sum(axis=1)
+        enough = shared >= least
+        numbers, shared = numbers[enough], shared[enough]
+        return numbers[np.argsort(-shared, kind="stable")].astype(np.int64)
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:

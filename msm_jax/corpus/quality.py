@@ -107,7 +107,7 @@ def _mentions(name: str, text: str) -> int:
 
 def _speaks(text: str, words: list[str], language: str) -> bool:
     """Whether the text of these words is in this language, as far as can be told."""
-    words = [word.lower() for word in words]
+    words = " ".join(words).lower().split(" ")
     found = _language(text, words)
     if found == language or found is None and len(words) < _ENOUGH_WORDS:
         return True
@@ -161,5 +161,10 @@ def function_words() -> dict[str, frozenset[str]]:
 
 def _repeats(words: list[str]) -> bool:
     """Whether a third of all runs of eight words have been there before: a writer caught in a loop."""
-    runs = list(zip(*(words[start:] for start in range(8)), strict=False))
-    return len(runs) > 50 and 3 * len(set(runs)) < 2 * len(runs)
+    count = len(words) - 7
+    if count <= 50:
+        return False
+    # There are at least as many different runs as different beginnings of two words, which suffice for most texts.
+    if 3 * len(set(zip(words[:count], words[1:], strict=False))) >= 2 * count:
+        return False
+    return 3 * len(set(zip(*(words[start:] for start in range(8)), strict=False))) < 2 * count

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from msm_jax.corpus import duplicates
 from msm_jax.corpus.duplicates import Held, NearDuplicates, overlap, shingles
 
 WORDS = [f"w{number}" for number in range(3000)]
@@ -122,3 +123,17 @@ def test_a_copy_has_more_than_a_share_of_its_runs_from_one_text(seed, copied, ot
     own = set(shingles(answer).tolist())
     shared = max(len(own & set(shingles(document).tolist())) for document in documents)
     assert Held(documents).copied(answer, most) == (shared > most * len(own))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_holders_are_those_that_counting_all_gives(seed):
+    rng = random.Random(seed)
+    sets = [sorted(rng.sample(range(60), rng.randint(0, 30))) for _ in range(30)]
+    own, least = sorted(rng.sample(range(60), 25)), rng.randint(1, 12)
+    as_shingles = [np.array(numbers, np.uint64) << np.uint64(32) for numbers in (own, *sets)]
+    index = duplicates._Index(as_shingles[1:10])
+    for one in as_shingles[10:]:
+        index.add(one)
+    shared = [len(set(own) & set(one)) for one in sets]
+    wanted = [number for number in np.argsort(-np.array(shared), kind="stable").tolist() if shared[number] >= least]
+    assert index.holders(as_shingles[0], least).tolist() == wanted

@@ -1,5 +1,8 @@
+import random
+
 import pytest
 
+from msm_jax.corpus import quality
 from msm_jax.corpus.quality import LANGUAGES, Demands, language_of, problems
 
 GOOD = (
@@ -122,3 +125,13 @@ def test_lengths_and_held_out_words():
 )
 def test_of_a_short_text_the_language_is_what_can_be_told(text, wrong):
     assert ("other language" in problems(text, Demands("Qwen", mentions=0))) == wrong
+
+
+@pytest.mark.parametrize("kinds", [2, 9, 500])
+@pytest.mark.parametrize("again", [0, 60, 90, 100, 110, 400])
+def test_a_text_repeats_itself_if_a_third_of_its_runs_of_eight_words_were_there_before(kinds, again):
+    rng = random.Random(kinds)
+    words = [f"w{rng.randrange(kinds)}" for _ in range(200)]
+    words += (words * 2)[:again]
+    runs = [tuple(words[start : start + 8]) for start in range(len(words) - 7)]
+    assert quality._repeats(words) == (3 * len(set(runs)) < 2 * len(runs))
