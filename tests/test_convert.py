@@ -301,7 +301,7 @@ def test_prompts_that_are_neither_texts_nor_chats(imported, prompts, message):
         msm_jax.load(imported).generate(prompts)
 
 
-@pytest.mark.parametrize("template", ["[INST] {{ messages[0].content }} [/INST]", "{% for %}"])
+@pytest.mark.parametrize("template", ["{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}", "{% for %}"])
 def test_a_template_that_cannot_be_trained_on_does_not_forbid_the_model(qwen3, tmp_path, template):
     folder = tmp_path / "untrainable"
     shutil.copytree(qwen3, folder)
@@ -310,7 +310,7 @@ def test_a_template_that_cannot_be_trained_on_does_not_forbid_the_model(qwen3, t
     assert model.encode("Why?") == model.tokenizer.encode("Why?")
     if "[INST]" in template:
         chat = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
-        assert model.tokenizer.spell(model.encode(chat)) == "[INST] Why? [/INST]"
+        assert model.tokenizer.spell(model.encode(chat)) == "[INST] Why? [/INST][INST] So. [/INST]"
     np.testing.assert_array_equal(model.logits(TOKENS), msm_jax.load(qwen3).logits(TOKENS))
 
 
