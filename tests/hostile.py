@@ -14,6 +14,7 @@ import pathlib
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -104,6 +105,8 @@ def run(case: Case, done: pathlib.Path) -> str | None:
 
 def main(words: list[str]) -> int:
     """Returns 0 if every case ended as it says."""
+    # A shell may have what it starts in the background ignore Ctrl-C, and so what that starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     cases = [case for case in [*CASES, *fields()] if all(word in case.name for word in words)]
     start, found = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="hostile-") as folder, concurrent.futures.ThreadPoolExecutor(2) as pool:

@@ -5,6 +5,7 @@ import json
 import pathlib
 import shlex
 import shutil
+import signal
 from collections.abc import Callable, Mapping
 
 
@@ -186,8 +187,25 @@ def _aliases():
     yield Case("alias lr in a file", line, OWN, files=config(body))
 
 
-def _lost():
-    """What a store of calls in a bucket and keys that stay behind lead to. Signals are in tests/train/test_loop.py."""
+def _stops():
+    """Signals while a stage trains, after its first checkpoint; what a store of calls and launch scripts answer."""
+    many = 100_000
+    training = f"--config.pretrain.steps={many} --config.checkpoint.every=1"
+    # $$ is the shell, and then the command, which takes its place.
+    wait = "until ls {{w}}/stages/pretrain-*/checkpoints/[0-9]*; do kill -0 $$ || exit; sleep 0.1; done"
+    when = f"( {wait}; {{}} ) >/dev/null 2>&1 & exec {{{{command}}}}"
+    saved = f"* of {many} steps are done and saved, and step * is next; the same command resumes"
+    for name, kills, line, status in (
+        ("Ctrl-C", "kill -INT $$", f"stopped: pretrain: Ctrl-C; {saved}", 130),
+        ("SIGTERM", "kill -TERM $$", f"stopped: pretrain: SIGTERM; {saved}", 143),
+        (
+            "Ctrl-C twice",
+            "while kill -INT $$; do sleep 0.01; done",
+            "stopping: this step is finished and saved; Ctrl-C once more drops it",
+            -signal.SIGINT,
+        ),
+    ):
+        yield Case(f"{name} in training", line, training, NEW, shell=when.format(kills), status=status)
     for store in ("gs://bucket/calls.sqlite", "s3://bucket/calls.sqlite"):
         line = f"config.calls.store={store}: name a local file; a workdir on gs:// keeps a copy of it"
         yield Case(f"a store at {store}", line, f"--config=configs/corpus.py {SHOW} --config.calls.store={store}")
@@ -440,7 +458,7 @@ CASES = [
         )
     ),
     # Time that is not lost.
-    *_lost(),
+    *_stops(),
     # Folders.
     Case(
         "stages is a file",
