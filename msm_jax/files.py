@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import shutil
+import stat
 from collections.abc import Iterator
 from typing import Any
 
@@ -94,6 +95,8 @@ def read_object(path: str | os.PathLike, cure: str, **fields: type) -> dict[str,
     Raises: UserError, which says `cure`, if it cannot be read or is none such.
     """
     try:
+        if stat.S_ISFIFO(os.stat(path).st_mode):
+            raise UserError(f"{path}: not a file but a named pipe; {cure}")  # reading would wait for ever
         content = pathlib.Path(path).read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; {cure}") from error

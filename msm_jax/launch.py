@@ -6,6 +6,7 @@ mistakes answer at once.
 
 import argparse
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -87,6 +88,10 @@ def _launch(arguments: list[str]) -> None:
     config = config_lib.load(options.config, overrides)
     if not config.get("name"):
         raise UserError(f"{options.config}: the configuration has no name; it names the folder of the results")
+    if not isinstance(config.name, str) or not re.fullmatch(r"\w[\w.-]*", config.name):
+        raise UserError(
+            f"config.name is {config.name!r}: it names the folder of the results; use letters, digits, '.', '-' and '_'"
+        )
     workdir = options.workdir or f"runs/{config.name}"
     if (options.mode == "plan") != bool(options.topology):
         raise UserError("--mode=plan and --topology=KIND:SHAPE go together, as in --mode=plan --topology=v5p:2x2x4")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import shlex
 import shutil
@@ -56,6 +57,17 @@ def put(pattern: str, content: bytes | None = None, folder: bool = False):
                 path.mkdir(parents=True)
             elif content is not None:
                 path.write_bytes(content)
+
+    return damage
+
+
+def pipe(pattern: str):
+    """A named pipe, which nobody writes to, in place of a file."""
+
+    def damage(workdir: pathlib.Path) -> None:
+        (path,) = workdir.glob(pattern)
+        path.unlink()
+        os.mkfifo(path)
 
     return damage
 
@@ -125,6 +137,7 @@ def _manifests():
         ("is null", put(path, b"null"), ": not a JSON object but null"),
         ("is deep", put(path, b"[" * 99_999), ": not JSON that can be read (*)"),
         ("is a folder", put(path, folder=True), ": cannot be read (Is a directory)"),
+        ("is a named pipe", pipe(path), ": not a file but a named pipe"),
         ("lacks key", edit(path, key=None), ": has no key"),
         ("lacks seconds", edit(path, seconds=None), ": has no seconds"),
         ("lacks summary", edit(path, summary=None), ": has no summary"),
@@ -533,6 +546,7 @@ CASES = [
         "runs/n*: no folder can be made there (File name too long); choose another --workdir",
         f"--workdir= --config.name={'n' * 300}",
     ),
+    Case("a name that leads elsewhere", "config.name is '..': it names the folder *", "--workdir= --config.name=.."),
     Case(
         "a typo of a folder",
         "./models/typo: no such folder (*",
