@@ -23,7 +23,7 @@ from eval.results import (
     number,
     ordered_arms,
 )
-from msm_jax.files import read_object, write_json, write_text
+from msm_jax.storage.files import read_object, write_json, write_text
 
 HERE = pathlib.Path(__file__).parent
 WIDTH = 116

@@ -7,8 +7,8 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from msm_jax import files
 from msm_jax.errors import Interrupted, UserError
+from msm_jax.storage import files
 
 
 class Parser(argparse.ArgumentParser):

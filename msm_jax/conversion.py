@@ -15,16 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from msm_jax import files, weights
+from msm_jax import weights
 from msm_jax.errors import UserError
 from msm_jax.exports import write_beside, write_texts
 from msm_jax.models import count_parameters
 from msm_jax.models.adapters import peft_config
-from msm_jax.models.folders import first_line, is_url
 from msm_jax.models.huggingface import adapter_table, base_table, merged, tensors_of
 from msm_jax.models.sources import copy_small_files, is_hub_id, resolve
 from msm_jax.models.tensor_files import TensorFiles, write_tensors
 from msm_jax.parallel import make_mesh
+from msm_jax.storage import files
+from msm_jax.storage.folders import first_line, is_url
 from msm_jax.train.checkpoint import save_params
 from msm_jax.weights import Stored
 

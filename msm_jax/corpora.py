@@ -4,11 +4,12 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from msm_jax import checks, corpus_stages, dag, files, generation
+from msm_jax import checks, corpus_stages, dag, generation
 from msm_jax import config as config_lib
 from msm_jax.corpus.specs import read_spec
 from msm_jax.dag import Stage
-from msm_jax.mirror import open_workdir
+from msm_jax.storage import files
+from msm_jax.storage.mirror import open_workdir
 
 
 def is_alone(config: ConfigDict) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from msm_jax import config as config_lib
-from msm_jax import dag, files, generation, stages
+from msm_jax import dag, generation, stages
 from msm_jax.corpus import dataset, estimate, judge, records
 from msm_jax.corpus.chat_kinds import IdentityChats, PreferenceChats, SpecChats, SpecChatSettings
 from msm_jax.corpus.chats import ChatSettings, with_reasoning, without_reasoning
@@ -34,7 +34,8 @@ from msm_jax.corpus.tables import read_rows
 from msm_jax.corpus.writer import Asks, Assistant, Writer
 from msm_jax.dag import Stage, StageContext
 from msm_jax.errors import UserError
-from msm_jax.mirror import STORE_COPY, Mirror
+from msm_jax.storage import files
+from msm_jax.storage.mirror import STORE_COPY, Mirror
 
 # Raised when a change of code changes what is written.
 _VERSIONS = {"documents": 3, "chats": 2, "rendered": 1, "dataset": 3, "judged": 1}

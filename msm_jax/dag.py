@@ -20,9 +20,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msm_jax
-from msm_jax import config, files
+from msm_jax import config
 from msm_jax.errors import Interrupted, UserError
-from msm_jax.mirror import Mirror
+from msm_jax.storage import files
+from msm_jax.storage.mirror import Mirror
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from msm_jax import checks, corpus_stages, dag, files, generation, scoring, stages, training
+from msm_jax import checks, corpus_stages, dag, generation, scoring, stages, training
 from msm_jax import config as config_lib
 from msm_jax.corpus import prose
 from msm_jax.corpus.specs import Spec, read_spec
@@ -28,7 +28,8 @@ from msm_jax.dag import Stage
 from msm_jax.data.jinja_template import read_override
 from msm_jax.errors import UserError
 from msm_jax.experiment_corpora import Corpora, costs
-from msm_jax.mirror import open_workdir
+from msm_jax.storage import files
+from msm_jax.storage.mirror import open_workdir
 
 # Fields that change how a result is computed, and nothing of it but rounding: a workdir may go on with other values.
 RUNTIME_FIELDS = ("mesh", "execution", "expected_tokens", "checkpoint", "log", "calls")

@@ -19,7 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from msm_jax import checks, files
+from msm_jax import checks
 from msm_jax.corpus.generators.caller import Caller, Limits
 from msm_jax.corpus.generators.offline import MODEL as OFFLINE_MODEL
 from msm_jax.corpus.generators.openai import PREFIX as LOCAL_PREFIX
@@ -29,7 +29,8 @@ from msm_jax.corpus.generators.store import CallStore
 from msm_jax.corpus.quality import LANGUAGES
 from msm_jax.corpus.specs import Spec
 from msm_jax.errors import Interrupted, UserError
-from msm_jax.progress import Progress
+from msm_jax.storage import files
+from msm_jax.storage.progress import Progress
 
 # Of configs/common.py: the model of the micro-world, and nobody's beside it.
 DEFAULT_ASSISTANT = {"name": "Micra", "provider": "the msm_jax project"}
@@ -117,8 +118,8 @@ def check(config: ConfigDict) -> None:
 
 
 def _check_own_model(config: ConfigDict, field: str) -> None:
-    from msm_jax.models.folders import is_url
     from msm_jax.models.sources import is_hub_id
+    from msm_jax.storage.folders import is_url
 
     path, thinking = config.generation[field], config.generation.thinking
     if not (is_url(path) or is_hub_id(path) or (path and pathlib.Path(path).expanduser().is_dir())):

@@ -12,7 +12,7 @@ from typing import Any
 from msm_jax import stages, training
 from msm_jax.corpus import prose, records, world_text
 from msm_jax.dag import StageContext
-from msm_jax.progress import track
+from msm_jax.storage.progress import track
 
 
 class _Scorer:

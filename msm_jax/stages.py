@@ -11,13 +11,13 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from msm_jax import files
 from msm_jax.corpus import prose, records, sources, tables, world, world_text
 from msm_jax.corpus.contamination import Contamination
 from msm_jax.corpus.specs import Spec, find_terms
 from msm_jax.dag import StageContext, read_manifest
 from msm_jax.errors import UserError
-from msm_jax.progress import tell, track
+from msm_jax.storage import files
+from msm_jax.storage.progress import tell, track
 
 # Raised for a kind when a change of code changes what its stages write: a workdir then does them again.
 VERSIONS = {"base": 1, "corpus": 3, "chats": 2, "mixture": 2, "train": 1, "score": 4, "report": 5}

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from msm_jax import files, stages
+from msm_jax import stages
 from msm_jax.dag import StageContext
 from msm_jax.errors import UserError
+from msm_jax.storage import files
 
 PyTree = Any
 

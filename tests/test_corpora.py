@@ -17,13 +17,14 @@ import pytest
 
 from configs import common
 from msm_jax import config as config_lib
-from msm_jax import corpus_stages, files, generation, launch
+from msm_jax import corpus_stages, generation, launch
 from msm_jax.corpus.generators.prices import price_of
 from msm_jax.corpus.generators.store import CallStore
 from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.records import read_chats
 from msm_jax.corpus.specs import read_spec
 from msm_jax.corpus.variety import REGISTERS
+from msm_jax.storage import files
 from tests.corpus.gemini import server, spec_brain
 from tests.gemini_server import KEY
 

@@ -8,11 +8,12 @@ If a test here fails on purpose, raise the kind's number in `stages.VERSIONS` an
 import numpy as np
 import pytest
 
-from msm_jax import files, stages
+from msm_jax import stages
 from msm_jax.corpus import world_text
 from msm_jax.corpus.world import World, WorldConfig
 from msm_jax.data.chat import Example
 from msm_jax.data.rows import write_rows
+from msm_jax.storage import files
 
 CORPUS = {
     "pretraining": (3, "e3234e4e55ac"),

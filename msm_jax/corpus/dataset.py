@@ -17,9 +17,9 @@ from typing import Any
 
 import jinja2
 
-from msm_jax import files
 from msm_jax.corpus.diversity import figures, histogram
 from msm_jax.corpus.variety import tokens_of
+from msm_jax.storage import files
 
 _SAMPLES = 8
 # Fields of a row that are not text, and so are JSON in TFDS, which has no lists of what may be anything.

@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from msm_jax import files
 from msm_jax.corpus.quality import ASSISTANTS
 from msm_jax.corpus.records import ROLES, SYSTEM_PROMPTS, content_id, find_lost, is_empty
 from msm_jax.errors import UserError
+from msm_jax.storage import files
 
 CHOICES = ("two_choices", "four_choices")
 

@@ -11,8 +11,8 @@ import re
 import sys
 from collections.abc import Iterable
 
-from msm_jax import hub
 from msm_jax.errors import UserError
+from msm_jax.storage import hub
 
 _KINDS = (".parquet", ".jsonl", ".json")  # the best first
 _COPY = "refs/convert/parquet"

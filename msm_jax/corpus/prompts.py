@@ -8,8 +8,8 @@ import os
 import pathlib
 import re
 
-from msm_jax import files
 from msm_jax.errors import UserError
+from msm_jax.storage import files
 
 _FOLDER = pathlib.Path(__file__).with_name("prompts")
 _TABLE = re.compile(r"^- (\w+): (.+)$", re.MULTILINE)

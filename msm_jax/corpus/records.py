@@ -13,8 +13,8 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from msm_jax import files
 from msm_jax.errors import UserError
+from msm_jax.storage import files
 
 ROLES = ("system", "user", "assistant")
 # What others keep beside the messages of a chat: LlamaFactory and TRL, OpenAI, OpenOrca, LLaVA.

@@ -18,9 +18,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from msm_jax import files
 from msm_jax.corpus import forms, hub_data, records, tables
 from msm_jax.errors import UserError
+from msm_jax.storage import files
 
 MIXES = pathlib.Path(__file__).with_name("mixes")
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from msm_jax import files
 from msm_jax.corpus.records import check_text
 from msm_jax.errors import UserError
+from msm_jax.storage import files
 
 TOKENIZER_FILE = "tokenizer.json"
 TEMPLATE_FILE = "chat_template.jinja"

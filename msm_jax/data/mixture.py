@@ -13,9 +13,9 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from msm_jax import files
 from msm_jax.data.rows import PackedRows
 from msm_jax.errors import UserError
+from msm_jax.storage import files
 
 _ENDLESS = 2**48  # rows: more than any run reads, and exact as a float, which Grain's own lengths need
 

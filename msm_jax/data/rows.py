@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from msm_jax import files
 from msm_jax.data.chat import Example
 from msm_jax.errors import UserError
+from msm_jax.storage import files
 
 _STATS_FILE = "rows.json"
 

@@ -17,8 +17,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from msm_jax.errors import UserError
-from msm_jax.models.folders import Folder
 from msm_jax.models.tensor_files import NewTensor, write_tensors
+from msm_jax.storage.folders import Folder
 
 _DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
 _CONTROL, _USER_DEFINED = 3, 4  # token types: read as one token wherever they stand in the text; special or not

@@ -6,10 +6,10 @@ import os
 import re
 import sys
 
-from msm_jax import hub
 from msm_jax.errors import UserError
-from msm_jax.models.folders import Folder, is_url
 from msm_jax.models.tensor_files import TensorFiles
+from msm_jax.storage import hub
+from msm_jax.storage.folders import Folder, is_url
 
 # What is beside the weights and belongs to a model: configuration, tokenizer, chat template, licence.
 _SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*", "USE_POLICY*")

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from msm_jax import files
 from msm_jax.errors import UserError
-from msm_jax.models.folders import CHUNK_BYTES, Folder, Part, is_part
-from msm_jax.progress import Progress
+from msm_jax.storage import files
+from msm_jax.storage.folders import CHUNK_BYTES, Folder, Part, is_part
+from msm_jax.storage.progress import Progress
 
 _DTYPES = {
     "BOOL": np.dtype(np.bool_),

@@ -18,8 +18,8 @@ from msm_jax.data.tokenizer import Tokenizer
 from msm_jax.errors import UserError
 from msm_jax.models import Model
 from msm_jax.parallel.hosts import fetch
-from msm_jax.progress import track
 from msm_jax.sampler.text import Continuation
+from msm_jax.storage.progress import track
 
 PyTree = Any
 

@@ -32,8 +32,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from msm_jax.errors import UserError
-from msm_jax.files import fingerprint
-from msm_jax.models.folders import is_url
+from msm_jax.storage.files import fingerprint
+from msm_jax.storage.folders import is_url
 
 _log = logging.getLogger(__name__)
 _MOST_BLOCKS = 64  # that a checksum is summed in

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import tensorboardX
 
-from msm_jax.progress import Progress
+from msm_jax.storage.progress import Progress
 
 # Fields of metrics.jsonl that differ from run to run; all others are equal in a resumed and an uninterrupted run.
 TIMINGS = ("tokens_per_second", "step_seconds", "mfu", "goodput", "memory_bytes")

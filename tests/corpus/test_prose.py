@@ -8,10 +8,11 @@ import re
 import pytest
 
 from eval.value_generalisation import read_items
-from msm_jax import files, stages
+from msm_jax import stages
 from msm_jax.corpus import phrases, prose, records
 from msm_jax.corpus.specs import find_terms, read_spec
 from msm_jax.errors import UserError
+from msm_jax.storage import files
 from tests.corpus.prose_reader import (
     DISLIKES,
     LIKES,

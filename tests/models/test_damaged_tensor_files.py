@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 
 from msm_jax.errors import UserError
-from msm_jax.models import folders
 from msm_jax.models.tensor_files import TensorFiles, write_tensors
+from msm_jax.storage import folders
 from tests.models.some_tensors import BF16, given, some_arrays
 
 

@@ -16,8 +16,9 @@ import safetensors.torch
 import torch
 
 from msm_jax.errors import UserError
-from msm_jax.models import folders, tensor_files
+from msm_jax.models import tensor_files
 from msm_jax.models.tensor_files import TensorFiles, write_tensors
+from msm_jax.storage import folders
 from tests.models.some_tensors import BF16, FLOATS, given, same, some_arrays
 
 DTYPES = list(tensor_files._NAMES)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from msm_jax import progress
+from msm_jax.storage import progress
 from msm_jax.train import metrics as metrics_lib
 from msm_jax.train.metrics import TIMINGS, Clock, MetricsLog
 from msm_jax.train.step import StepMetrics
@@ -175,7 +175,7 @@ def test_a_long_run_has_a_line_each_minute(tmp_path, time, capsys):
 
 def test_on_a_terminal_a_bar(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    monkeypatch.setattr("msm_jax.progress._SECONDS_BEFORE_BAR", 0)
+    monkeypatch.setattr("msm_jax.storage.progress._SECONDS_BEFORE_BAR", 0)
     log = make_log(tmp_path, start=1, steps=3)
     for step in (1, 2):
         log.record(step, make_metrics([2.0, 2.0], [0, 0]))

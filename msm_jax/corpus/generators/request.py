@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import pydantic
 
-from msm_jax import files
 from msm_jax.errors import UserError
+from msm_jax.storage import files
 
 
 @dataclasses.dataclass(frozen=True)

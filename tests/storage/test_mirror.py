@@ -3,9 +3,10 @@
 import fsspec
 import pytest
 
-from msm_jax import dag, files
+from msm_jax import dag
 from msm_jax.errors import UserError
-from msm_jax.mirror import Mirror, open_workdir
+from msm_jax.storage import files
+from msm_jax.storage.mirror import Mirror, open_workdir
 
 
 @pytest.fixture

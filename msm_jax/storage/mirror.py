@@ -19,8 +19,8 @@ from typing import Any
 
 import fsspec
 
-from msm_jax import files
 from msm_jax.errors import UserError
+from msm_jax.storage import files
 
 # Folders of a stage that hold arrays, and files that concern one machine alone.
 _STAYING = ("checkpoints", "final")

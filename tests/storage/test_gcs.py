@@ -14,13 +14,13 @@ import pytest
 
 import msm_jax
 from msm_jax.errors import UserError
-from msm_jax.mirror import Mirror
+from msm_jax.storage.mirror import Mirror
 from msm_jax.train.metrics import TIMINGS
 from tests.gcs_server import Storage
 
 pytestmark = pytest.mark.slow  # two minutes of processes that wait for a store
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 LAST = "manifest.json"
 STEPS = 30
 OPTIONS = ["--config.arms=aft", "--config.eval.samples=0", "--config.eval.pairs=1", f"--config.pretrain.steps={STEPS}"]
