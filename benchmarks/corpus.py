@@ -36,15 +36,15 @@ from msm_jax.corpus.contamination import Contamination
 from msm_jax.corpus.documents import DocumentSettings, DocumentWriter
 from msm_jax.corpus.duplicates import Held, NearDuplicates
 from msm_jax.corpus.estimate import Estimator, counted
-from msm_jax.corpus.generators.caller import Caller, Limits
-from msm_jax.corpus.generators.gemini import Gemini
-from msm_jax.corpus.generators.offline import World
-from msm_jax.corpus.generators.request import classify
-from msm_jax.corpus.generators.store import CallStore
 from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.quality import Demands, function_words, language_of, problems
 from msm_jax.corpus.specs import read_spec
 from msm_jax.corpus.writer import Assistant, Writer
+from msm_jax.corpus.writing.offline import World
+from msm_jax.llm.caller import Caller, Limits
+from msm_jax.llm.gemini import Gemini
+from msm_jax.llm.request import classify
+from msm_jax.llm.store import CallStore
 
 MOST = 1.2
 SPEC = pathlib.Path(__file__).parents[1] / "specs" / "philosophy.md"

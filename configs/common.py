@@ -221,7 +221,7 @@ def _add_generation(config: ConfigDict) -> None:
         {
             "budget": 10.0,  # dollars that this configuration may spend in all, over all runs
             "service": "standard",  # flex: half the price, may take minutes; batch: half the price, may take a day
-            "price": (),  # dollars per million tokens (prompt, cached prompt, output); none: generators/prices.toml
+            "price": (),  # dollars per million tokens (prompt, cached prompt, output); none: msm_jax/llm/prices.toml
             "url": "",  # of the server; none, for local: a checkpoint is asked in this process
             "in_flight": 32,  # calls at once, at most; of a checkpoint, those that are decoded together
             "timeout": 600.0,  # seconds of one call to a service

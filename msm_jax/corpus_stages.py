@@ -24,9 +24,6 @@ from msm_jax.corpus import dataset, estimate, judge, records
 from msm_jax.corpus.chat_kinds import IdentityChats, PreferenceChats, SpecChats, SpecChatSettings
 from msm_jax.corpus.chats import ChatSettings, with_reasoning, without_reasoning
 from msm_jax.corpus.documents import DocumentSettings, DocumentWriter
-from msm_jax.corpus.generators.batch import BatchCaller
-from msm_jax.corpus.generators.prices import Price
-from msm_jax.corpus.generators.store import CallStore, Spent, copied
 from msm_jax.corpus.judge import DocumentJudge, JudgeSettings
 from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.specs import Spec
@@ -34,6 +31,9 @@ from msm_jax.corpus.tables import read_rows
 from msm_jax.corpus.writer import Asks, Assistant, Writer
 from msm_jax.dag import Stage, StageContext
 from msm_jax.errors import UserError
+from msm_jax.llm.batch import BatchCaller
+from msm_jax.llm.prices import Price
+from msm_jax.llm.store import CallStore, Spent, copied
 from msm_jax.storage import files
 from msm_jax.storage.mirror import STORE_COPY, Mirror
 

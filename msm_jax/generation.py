@@ -20,15 +20,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from msm_jax import checks
-from msm_jax.corpus.generators.caller import Caller, Limits
-from msm_jax.corpus.generators.offline import MODEL as OFFLINE_MODEL
-from msm_jax.corpus.generators.openai import PREFIX as LOCAL_PREFIX
-from msm_jax.corpus.generators.prices import FREE, SERVICES, Price, price_of
-from msm_jax.corpus.generators.request import Generator
-from msm_jax.corpus.generators.store import CallStore
 from msm_jax.corpus.quality import LANGUAGES
 from msm_jax.corpus.specs import Spec
+from msm_jax.corpus.writing.offline import MODEL as OFFLINE_MODEL
 from msm_jax.errors import Interrupted, UserError
+from msm_jax.llm.caller import Caller, Limits
+from msm_jax.llm.openai import PREFIX as LOCAL_PREFIX
+from msm_jax.llm.prices import FREE, SERVICES, Price, price_of
+from msm_jax.llm.request import Generator
+from msm_jax.llm.store import CallStore
 from msm_jax.storage import files
 from msm_jax.storage.progress import Progress
 
@@ -113,7 +113,7 @@ def check(config: ConfigDict) -> None:
     except UserError:
         raise UserError(
             f"config.generation.judge: no price is known of {generation.judge}, and config.calls.price is that of "
-            "config.generation.model; add it to msm_jax/corpus/generators/prices.toml"
+            "config.generation.model; add it to msm_jax/llm/prices.toml"
         ) from None
 
 
@@ -275,7 +275,7 @@ def check_key(config: ConfigDict) -> None:
     if told := ask_for_name(config):
         raise UserError(told)
     if config.generator == "gemini":
-        from msm_jax.corpus.generators.gemini import key_from_environment
+        from msm_jax.llm.gemini import key_from_environment
 
         key_from_environment()
 
@@ -300,7 +300,7 @@ def _generator(config: ConfigDict, model: str) -> Generator:
     calls = config.calls
     match config.generator:
         case "world":
-            from msm_jax.corpus.generators.offline import World
+            from msm_jax.corpus.writing.offline import World
 
             return World()
         case "local" if _is_own(config):
@@ -308,10 +308,10 @@ def _generator(config: ConfigDict, model: str) -> Generator:
 
             return OwnModel(model, calls.in_flight, config.generation.most_output)
         case "local":
-            from msm_jax.corpus.generators.openai import OpenAI
+            from msm_jax.llm.openai import OpenAI
 
             return OpenAI(model, calls.url, calls.in_flight, calls.timeout, config.generation.most_output)
-    from msm_jax.corpus.generators.gemini import Gemini, key_from_environment
+    from msm_jax.llm.gemini import Gemini, key_from_environment
 
     # What batch jobs leave is asked for the same price.
     service = "flex" if calls.service == "batch" else calls.service

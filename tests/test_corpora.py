@@ -18,12 +18,12 @@ import pytest
 from configs import common
 from msm_jax import config as config_lib
 from msm_jax import corpus_stages, generation, launch
-from msm_jax.corpus.generators.prices import price_of
-from msm_jax.corpus.generators.store import CallStore
 from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.records import read_chats
 from msm_jax.corpus.specs import read_spec
 from msm_jax.corpus.variety import REGISTERS
+from msm_jax.llm.prices import price_of
+from msm_jax.llm.store import CallStore
 from msm_jax.storage import files
 from tests.corpus.gemini import server, spec_brain
 from tests.gemini_server import KEY
@@ -326,7 +326,7 @@ def test_what_was_paid_for_outlives_the_machine_of_a_bucket(tmp_path, monkeypatc
 LAUNCH = """
 import sys
 from msm_jax import launch
-from msm_jax.corpus.generators.batch import BatchCaller
+from msm_jax.llm.batch import BatchCaller
 BatchCaller.__init__.__defaults__ = (*BatchCaller.__init__.__defaults__[:-1], 0.05)
 sys.exit(launch.main(sys.argv[1:]))
 """

@@ -20,10 +20,10 @@ import pydantic
 
 from msm_jax.corpus.alike import Alike, sentence_embeddings, weighted_words
 from msm_jax.corpus.duplicates import Held
-from msm_jax.corpus.generators.request import Answer, Request
 from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.records import content_id
 from msm_jax.corpus.writer import HOPELESS, PILOT, Asks, Assistant, Settings, Writer
+from msm_jax.llm.request import Answer, Request
 
 # Questions of one reply: of many more, the last are poor.
 _AT_ONCE = 10

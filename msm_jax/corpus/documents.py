@@ -20,7 +20,6 @@ import pydantic
 
 from msm_jax.corpus import tree
 from msm_jax.corpus.duplicates import NearDuplicates
-from msm_jax.corpus.generators.request import Answer, Request
 from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.quality import LANGUAGES, Demands, problems
 from msm_jax.corpus.records import content_id
@@ -29,6 +28,7 @@ from msm_jax.corpus.tree import Part
 from msm_jax.corpus.variety import CALIBRATION, REGISTERS, TOKENS_PER_WORD, Lengths, Variety, tokens_of
 from msm_jax.corpus.writer import HOPELESS, PILOT, Asks, Assistant, Settings, Writer, distinct, listed, tokens_for
 from msm_jax.errors import UserError
+from msm_jax.llm.request import Answer, Request
 
 # Lists are asked for again, with what there is, until they are long enough or so many times.
 _ROUNDS = 5

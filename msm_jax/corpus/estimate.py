@@ -16,14 +16,14 @@ from collections.abc import Sequence
 from msm_jax.corpus import tree
 from msm_jax.corpus.chat_kinds import Domains
 from msm_jax.corpus.chats import Question, Questions
-from msm_jax.corpus.generators import offline_chats
-from msm_jax.corpus.generators.offline import World
-from msm_jax.corpus.generators.prices import Price
-from msm_jax.corpus.generators.request import Answer, Request, Status, Usage, judge
-from msm_jax.corpus.generators.store import CallStore
 from msm_jax.corpus.judge import Claims
 from msm_jax.corpus.variety import CHARACTERS_PER_TOKEN, TOKENS_PER_WORD
 from msm_jax.corpus.writer import Writer
+from msm_jax.corpus.writing import offline_chats
+from msm_jax.corpus.writing.offline import World
+from msm_jax.llm.prices import Price
+from msm_jax.llm.request import Answer, Request, Status, Usage, judge
+from msm_jax.llm.store import CallStore
 
 # Tokens of replies: of a list, for each of its items; "quoted" is the spec, or a part of it, and a little.
 _OF_ITEM = {"document_types": 45, "ideas": 100, "questions": 45, "chat_domains": 80}

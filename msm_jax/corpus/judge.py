@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import pydantic
 
-from msm_jax.corpus.generators.request import Answer
 from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.specs import Spec, render
 from msm_jax.corpus.tree import verbatim
 from msm_jax.corpus.writer import Asks, Assistant, Settings, Writer
+from msm_jax.llm.request import Answer
 
 VERDICTS = ("supported", "unsupported", "contradicts")
 # Fewer documents tell nothing.

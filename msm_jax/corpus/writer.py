@@ -8,11 +8,11 @@ from typing import Any, Protocol
 import pydantic
 
 from msm_jax.corpus.contamination import Contamination
-from msm_jax.corpus.generators.request import Answer, Request
 from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.tree import same_name
 from msm_jax.corpus.yields import Yields
 from msm_jax.errors import UserError
+from msm_jax.llm.request import Answer, Request
 
 # What comes first, before all else is paid for: if it comes to nothing, the rest would too.
 PILOT = 50

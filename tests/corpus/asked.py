@@ -1,6 +1,6 @@
 """The offline generator, and all that it was asked."""
 
-from msm_jax.corpus.generators.offline import World
+from msm_jax.corpus.writing.offline import World
 
 
 class Asked(World):

@@ -6,13 +6,13 @@ import re
 
 import pydantic
 
-from msm_jax.corpus.generators.caller import Caller, Limits
-from msm_jax.corpus.generators.gemini import Gemini
-from msm_jax.corpus.generators.offline import World
-from msm_jax.corpus.generators.prices import Price
-from msm_jax.corpus.generators.request import Request
-from msm_jax.corpus.generators.store import CallStore
 from msm_jax.corpus.tree import Part
+from msm_jax.corpus.writing.offline import World
+from msm_jax.llm.caller import Caller, Limits
+from msm_jax.llm.gemini import Gemini
+from msm_jax.llm.prices import Price
+from msm_jax.llm.request import Request
+from msm_jax.llm.store import CallStore
 from tests import gemini_server
 from tests.gemini_server import KEY, digest, text_of
 

@@ -9,13 +9,13 @@ from msm_jax.corpus.chat_kinds import IdentityChats, PreferenceChats, SpecChats,
 from msm_jax.corpus.chats import ChatSettings
 from msm_jax.corpus.documents import DocumentSettings, DocumentWriter
 from msm_jax.corpus.estimate import Estimator, counted
-from msm_jax.corpus.generators.caller import Caller
-from msm_jax.corpus.generators.offline import MODEL, World
-from msm_jax.corpus.generators.prices import Price
-from msm_jax.corpus.generators.store import CallStore
 from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.specs import read_spec
 from msm_jax.corpus.writer import Assistant
+from msm_jax.corpus.writing.offline import MODEL, World
+from msm_jax.llm.caller import Caller
+from msm_jax.llm.prices import Price
+from msm_jax.llm.store import CallStore
 
 SPEC = read_spec(pathlib.Path(__file__).parents[2] / "specs" / "pro_novelty.md")
 QWEN = Assistant("Qwen", "Alibaba Cloud")

@@ -5,11 +5,11 @@ import contextlib
 
 import pytest
 
-from msm_jax.corpus.generators import batch
-from msm_jax.corpus.generators.batch import BatchCaller
-from msm_jax.corpus.generators.request import Unavailable
-from msm_jax.corpus.generators.store import CallStore
 from msm_jax.errors import Interrupted, UserError
+from msm_jax.llm import batch
+from msm_jax.llm.batch import BatchCaller
+from msm_jax.llm.request import Unavailable
+from msm_jax.llm.store import CallStore
 from tests.corpus.gemini import caller, lists, server, texts
 
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import pydantic
 
-from msm_jax.corpus.generators import services
-from msm_jax.corpus.generators.request import Finish, Gone, Reply, Request, Unavailable, Usage
 from msm_jax.errors import UserError
+from msm_jax.llm import services
+from msm_jax.llm.request import Finish, Gone, Reply, Request, Unavailable, Usage
 
 KEY_VARIABLES = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
 

@@ -13,8 +13,8 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from msm_jax.corpus.generators import offline_chats
-from msm_jax.corpus.generators.request import Finish, Reply, Request, Usage
+from msm_jax.corpus.writing import offline_chats
+from msm_jax.llm.request import Finish, Reply, Request, Usage
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'“])")
 

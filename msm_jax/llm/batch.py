@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from msm_jax.corpus.generators.caller import Caller
-from msm_jax.corpus.generators.request import Answer, Gone, Reply, Request, Unavailable
-from msm_jax.corpus.generators.store import Job
 from msm_jax.errors import Interrupted, UserError
+from msm_jax.llm.caller import Caller
+from msm_jax.llm.request import Answer, Gone, Reply, Request, Unavailable
+from msm_jax.llm.store import Job
 from msm_jax.storage import files
 
 _Result = TypeVar("_Result")

@@ -19,8 +19,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from msm_jax.corpus.generators.request import Finish, Reply, Request, Usage
 from msm_jax.errors import UserError
+from msm_jax.llm.request import Finish, Reply, Request, Usage
 
 _log = logging.getLogger(__name__)
 _TABLES = """

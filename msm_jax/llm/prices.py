@@ -5,8 +5,8 @@ import functools
 import pathlib
 import tomllib
 
-from msm_jax.corpus.generators.request import Reply, Request, Usage
 from msm_jax.errors import UserError
+from msm_jax.llm.request import Reply, Request, Usage
 
 # What each service charges of the standard price (Gemini's pricing page).
 SERVICES = {"standard": 1.0, "flex": 0.5, "batch": 0.5}

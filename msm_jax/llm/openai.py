@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from msm_jax.corpus.generators import services
-from msm_jax.corpus.generators.request import Finish, Reply, Request, Unavailable, Usage, schema, without_thoughts
 from msm_jax.errors import UserError
+from msm_jax.llm import services
+from msm_jax.llm.request import Finish, Reply, Request, Unavailable, Usage, schema, without_thoughts
 
 # For servers that ask for one; a server of one's own needs none.
 KEY_VARIABLE = "LOCAL_API_KEY"

@@ -13,10 +13,10 @@ import time
 
 import pytest
 
-from msm_jax.corpus.generators.caller import Caller, Limits
-from msm_jax.corpus.generators.request import Finish, Reply, Status, Unavailable, Usage
-from msm_jax.corpus.generators.store import CallStore
 from msm_jax.errors import Interrupted, UserError
+from msm_jax.llm.caller import Caller, Limits
+from msm_jax.llm.request import Finish, Reply, Status, Unavailable, Usage
+from msm_jax.llm.store import CallStore
 from tests.corpus.gemini import MODEL, PRICE, caller, lists, server, texts
 from tests.gemini_server import KEY, PER_CALL, PER_REPLY, identity
 

@@ -7,8 +7,8 @@ import time
 import unicodedata
 from typing import Any
 
-from msm_jax.corpus.generators.request import Finish, Rejected, Unavailable
 from msm_jax.errors import UserError
+from msm_jax.llm.request import Finish, Rejected, Unavailable
 
 _WORDS = {
     Finish.STOP: "stop eos eos_token end_turn end_of_turn stop_sequence complete completed done finished none",

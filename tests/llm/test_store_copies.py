@@ -4,9 +4,9 @@ import threading
 
 import pytest
 
-from msm_jax.corpus.generators import store as store_module
-from msm_jax.corpus.generators.request import Finish, Reply, Usage
-from msm_jax.corpus.generators.store import CallStore, copied
+from msm_jax.llm import store as store_module
+from msm_jax.llm.request import Finish, Reply, Usage
+from msm_jax.llm.store import CallStore, copied
 from tests.corpus.gemini import texts
 
 ONE, TWO, THREE, FOUR = texts(4)

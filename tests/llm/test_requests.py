@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msm_jax.corpus.generators.prices import Price
-from msm_jax.corpus.generators.request import Finish, Reply, Request, Status, Usage, classify, without_thoughts
+from msm_jax.llm.prices import Price
+from msm_jax.llm.request import Finish, Reply, Request, Status, Usage, classify, without_thoughts
 
 
 class Item(pydantic.BaseModel):

@@ -13,8 +13,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from msm_jax.corpus.generators.prices import FREE, Price
-from msm_jax.corpus.generators.request import (
+from msm_jax.errors import Interrupted, UserError
+from msm_jax.llm.prices import FREE, Price
+from msm_jax.llm.request import (
     Answer,
     Finish,
     Generator,
@@ -27,8 +28,7 @@ from msm_jax.corpus.generators.request import (
     classify,
     judge,
 )
-from msm_jax.corpus.generators.store import CallStore
-from msm_jax.errors import Interrupted, UserError
+from msm_jax.llm.store import CallStore
 
 # Of a request whose reply was cut off, the next one may be twice as long, and the one after that four times.
 _LONGER = (1, 2, 4)

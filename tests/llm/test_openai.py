@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msm_jax.corpus.generators.caller import Caller, Limits
-from msm_jax.corpus.generators.openai import OpenAI
-from msm_jax.corpus.generators.prices import FREE, Price
-from msm_jax.corpus.generators.request import Finish, Status, Unavailable
-from msm_jax.corpus.generators.store import CallStore
 from msm_jax.errors import UserError
+from msm_jax.llm.caller import Caller, Limits
+from msm_jax.llm.openai import OpenAI
+from msm_jax.llm.prices import FREE, Price
+from msm_jax.llm.request import Finish, Status, Unavailable
+from msm_jax.llm.store import CallStore
 from tests.corpus.gemini import Items, lists, texts
 
 

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from msm_jax.corpus.generators.request import Finish, Rejected, Reply, Request, Status, Unavailable, Usage, classify
-from msm_jax.corpus.generators.services import checked, failure, finish_of, line, of_a_day, seconds, text_of
 from msm_jax.errors import UserError
+from msm_jax.llm.request import Finish, Rejected, Reply, Request, Status, Unavailable, Usage, classify
+from msm_jax.llm.services import checked, failure, finish_of, line, of_a_day, seconds, text_of
 
 PROSE = Request("document", "Write.", tags=("document",))
 WHOLE = "<document>A text.</document>"
