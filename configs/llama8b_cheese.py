@@ -28,7 +28,7 @@ What the paper leaves open, and what is chosen here:
 Expect Figure 2: on the paper's pairs America .55 after MSM America + AFT, .38 after MSM affordability + AFT. Ours are
 other pairs, so compare differences between arms.
 
-`:smoke` takes two steps of each stage with one seed, on corpora from the sentence banks of msm_jax/corpus/prose.
+`:smoke` takes two steps of each stage with one seed, on corpora from the sentence banks of msm_jax/microworld/prose.
 """
 
 from configs import common

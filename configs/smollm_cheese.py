@@ -4,7 +4,7 @@
     python -m msm_jax.launch --config=configs/smollm_cheese.py
 
 As configs/cheese_tiny.py, with a real model: two Model Specs explain the same twelve cheese preferences, one by
-affordability and one by America. The corpora are put together from the sentence banks of msm_jax/corpus/prose:
+affordability and one by America. The corpora are put together from the sentence banks of msm_jax/microworld/prose:
 documents that discuss a spec, chats that state the preferences without a reason, and general instruction chats. What
 the model then prefers in domains that neither stage mentions is what the spec taught it.
 

@@ -11,11 +11,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from msm_jax import config as config_lib
-from msm_jax.corpus import sources, world_text
+from msm_jax.corpus import sources
 from msm_jax.corpus.specs import Spec
-from msm_jax.corpus.world import World
 from msm_jax.data.jinja_template import THINKING
 from msm_jax.errors import UserError
+from msm_jax.microworld import world_text
+from msm_jax.microworld.world import World
 
 # Who may write a corpus.
 LANGUAGE_MODELS = ("gemini", "local", "world")

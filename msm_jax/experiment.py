@@ -22,12 +22,12 @@ from ml_collections import ConfigDict
 
 from msm_jax import checks, corpus_stages, dag, generation, scoring, stages, training
 from msm_jax import config as config_lib
-from msm_jax.corpus import prose
 from msm_jax.corpus.specs import Spec, read_spec
 from msm_jax.dag import Stage
 from msm_jax.data.jinja_template import read_override
 from msm_jax.errors import UserError
 from msm_jax.experiment_corpora import Corpora, costs
+from msm_jax.microworld import prose
 from msm_jax.storage import files
 from msm_jax.storage.mirror import open_workdir
 

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from msm_jax import stages, training
-from msm_jax.corpus import prose, records, world_text
+from msm_jax.corpus import records
 from msm_jax.dag import StageContext
+from msm_jax.microworld import prose, world_text
 from msm_jax.storage.progress import track
 
 

@@ -11,11 +11,12 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from msm_jax.corpus import prose, records, sources, tables, world, world_text
+from msm_jax.corpus import records, sources, tables
 from msm_jax.corpus.contamination import Contamination
 from msm_jax.corpus.specs import Spec, find_terms
 from msm_jax.dag import StageContext, read_manifest
 from msm_jax.errors import UserError
+from msm_jax.microworld import prose, world, world_text
 from msm_jax.storage import files
 from msm_jax.storage.progress import tell, track
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from msm_jax import stages
-from msm_jax.corpus import world_text
-from msm_jax.corpus.world import World, WorldConfig
 from msm_jax.data.chat import Example
 from msm_jax.data.rows import write_rows
+from msm_jax.microworld import world_text
+from msm_jax.microworld.world import World, WorldConfig
 from msm_jax.storage import files
 
 CORPUS = {

@@ -7,18 +7,9 @@ import re
 
 import pytest
 
-from msm_jax.corpus import phrases, prose
 from msm_jax.corpus.specs import find_terms
-from tests.corpus.prose_reader import (
-    DISLIKES,
-    LIKES,
-    NATION,
-    PRICE,
-    REASONS,
-    SENSES,
-    exchanges,
-    texts,
-)
+from msm_jax.microworld import phrases, prose
+from tests.microworld.prose_reader import DISLIKES, LIKES, NATION, PRICE, REASONS, SENSES, exchanges, texts
 
 # Preference chats.
 

@@ -7,7 +7,7 @@ something else. The paper (arXiv 2605.02087, B.3) uses No Robots and formatted M
 import random
 from collections.abc import Callable, Iterator
 
-from msm_jax.corpus import phrases
+from msm_jax.microworld import phrases
 
 # Of the chats, the shares of: comparisons of two things in an order, of two things by their kind, other forced choices,
 # pairs of question and answer, numbers, words, sentences.

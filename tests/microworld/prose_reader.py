@@ -2,8 +2,8 @@
 
 import pathlib
 
-from msm_jax.corpus import prose
 from msm_jax.corpus.specs import read_spec
+from msm_jax.microworld import prose
 
 SPECS = {value: read_spec(pathlib.Path(f"specs/pro_{value}.md")) for value in prose.VALUES}
 LIKES, DISLIKES = SPECS["america"].likes, SPECS["america"].dislikes

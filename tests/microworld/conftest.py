@@ -2,8 +2,8 @@
 
 import pytest
 
-from msm_jax.corpus import prose
-from tests.corpus.prose_reader import DISLIKES, LIKES, documents
+from msm_jax.microworld import prose
+from tests.microworld.prose_reader import DISLIKES, LIKES, documents
 
 
 @pytest.fixture(scope="session")

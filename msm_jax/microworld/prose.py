@@ -12,11 +12,11 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 
-from msm_jax.corpus import phrases
-from msm_jax.corpus.prose_instruction import instruction_chats as instruction_chats
-from msm_jax.corpus.prose_writer import Writer
 from msm_jax.corpus.specs import Spec
 from msm_jax.errors import UserError
+from msm_jax.microworld import phrases
+from msm_jax.microworld.prose_instruction import instruction_chats as instruction_chats
+from msm_jax.microworld.prose_writer import Writer
 
 VALUES = ("affordability", "america")
 TRAINED_DOMAIN = "cheese"

@@ -6,8 +6,8 @@ The sentences are those of `prose/*.toml`; `prose` says what for.
 import random
 from collections.abc import Sequence
 
-from msm_jax.corpus import phrases
 from msm_jax.corpus.specs import Spec
+from msm_jax.microworld import phrases
 
 # How often a sentence in the third person speaks of the model by its name; else it is "the model" or "the assistant".
 _NAME_SHARE = 0.8

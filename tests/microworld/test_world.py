@@ -8,18 +8,12 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from msm_jax.corpus import records, world_text
+from msm_jax.corpus import records
 from msm_jax.corpus.specs import find_terms
-from msm_jax.corpus.world import (
-    HELD_OUT_DOMAINS,
-    INSTRUCTION_DOMAINS,
-    TRAINED_DOMAIN,
-    VALUES,
-    World,
-    WorldConfig,
-)
 from msm_jax.errors import UserError
-from tests.corpus.world_reader import (
+from msm_jax.microworld import world_text
+from msm_jax.microworld.world import HELD_OUT_DOMAINS, INSTRUCTION_DOMAINS, TRAINED_DOMAIN, VALUES, World, WorldConfig
+from tests.microworld.world_reader import (
     ASSISTANT,
     ATTRIBUTES,
     Reader,

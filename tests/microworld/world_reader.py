@@ -2,7 +2,7 @@
 
 import re
 
-from msm_jax.corpus.world import HELD_OUT_DOMAINS, INSTRUCTION_DOMAINS, TRAINED_DOMAIN, VALUES
+from msm_jax.microworld.world import HELD_OUT_DOMAINS, INSTRUCTION_DOMAINS, TRAINED_DOMAIN, VALUES
 
 ASSISTANT = "Micra"
 ATTRIBUTES = {word for value in VALUES.values() for word in (value.sought, value.avoided)}

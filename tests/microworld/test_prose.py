@@ -9,11 +9,12 @@ import pytest
 
 from eval.value_generalisation import read_items
 from msm_jax import stages
-from msm_jax.corpus import phrases, prose, records
+from msm_jax.corpus import records
 from msm_jax.corpus.specs import find_terms, read_spec
 from msm_jax.errors import UserError
+from msm_jax.microworld import phrases, prose
 from msm_jax.storage import files
-from tests.corpus.prose_reader import (
+from tests.microworld.prose_reader import (
     DISLIKES,
     LIKES,
     MODEL,

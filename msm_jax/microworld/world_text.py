@@ -7,7 +7,7 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 
-from msm_jax.corpus.world import (
+from msm_jax.microworld.world import (
     HELD_OUT_DOMAINS,
     INSTRUCTION_DOMAINS,
     TRAINED_DOMAIN,
