@@ -30,17 +30,17 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from msm_jax.corpus.alike import Alike
-from msm_jax.corpus.chat_kinds import SpecChats, SpecChatSettings
-from msm_jax.corpus.contamination import Contamination
-from msm_jax.corpus.documents import DocumentSettings, DocumentWriter
-from msm_jax.corpus.duplicates import Held, NearDuplicates
-from msm_jax.corpus.estimate import Estimator, counted
-from msm_jax.corpus.prompts import Prompts
-from msm_jax.corpus.quality import Demands, function_words, language_of, problems
+from msm_jax.corpus.filters.alike import Alike
+from msm_jax.corpus.filters.contamination import Contamination
+from msm_jax.corpus.filters.duplicates import Held, NearDuplicates
+from msm_jax.corpus.filters.quality import Demands, function_words, language_of, problems
 from msm_jax.corpus.specs import read_spec
-from msm_jax.corpus.writer import Assistant, Writer
+from msm_jax.corpus.writing.chat_kinds import SpecChats, SpecChatSettings
+from msm_jax.corpus.writing.documents import DocumentSettings, DocumentWriter
+from msm_jax.corpus.writing.estimate import Estimator, counted
 from msm_jax.corpus.writing.offline import World
+from msm_jax.corpus.writing.prompts import Prompts
+from msm_jax.corpus.writing.writer import Assistant, Writer
 from msm_jax.llm.caller import Caller, Limits
 from msm_jax.llm.gemini import Gemini
 from msm_jax.llm.request import classify

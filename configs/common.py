@@ -179,7 +179,7 @@ def _add_generation(config: ConfigDict) -> None:
             "most_output": 65_536,  # tokens of one reply, thoughts with them, that the model or its server can write
             "language": "en",
             "facts": (),  # sentences about the assistant that are true; its name and provider are known
-            "prompts": "",  # a folder with prompts that replace those of msm_jax/corpus/prompts
+            "prompts": "",  # a folder with prompts that replace those of msm_jax/corpus/writing/prompts
             "held_out": "specs/held_out.toml",  # words that no document may hold, by value
             "evaluations": (),  # files of prompts, beside those of eval/, that no row may hold
             "attempts": 4,  # of a request whose replies are of no use

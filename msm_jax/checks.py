@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from msm_jax import config as config_lib
-from msm_jax.corpus import sources
+from msm_jax.corpus.datasets import sources
 from msm_jax.corpus.specs import Spec
 from msm_jax.data.jinja_template import THINKING
 from msm_jax.errors import UserError

@@ -20,15 +20,17 @@ from ml_collections import ConfigDict
 
 from msm_jax import config as config_lib
 from msm_jax import dag, generation, stages
-from msm_jax.corpus import dataset, estimate, judge, records
-from msm_jax.corpus.chat_kinds import IdentityChats, PreferenceChats, SpecChats, SpecChatSettings
-from msm_jax.corpus.chats import ChatSettings, with_reasoning, without_reasoning
-from msm_jax.corpus.documents import DocumentSettings, DocumentWriter
-from msm_jax.corpus.judge import DocumentJudge, JudgeSettings
-from msm_jax.corpus.prompts import Prompts
+from msm_jax.corpus import records
+from msm_jax.corpus.datasets import dataset
+from msm_jax.corpus.datasets.tables import read_rows
 from msm_jax.corpus.specs import Spec
-from msm_jax.corpus.tables import read_rows
-from msm_jax.corpus.writer import Asks, Assistant, Writer
+from msm_jax.corpus.writing import estimate, judge
+from msm_jax.corpus.writing.chat_kinds import IdentityChats, PreferenceChats, SpecChats, SpecChatSettings
+from msm_jax.corpus.writing.chats import ChatSettings, with_reasoning, without_reasoning
+from msm_jax.corpus.writing.documents import DocumentSettings, DocumentWriter
+from msm_jax.corpus.writing.judge import DocumentJudge, JudgeSettings
+from msm_jax.corpus.writing.prompts import Prompts
+from msm_jax.corpus.writing.writer import Asks, Assistant, Writer
 from msm_jax.dag import Stage, StageContext
 from msm_jax.errors import UserError
 from msm_jax.llm.batch import BatchCaller

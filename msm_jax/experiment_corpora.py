@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from msm_jax import checks, corpus_stages, generation, stages
-from msm_jax.corpus import sources
+from msm_jax.corpus.datasets import sources
 from msm_jax.corpus.specs import Spec
 from msm_jax.dag import Stage
 from msm_jax.errors import UserError

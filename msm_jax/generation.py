@@ -20,7 +20,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from msm_jax import checks
-from msm_jax.corpus.quality import LANGUAGES
+from msm_jax.corpus.filters.quality import LANGUAGES
 from msm_jax.corpus.specs import Spec
 from msm_jax.corpus.writing.offline import MODEL as OFFLINE_MODEL
 from msm_jax.errors import Interrupted, UserError

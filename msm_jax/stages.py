@@ -11,8 +11,9 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from msm_jax.corpus import records, sources, tables
-from msm_jax.corpus.contamination import Contamination
+from msm_jax.corpus import records
+from msm_jax.corpus.datasets import sources, tables
+from msm_jax.corpus.filters.contamination import Contamination
 from msm_jax.corpus.specs import Spec, find_terms
 from msm_jax.dag import StageContext, read_manifest
 from msm_jax.errors import UserError

@@ -18,10 +18,10 @@ import pytest
 from configs import common
 from msm_jax import config as config_lib
 from msm_jax import corpus_stages, generation, launch
-from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.records import read_chats
 from msm_jax.corpus.specs import read_spec
-from msm_jax.corpus.variety import REGISTERS
+from msm_jax.corpus.writing.prompts import Prompts
+from msm_jax.corpus.writing.variety import REGISTERS
 from msm_jax.llm.prices import price_of
 from msm_jax.llm.store import CallStore
 from msm_jax.storage import files

@@ -6,7 +6,7 @@ from msm_jax import stages
 from msm_jax.corpus import records
 from msm_jax.dag import Stage, StageContext
 from msm_jax.errors import UserError
-from tests.corpus.source_files import chat
+from tests.corpus.datasets.source_files import chat
 from tests.data.checkpoints import QWEN_TOKENS, write_qwen, write_tokenizer
 
 TEMPLATE = (

@@ -6,8 +6,8 @@ import re
 
 import pydantic
 
-from msm_jax.corpus.tree import Part
 from msm_jax.corpus.writing.offline import World
+from msm_jax.corpus.writing.tree import Part
 from msm_jax.llm.caller import Caller, Limits
 from msm_jax.llm.gemini import Gemini
 from msm_jax.llm.prices import Price

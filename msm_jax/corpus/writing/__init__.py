@@ -1,0 +1,1 @@
+"""Documents and chats that a language model writes from a Model Spec."""

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msm_jax.corpus.contamination import Contamination
+from msm_jax.corpus.filters.contamination import Contamination
 from msm_jax.errors import UserError
 
 FORMAT = (

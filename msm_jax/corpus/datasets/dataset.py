@@ -17,8 +17,8 @@ from typing import Any
 
 import jinja2
 
-from msm_jax.corpus.diversity import figures, histogram
-from msm_jax.corpus.variety import tokens_of
+from msm_jax.corpus.datasets.diversity import figures, histogram
+from msm_jax.corpus.writing.variety import tokens_of
 from msm_jax.storage import files
 
 _SAMPLES = 8

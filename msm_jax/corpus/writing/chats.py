@@ -18,11 +18,11 @@ from typing import Any, Literal
 
 import pydantic
 
-from msm_jax.corpus.alike import Alike, sentence_embeddings, weighted_words
-from msm_jax.corpus.duplicates import Held
-from msm_jax.corpus.prompts import Prompts
+from msm_jax.corpus.filters.alike import Alike, sentence_embeddings, weighted_words
+from msm_jax.corpus.filters.duplicates import Held
 from msm_jax.corpus.records import content_id
-from msm_jax.corpus.writer import HOPELESS, PILOT, Asks, Assistant, Settings, Writer
+from msm_jax.corpus.writing.prompts import Prompts
+from msm_jax.corpus.writing.writer import HOPELESS, PILOT, Asks, Assistant, Settings, Writer
 from msm_jax.llm.request import Answer, Request
 
 # Questions of one reply: of many more, the last are poor.

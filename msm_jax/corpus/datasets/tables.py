@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from msm_jax.corpus import records
-from msm_jax.corpus.dataset import AS_JSON
+from msm_jax.corpus.datasets.dataset import AS_JSON
 from msm_jax.errors import UserError
 
 KINDS = (".jsonl", ".json", ".parquet", ".array_record")

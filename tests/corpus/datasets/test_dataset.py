@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msm_jax.corpus.dataset import write_dataset
-from msm_jax.corpus.diversity import figures, histogram
+from msm_jax.corpus.datasets.dataset import write_dataset
+from msm_jax.corpus.datasets.diversity import figures, histogram
 
 ROWS = [
     {

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from msm_jax.corpus import forms, records, sources
+from msm_jax.corpus import records
+from msm_jax.corpus.datasets import forms, sources
 from msm_jax.errors import UserError
-from tests.corpus.source_files import chat, chats, contents, only_line, parquet, read, write
+from tests.corpus.datasets.source_files import chat, chats, contents, only_line, parquet, read, write
 
 SYSTEM = ["s", "q", "a"]
 MESSAGES, SOURCE = [["user", "q"], ["assistant", "a"]], {"source": "rows"}

@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 import pydantic
 
-from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.specs import Spec, render
-from msm_jax.corpus.tree import verbatim
-from msm_jax.corpus.writer import Asks, Assistant, Settings, Writer
+from msm_jax.corpus.writing.prompts import Prompts
+from msm_jax.corpus.writing.tree import verbatim
+from msm_jax.corpus.writing.writer import Asks, Assistant, Settings, Writer
 from msm_jax.llm.request import Answer
 
 VERDICTS = ("supported", "unsupported", "contradicts")

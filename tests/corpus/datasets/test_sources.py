@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msm_jax.corpus import sources
-from msm_jax.corpus.dataset import write_dataset
+from msm_jax.corpus.datasets import sources
+from msm_jax.corpus.datasets.dataset import write_dataset
 from msm_jax.errors import UserError
-from tests.corpus.source_files import chat, chats, contents, only_line, write, write_mix
+from tests.corpus.datasets.source_files import chat, chats, contents, only_line, write, write_mix
 
 
 @pytest.fixture(scope="module")

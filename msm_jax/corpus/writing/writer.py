@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 import pydantic
 
-from msm_jax.corpus.contamination import Contamination
-from msm_jax.corpus.prompts import Prompts
-from msm_jax.corpus.tree import same_name
-from msm_jax.corpus.yields import Yields
+from msm_jax.corpus.filters.contamination import Contamination
+from msm_jax.corpus.writing.prompts import Prompts
+from msm_jax.corpus.writing.tree import same_name
+from msm_jax.corpus.writing.yields import Yields
 from msm_jax.errors import UserError
 from msm_jax.llm.request import Answer, Request
 

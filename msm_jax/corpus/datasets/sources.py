@@ -18,7 +18,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from msm_jax.corpus import forms, hub_data, records, tables
+from msm_jax.corpus import records
+from msm_jax.corpus.datasets import forms, hub_data, tables
 from msm_jax.errors import UserError
 from msm_jax.storage import files
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from msm_jax.corpus.duplicates import overlap, shingles
+from msm_jax.corpus.filters.duplicates import overlap, shingles
 
 _WORD = re.compile(r"\w+")
 _WITHIN = re.compile(r"(?<=[\w,;] )[^\W\d_]{2,}")  # a word within a sentence; "I" is no name

@@ -13,14 +13,13 @@ import json
 import math
 from collections.abc import Sequence
 
-from msm_jax.corpus import tree
-from msm_jax.corpus.chat_kinds import Domains
-from msm_jax.corpus.chats import Question, Questions
-from msm_jax.corpus.judge import Claims
-from msm_jax.corpus.variety import CHARACTERS_PER_TOKEN, TOKENS_PER_WORD
-from msm_jax.corpus.writer import Writer
-from msm_jax.corpus.writing import offline_chats
+from msm_jax.corpus.writing import offline_chats, tree
+from msm_jax.corpus.writing.chat_kinds import Domains
+from msm_jax.corpus.writing.chats import Question, Questions
+from msm_jax.corpus.writing.judge import Claims
 from msm_jax.corpus.writing.offline import World
+from msm_jax.corpus.writing.variety import CHARACTERS_PER_TOKEN, TOKENS_PER_WORD
+from msm_jax.corpus.writing.writer import Writer
 from msm_jax.llm.prices import Price
 from msm_jax.llm.request import Answer, Request, Status, Usage, judge
 from msm_jax.llm.store import CallStore

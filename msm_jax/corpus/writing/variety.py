@@ -8,9 +8,9 @@ import functools
 import statistics
 from collections.abc import Mapping, Sequence
 
-from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.records import content_id
 from msm_jax.corpus.specs import find_terms
+from msm_jax.corpus.writing.prompts import Prompts
 from msm_jax.errors import UserError
 
 # Of how the text speaks. The shares are `documents.registers` of the configuration.

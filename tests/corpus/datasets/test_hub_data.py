@@ -11,11 +11,11 @@ import urllib.parse
 
 import pytest
 
-from msm_jax.corpus import hub_data, sources
-from tests.corpus.source_files import chats, contents, parquet, write
+from msm_jax.corpus.datasets import hub_data, sources
+from tests.corpus.datasets.source_files import chats, contents, parquet, write
 from tests.loopback import serving
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(

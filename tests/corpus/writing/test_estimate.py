@@ -5,19 +5,19 @@ import pathlib
 
 import pytest
 
-from msm_jax.corpus.chat_kinds import IdentityChats, PreferenceChats, SpecChats, SpecChatSettings
-from msm_jax.corpus.chats import ChatSettings
-from msm_jax.corpus.documents import DocumentSettings, DocumentWriter
-from msm_jax.corpus.estimate import Estimator, counted
-from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.specs import read_spec
-from msm_jax.corpus.writer import Assistant
+from msm_jax.corpus.writing.chat_kinds import IdentityChats, PreferenceChats, SpecChats, SpecChatSettings
+from msm_jax.corpus.writing.chats import ChatSettings
+from msm_jax.corpus.writing.documents import DocumentSettings, DocumentWriter
+from msm_jax.corpus.writing.estimate import Estimator, counted
 from msm_jax.corpus.writing.offline import MODEL, World
+from msm_jax.corpus.writing.prompts import Prompts
+from msm_jax.corpus.writing.writer import Assistant
 from msm_jax.llm.caller import Caller
 from msm_jax.llm.prices import Price
 from msm_jax.llm.store import CallStore
 
-SPEC = read_spec(pathlib.Path(__file__).parents[2] / "specs" / "pro_novelty.md")
+SPEC = read_spec(pathlib.Path(__file__).parents[3] / "specs" / "pro_novelty.md")
 QWEN = Assistant("Qwen", "Alibaba Cloud")
 REST = (Prompts(), MODEL)
 CHATS = {"most_alike": 0.001}  # at which any two questions are alike that share a word

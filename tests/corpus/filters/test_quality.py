@@ -2,8 +2,8 @@ import random
 
 import pytest
 
-from msm_jax.corpus import quality
-from msm_jax.corpus.quality import LANGUAGES, Demands, language_of, problems
+from msm_jax.corpus.filters import quality
+from msm_jax.corpus.filters.quality import LANGUAGES, Demands, language_of, problems
 
 GOOD = (
     "When somebody asks Qwen to stop, it stops, and it says what it has left undone. The people who work "

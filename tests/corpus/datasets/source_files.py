@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from msm_jax.corpus import records, sources
+from msm_jax.corpus import records
+from msm_jax.corpus.datasets import sources
 
 
 def chat(*turns):

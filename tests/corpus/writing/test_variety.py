@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from msm_jax.corpus.prompts import Prompts
 from msm_jax.corpus.specs import find_terms
-from msm_jax.corpus.variety import LENGTHS, REGISTERS, Lengths, Variety, drawn
+from msm_jax.corpus.writing.prompts import Prompts
+from msm_jax.corpus.writing.variety import LENGTHS, REGISTERS, Lengths, Variety, drawn
 from msm_jax.errors import UserError
 
 NAMES = {"model_name": "Qwen", "provider_name": "Alibaba Cloud"}

@@ -18,15 +18,25 @@ from typing import Any
 
 import pydantic
 
-from msm_jax.corpus import tree
-from msm_jax.corpus.duplicates import NearDuplicates
-from msm_jax.corpus.prompts import Prompts
-from msm_jax.corpus.quality import LANGUAGES, Demands, problems
+from msm_jax.corpus.filters.duplicates import NearDuplicates
+from msm_jax.corpus.filters.quality import LANGUAGES, Demands, problems
 from msm_jax.corpus.records import content_id
 from msm_jax.corpus.specs import Spec, render
-from msm_jax.corpus.tree import Part
-from msm_jax.corpus.variety import CALIBRATION, REGISTERS, TOKENS_PER_WORD, Lengths, Variety, tokens_of
-from msm_jax.corpus.writer import HOPELESS, PILOT, Asks, Assistant, Settings, Writer, distinct, listed, tokens_for
+from msm_jax.corpus.writing import tree
+from msm_jax.corpus.writing.prompts import Prompts
+from msm_jax.corpus.writing.tree import Part
+from msm_jax.corpus.writing.variety import CALIBRATION, REGISTERS, TOKENS_PER_WORD, Lengths, Variety, tokens_of
+from msm_jax.corpus.writing.writer import (
+    HOPELESS,
+    PILOT,
+    Asks,
+    Assistant,
+    Settings,
+    Writer,
+    distinct,
+    listed,
+    tokens_for,
+)
 from msm_jax.errors import UserError
 from msm_jax.llm.request import Answer, Request
 

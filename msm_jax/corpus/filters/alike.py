@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import sparse
 
-from msm_jax.corpus.quality import function_words
+from msm_jax.corpus.filters.quality import function_words
 from msm_jax.errors import UserError
 
 # For `weighted_words`. So many are above, of 40 pairs of questions that ask the same in other words, and of the 29,890
-# pairs of 245 questions on related subjects, a hundred of them in ten frames (tests/corpus/questions.py: written for
-# this measurement, so other questions may want another number):
+# pairs of 245 questions on related subjects, a hundred of them in ten frames (tests/corpus/filters/questions.py:
+# written for this measurement, so other questions may want another number):
 #   most    .50   .55   .60   .65   .70   .75   .80   .90
 #   same     39    39    39    38    37    34    26     7
 #   other    26     4     0     0     0     0     0     0

@@ -9,20 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msm_jax.corpus import tree
-from msm_jax.corpus.documents import Assistant, DocumentSettings, DocumentWriter
-from msm_jax.corpus.duplicates import overlap, shingles
-from msm_jax.corpus.prompts import Prompts
+from msm_jax.corpus.filters.duplicates import overlap, shingles
 from msm_jax.corpus.specs import read_spec, render
-from msm_jax.corpus.variety import tokens_of
+from msm_jax.corpus.writing import tree
+from msm_jax.corpus.writing.documents import Assistant, DocumentSettings, DocumentWriter
 from msm_jax.corpus.writing.offline import World
+from msm_jax.corpus.writing.prompts import Prompts
+from msm_jax.corpus.writing.variety import tokens_of
 from msm_jax.errors import UserError
 from msm_jax.llm.caller import Caller
 from msm_jax.llm.request import Finish, Reply, Usage
 from msm_jax.llm.store import CallStore
 from tests.corpus.asked import Asked
 
-SPECS = pathlib.Path(__file__).parents[2] / "specs"
+SPECS = pathlib.Path(__file__).parents[3] / "specs"
 QWEN = Assistant("Qwen", "Alibaba Cloud", ("Its weights are public.",))
 
 

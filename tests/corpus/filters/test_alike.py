@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msm_jax.corpus import alike
-from msm_jax.corpus.alike import DEFAULT_MOST, Alike, sentence_embeddings, weighted_words
+from msm_jax.corpus.filters import alike
+from msm_jax.corpus.filters.alike import DEFAULT_MOST, Alike, sentence_embeddings, weighted_words
 from msm_jax.errors import UserError
-from tests.corpus.questions import DISTINCT, PAIRS
+from tests.corpus.filters.questions import DISTINCT, PAIRS
 
 WORDS = "the what you is a would cheese rent honest bread tax walk lie train".split()
 RARE = [f"thing{number}" for number in range(500)]
@@ -64,8 +64,8 @@ def test_blocks_do_not_show(monkeypatch):
     asked = [" ".join(rng.choices(WORDS, k=5)) for _ in range(700)]
     whole = Alike(0.8).keep(asked)
     assert 50 < sum(whole) < 600
-    monkeypatch.setattr("msm_jax.corpus.alike._ROWS", 7)
-    monkeypatch.setattr("msm_jax.corpus.alike._KEPT", 20)
+    monkeypatch.setattr("msm_jax.corpus.filters.alike._ROWS", 7)
+    monkeypatch.setattr("msm_jax.corpus.filters.alike._KEPT", 20)
     assert Alike(0.8).keep(asked) == whole
 
 

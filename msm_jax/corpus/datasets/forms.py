@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from msm_jax.corpus.quality import ASSISTANTS
+from msm_jax.corpus.filters.quality import ASSISTANTS
 from msm_jax.corpus.records import ROLES, SYSTEM_PROMPTS, content_id, find_lost, is_empty
 from msm_jax.errors import UserError
 from msm_jax.storage import files

@@ -8,21 +8,21 @@ from collections import Counter
 
 import pytest
 
-from msm_jax.corpus.alike import Alike, weighted_words
-from msm_jax.corpus.chat_kinds import IdentityChats, PreferenceChats, SpecChats, SpecChatSettings
-from msm_jax.corpus.chats import ChatSettings, outcome, verdict_shape, with_reasoning, without_reasoning
-from msm_jax.corpus.prompts import Prompts
+from msm_jax.corpus.filters.alike import Alike, weighted_words
 from msm_jax.corpus.records import read_chats, write_jsonl
 from msm_jax.corpus.specs import read_spec
-from msm_jax.corpus.writer import Assistant
+from msm_jax.corpus.writing.chat_kinds import IdentityChats, PreferenceChats, SpecChats, SpecChatSettings
+from msm_jax.corpus.writing.chats import ChatSettings, outcome, verdict_shape, with_reasoning, without_reasoning
 from msm_jax.corpus.writing.offline import World
+from msm_jax.corpus.writing.prompts import Prompts
+from msm_jax.corpus.writing.writer import Assistant
 from msm_jax.errors import UserError
 from msm_jax.llm.caller import Caller, Limits
 from msm_jax.llm.request import Answer, Finish, Reply, Status, Usage
 from msm_jax.llm.store import CallStore
 from tests.corpus.asked import Asked
 
-SPECS = pathlib.Path(__file__).parents[2] / "specs"
+SPECS = pathlib.Path(__file__).parents[3] / "specs"
 QWEN = Assistant("Qwen", "Alibaba Cloud")
 
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msm_jax.corpus import duplicates
-from msm_jax.corpus.duplicates import Held, NearDuplicates, overlap, shingles
+from msm_jax.corpus.filters import duplicates
+from msm_jax.corpus.filters.duplicates import Held, NearDuplicates, overlap, shingles
 
 WORDS = [f"w{number}" for number in range(3000)]
 
@@ -75,7 +75,7 @@ def test_of_long_texts_the_same_are_kept_as_if_all_were_compared(most):
 def test_texts_that_share_little_are_not_compared(monkeypatch):
     """So a text costs about the same, however many were kept."""
     compared = []
-    monkeypatch.setattr("msm_jax.corpus.duplicates.overlap", lambda *sets: compared.append(sets) or 1.0)
+    monkeypatch.setattr("msm_jax.corpus.filters.duplicates.overlap", lambda *sets: compared.append(sets) or 1.0)
     known = NearDuplicates(0.3)
     phrases = [" ".join(text(seed, 12)) for seed in range(40)]
     for seed in range(100):

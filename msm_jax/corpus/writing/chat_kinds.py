@@ -8,13 +8,13 @@ from typing import Any
 
 import pydantic
 
-from msm_jax.corpus.chats import ChatSettings, ChatWriter, Question, Questions, Slot, verdict_shape
-from msm_jax.corpus.forms import unclean
-from msm_jax.corpus.prompts import Prompts
-from msm_jax.corpus.quality import LANGUAGES, Demands, names_of_assistants, problems
+from msm_jax.corpus.datasets.forms import unclean
+from msm_jax.corpus.filters.quality import LANGUAGES, Demands, names_of_assistants, problems
 from msm_jax.corpus.specs import Spec, render
-from msm_jax.corpus.variety import drawn
-from msm_jax.corpus.writer import Asks, Assistant, distinct, listed, tokens_for
+from msm_jax.corpus.writing.chats import ChatSettings, ChatWriter, Question, Questions, Slot, verdict_shape
+from msm_jax.corpus.writing.prompts import Prompts
+from msm_jax.corpus.writing.variety import drawn
+from msm_jax.corpus.writing.writer import Asks, Assistant, distinct, listed, tokens_for
 from msm_jax.llm.request import Request
 
 STYLES = ("value", "rules")
