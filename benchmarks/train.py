@@ -123,9 +123,9 @@ def _ours(options: argparse.Namespace):
     import jax.numpy as jnp
     import numpy as np
 
-    from msm_jax import weights
+    from msm_jax.checkpoints import weights
+    from msm_jax.checkpoints.presets import preset
     from msm_jax.models import Execution, LoraConfig, Model
-    from msm_jax.models.presets import preset
     from msm_jax.parallel import batch_sharding, make_mesh, measured_flops, peak_flops
     from msm_jax.train.optimizer import OptimizerConfig
     from msm_jax.train.step import flops_per_token, init_state, make_train_step
@@ -179,8 +179,8 @@ def _peft(options: argparse.Namespace):
     import torch
     import transformers
 
-    from msm_jax.models.families import config_of
-    from msm_jax.models.presets import preset
+    from msm_jax.checkpoints.families import config_of
+    from msm_jax.checkpoints.presets import preset
 
     decoder = preset(SHAPES[options.shape])
     device = "cuda" if torch.cuda.is_available() else "cpu"

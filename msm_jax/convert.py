@@ -49,10 +49,10 @@ def _convert(arguments: list[str]) -> None:
         command.add_argument("--out", required=True, metavar="DIR", help="new folder")
     options = parser.parse_args(arguments)
 
-    from msm_jax import conversion, weights
+    from msm_jax.checkpoints import conversion, weights
 
     if options.command == "gguf":
-        from msm_jax.models.gguf import convert_gguf
+        from msm_jax.checkpoints.gguf import convert_gguf
 
         with conversion.new_folder(options.out) as folder:
             convert_gguf(options.gguf, folder)

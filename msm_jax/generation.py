@@ -118,7 +118,7 @@ def check(config: ConfigDict) -> None:
 
 
 def _check_own_model(config: ConfigDict, field: str) -> None:
-    from msm_jax.models.sources import is_hub_id
+    from msm_jax.checkpoints.sources import is_hub_id
     from msm_jax.storage.folders import is_url
 
     path, thinking = config.generation[field], config.generation.thinking

@@ -14,16 +14,16 @@ from typing import Any
 
 import jax
 
-from msm_jax import weights
+from msm_jax.checkpoints import weights
+from msm_jax.checkpoints.sources import is_hub_id, resolve
 from msm_jax.data.huggingface import read_chat_template
 from msm_jax.data.jinja_template import JinjaTemplate
 from msm_jax.data.stops import stop_ids
 from msm_jax.data.tokenizer import load_tokenizer
 from msm_jax.errors import UserError
-from msm_jax.language_model import Chat, LanguageModel, load
 from msm_jax.llm.request import Finish, Rejected, Reply, Request, Usage, without_thoughts
-from msm_jax.models.sources import is_hub_id, resolve
 from msm_jax.sampler import Completion
+from msm_jax.sampler.language_model import Chat, LanguageModel, load
 from msm_jax.storage import files
 
 # Before the name of the checkpoint, in keys.

@@ -17,11 +17,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from msm_jax import checks, training, weights
+from msm_jax import checks, training
+from msm_jax.checkpoints import weights
+from msm_jax.checkpoints.presets import PRESETS, preset
 from msm_jax.dag import Stage
 from msm_jax.experiment import Experiment
 from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model
-from msm_jax.models.presets import PRESETS, preset
 from msm_jax.parallel import check_heads, make_mesh
 from msm_jax.parallel.chips import chip_of, slice_devices
 from msm_jax.parallel.plan import GIB, Compiled, compile_for, roofline_seconds

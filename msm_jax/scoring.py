@@ -20,11 +20,11 @@ class _Scorer:
     """The sampler as evaluations see it."""
 
     def __init__(self, context: StageContext, runtime: training.Runtime):
+        from msm_jax.checkpoints.weights import read_description, tokenizer_folder
         from msm_jax.data.stops import stop_ids
         from msm_jax.models import Execution
         from msm_jax.parallel import platform
         from msm_jax.sampler import Sampler
-        from msm_jax.weights import read_description, tokenizer_folder
 
         inputs = context.inputs
         # Rows of any length, over any mesh: the partitioner cuts what is plain JAX, and no Pallas kernel.

@@ -131,10 +131,10 @@ def find_base(context: StageContext, *, row_length: int, answer_length: int, cha
     """A checkpoint that exists: its shape, and what lies beside its weights. The weights stay where they are, and are
     fetched by the first stage that needs them. That it can be trained as the experiment asks, on chats that `chat`
     describes, is looked at here, before corpora are written."""
-    from msm_jax import weights
+    from msm_jax.checkpoints import weights
+    from msm_jax.checkpoints.sources import copy_small_files
     from msm_jax.data.jinja_template import make_template
     from msm_jax.models import count_parameters
-    from msm_jax.models.sources import copy_small_files
 
     p = context.params
     source, stored = weights.locate(p["path"], p["revision"] or None, **p["model"])
@@ -232,8 +232,8 @@ def evaluation_prompts(world: Mapping[str, Any] | None, more: Sequence[str]) -> 
 
 def load_tokenizer(folder: pathlib.Path):
     """The tokenizer that the stage at `folder` made or found."""
+    from msm_jax.checkpoints.weights import tokenizer_folder
     from msm_jax.data import tokenizer
-    from msm_jax.weights import tokenizer_folder
 
     try:
         return tokenizer.load_tokenizer(tokenizer_folder(folder))
@@ -243,8 +243,8 @@ def load_tokenizer(folder: pathlib.Path):
 
 def chat_template(chat: Mapping[str, Any], folder: pathlib.Path):
     """The template that `chat` describes; `folder` is the stage of the tokenizer."""
+    from msm_jax.checkpoints.weights import tokenizer_folder
     from msm_jax.data.jinja_template import make_template
-    from msm_jax.weights import tokenizer_folder
 
     return make_template(chat, tokenizer_folder(folder))
 

@@ -39,9 +39,9 @@ def train(context: StageContext, *, runtime: Runtime, label: str) -> dict[str, A
     """
     import jax
 
+    from msm_jax.checkpoints.orbax import exists, remove
+    from msm_jax.checkpoints.weights import read_description
     from msm_jax.models import count_parameters
-    from msm_jax.train.checkpoint import exists, remove
-    from msm_jax.weights import read_description
 
     p = context.params
     sources = sources_of(p, context.inputs)
@@ -84,14 +84,15 @@ def steps_of(params: Mapping[str, Any], sources: list) -> int:
 def _train(context: StageContext, runtime: Runtime, label: str, sources: list, steps: int) -> None:
     import jax
 
+    from msm_jax.checkpoints import orbax
+    from msm_jax.checkpoints.weights import read_description, write_description
     from msm_jax.data.mixture import batches
     from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model
     from msm_jax.parallel import batch_sharding, check_heads, make_mesh, peak_flops
     from msm_jax.parallel.hosts import row_share
-    from msm_jax.train import checkpoint, loop
+    from msm_jax.train import loop
     from msm_jax.train.optimizer import OptimizerConfig
     from msm_jax.train.step import flops_per_token, init_state, make_train_step
-    from msm_jax.weights import read_description, write_description
 
     p = context.params
     mesh = make_mesh(runtime.mesh)
@@ -155,7 +156,7 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
             arrays=context.arrays,
         )
     context.send()  # before `final`: another machine that finds that trains no more, and needs these files
-    checkpoint.save_params(f"{context.arrays or context.folder}/final", state.params)
+    orbax.save_params(f"{context.arrays or context.folder}/final", state.params)
 
 
 def describe_batch(tokenizer: Any, batch: Mapping[str, Any]) -> str:
@@ -180,7 +181,7 @@ def load_weights(folder: pathlib.Path, model: Any, runtime: Runtime, dtype: str 
 
 @functools.lru_cache(maxsize=2)  # the base, which every arm shares, and an adapter
 def _load_weights(folder: pathlib.Path, model: Any, mesh_shape: tuple[tuple[str, int], ...], dtype: str) -> PyTree:
-    from msm_jax import weights
+    from msm_jax.checkpoints import weights
     from msm_jax.models import quantize
     from msm_jax.parallel import make_mesh
 

@@ -5,10 +5,10 @@ import json
 
 import numpy as np
 
+from msm_jax.checkpoints.families import config_of
+from msm_jax.checkpoints.huggingface import base_table
+from msm_jax.checkpoints.tensor_files import write_tensors
 from msm_jax.models import Model
-from msm_jax.models.families import config_of
-from msm_jax.models.huggingface import base_table
-from msm_jax.models.tensor_files import write_tensors
 
 
 def write_model(folder, decoder):

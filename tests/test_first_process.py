@@ -32,7 +32,8 @@ def pretraining(tmp_path_factory):
 
 
 def test_a_model_is_described_and_sent_before_its_weights_appear(pretraining, process, tmp_path, monkeypatch):
-    from msm_jax.train import checkpoint, loop, step
+    from msm_jax.checkpoints import orbax
+    from msm_jax.train import loop, step
 
     stage, inputs = pretraining
     events = []
@@ -46,7 +47,7 @@ def test_a_model_is_described_and_sent_before_its_weights_appear(pretraining, pr
 
     monkeypatch.setattr(step, "init_state", lambda *_: None)
     monkeypatch.setattr(loop, "train", train)
-    monkeypatch.setattr(checkpoint, "save_params", lambda folder, _: note(folder))
+    monkeypatch.setattr(orbax, "save_params", lambda folder, _: note(folder))
     context = dag.StageContext(tmp_path, inputs, stage.params, stage, arrays="gs://a/b", send=lambda: note("sent"))
     runtime = stage.run.keywords["runtime"]
     training._train(context, runtime, "pretrain", training.sources_of(stage.params, inputs), 2)

@@ -11,11 +11,11 @@ import pytest
 import msm_jax
 from msm_jax import launch, own_model
 from msm_jax.errors import UserError
-from msm_jax.language_model import LanguageModel
 from msm_jax.llm.caller import Caller, Limits
 from msm_jax.llm.request import Finish, Rejected, Request, Status
 from msm_jax.llm.store import CallStore
 from msm_jax.own_model import OwnModel, name_of
+from msm_jax.sampler.language_model import LanguageModel
 from tests.corpus.gemini import Items
 from tests.data.checkpoints import read_ids
 

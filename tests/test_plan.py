@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from msm_jax import launch
+from msm_jax.checkpoints.presets import preset
 from msm_jax.models import Execution, LoraConfig, Model
-from msm_jax.models.presets import preset
 from msm_jax.parallel.chips import CHIPS, chip_of
 from msm_jax.parallel.plan import GIB, Compiled
 from msm_jax.plan import Step, _advice, _use_of_room

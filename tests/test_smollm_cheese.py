@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from msm_jax import launch
-from msm_jax.models.gguf import convert_gguf
+from msm_jax.checkpoints.gguf import convert_gguf
 from tests.artefacts import artefact
 
 ROOT = pathlib.Path(launch.__file__).parents[1]

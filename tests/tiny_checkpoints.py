@@ -7,9 +7,9 @@ import torch
 import transformers
 from safetensors.numpy import save_file
 
-from msm_jax import weights
+from msm_jax.checkpoints import weights
+from msm_jax.checkpoints.orbax import save_params
 from msm_jax.models import LoraConfig, Model
-from msm_jax.train.checkpoint import save_params
 from tests.data.checkpoints import write_llama, write_qwen
 
 SIZES = {

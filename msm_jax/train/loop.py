@@ -22,9 +22,9 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from msm_jax.checkpoints.orbax import Checkpoints
 from msm_jax.errors import Interrupted, UserError
 from msm_jax.parallel.hosts import of_first, stop_requested
-from msm_jax.train.checkpoint import Checkpoints
 from msm_jax.train.metrics import Clock, MetricsLog
 from msm_jax.train.state import TrainState
 from msm_jax.train.step import StepFunction, StepMetrics

@@ -1,10 +1,6 @@
-import fsspec
 import jax
 import numpy as np
 import pytest
-
-from msm_jax.models.gguf import convert_gguf
-from tests.artefacts import artefact
 
 
 @pytest.fixture(scope="session")
@@ -30,21 +26,3 @@ def packed():
     segments = np.array([[1, 1, 1, 2, 2, 2, 2, 3, 0, 0], [1] * 6 + [2] * 4])
     positions = np.array([[0, 1, 2, 0, 1, 2, 3, 0, 0, 0], [*range(6), *range(4)]])
     return tuple(x.astype(np.int32) for x in (tokens, segments, positions))
-
-
-@pytest.fixture(scope="session")
-def smollm2(tmp_path_factory):
-    """The folder that launch/smollm2.sh makes."""
-    folder = tmp_path_factory.mktemp("smollm2")
-    convert_gguf(artefact("smollm2-gguf"), folder)
-    yield folder
-    (folder / "model.safetensors").unlink()
-
-
-@pytest.fixture
-def memory():
-    """A URL that holds nothing yet."""
-    url = "memory://bucket/model"
-    yield url
-    fsspec.filesystem("memory").store.clear()
-    fsspec.filesystem("memory").pseudo_dirs.clear()

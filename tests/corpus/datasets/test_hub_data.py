@@ -118,7 +118,7 @@ def hub():
 
 PROGRAM = """
 import json, sys
-from msm_jax.corpus import sources
+from msm_jax.corpus.datasets import sources
 from msm_jax.errors import UserError
 for source in json.loads(sys.argv[1]):
     try:

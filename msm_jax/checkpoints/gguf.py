@@ -16,8 +16,8 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from msm_jax.checkpoints.tensor_files import NewTensor, write_tensors
 from msm_jax.errors import UserError
-from msm_jax.models.tensor_files import NewTensor, write_tensors
 from msm_jax.storage.folders import Folder
 
 _DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}

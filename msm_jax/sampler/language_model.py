@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from msm_jax import weights
+from msm_jax.checkpoints import weights
 from msm_jax.corpus.records import check_text, to_message
 from msm_jax.data.chat import Template
 from msm_jax.data.huggingface import read_chat_template

@@ -15,19 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from msm_jax import weights
+from msm_jax.checkpoints import weights
+from msm_jax.checkpoints.exports import write_beside, write_texts
+from msm_jax.checkpoints.huggingface import adapter_table, base_table, merged, tensors_of
+from msm_jax.checkpoints.orbax import save_params
+from msm_jax.checkpoints.peft import peft_config
+from msm_jax.checkpoints.sources import copy_small_files, is_hub_id, resolve
+from msm_jax.checkpoints.tensor_files import TensorFiles, write_tensors
+from msm_jax.checkpoints.weights import Stored
 from msm_jax.errors import UserError
-from msm_jax.exports import write_beside, write_texts
 from msm_jax.models import count_parameters
-from msm_jax.models.adapters import peft_config
-from msm_jax.models.huggingface import adapter_table, base_table, merged, tensors_of
-from msm_jax.models.sources import copy_small_files, is_hub_id, resolve
-from msm_jax.models.tensor_files import TensorFiles, write_tensors
 from msm_jax.parallel import make_mesh
 from msm_jax.storage import files
 from msm_jax.storage.folders import first_line, is_url
-from msm_jax.train.checkpoint import save_params
-from msm_jax.weights import Stored
 
 PyTree = Any
 
@@ -166,7 +166,7 @@ def merge_error(adapter: Stored, made: Stored) -> float:
 
 
 def _our_logits(stored: Stored, tokens: np.ndarray) -> jax.Array:
-    from msm_jax.language_model import load_stored
+    from msm_jax.sampler.language_model import load_stored
 
     base = base_of(stored)
     base = dataclasses.replace(base, decoder=dataclasses.replace(base.decoder, dtype="float32"))

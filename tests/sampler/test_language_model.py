@@ -5,7 +5,7 @@ import pytest
 from msm_jax.data.jinja_template import load_chat_template
 from msm_jax.data.tokenizer import load_tokenizer, train_sentencepiece
 from msm_jax.errors import UserError
-from msm_jax.language_model import LanguageModel
+from msm_jax.sampler.language_model import LanguageModel
 from tests.data.checkpoints import write_qwen
 
 USER = {"role": "user", "content": "Why?"}

@@ -17,11 +17,12 @@ import transformers
 from safetensors.numpy import load_file
 
 import msm_jax
-from msm_jax import conversion, convert, weights
+from msm_jax import convert
+from msm_jax.checkpoints import conversion, weights
+from msm_jax.checkpoints.orbax import save_params
 from msm_jax.errors import UserError
 from msm_jax.models import Model
 from msm_jax.parallel import make_mesh
-from msm_jax.train.checkpoint import save_params
 from tests.data.checkpoints import read_ids
 from tests.tiny_checkpoints import write_adapter, write_checkpoint
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental import multihost_utils
 
+from msm_jax.checkpoints import orbax
+from msm_jax.checkpoints.orbax import Checkpoints, load_params, save_params
 from msm_jax.errors import UserError
-from msm_jax.train import checkpoint
-from msm_jax.train.checkpoint import Checkpoints, load_params, save_params
 from msm_jax.train.state import TrainState
 
 
@@ -60,7 +60,7 @@ def restore(folder, identity="run"):
 
 
 def checksum(array):
-    return checkpoint._describe({"a": jnp.asarray(array)})["a"]["checksum"]
+    return orbax._describe({"a": jnp.asarray(array)})["a"]["checksum"]
 
 
 def files_of(folder):
@@ -211,7 +211,7 @@ def test_a_checkpoint_tells_the_config_of_its_run(tmp_path):
 
 
 def test_a_read_that_fails_once_is_not_damage(folder, monkeypatch, caplog):
-    check, calls = checkpoint._check_arrays, []
+    check, calls = orbax._check_arrays, []
 
     def fail_once(*arguments):
         calls.append(arguments)
@@ -219,7 +219,7 @@ def test_a_read_that_fails_once_is_not_damage(folder, monkeypatch, caplog):
             raise OSError("connection lost")
         check(*arguments)
 
-    monkeypatch.setattr(checkpoint, "_check_arrays", fail_once)
+    monkeypatch.setattr(orbax, "_check_arrays", fail_once)
     assert restore(folder)[0] == 6
     assert not caplog.records and len(calls) == 2
 
@@ -228,7 +228,7 @@ def test_out_of_memory_is_not_damage(folder, monkeypatch):
     def fail(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
-    monkeypatch.setattr(checkpoint, "_check_arrays", fail)
+    monkeypatch.setattr(orbax, "_check_arrays", fail)
     with pytest.raises(jax.errors.JaxRuntimeError):
         restore(folder)
     monkeypatch.undo()

@@ -22,17 +22,18 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from msm_jax.checkpoints import huggingface
+from msm_jax.checkpoints.families import decoder_of
+from msm_jax.checkpoints.orbax import load_params, open_params
+from msm_jax.checkpoints.peft import lora_of
+from msm_jax.checkpoints.sources import copy_small_files, file_names, is_hub_id, read_file, resolve
+from msm_jax.checkpoints.tensor_files import TensorFiles
 from msm_jax.data.huggingface import read_chat_template
 from msm_jax.errors import UserError
-from msm_jax.models import DecoderConfig, LoraConfig, Model, huggingface
-from msm_jax.models.adapters import lora_of
-from msm_jax.models.families import decoder_of
-from msm_jax.models.sources import copy_small_files, file_names, is_hub_id, read_file, resolve
-from msm_jax.models.tensor_files import TensorFiles
+from msm_jax.models import DecoderConfig, LoraConfig, Model
 from msm_jax.parallel import param_shardings
 from msm_jax.storage import files
 from msm_jax.storage.folders import is_url
-from msm_jax.train.checkpoint import load_params, open_params
 
 PyTree = Any
 _log = logging.getLogger(__name__)

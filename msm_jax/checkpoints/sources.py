@@ -6,8 +6,8 @@ import os
 import re
 import sys
 
+from msm_jax.checkpoints.tensor_files import TensorFiles
 from msm_jax.errors import UserError
-from msm_jax.models.tensor_files import TensorFiles
 from msm_jax.storage import hub
 from msm_jax.storage.folders import Folder, is_url
 

@@ -15,11 +15,11 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
+from msm_jax.checkpoints import tensor_files
+from msm_jax.checkpoints.tensor_files import TensorFiles, write_tensors
 from msm_jax.errors import UserError
-from msm_jax.models import tensor_files
-from msm_jax.models.tensor_files import TensorFiles, write_tensors
 from msm_jax.storage import folders
-from tests.models.some_tensors import BF16, FLOATS, given, same, some_arrays
+from tests.checkpoints.some_tensors import BF16, FLOATS, given, same, some_arrays
 
 DTYPES = list(tensor_files._NAMES)
 
@@ -297,7 +297,7 @@ for name in files.tensors:
 MEASURE = """
 import re, sys
 import numpy as np
-from msm_jax.models.tensor_files import TensorFiles, write_tensors
+from msm_jax.checkpoints.tensor_files import TensorFiles, write_tensors
 def peak():  # MiB, of this program: ru_maxrss would count the process that started it
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
 folder, shape = sys.argv[1], (4096, 12288)  # 96 MiB of float16

@@ -2,10 +2,10 @@
 
 import pytest
 
+from msm_jax.checkpoints.families import decoder_of
+from msm_jax.checkpoints.presets import PRESETS, preset
 from msm_jax.errors import UserError
 from msm_jax.models import LoraConfig, Model, count_parameters
-from msm_jax.models.families import decoder_of
-from msm_jax.models.presets import PRESETS, preset
 
 
 def test_presets_have_the_known_numbers_of_parameters():

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from msm_jax.checkpoints.families import decoder_of
 from msm_jax.errors import UserError
 from msm_jax.models.decoder import DecoderConfig
-from msm_jax.models.families import decoder_of
 
 
 def _llama(**sizes: Any) -> dict[str, Any]:

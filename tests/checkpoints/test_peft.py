@@ -14,10 +14,10 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors.numpy import load_file, save_file
 
-from msm_jax import weights
+from msm_jax.checkpoints import weights
+from msm_jax.checkpoints.peft import is_target
 from msm_jax.errors import UserError
 from msm_jax.models import DecoderConfig, LoraConfig, Model
-from msm_jax.models.adapters import is_target
 from msm_jax.parallel import make_mesh
 from tests.tiny_checkpoints import SIZES
 

@@ -3,17 +3,17 @@
 import contextlib
 import pathlib
 
-from msm_jax import weights
+from msm_jax.checkpoints import weights
+from msm_jax.checkpoints.families import config_of
+from msm_jax.checkpoints.sources import small_files
+from msm_jax.checkpoints.weights import Stored
 from msm_jax.data.huggingface import TEMPLATE_FILE, default_template, read_chat_template, read_eos_ids
 from msm_jax.data.jinja_template import load_chat_template
 from msm_jax.data.stops import GENERATION_FILE, stop_ids
 from msm_jax.data.tokenizer import load_tokenizer
 from msm_jax.errors import UserError
-from msm_jax.models.families import config_of
-from msm_jax.models.sources import small_files
 from msm_jax.storage import files
 from msm_jax.storage.folders import Folder
-from msm_jax.weights import Stored
 
 # Of all the files beside weights, those that make a tokenizer.
 _TOKENIZER_FILES = {

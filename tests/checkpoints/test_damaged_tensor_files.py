@@ -11,10 +11,10 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
+from msm_jax.checkpoints.tensor_files import TensorFiles, write_tensors
 from msm_jax.errors import UserError
-from msm_jax.models.tensor_files import TensorFiles, write_tensors
 from msm_jax.storage import folders
-from tests.models.some_tensors import BF16, given, some_arrays
+from tests.checkpoints.some_tensors import BF16, given, some_arrays
 
 
 @pytest.mark.parametrize("index", [(slice(0, 1, 2),), (slice(0, 1), slice(0, 1)), (slice(None, None, -1),)])

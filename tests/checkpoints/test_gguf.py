@@ -16,9 +16,9 @@ import torch
 import transformers
 
 from msm_jax import convert
+from msm_jax.checkpoints.gguf import convert_gguf
+from msm_jax.checkpoints.tensor_files import TensorFiles
 from msm_jax.errors import UserError
-from msm_jax.models.gguf import convert_gguf
-from msm_jax.models.tensor_files import TensorFiles
 from tests.artefacts import artefact
 
 ROOT = pathlib.Path(__file__).parents[2]

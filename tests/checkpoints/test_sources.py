@@ -14,9 +14,9 @@ import fsspec
 import numpy as np
 import pytest
 
+from msm_jax.checkpoints.sources import copy_small_files, resolve, small_files
+from msm_jax.checkpoints.tensor_files import TensorFiles, write_tensors
 from msm_jax.errors import UserError
-from msm_jax.models.sources import copy_small_files, resolve, small_files
-from msm_jax.models.tensor_files import TensorFiles, write_tensors
 from tests.loopback import serving
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -130,7 +130,7 @@ def hub():
 PROGRAM = """
 import json, sys
 from msm_jax.errors import UserError
-from msm_jax.models.sources import resolve
+from msm_jax.checkpoints.sources import resolve
 for path, revision in json.loads(sys.argv[1]):
     try:
         print(json.dumps(["ok", resolve(path, revision)]))

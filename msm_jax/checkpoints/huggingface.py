@@ -15,10 +15,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
+from msm_jax.checkpoints.tensor_files import TensorFiles
 from msm_jax.errors import UserError
 from msm_jax.models.decoder import DecoderConfig
 from msm_jax.models.linear import LORA_TARGETS, LoraConfig
-from msm_jax.models.tensor_files import TensorFiles
 
 PyTree = Any
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from msm_jax import weights
+from msm_jax.checkpoints import weights
+from msm_jax.checkpoints.orbax import save_params
 from msm_jax.models import DecoderConfig, LoraConfig, Model, count_parameters
-from msm_jax.train.checkpoint import save_params
 from tests.memory import write_model
 
 SIZES = {"num_heads": 4, "num_kv_heads": 4, "head_size": 128, "tied_head": True}
@@ -20,7 +20,7 @@ SMALL = DecoderConfig(vocab_size=64, num_layers=2, width=512, mlp_width=64, **SI
 BIG = DecoderConfig(vocab_size=32768, num_layers=6, width=512, mlp_width=4096, **SIZES)
 CONVERT = """
 import sys
-from msm_jax import conversion
+from msm_jax.checkpoints import conversion
 from tests.memory import peak_of
 
 calls = [
@@ -42,7 +42,7 @@ def write_adapter(folder, decoder, base):
     weights.write_description(folder, model, base=base)
 
 
-@pytest.mark.slow  # tests/models/test_huggingface.py has the reading half of it
+@pytest.mark.slow  # tests/checkpoints/test_huggingface.py has the reading half of it
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_host_memory_is_that_of_the_shards_and_two_tensors(tmp_path):
     """Import holds all shards once. Export holds a stack of layers at a time, twice while it reads it."""
@@ -51,7 +51,7 @@ def test_host_memory_is_that_of_the_shards_and_two_tensors(tmp_path):
         write_adapter(tmp_path / name / "adapter", decoder, base=str(tmp_path / name / "ours"))
         write_adapter(tmp_path / name / "adapter_on_hf", decoder, base=str(tmp_path / name / "hf"))
     environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4", "PATH": "/usr/bin:/bin"}
-    command, root = [sys.executable, "-c", CONVERT, str(tmp_path)], pathlib.Path(__file__).parents[1]
+    command, root = [sys.executable, "-c", CONVERT, str(tmp_path)], pathlib.Path(__file__).parents[2]
     done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     imported, exported, *merged = map(int, done.stdout.split())

@@ -5,8 +5,8 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from msm_jax.checkpoints.huggingface import PEFT_MODULES, PEFT_PREFIX, peft_module
 from msm_jax.errors import UserError
-from msm_jax.models.huggingface import PEFT_MODULES, PEFT_PREFIX, peft_module
 from msm_jax.models.linear import LORA_TARGETS, LoraConfig
 
 # Which modules are adapted, and how: fields, with the kinds of value that they have, None aside.

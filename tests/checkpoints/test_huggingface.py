@@ -16,12 +16,12 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from msm_jax import weights
+from msm_jax.checkpoints import weights
+from msm_jax.checkpoints.families import config_of, decoder_of
+from msm_jax.checkpoints.huggingface import adapter_table, base_table, merged, tensors_of
+from msm_jax.checkpoints.tensor_files import write_tensors
 from msm_jax.errors import UserError
 from msm_jax.models import LORA_TARGETS, LoraConfig, Model
-from msm_jax.models.families import config_of, decoder_of
-from msm_jax.models.huggingface import adapter_table, base_table, merged, tensors_of
-from msm_jax.models.tensor_files import write_tensors
 from msm_jax.parallel import make_mesh
 
 SIZES = {
@@ -111,7 +111,7 @@ def random_adapter(model, seed=0):
 
 
 def save_adapter(folder, model, adapter, base=""):
-    from msm_jax.models.adapters import peft_config
+    from msm_jax.checkpoints.peft import peft_config
 
     write_tensors(folder, tensors_of(adapter, adapter_table(model.config, model.lora)), "adapter_model")
     (folder / "adapter_config.json").write_text(json.dumps(peft_config(model.lora, base)))
@@ -345,7 +345,7 @@ def test_shards_hold_what_one_device_holds(saved, ways):
     """In a process with four devices, every parameter equals the one read whole."""
     script = f"""
 import jax, numpy as np
-from msm_jax import weights
+from msm_jax.checkpoints import weights
 from msm_jax.parallel import make_mesh
 stored = weights.open_model({str(saved("qwen2"))!r}, dtype="float32")
 one = weights.load(stored, make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1]))
@@ -361,7 +361,7 @@ for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
 
 MEMORY = """
 import pathlib, sys
-from msm_jax import weights
+from msm_jax.checkpoints import weights
 from msm_jax.models import DecoderConfig, count_parameters
 from msm_jax.parallel import make_mesh
 from tests.memory import peak_of, write_model

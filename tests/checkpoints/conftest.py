@@ -1,0 +1,23 @@
+import fsspec
+import pytest
+
+from msm_jax.checkpoints.gguf import convert_gguf
+from tests.artefacts import artefact
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory):
+    """The folder that launch/smollm2.sh makes."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    convert_gguf(artefact("smollm2-gguf"), folder)
+    yield folder
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.fixture
+def memory():
+    """A URL that holds nothing yet."""
+    url = "memory://bucket/model"
+    yield url
+    fsspec.filesystem("memory").store.clear()
+    fsspec.filesystem("memory").pseudo_dirs.clear()
