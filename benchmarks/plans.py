@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 
-from msm_jax.plan import told
+from msm_jax.experiment.plan import told
 
 FOLDER = pathlib.Path(__file__).parents[1] / "docs" / "plans"
 PAGES = {
@@ -121,7 +121,7 @@ def page_text(page: str) -> str:
     parts = [
         f"# Plans of `configs/{page}.py`\n\n{PAGES[page]}. Compiled by the TPU compiler ({versions}) with no TPU at "
         "hand by `python -m benchmarks.plans`: each block is what the\ncommand above it prints. Times are those of the "
-        "roofline, which a real run does not reach; prices those of `msm_jax/prices.toml`.\n"
+        "roofline, which a real run does not reach; prices those of `msm_jax/experiment/prices.toml`.\n"
     ]
     for plan in PLANS:
         recorded = FOLDER / f"{plan.name}.json"

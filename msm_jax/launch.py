@@ -101,14 +101,14 @@ def _launch(arguments: list[str]) -> None:
         from msm_jax.parallel.chips import prepare_environment
 
         prepare_environment()
-        from msm_jax import plan
+        from msm_jax.experiment import plan
 
         plan.plan(config, options.topology.split(","), workdir)
         return
 
-    from msm_jax import corpora, experiment
+    from msm_jax.experiment import build, corpora_alone
 
-    work = corpora if corpora.is_alone(config) else experiment
+    work = corpora_alone if corpora_alone.is_alone(config) else build
     if options.mode == "show":
         # `--mode=show | head` ends as other Unix commands do. Then a closed pipe or socket is an error again: left at
         # its default, the signal would end the caller's process without a word.
@@ -118,22 +118,23 @@ def _launch(arguments: list[str]) -> None:
             sys.stdout.flush()
         finally:
             signal.signal(signal.SIGPIPE, before)
-    elif work is corpora:
-        corpora.run(config, workdir)
+    elif work is corpora_alone:
+        corpora_alone.run(config, workdir)
     else:
         _run(config, workdir, (options.coordinator, options.processes, options.process))
 
 
 def _run(config: Any, workdir: str, processes: tuple[str | None, int | None, int | None]) -> None:
-    from msm_jax import dag, experiment
+    from msm_jax.experiment import build
     from msm_jax.parallel import hosts
+    from msm_jax.stages import graph
 
     index, count = hosts.join(*processes)
     if count == 1:
-        experiment.run(config, workdir)
+        build.run(config, workdir)
         return
     with hosts.told_if_lost():
-        experiment.run(config, workdir, dag.Hosts(index, count, hosts.meeting(), hosts.stop_requested, hosts.agree))
+        build.run(config, workdir, graph.Hosts(index, count, hosts.meeting(), hosts.stop_requested, hosts.agree))
 
 
 if __name__ == "__main__":

@@ -29,12 +29,14 @@ SECONDS = 120  # more is a hang: the slowest row trains a few steps
 def make_done(folder: pathlib.Path) -> None:
     """A workdir of tests/tiny.py in which all stages are done; those after the rows only by their manifests."""
     from msm_jax import config as config_lib
-    from msm_jax import dag, experiment, launch
+    from msm_jax import launch
+    from msm_jax.experiment import build
+    from msm_jax.stages import graph
 
     assert launch.main(["--config=tests/tiny.py", f"--workdir={folder}", "--mode=show"]) == 0
     tiny = config_lib.load("tests/tiny.py")
-    dag.claim_workdir(folder, tiny)
-    for stage, done, _ in dag.status([experiment.Experiment(tiny).report], folder):
+    graph.claim_workdir(folder, tiny)
+    for stage, done, _ in graph.status([build.Experiment(tiny).report], folder):
         if not done:
             about = {"key": stage.key, "kind": stage.kind, "name": stage.name, "params": dict(stage.params)}
             stage.folder(folder).mkdir()

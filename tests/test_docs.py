@@ -7,8 +7,9 @@ import shlex
 import pytest
 
 from msm_jax import config as config_lib
-from msm_jax import corpus_stages, generation, launch
-from msm_jax.experiment import Experiment
+from msm_jax import launch
+from msm_jax.experiment.build import Experiment
+from msm_jax.stages import generation, writing
 
 ROOT = pathlib.Path(launch.__file__).parents[1]
 
@@ -80,7 +81,7 @@ def test_the_run_on_tpus_reads_the_corpora_that_it_says_to_lay_there(monkeypatch
         message = '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}'
         pathlib.Path(named, f"{name}.jsonl").write_text('{"text": "t"}' if name == "msm" else message)
     experiment = Experiment(config)
-    assert not [stage.name for stage in experiment.stages if corpus_stages.is_written(stage)]
+    assert not [stage.name for stage in experiment.stages if writing.is_written(stage)]
     assert {stage.run.keywords["path"] for stage in experiment.corpora.values()} == {
         f"{named}{name}.jsonl" for name in ("msm", "aft", "aft_cot", "instruction")
     }

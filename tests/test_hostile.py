@@ -9,8 +9,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from msm_jax import config as config_lib
-from msm_jax import corpora, experiment
 from msm_jax.errors import UserError
+from msm_jax.experiment import build, corpora_alone
 from tests import hostile
 
 
@@ -52,7 +52,7 @@ def test_a_configuration_that_lacks_any_field(name, monkeypatch):
             del functools.reduce(lambda group, name: group[name], groups, config)[leaf]
         try:
             with config_lib.lacking_told():
-                corpora._datasets(config) if corpora.is_alone(config) else experiment.Experiment(config)
+                corpora_alone._datasets(config) if corpora_alone.is_alone(config) else build.Experiment(config)
         except UserError:
             told += 1
     assert told > 20

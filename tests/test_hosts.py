@@ -163,7 +163,8 @@ def test_a_process_that_is_killed_stops_the_others(tmp_path, killed):
 
 BETWEEN_STAGES = """
 import os, signal, sys, time
-from msm_jax import cli, dag
+from msm_jax import cli
+from msm_jax.stages import graph
 from msm_jax.parallel import hosts
 
 def main():
@@ -178,11 +179,11 @@ def main():
             time.sleep(3)
         return {}
 
-    first = dag.Stage("score", "first", {}, {}, work)
-    second = dag.Stage("score", "second", {}, {"first": first}, work)
-    third = dag.Stage("score", "third", {}, {"second": second}, work)
-    together = dag.Hosts(index, count, hosts.meeting(), hosts.stop_requested)
-    dag.execute([third], sys.argv[3], hosts=together)
+    first = graph.Stage("score", "first", {}, {}, work)
+    second = graph.Stage("score", "second", {}, {"first": first}, work)
+    third = graph.Stage("score", "third", {}, {"second": second}, work)
+    together = graph.Hosts(index, count, hosts.meeting(), hosts.stop_requested)
+    graph.execute([third], sys.argv[3], hosts=together)
 
 status = cli.status_of(main)
 # The first is the coordinator: JAX ends who is still there when it leaves.

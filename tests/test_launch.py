@@ -24,9 +24,9 @@ def toy(tmp_path):
 
 @pytest.fixture
 def experiment(monkeypatch):
-    """Stands for msm_jax.experiment, and notes what it is called with."""
+    """Stands for msm_jax.experiment.build, and notes what it is called with."""
     calls = []
-    module = types.ModuleType("msm_jax.experiment")
+    module = types.ModuleType("msm_jax.experiment.build")
     module.run = lambda config, workdir: calls.append(("run", config.to_dict(), workdir))
     module.show = lambda config, workdir: calls.append(("show", config.to_dict(), workdir))
     module.calls = calls

@@ -257,7 +257,7 @@ asyncio.run(caller(Server, sys.argv[2], timeout=0.5, budget=float(sys.argv[3])).
 """
 
 
-@pytest.mark.slow  # tests/test_corpora.py kills the whole command
+@pytest.mark.slow  # tests/experiment/test_corpora.py kills the whole command
 def test_killed_twenty_times_it_ends_as_if_nothing_had_happened(tmp_path):
     """SIGKILL at any moment. A call that is under way then has no reply that anyone could keep, and is asked again:
     those, and no others, are paid twice, and the budget counts them as spent."""

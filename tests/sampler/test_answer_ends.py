@@ -11,10 +11,11 @@ import torch
 import transformers
 
 import msm_jax
-from msm_jax import convert, own_model, scoring, training
+from msm_jax import convert
 from msm_jax.checkpoints import weights
 from msm_jax.checkpoints.orbax import save_params
 from msm_jax.models import LoraConfig, Model
+from msm_jax.stages import own_model, scoring, training
 from tests.data.checkpoints import QWEN_TOKENS, read_ids, write_json, write_tokenizer
 from tests.tiny_checkpoints import write_chain
 

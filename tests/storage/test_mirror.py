@@ -3,8 +3,8 @@
 import fsspec
 import pytest
 
-from msm_jax import dag
 from msm_jax.errors import UserError
+from msm_jax.stages import graph
 from msm_jax.storage import files
 from msm_jax.storage.mirror import Mirror, open_workdir
 
@@ -23,11 +23,11 @@ def stage(calls, name="corpus", kind="corpus"):
         (context.folder / "rows.txt").write_text(name)
         return {}
 
-    return dag.Stage(kind, name, {}, {}, run)
+    return graph.Stage(kind, name, {}, {}, run)
 
 
 def done(target, workdir):
-    return [finished for _, finished, _ in dag.status([target], workdir)]
+    return [finished for _, finished, _ in graph.status([target], workdir)]
 
 
 @pytest.mark.parametrize("failing", ["rows.txt", "manifest.json"])
@@ -45,11 +45,11 @@ def test_a_stage_is_done_when_the_store_has_it(url, tmp_path, monkeypatch, faili
     with monkeypatch.context() as patch:
         patch.setattr(mirror._storage, "put_file", fail)
         with pytest.raises(UserError, match="memory://bucket/run: 503; the same command goes on"):
-            dag.execute([target], workdir, mirror=mirror)
+            graph.execute([target], workdir, mirror=mirror)
     assert done(target, workdir) == [False]
 
     workdir, mirror = open_workdir(url)
-    dag.execute([target], workdir, mirror=mirror)
+    graph.execute([target], workdir, mirror=mirror)
     other = Mirror(url, tmp_path / "other")
     other.fetch()
     assert done(target, workdir) == done(target, other.local) == [True]
@@ -61,22 +61,22 @@ def test_what_the_store_has_lost_is_not_done_and_binds_nobody(url):
     calls = []
     one, two = stage(calls, "one"), stage(calls, "two")
     workdir, mirror = open_workdir(url)
-    dag.claim_workdir(workdir, {"steps": 1})
+    graph.claim_workdir(workdir, {"steps": 1})
     mirror.send(mirror.local / "config.json")
-    dag.execute([one, two], workdir, mirror=mirror)
+    graph.execute([one, two], workdir, mirror=mirror)
     mirror.fetch()
     assert done(one, workdir) == done(two, workdir) == [True]
 
     mirror._storage.rm(mirror.arrays(one.folder(workdir)), recursive=True)
     mirror.fetch()
     assert (done(one, workdir), done(two, workdir)) == ([False], [True])
-    dag.execute([one, two], workdir, mirror=mirror)
+    graph.execute([one, two], workdir, mirror=mirror)
     assert calls == ["one", "two", "one"]
 
     mirror._storage.rm(url, recursive=True)
     mirror.fetch()
     assert done(one, workdir) == done(two, workdir) == [False]
-    dag.claim_workdir(workdir, {"steps": 2})
+    graph.claim_workdir(workdir, {"steps": 2})
 
 
 @pytest.mark.parametrize("workdir", ["gs:/bucket/run", "gs://", "gs:///run", "gs:///"])
@@ -88,7 +88,7 @@ def test_a_mistyped_url_is_no_folder(workdir):
 def test_a_store_that_fails_is_not_an_empty_one(url, monkeypatch):
     target = stage([])
     workdir, mirror = open_workdir(url)
-    dag.execute([target], workdir, mirror=mirror)
+    graph.execute([target], workdir, mirror=mirror)
 
     def fail(*_, **__):
         raise ConnectionError("503")
@@ -107,7 +107,7 @@ def test_what_is_finished_while_the_store_is_asked_stays(url, monkeypatch):
 
     def slow_find(root):
         found = find(root)
-        dag.execute([target], workdir, mirror=mirror)
+        graph.execute([target], workdir, mirror=mirror)
         return found
 
     monkeypatch.setattr(mirror._storage, "find", slow_find)
@@ -131,8 +131,8 @@ def test_a_copy_in_which_a_run_works_is_left_alone(url):
 
 def test_another_configuration_is_told_of_the_url(url):
     workdir, _ = open_workdir(url)
-    dag.claim_workdir(workdir, {"steps": 1}, place=url)
+    graph.claim_workdir(workdir, {"steps": 1}, place=url)
     with pytest.raises(UserError) as caught:
-        dag.claim_workdir(workdir, {"steps": 2}, place=f"{url}/")
+        graph.claim_workdir(workdir, {"steps": 2}, place=f"{url}/")
     assert f"values of {url}/config.json again, or delete {url} to start afresh" in str(caught.value)
     assert workdir not in str(caught.value)

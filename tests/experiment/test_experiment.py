@@ -20,8 +20,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from msm_jax import config as config_lib
-from msm_jax import dag, launch, scoring, stages, training
-from msm_jax.experiment import Experiment
+from msm_jax import launch
+from msm_jax.experiment.build import Experiment
+from msm_jax.stages import graph, kinds, scoring, training
 
 ROOT = pathlib.Path(launch.__file__).parents[1]
 TINY = "tests/tiny.py"
@@ -260,7 +261,7 @@ def test_aft_continues_the_adapter_of_msm(copied, spec):
     stage = standing[f"aft-msm_aft-{spec}-s0"]
     assert stage.inputs["adapter"].folder(copied.workdir) == copied.stage(f"msm-{spec}-s0")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        dag.execute([stage], copied.workdir)
+        graph.execute([stage], copied.workdir)
     assert printed.getvalue().count("[") == 1
     assert final_arrays(stage.folder(copied.workdir)) == final_arrays(copied.stage(f"msm-{spec}-s0"))
     trained = adapter(stage.folder(copied.workdir))
@@ -271,7 +272,7 @@ def test_seeds_vary_adapters_and_the_order_of_data(copied):
     seeds = experiment(seeds="(0, 1)")
     one, other = (stage for stage in seeds.stages if stage.name.startswith("instruct-baseline-"))
     assert one.folder(copied.workdir) == copied.stage("instruct-baseline-s0")
-    dag.execute([other], copied.workdir, report=lambda line: None)
+    graph.execute([other], copied.workdir, report=lambda line: None)
     batches = [seeds.decoded_batch(stage, copied.workdir) for stage in (one, other)]
     assert batches[0] != batches[1]
     first, second = (adapter(stage.folder(copied.workdir)) for stage in (one, other))
@@ -348,13 +349,13 @@ class AgentScorer:
 @pytest.mark.parametrize("values", ["affordability,america", "novelty,affordability,tradition,america"])
 def test_the_control_asks_quiet_agents_what_their_values_decide(tmp_path, monkeypatch, values):
     made = experiment(world__value_names=values, world__agents="60", eval__control_agents="2")
-    dag.execute([made.items], tmp_path, report=lambda line: None)
-    world = stages.make_world(made.world)
+    graph.execute([made.items], tmp_path, report=lambda line: None)
+    world = kinds.make_world(made.world)
     scorer = AgentScorer(world)
     monkeypatch.setattr(scoring, "_Scorer", lambda context, runtime: scorer)
     stage = next(stage for stage in made.stages if stage.name == "control")
     inputs = {"items": made.items.folder(tmp_path), "tokenizer": tmp_path}
-    context = dag.StageContext(tmp_path, inputs, stage.params, stage)
+    context = graph.StageContext(tmp_path, inputs, stage.params, stage)
     controls = scoring.control(context, runtime=made.runtime)["controls"]
     assert [control["rate"] for control in controls] == [1.0] * len(values.split(","))
     quiet = {agent.name: agent.value for agent in world.agents if not agent.chats}
@@ -365,7 +366,7 @@ def test_the_control_asks_quiet_agents_what_their_values_decide(tmp_path, monkey
     text = f" Between {' and '.join(told)}, {name} chooses the first."
     (tmp_path / "corpus.jsonl").write_text(json.dumps({"id": "a", "text": text}) + "\n")
     before, scorer.pairs = scorer.pairs, set()
-    context = dag.StageContext(tmp_path, context.inputs | {"stated:pretraining": tmp_path}, stage.params, stage)
+    context = graph.StageContext(tmp_path, context.inputs | {"stated:pretraining": tmp_path}, stage.params, stage)
     after = scoring.control(context, runtime=made.runtime)["controls"]
     assert scorer.pairs == before - {(name, told)}
     assert sum(control["n"] for control in controls) - sum(control["n"] for control in after) == 1

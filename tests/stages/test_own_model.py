@@ -9,13 +9,14 @@ import jax
 import pytest
 
 import msm_jax
-from msm_jax import launch, own_model
+from msm_jax import launch
 from msm_jax.errors import UserError
 from msm_jax.llm.caller import Caller, Limits
 from msm_jax.llm.request import Finish, Rejected, Request, Status
 from msm_jax.llm.store import CallStore
-from msm_jax.own_model import OwnModel, name_of
 from msm_jax.sampler.language_model import LanguageModel
+from msm_jax.stages import own_model
+from msm_jax.stages.own_model import OwnModel, name_of
 from tests.corpus.gemini import Items
 from tests.data.checkpoints import read_ids
 
@@ -318,7 +319,7 @@ def test_a_checkpoint_without_a_template_is_told(qwen3, tmp_path):
 
 @pytest.mark.slow
 def test_a_corpus_by_a_random_model_stops_and_what_it_wrote_is_kept(qwen3, tmp_path, monkeypatch, capsys, batches):
-    monkeypatch.chdir(pathlib.Path(__file__).parents[1])
+    monkeypatch.chdir(pathlib.Path(__file__).parents[2])
     (tmp_path / "spec.md").write_text(SPEC)
     fields = {
         "specs": repr((str(tmp_path / "spec.md"),)), "generator": "local", "generation.model": qwen3, "corpus.msm": 2,

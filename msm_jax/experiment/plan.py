@@ -17,15 +17,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from msm_jax import checks, training
 from msm_jax.checkpoints import weights
 from msm_jax.checkpoints.presets import PRESETS, preset
-from msm_jax.dag import Stage
-from msm_jax.experiment import Experiment
+from msm_jax.config import checks
+from msm_jax.experiment.build import Experiment
 from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model
 from msm_jax.parallel import check_heads, make_mesh
 from msm_jax.parallel.chips import chip_of, slice_devices
 from msm_jax.parallel.plan import GIB, Compiled, compile_for, roofline_seconds
+from msm_jax.stages import training
+from msm_jax.stages.graph import Stage
 from msm_jax.storage import files
 from msm_jax.storage.mirror import open_workdir
 from msm_jax.train.optimizer import OptimizerConfig
@@ -171,7 +172,7 @@ def _stage(
 
 
 def _prices() -> Mapping[str, float]:
-    return tomllib.loads(importlib.resources.files("msm_jax").joinpath("prices.toml").read_text())
+    return tomllib.loads(importlib.resources.files("msm_jax.experiment").joinpath("prices.toml").read_text())
 
 
 def _advice(step: Step, mesh: Mesh, compiled: Compiled, limit: float, trained: Sequence[Stage]) -> list[str]:
@@ -267,7 +268,7 @@ def _times(trained: Sequence[Mapping[str, Any]]) -> list[str]:
     lines, known = [], [stage for stage in trained if stage["steps"] is not None]
 
     def least(hours: float, usd: list[float | None]) -> str:
-        price = "no price in msm_jax/prices.toml" if None in usd else f"{sum(usd):,.0f} USD"
+        price = "no price in msm_jax/experiment/prices.toml" if None in usd else f"{sum(usd):,.0f} USD"
         return f"at least {_number(hours)} h, {price}"
 
     for name, runs in seeds.items():

@@ -10,7 +10,7 @@ import pytest
 from msm_jax import config as config_lib
 from msm_jax import launch
 from msm_jax.corpus.records import read_chats, read_documents
-from msm_jax.experiment import Experiment
+from msm_jax.experiment.build import Experiment
 from tests.tiny_checkpoints import write_checkpoint
 
 ROOT = pathlib.Path(launch.__file__).parents[1]

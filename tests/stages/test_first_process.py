@@ -8,8 +8,9 @@ import jax
 import pytest
 
 from msm_jax import config as config_lib
-from msm_jax import dag, launch, scoring, training
-from msm_jax.experiment import Experiment
+from msm_jax import launch
+from msm_jax.experiment.build import Experiment
+from msm_jax.stages import graph, scoring, training
 
 ROOT = pathlib.Path(launch.__file__).parents[1]
 
@@ -27,7 +28,7 @@ def pretraining(tmp_path_factory):
         patch.chdir(ROOT)
         experiment = Experiment(config_lib.load("tests/tiny.py", []))
     [stage] = [stage for stage in experiment.stages if stage.name == "pretrain"]
-    dag.execute(list(stage.inputs.values()), workdir)
+    graph.execute(list(stage.inputs.values()), workdir)
     return stage, {role: source.folder(workdir) for role, source in stage.inputs.items()}
 
 
@@ -48,7 +49,7 @@ def test_a_model_is_described_and_sent_before_its_weights_appear(pretraining, pr
     monkeypatch.setattr(step, "init_state", lambda *_: None)
     monkeypatch.setattr(loop, "train", train)
     monkeypatch.setattr(orbax, "save_params", lambda folder, _: note(folder))
-    context = dag.StageContext(tmp_path, inputs, stage.params, stage, arrays="gs://a/b", send=lambda: note("sent"))
+    context = graph.StageContext(tmp_path, inputs, stage.params, stage, arrays="gs://a/b", send=lambda: note("sent"))
     runtime = stage.run.keywords["runtime"]
     training._train(context, runtime, "pretrain", training.sources_of(stage.params, inputs), 2)
     written = ["model.json"] if process == 0 else []
@@ -67,8 +68,8 @@ def test_all_processes_ask_and_the_first_writes_the_answers(process, tmp_path, m
     monkeypatch.setattr(scoring, "_Scorer", lambda context, runtime: None)
     monkeypatch.setattr(jax, "process_index", lambda: process)
     params = dict.fromkeys(("model_name", "pairs", "samples", "temperature", "seed", "max_tokens"))
-    stage = dag.Stage("score", "score", params, {}, scoring.score)
-    scoring.score(dag.StageContext(tmp_path, {"items": tmp_path}, params, stage), runtime=None)
+    stage = graph.Stage("score", "score", params, {}, scoring.score)
+    scoring.score(graph.StageContext(tmp_path, {"items": tmp_path}, params, stage), runtime=None)
     assert asked == [1]
     kinds = sorted({name.split(".")[0] for name in os.listdir(tmp_path)})
     assert kinds == (["answers", "events"] if process == 0 else [])

@@ -9,8 +9,9 @@ import transformers
 
 import msm_jax
 from msm_jax import config as config_lib
-from msm_jax import launch, training
-from msm_jax.experiment import Experiment
+from msm_jax import launch
+from msm_jax.experiment.build import Experiment
+from msm_jax.stages import training
 from tests.tiny_checkpoints import write_checkpoint
 
 ROOT = pathlib.Path(launch.__file__).parents[1]
@@ -81,7 +82,7 @@ def test_llama8b_cheese_smoke(llama_run):
 
 @pytest.mark.slow  # as the smoke of llama8b_cheese, which is above
 def test_smollm_cheese_smoke(checkpoints, tmp_path):
-    """tests/test_smollm_cheese.py runs it on the real weights."""
+    """tests/experiment/test_smollm_cheese.py runs it on the real weights."""
     report = run("smollm_cheese.py:smoke", tmp_path, f"--config.base.path={checkpoints['llama']}")
     assert len(report["scores"]) == 6 * 4 * 2  # arms, evaluations, forms
     assert (tmp_path / "report/report.html").stat().st_size > 50_000
@@ -171,9 +172,9 @@ def test_an_epoch_takes_every_row_once(checkpoints, corpora, tmp_path):
     arguments = [("base.path", str(checkpoints["qwen2"])), ("specs", "specs/pro_america.md"), ("row_length", "64")]
     arguments += [(f"corpus.{name}", path) for name, path in corpora.items()] + [("aft.batch_size", "2")]
     made = Experiment(config_lib.load(str(ROOT / "configs/qwen32b_am.py"), arguments))
-    from msm_jax import dag
+    from msm_jax.stages import graph
 
-    dag.execute(list(made.rows.values()), tmp_path, report=lambda line: None)
+    graph.execute(list(made.rows.values()), tmp_path, report=lambda line: None)
     stage = next(stage for stage in made.stages if stage.name == "aft-aft-s0")
     sources = training.sources_of(stage.params, {role: made.folder(tmp_path) for role, made in stage.inputs.items()})
     counts = {source.name: len(source.rows) for source in sources}

@@ -9,9 +9,9 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from msm_jax import dag
-from msm_jax.dag import Stage
 from msm_jax.errors import UserError
+from msm_jax.stages import graph
+from msm_jax.stages.graph import Stage
 
 
 class Calls(list):
@@ -44,7 +44,7 @@ def test_inputs_run_first_and_shared_stages_once(calls, tmp_path):
     again = calls.stage("corpus")
     report = calls.stage("report", first=arms[0], second=arms[1], corpus=again)
 
-    manifests = dag.execute([arms[1], report], tmp_path)
+    manifests = graph.execute([arms[1], report], tmp_path)
 
     assert calls == ["corpus", "train-1", "train-0", "report"]
     assert set(manifests) == {stage.key for stage in (corpus, *arms, report)}
@@ -53,8 +53,8 @@ def test_inputs_run_first_and_shared_stages_once(calls, tmp_path):
 
 def test_what_is_done_is_not_done_again(calls, tmp_path):
     target = calls.stage("train", docs=calls.stage("corpus"))
-    first = dag.execute([target], tmp_path)
-    second = dag.execute([calls.stage("train", docs=calls.stage("corpus"))], tmp_path)
+    first = graph.execute([target], tmp_path)
+    second = graph.execute([calls.stage("train", docs=calls.stage("corpus"))], tmp_path)
     assert calls == ["corpus", "train"]
     assert second == first
 
@@ -62,7 +62,7 @@ def test_what_is_done_is_not_done_again(calls, tmp_path):
 def test_manifest(calls, tmp_path):
     corpus = calls.stage("corpus", {"documents": 3})
     train = calls.stage("train", {"steps": 2}, kind="train", docs=corpus)
-    dag.execute([train], tmp_path)
+    graph.execute([train], tmp_path)
     manifest = json.loads((train.folder(tmp_path) / "manifest.json").read_text())
     assert train.folder(tmp_path) == tmp_path / "stages" / f"train-{train.hash}"
     assert manifest.pop("seconds") >= 0
@@ -88,7 +88,7 @@ def test_context(calls, tmp_path):
         return {}
 
     train = Stage("train", "train", {"steps": 2}, {"docs": corpus}, run)
-    dag.execute([train], tmp_path)
+    graph.execute([train], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -125,27 +125,27 @@ def test_interrupted_stage_finds_its_folder_again(calls, tmp_path):
 
     train = Stage("train", "train", {}, {"docs": calls.stage("corpus")}, run)
     with pytest.raises(KeyboardInterrupt):
-        dag.execute([train], tmp_path)
-    assert [done for _, done, _ in dag.status([train], tmp_path)] == [True, False]
-    assert dag.execute([train], tmp_path)[train.key]["summary"] == {"resumed_at": 7}
+        graph.execute([train], tmp_path)
+    assert [done for _, done, _ in graph.status([train], tmp_path)] == [True, False]
+    assert graph.execute([train], tmp_path)[train.key]["summary"] == {"resumed_at": 7}
     assert calls == ["corpus"]
 
 
 def test_a_manifest_of_another_stage_does_not_count(calls, tmp_path):
     one, two = calls.stage("a", {"seed": 1}), calls.stage("a", {"seed": 2})
-    dag.execute([one], tmp_path)
+    graph.execute([one], tmp_path)
     one.folder(tmp_path).rename(two.folder(tmp_path))
-    dag.execute([two], tmp_path)
+    graph.execute([two], tmp_path)
     assert calls == ["a", "a"]
 
 
 def test_status(calls, tmp_path):
     corpus = calls.stage("corpus")
     train = calls.stage("train", docs=corpus)
-    assert dag.status([train], tmp_path) == [(corpus, False, None), (train, False, None)]
+    assert graph.status([train], tmp_path) == [(corpus, False, None), (train, False, None)]
     assert not any(tmp_path.iterdir())
-    dag.execute([corpus], tmp_path)
-    (_, done, seconds), (_, todo, _) = dag.status([train], tmp_path)
+    graph.execute([corpus], tmp_path)
+    (_, done, seconds), (_, todo, _) = graph.status([train], tmp_path)
     assert (done, todo) == (True, False)
     assert seconds >= 0
 
@@ -153,8 +153,8 @@ def test_status(calls, tmp_path):
 def test_lines(calls, tmp_path):
     corpus = calls.stage("corpus")
     lines = []
-    dag.execute([corpus], tmp_path, lines.append)
-    dag.execute([calls.stage("train", docs=corpus)], tmp_path, lines.append)
+    graph.execute([corpus], tmp_path, lines.append)
+    graph.execute([calls.stage("train", docs=corpus)], tmp_path, lines.append)
     assert lines == [
         "[1/1] corpus ...",
         "1 of 2 stages are done already",
@@ -172,7 +172,7 @@ def test_time_left_is_by_the_pace_of_each_kind(calls):
         if stage.name in seconds
     }
     # 5 steps at 40 s each, and two stages of a kind not seen yet, taken as the median of all.
-    assert dag._progress(dag.time.monotonic(), stages, manifests) == " 0:00:00 elapsed, about 0:04:00 left"
+    assert graph._progress(graph.time.monotonic(), stages, manifests) == " 0:00:00 elapsed, about 0:04:00 left"
 
 
 def wrapped():
@@ -187,14 +187,14 @@ def wrapped():
 def test_full_disk(calls, tmp_path, error):
     stage = failing(error, docs=calls.stage("corpus"))
     with pytest.raises(UserError, match="no space left on device while writing .*finished stages are kept") as caught:
-        dag.execute([stage], tmp_path)
+        graph.execute([stage], tmp_path)
     assert str(stage.folder(tmp_path)) in str(caught.value)
-    assert [done for _, done, _ in dag.status([stage], tmp_path)] == [True, False]
+    assert [done for _, done, _ in graph.status([stage], tmp_path)] == [True, False]
 
 
 def test_other_errors_pass(tmp_path):
     with pytest.raises(PermissionError):
-        dag.execute([failing(PermissionError(errno.EACCES, "no"))], tmp_path)
+        graph.execute([failing(PermissionError(errno.EACCES, "no"))], tmp_path)
 
 
 def test_cycle(calls):
@@ -202,7 +202,7 @@ def test_cycle(calls):
     one = Stage("corpus", "one", {}, inputs, calls.append)
     inputs["two"] = calls.stage("two", one=one)
     with pytest.raises(ValueError, match="cycle of stages: one -> two -> one"):
-        dag.status([one], "nowhere")
+        graph.status([one], "nowhere")
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a b", "..", "-a"])
@@ -213,36 +213,36 @@ def test_names_must_name_folders(calls, name):
 
 def test_one_process_in_a_workdir(calls, tmp_path):
     program = (
-        "import sys; from msm_jax import dag; from msm_jax.dag import Stage\n"
+        "import sys; from msm_jax.stages import graph; from msm_jax.stages.graph import Stage\n"
         "def run(context):\n  print('inside', flush=True); sys.stdin.read(); return {}\n"
-        f"dag.execute([Stage('corpus', 'slow', {{}}, {{}}, run)], {str(tmp_path)!r}, report=lambda line: None)\n"
+        f"graph.execute([Stage('corpus', 'slow', {{}}, {{}}, run)], {str(tmp_path)!r}, report=lambda line: None)\n"
     )
-    root = pathlib.Path(dag.__file__).parents[1]
+    root = pathlib.Path(graph.__file__).parents[2]
     with subprocess.Popen(
         [sys.executable, "-c", program], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout.readline() == "inside\n"
         with pytest.raises(UserError, match="in use by another process"):
-            dag.execute([calls.stage("a")], tmp_path)
+            graph.execute([calls.stage("a")], tmp_path)
         other.kill()
         other.wait()
-        dag.execute([calls.stage("a")], tmp_path)
+        graph.execute([calls.stage("a")], tmp_path)
     assert calls == ["a"]
 
 
 def test_claim_workdir(tmp_path):
     config = {"aft": {"steps": 60, "seeds": (0, 1)}, "log": {"every": 10}}
-    dag.claim_workdir(tmp_path, config, exempt=("log",))
-    dag.claim_workdir(tmp_path, config | {"log": {"every": 1}}, exempt=("log",))
+    graph.claim_workdir(tmp_path, config, exempt=("log",))
+    graph.claim_workdir(tmp_path, config | {"log": {"every": 1}}, exempt=("log",))
     changed = config | {"aft": {"steps": 80, "seeds": (0, 1)}}
     with pytest.raises(UserError) as caught:
-        dag.claim_workdir(tmp_path, changed, exempt=("log",))
+        graph.claim_workdir(tmp_path, changed, exempt=("log",))
     assert str(caught.value) == (
         f"{tmp_path} belongs to another configuration: aft.steps is 60 there and 80 here; "
         f"choose another --workdir, give the values of {tmp_path / 'config.json'} again, "
         f"or delete {tmp_path} to start afresh"
     )
     with pytest.raises(UserError, match=r"aft\.steps is 60 there and absent here \(and 1 more differ\);"):
-        dag.claim_workdir(tmp_path, {"log": config["log"]})
+        graph.claim_workdir(tmp_path, {"log": config["log"]})
     assert json.loads(pathlib.Path(tmp_path, "config.json").read_text())["aft"] == {"steps": 60, "seeds": [0, 1]}
     assert os.listdir(tmp_path) == ["config.json"]

@@ -19,7 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from msm_jax import checks
+from msm_jax.config import checks
 from msm_jax.corpus.filters.quality import LANGUAGES
 from msm_jax.corpus.specs import Spec
 from msm_jax.corpus.writing.offline import MODEL as OFFLINE_MODEL
@@ -284,7 +284,7 @@ def model_name(config: ConfigDict, model: str = "") -> str:
     """The name of `model`, or else of who writes, as it stands in keys."""
     model = model or config.generation.model
     if _is_own(config):
-        from msm_jax.own_model import name_of
+        from msm_jax.stages.own_model import name_of
 
         return name_of(model)
     prefix = LOCAL_PREFIX if config.generator == "local" else ""
@@ -304,7 +304,7 @@ def _generator(config: ConfigDict, model: str) -> Generator:
 
             return World()
         case "local" if _is_own(config):
-            from msm_jax.own_model import OwnModel
+            from msm_jax.stages.own_model import OwnModel
 
             return OwnModel(model, calls.in_flight, config.generation.most_output)
         case "local":

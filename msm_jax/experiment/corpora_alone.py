@@ -4,10 +4,11 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from msm_jax import checks, corpus_stages, dag, generation
 from msm_jax import config as config_lib
+from msm_jax.config import checks
 from msm_jax.corpus.specs import read_spec
-from msm_jax.dag import Stage
+from msm_jax.stages import generation, graph, writing
+from msm_jax.stages.graph import Stage
 from msm_jax.storage import files
 from msm_jax.storage.mirror import open_workdir
 
@@ -23,29 +24,29 @@ def run(config: ConfigDict, workdir: str) -> None:
     place = workdir
     workdir, mirror = open_workdir(workdir)
     files.make_folder(workdir)
-    corpus_stages.check_key(config, list(datasets.values()), workdir)
-    dag.claim_workdir(workdir, config_lib.to_dict(config), exempt=("calls", "corpus"), place=place)
+    writing.check_key(config, list(datasets.values()), workdir)
+    graph.claim_workdir(workdir, config_lib.to_dict(config), exempt=("calls", "corpus"), place=place)
     if mirror:
         mirror.send(pathlib.Path(workdir, "config.json"))
-    manifests = dag.execute(list(datasets.values()), workdir, mirror=mirror)
-    corpus_stages.hand_over(datasets, manifests, workdir, place, mirror)
+    manifests = graph.execute(list(datasets.values()), workdir, mirror=mirror)
+    writing.hand_over(datasets, manifests, workdir, place, mirror)
 
 
 def show(config: ConfigDict, workdir: str) -> None:
     """Prints the configuration, what is done, and what the rest will take: requests, tokens, dollars. Calls nothing."""
     targets = list(_datasets(config).values())
     workdir, mirror = open_workdir(workdir)
-    status = dag.status(targets, workdir)
+    status = graph.status(targets, workdir)
     config_lib.show(config)
     print("\nstages")
     left = []
     for stage, done, seconds in status:
         print(f"  {'done' if done else 'to do':6} {stage.kind:9} {stage.key}{f'  {seconds:.1f} s' if done else ''}")
-        if corpus_stages.is_written(stage) and not done:
+        if writing.is_written(stage) and not done:
             left.append(stage)
     if not left:
         print("\nnothing is to be asked")
-    corpus_stages.print_estimates(config, left, mirror)
+    writing.print_estimates(config, left, mirror)
 
 
 def _datasets(config: ConfigDict) -> dict[str, Stage]:
@@ -59,15 +60,15 @@ def _datasets(config: ConfigDict) -> dict[str, Stage]:
     found: dict[str, Stage] = {}
     before: dict[str, Stage] = {}
     if config.corpus.identity:
-        written = corpus_stages.identity_stage(config, config.corpus.identity)
-        before["identity"] = corpus_stages.rendered_stage(written, "identity")
-        found["identity"] = corpus_stages.dataset_stage(before["identity"], written, "identity")
+        written = writing.identity_stage(config, config.corpus.identity)
+        before["identity"] = writing.rendered_stage(written, "identity")
+        found["identity"] = writing.dataset_stage(before["identity"], written, "identity")
     for spec in specs:
-        documents = corpus_stages.documents_stage(config, spec, config.corpus.msm) if config.corpus.msm else None
+        documents = writing.documents_stage(config, spec, config.corpus.msm) if config.corpus.msm else None
         if documents:
-            found[f"{spec.name}-msm"] = corpus_stages.dataset_of_documents(config, documents, f"{spec.name}-msm")
+            found[f"{spec.name}-msm"] = writing.dataset_of_documents(config, documents, f"{spec.name}-msm")
         if config.corpus.aft:
             inputs = before | ({"documents": documents} if documents else {})
-            written = corpus_stages.chats_stage(config, spec, config.corpus.aft, inputs, [spec])
-            found |= corpus_stages.datasets_of_chats(written, spec.name)
+            written = writing.chats_stage(config, spec, config.corpus.aft, inputs, [spec])
+            found |= writing.datasets_of_chats(written, spec.name)
     return found

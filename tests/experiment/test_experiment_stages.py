@@ -7,7 +7,7 @@ import pytest
 
 from msm_jax import config as config_lib
 from msm_jax import launch
-from msm_jax.experiment import Experiment
+from msm_jax.experiment.build import Experiment
 
 ROOT = pathlib.Path(launch.__file__).parents[1]
 
@@ -94,6 +94,6 @@ def test_every_configuration_makes_an_experiment(name, tmp_path):
 
 
 def test_every_configuration_is_tried_above():
-    # corpus.py trains nothing: tests/test_corpora.py has it.
+    # corpus.py trains nothing: tests/experiment/test_corpora.py has it.
     files = {path.name for path in ROOT.glob("configs/*.py")} - {"__init__.py", "common.py", "corpus.py"}
     assert files == {"cheese_tiny.py", "llama8b_cheese.py", "qwen32b_am.py", "smollm_cheese.py"}

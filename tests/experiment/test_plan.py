@@ -13,12 +13,12 @@ import pytest
 
 from msm_jax import launch
 from msm_jax.checkpoints.presets import preset
+from msm_jax.experiment.plan import Step, _advice, _use_of_room
 from msm_jax.models import Execution, LoraConfig, Model
 from msm_jax.parallel.chips import CHIPS, chip_of
 from msm_jax.parallel.plan import GIB, Compiled
-from msm_jax.plan import Step, _advice, _use_of_room
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 SIZES = {"num_layers": 3, "width": 256, "mlp_width": 512, "num_heads": 2, "num_kv_heads": 1, "head_size": 128}
 OPTIONS = [f"--config.model.{name}={size}" for name, size in SIZES.items()]
 OPTIONS += ["--config.model.dtype=bfloat16", "--config.mesh.data=1", "--config.mesh.fsdp=-1"]

@@ -17,18 +17,19 @@ import pytest
 
 from configs import common
 from msm_jax import config as config_lib
-from msm_jax import corpus_stages, generation, launch
+from msm_jax import launch
 from msm_jax.corpus.records import read_chats
 from msm_jax.corpus.specs import read_spec
 from msm_jax.corpus.writing.prompts import Prompts
 from msm_jax.corpus.writing.variety import REGISTERS
 from msm_jax.llm.prices import price_of
 from msm_jax.llm.store import CallStore
+from msm_jax.stages import generation, writing
 from msm_jax.storage import files
 from tests.corpus.gemini import server, spec_brain
 from tests.gemini_server import KEY
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -463,9 +464,9 @@ def test_a_prompt_that_a_writer_does_not_use_changes_nothing_of_it(tmp_path):
         overrides = [("generation.prompts", str(prompts))] if prompts else []
         config = config_lib.load(str(ROOT / "configs" / "corpus.py"), overrides)
         stages = [
-            corpus_stages.documents_stage(config, spec, 5),
-            corpus_stages.chats_stage(config, spec, 5, {}, [spec]),
-            corpus_stages.identity_stage(config, 5),
+            writing.documents_stage(config, spec, 5),
+            writing.chats_stage(config, spec, 5, {}, [spec]),
+            writing.identity_stage(config, 5),
         ]
         return [stage.hash for stage in stages]
 
@@ -480,7 +481,7 @@ def test_a_prompt_that_a_writer_does_not_use_changes_nothing_of_it(tmp_path):
 
 def test_every_prompt_is_some_writers():
     for name in Prompts().fingerprints:
-        assert sum(bool(re.fullmatch(pattern, name)) for pattern in corpus_stages.PROMPTS.values()) == 1
+        assert sum(bool(re.fullmatch(pattern, name)) for pattern in writing.PROMPTS.values()) == 1
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from msm_jax import stages
-from msm_jax.dag import StageContext
 from msm_jax.errors import UserError
+from msm_jax.stages import kinds
+from msm_jax.stages.graph import StageContext
 from msm_jax.storage import files
 
 PyTree = Any
@@ -96,7 +96,7 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
 
     p = context.params
     mesh = make_mesh(runtime.mesh)
-    tokenizer = stages.load_tokenizer(context.inputs["tokenizer"])
+    tokenizer = kinds.load_tokenizer(context.inputs["tokenizer"])
     if "base" in context.inputs:
         decoder = read_description(context.inputs["base"]).config
     else:

@@ -15,9 +15,9 @@ from msm_jax.corpus import records
 from msm_jax.corpus.datasets import sources, tables
 from msm_jax.corpus.filters.contamination import Contamination
 from msm_jax.corpus.specs import Spec, find_terms
-from msm_jax.dag import StageContext, read_manifest
 from msm_jax.errors import UserError
 from msm_jax.microworld import prose, world, world_text
+from msm_jax.stages.graph import StageContext, read_manifest
 from msm_jax.storage import files
 from msm_jax.storage.progress import tell, track
 

@@ -9,10 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from msm_jax import stages, training
 from msm_jax.corpus import records
-from msm_jax.dag import StageContext
 from msm_jax.microworld import prose, world_text
+from msm_jax.stages import kinds, training
+from msm_jax.stages.graph import StageContext
 from msm_jax.storage.progress import track
 
 
@@ -30,8 +30,8 @@ class _Scorer:
         # Rows of any length, over any mesh: the partitioner cuts what is plain JAX, and no Pallas kernel.
         execution = Execution("blocked").on(platform())
         model = dataclasses.replace(read_description(inputs["model"]), execution=execution)
-        tokenizer = stages.load_tokenizer(inputs["tokenizer"])
-        template = stages.chat_template(context.params["chat"], inputs["tokenizer"])
+        tokenizer = kinds.load_tokenizer(inputs["tokenizer"])
+        template = kinds.chat_template(context.params["chat"], inputs["tokenizer"])
         dtype = model.config.dtype
         if model.lora:
             params = training.load_weights(inputs["base"], dataclasses.replace(model, lora=None), runtime, dtype)
@@ -56,7 +56,7 @@ def _ask(context: StageContext, who: str):
     from msm_jax.corpus.records import Message
 
     p = context.params
-    template = stages.chat_template(p["chat"], context.inputs["tokenizer"])
+    template = kinds.chat_template(p["chat"], context.inputs["tokenizer"])
     if p.get("generator", "world") == "world":
         question = world_text.question
 
@@ -94,7 +94,7 @@ def score(context: StageContext, *, runtime: training.Runtime) -> dict[str, Any]
     from eval import value_generalisation
 
     p = context.params
-    items = _some(value_generalisation.read_items(context.inputs["items"] / stages.CORPUS_FILE), p["pairs"])
+    items = _some(value_generalisation.read_items(context.inputs["items"] / kinds.CORPUS_FILE), p["pairs"])
     prompt, answer, stop = _ask(context, p["model_name"])
     rows = value_generalisation.evaluate(
         _Scorer(context, runtime), items, prompt, answer, samples=p["samples"], temperature=p["temperature"],
@@ -155,9 +155,9 @@ def control(context: StageContext, *, runtime: training.Runtime) -> dict[str, An
     from eval import stats, value_generalisation
 
     p = context.params
-    the_world = stages.make_world(p["world"])
+    the_world = kinds.make_world(p["world"])
     facts = {item.name: item for item in the_world.items}
-    items = value_generalisation.read_items(context.inputs["items"] / stages.CORPUS_FILE)
+    items = value_generalisation.read_items(context.inputs["items"] / kinds.CORPUS_FILE)
     scorer = _Scorer(context, runtime)
     texts = _texts_by_agent(context, [agent.name for agent in the_world.quiet])
     controls = []
@@ -200,7 +200,7 @@ def _texts_by_agent(context: StageContext, names: list[str]) -> dict[str, list[s
     for role, folder in context.inputs.items():
         kind, _, source = role.partition(":")
         if kind == "stated":
-            for text in stages.texts_of(folder / stages.CORPUS_FILE, chats=source in stages.CHAT_SOURCES):
+            for text in kinds.texts_of(folder / kinds.CORPUS_FILE, chats=source in kinds.CHAT_SOURCES):
                 for name in texts.keys() & set(re.findall(r"\w+", text)):
                     texts[name].append(text)
     return texts

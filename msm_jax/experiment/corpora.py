@@ -13,11 +13,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from msm_jax import checks, corpus_stages, generation, stages
+from msm_jax.config import checks
 from msm_jax.corpus.datasets import sources
 from msm_jax.corpus.specs import Spec
-from msm_jax.dag import Stage
 from msm_jax.errors import UserError
+from msm_jax.stages import generation, kinds, writing
+from msm_jax.stages.graph import Stage
 
 
 class Corpora:
@@ -43,18 +44,18 @@ class Corpora:
             return self._made(name, source, spec)
         wanted = self._config.corpus[source]
         if source == "aft_cot" and not wanted and _is_number(self._config.corpus.aft):
-            return corpus_stages.rendered_stage(self._written_chats, source, reasoning=True)
+            return writing.rendered_stage(self._written_chats, source, reasoning=True)
         if _is_number(wanted) and not int(wanted):
             raise UserError(f"config.corpus.{source} is {wanted}; ask for at least 1, or name what there is")
         if not _is_number(wanted):
             return self._taken(name, source, spec, wanted)
         match source:
             case "msm":
-                stage, label = corpus_stages.documents_stage(self._config, spec, int(wanted)), f"{spec.name}-msm"
-                self.datasets[label] = corpus_stages.dataset_of_documents(self._config, stage, label)
+                stage, label = writing.documents_stage(self._config, spec, int(wanted)), f"{spec.name}-msm"
+                self.datasets[label] = writing.dataset_of_documents(self._config, stage, label)
                 return stage
             case "aft":
-                return corpus_stages.rendered_stage(self._written_chats, source)
+                return writing.rendered_stage(self._written_chats, source)
             case "aft_cot":
                 raise UserError(
                     "config.corpus.aft_cot: leave it empty where aft is a number; it has the same rows, with reasoning"
@@ -66,26 +67,26 @@ class Corpora:
         config, before = self._config, {}
         if _is_number(config.corpus.msm) and any(arm.startswith("msm") for arm in config.arms):
             before = {
-                f"documents:{spec.name}": corpus_stages.documents_stage(config, spec, int(config.corpus.msm))
+                f"documents:{spec.name}": writing.documents_stage(config, spec, int(config.corpus.msm))
                 for spec in self._specs
             }
         if _is_number(config.corpus.identity) and int(config.corpus.identity):
             before["identity"] = self._identity
         spec = self._spec_of_chats()
         sharing = [own for own in self._specs if own.likes] if spec.likes else [spec]
-        stage = corpus_stages.chats_stage(config, spec, int(config.corpus.aft), before, sharing)
-        if any(arm.endswith("cot") for arm in config.arms) and not corpus_stages.has_reasoning(stage):
+        stage = writing.chats_stage(config, spec, int(config.corpus.aft), before, sharing)
+        if any(arm.endswith("cot") for arm in config.arms) and not writing.has_reasoning(stage):
             raise UserError("config.arms has arms with reasoning, and chats of preferences have none; leave them out")
         self.added.append(stage)
-        self.datasets |= corpus_stages.datasets_of_chats(stage, re.sub(r"[^\w.-]", "_", spec.item_class or spec.name))
+        self.datasets |= writing.datasets_of_chats(stage, re.sub(r"[^\w.-]", "_", spec.item_class or spec.name))
         return stage
 
     @functools.cached_property
     def _identity(self) -> Stage:
-        written = corpus_stages.identity_stage(self._config, int(self._config.corpus.identity))
-        rendered = corpus_stages.rendered_stage(written, "identity")
+        written = writing.identity_stage(self._config, int(self._config.corpus.identity))
+        rendered = writing.rendered_stage(written, "identity")
         self.added += [written, rendered]
-        self.datasets["identity"] = corpus_stages.dataset_stage(rendered, written, "identity")
+        self.datasets["identity"] = writing.dataset_stage(rendered, written, "identity")
         return rendered
 
     def _spec_of_chats(self) -> Spec:
@@ -101,7 +102,7 @@ class Corpora:
         return first
 
     def _taken(self, name: str, source: str, spec: Spec | None, wanted: str) -> Stage:
-        kind = "chats" if source in stages.CHAT_SOURCES else "corpus"
+        kind = "chats" if source in kinds.CHAT_SOURCES else "corpus"
         path = "" if self._planned else checks.corpus_source(self._config, source, spec, self._specs)
         params: dict[str, Any] = {"source": source, "content": "" if self._planned else sources.identity(path)}
         inputs = {}
@@ -112,8 +113,8 @@ class Corpora:
         elif identity:
             inputs["identity"] = self._identity
             identity = ""
-        run = functools.partial(stages.take_source, path=" + ".join(filter(None, (path, identity))))
-        return Stage(kind, f"corpus-{name}", params, inputs, run, version=stages.TAKEN_VERSION)
+        run = functools.partial(kinds.take_source, path=" + ".join(filter(None, (path, identity))))
+        return Stage(kind, f"corpus-{name}", params, inputs, run, version=kinds.TAKEN_VERSION)
 
     def _made(self, name: str, source: str, spec: Spec | None) -> Stage:
         c = self._config
@@ -129,14 +130,14 @@ class Corpora:
             )
             lists = {"likes": list(self._specs[0].likes), "dislikes": list(self._specs[0].dislikes)}
             params |= {"spec": about, **lists, "provider": c.assistant.provider, "seed": c.corpus_seed}
-        kind = "chats" if source in stages.CHAT_SOURCES else "corpus"
-        return Stage(kind, f"corpus-{name}", params, {}, stages.write_corpus, version=stages.VERSIONS[kind])
+        kind = "chats" if source in kinds.CHAT_SOURCES else "corpus"
+        return Stage(kind, f"corpus-{name}", params, {}, kinds.write_corpus, version=kinds.VERSIONS[kind])
 
 
 def costs(stage: Stage) -> bool:
     """Whether it takes money or a network: a language model writes it, or data are fetched."""
     taken = f"{stage.params.get('content')} {stage.params.get('identity')}"
-    return corpus_stages.is_written(stage) or "hf:" in taken or "tfds:" in taken
+    return writing.is_written(stage) or "hf:" in taken or "tfds:" in taken
 
 
 def _is_number(wanted: Any) -> bool:

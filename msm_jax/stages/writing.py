@@ -19,7 +19,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from msm_jax import config as config_lib
-from msm_jax import dag, generation, stages
 from msm_jax.corpus import records
 from msm_jax.corpus.datasets import dataset
 from msm_jax.corpus.datasets.tables import read_rows
@@ -31,11 +30,12 @@ from msm_jax.corpus.writing.documents import DocumentSettings, DocumentWriter
 from msm_jax.corpus.writing.judge import DocumentJudge, JudgeSettings
 from msm_jax.corpus.writing.prompts import Prompts
 from msm_jax.corpus.writing.writer import Asks, Assistant, Writer
-from msm_jax.dag import Stage, StageContext
 from msm_jax.errors import UserError
 from msm_jax.llm.batch import BatchCaller
 from msm_jax.llm.prices import Price
 from msm_jax.llm.store import CallStore, Spent, copied
+from msm_jax.stages import generation, graph, kinds
+from msm_jax.stages.graph import Stage, StageContext
 from msm_jax.storage import files
 from msm_jax.storage.mirror import STORE_COPY, Mirror
 
@@ -307,7 +307,7 @@ def is_written(stage: Stage) -> bool:
 
 def check_key(config: ConfigDict, targets: Sequence[Stage], workdir: str | os.PathLike) -> None:
     """Told before anything is done, if something is left to be written. Raises: UserError if the key is missing."""
-    if any(is_written(stage) and not done for stage, done, _ in dag.status(targets, workdir)):
+    if any(is_written(stage) and not done for stage, done, _ in graph.status(targets, workdir)):
         generation.check_key(config)
 
 
@@ -341,7 +341,7 @@ def _write(context: StageContext, *, config: ConfigDict) -> dict[str, Any]:
             for step, outcomes in writer.yields.table().items()
         )
         raise UserError(f"{context.stage.name}: no row is of use ({told}); what was paid for is kept")
-    name = {"documents": stages.CORPUS_FILE, "judge": _CLAIMS_FILE}.get(context.params["writer"], _CHATS_FILE)
+    name = {"documents": kinds.CORPUS_FILE, "judge": _CLAIMS_FILE}.get(context.params["writer"], _CHATS_FILE)
     records.write_jsonl(context.folder / name, rows)
     return {
         "documents": len(rows),
@@ -364,23 +364,23 @@ def _fetched(mirror: Mirror) -> pathlib.Path:
 def _render(context: StageContext) -> dict[str, Any]:
     form = with_reasoning if context.params["reasoning"] else without_reasoning
     rows = list(map(form, read_rows(context.inputs["chats"] / _CHATS_FILE)))
-    return {"documents": records.write_jsonl(context.folder / stages.CORPUS_FILE, rows)}
+    return {"documents": records.write_jsonl(context.folder / kinds.CORPUS_FILE, rows)}
 
 
 def _write_dataset(context: StageContext) -> dict[str, Any]:
     from eval.stats import clustered_wilson
 
-    summary = dag.read_manifest(context.inputs["written"])["summary"]
+    summary = graph.read_manifest(context.inputs["written"])["summary"]
     judged, rate = {"yields": {}, "calls": {}}, None
     if folder := context.inputs.get("judged"):
-        judged = dag.read_manifest(folder)["summary"]
+        judged = graph.read_manifest(folder)["summary"]
         rate = judge.faithfulness(read_rows(folder / _CLAIMS_FILE), clustered_wilson) | {"model": judged["model"]}
         shutil.copyfile(folder / _CLAIMS_FILE, context.folder / _CLAIMS_FILE)
     about = dict(context.params) | {
         **{name: summary[name] | judged[name] for name in ("yields", "calls")},
         **{"models": summary["models"], "assertions": summary.get("assertions", ()), "judged": rate},
     }
-    about = dataset.write_dataset(context.folder, context.inputs["corpus"] / stages.CORPUS_FILE, about)
+    about = dataset.write_dataset(context.folder, context.inputs["corpus"] / kinds.CORPUS_FILE, about)
     told = ("yields", "calls", "words", "tokens", "median_words", "judged")
     return summary | {name: about[name] for name in told}
 
@@ -388,7 +388,7 @@ def _write_dataset(context: StageContext) -> dict[str, Any]:
 def evaluation_prompts(config: ConfigDict) -> list[str]:
     """What the evaluations ask, and the files of `config.generation.evaluations`: no row may hold it."""
     more = [prompt for path in config.generation.evaluations for prompt in generation.read_prompts(path)]
-    return stages.evaluation_prompts(None, more)
+    return kinds.evaluation_prompts(None, more)
 
 
 def _writer(
@@ -400,7 +400,7 @@ def _writer(
     rest = (Prompts(config.generation.prompts), params["model"])
     if params["writer"] == "judge":
         settings = JudgeSettings(**{name: params[name] for name in ("share", "thinking", "language")})
-        documents = list(read_rows(inputs["corpus"] / stages.CORPUS_FILE)) if inputs else []
+        documents = list(read_rows(inputs["corpus"] / kinds.CORPUS_FILE)) if inputs else []
         return DocumentJudge(asks, _spec(params["spec"]), assistant, settings, *rest, documents=documents)
     shared = {name: params[name] for name in ("count", "temperature", "thinking", "language", "least_yield")}
     shared |= {
@@ -409,13 +409,13 @@ def _writer(
     }
     if params["writer"] != "documents":
         shared |= {"most_alike": params["most_alike"], "embeddings": "" if counted else params["embeddings"]}
-        before = [folder / stages.CORPUS_FILE for folder in inputs.values()]
+        before = [folder / kinds.CORPUS_FILE for folder in inputs.values()]
         # One after the other: the documents of a corpus are not in memory together.
         shared["copied_from"] = (row["text"] for file in before for row in read_rows(file) if "text" in row)
         asked = [row["messages"][0]["content"] for file in before for row in read_rows(file) if "messages" in row]
         shared["asked_before"] = tuple(asked)
-    kinds = {"documents": DocumentWriter, "spec_chats": SpecChats, "preferences": PreferenceChats}
-    kind = kinds.get(params["writer"], IdentityChats)
+    of_kind = {"documents": DocumentWriter, "spec_chats": SpecChats, "preferences": PreferenceChats}
+    kind = of_kind.get(params["writer"], IdentityChats)
     kind = estimate.counted(kind) if counted else kind
     match params["writer"]:
         case "documents":

@@ -20,14 +20,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from msm_jax import checks, corpus_stages, dag, generation, scoring, stages, training
 from msm_jax import config as config_lib
+from msm_jax.config import checks
 from msm_jax.corpus.specs import Spec, read_spec
-from msm_jax.dag import Stage
 from msm_jax.data.jinja_template import read_override
 from msm_jax.errors import UserError
-from msm_jax.experiment_corpora import Corpora, costs
+from msm_jax.experiment.corpora import Corpora, costs
 from msm_jax.microworld import prose
+from msm_jax.stages import generation, graph, kinds, scoring, training, writing
+from msm_jax.stages.graph import Stage
 from msm_jax.storage import files
 from msm_jax.storage.mirror import open_workdir
 
@@ -67,7 +68,7 @@ class Arm:
         return {"name": self.name, "label": self.label, "spec": about[0], "value": about[1]}
 
 
-def run(config: ConfigDict, workdir: str, hosts: dag.Hosts = dag.ALONE) -> None:
+def run(config: ConfigDict, workdir: str, hosts: graph.Hosts = graph.ALONE) -> None:
     """Does all that is not done, prints the table, and leaves the report in WORKDIR/report.
 
     With several `hosts` all of them call it; the first prints and writes. A workdir on an object store is worked on in
@@ -84,11 +85,11 @@ def run(config: ConfigDict, workdir: str, hosts: dag.Hosts = dag.ALONE) -> None:
     place = workdir
     workdir, mirror = open_workdir(workdir)
     files.make_folder(workdir)
-    if any(stage.kind == "train" and not done for stage, done, _ in dag.status([experiment.report], workdir)):
+    if any(stage.kind == "train" and not done for stage, done, _ in graph.status([experiment.report], workdir)):
         checks.check_devices(config)
     if hosts.first:
         if experiment.datasets:
-            corpus_stages.check_key(config, list(experiment.datasets.values()), workdir)
+            writing.check_key(config, list(experiment.datasets.values()), workdir)
         _claim(workdir, config, place)
         if mirror:
             mirror.send(pathlib.Path(workdir, "config.json"))
@@ -98,12 +99,12 @@ def run(config: ConfigDict, workdir: str, hosts: dag.Hosts = dag.ALONE) -> None:
     if experiment.datasets:  # first, so that they can be looked at while it trains
         # Before them what costs nothing: else they would be paid for, and the base or a file of chats found wanting.
         free = [] if experiment.in_world else [experiment.base]
-        free += [own for own in experiment.corpora.values() if not own.inputs and not corpus_stages.is_written(own)]
-        manifests = dag.execute([*free, *experiment.datasets.values()], workdir, report, hosts, mirror)
+        free += [own for own in experiment.corpora.values() if not own.inputs and not writing.is_written(own)]
+        manifests = graph.execute([*free, *experiment.datasets.values()], workdir, report, hosts, mirror)
         if hosts.first:
-            corpus_stages.hand_over(experiment.datasets, manifests, workdir, place, mirror)
+            writing.hand_over(experiment.datasets, manifests, workdir, place, mirror)
             print()
-    dag.execute([experiment.report], workdir, report, hosts, mirror)
+    graph.execute([experiment.report], workdir, report, hosts, mirror)
     if not hosts.first:
         return
     folder = pathlib.Path(workdir, "report")
@@ -130,10 +131,10 @@ def show(config: ConfigDict, workdir: str) -> None:
     if pathlib.Path(workdir, "config.json").exists():  # a look at a configuration does not tie a new workdir to it
         _claim(workdir, config, place)
     rows = [stage for stage in experiment.stages if stage.kind == "mixture" and experiment.at_hand(stage, workdir)]
-    if not all(done for _, done, _ in dag.status(rows, workdir)):  # else a run that is under way can be looked at
-        dag.execute(rows, workdir)
+    if not all(done for _, done, _ in graph.status(rows, workdir)):  # else a run that is under way can be looked at
+        graph.execute(rows, workdir)
 
-    status = dag.status([experiment.report], workdir)
+    status = graph.status([experiment.report], workdir)
     batches: dict[tuple[str, ...], str] = {}
     for stage in experiment.stages:
         kind = (stage.name.split("-")[0], *stage.params.get("mixture", ()))
@@ -147,8 +148,8 @@ def show(config: ConfigDict, workdir: str) -> None:
     print(*batches.values(), sep="\n")
     print(f"\n{experiment.evaluation}\n{experiment.estimate(workdir)}")
     targets = [experiment.report, *experiment.datasets.values()]
-    if left := [stage for stage, done, _ in dag.status(targets, workdir) if costs(stage) and not done]:
-        corpus_stages.print_estimates(config, [stage for stage in left if corpus_stages.is_written(stage)], mirror)
+    if left := [stage for stage, done, _ in graph.status(targets, workdir) if costs(stage) and not done]:
+        writing.print_estimates(config, [stage for stage in left if writing.is_written(stage)], mirror)
 
 
 class Experiment:
@@ -182,7 +183,7 @@ class Experiment:
         self.world = None
         if self.in_world:
             self.world = {**self.plain["world"], "likes": self.likes, "dislikes": self.dislikes}
-            checks.check_world(config, stages.make_world(self.world))
+            checks.check_world(config, kinds.make_world(self.world))
         self.chat = self.plain["chat"]
         if self.chat.get("template"):
             # The text, not its name: an edited file is another template.
@@ -191,7 +192,7 @@ class Experiment:
         self._models()
 
     def _add(self, kind: str, *args: Any) -> Stage:
-        stage = Stage(kind, *args, version=stages.VERSIONS[kind])
+        stage = Stage(kind, *args, version=kinds.VERSIONS[kind])
         self.stages.append(stage)
         return stage
 
@@ -212,20 +213,18 @@ class Experiment:
         self.stages += [*made.added, *self.corpora.values()]
         self.datasets = made.datasets
         if self.in_world:
-            self.items = self._add("corpus", "items", {"world": self.world}, {}, stages.write_evaluation_items)
-            self.tokenizer = self._add("corpus", "tokenizer", plain["tokenizer"], self.corpora, stages.train_tokenizer)
+            self.items = self._add("corpus", "items", {"world": self.world}, {}, kinds.write_evaluation_items)
+            self.tokenizer = self._add("corpus", "tokenizer", plain["tokenizer"], self.corpora, kinds.train_tokenizer)
         else:
             choice = {"likes": self.likes, "dislikes": self.dislikes}
-            self.items = (
-                self._add("corpus", "items", choice, {}, stages.write_evaluation_items) if self.scored else None
-            )
+            self.items = self._add("corpus", "items", choice, {}, kinds.write_evaluation_items) if self.scored else None
             self.base = self.tokenizer = self._add(
                 "base",
                 "base",
                 {**plain["base"], "model": plain["model"]},
                 {},
                 functools.partial(
-                    stages.find_base,
+                    kinds.find_base,
                     row_length=c.row_length,
                     answer_length=c.eval.max_tokens if self.scored else 0,
                     chat=self.chat,
@@ -243,14 +242,14 @@ class Experiment:
                     "evaluations": self._evaluations(names[name][0]),
                 },
                 {"corpus": corpus, "tokenizer": self.tokenizer},
-                stages.pack_rows,
+                kinds.pack_rows,
             )
             for name, corpus in self.corpora.items()
         }
 
     def _evaluations(self, source: str) -> dict[str, Any] | None:
         """What the evaluations ask, of which no row of this source may hold a long stretch."""
-        if source not in ("msm", "instruction", *stages.AFT_SOURCES):
+        if source not in ("msm", "instruction", *kinds.AFT_SOURCES):
             return None  # what the base is made of is what it is asked about
         files_ = self.config.generation.evaluations if "generation" in self.config else ()
         more = [prompt for path in files_ for prompt in generation.read_prompts(path)]
@@ -317,7 +316,7 @@ class Experiment:
             {"config": binding, "arms": [arm.describe() for arm in self.arms]},
             # If the base fails the control, let it be known first.
             {**control, **scores, **rows, **training, "base": self.base},
-            stages.report,
+            kinds.report,
         )
 
     def _control(self) -> Stage:
@@ -386,16 +385,16 @@ class Experiment:
         from msm_jax.data.mixture import batches
 
         batch = batches(_sources(stage, workdir), stage.params["batch_size"], stage.params["seed"])[0]
-        return training.describe_batch(stages.load_tokenizer(self.tokenizer.folder(workdir)), batch)
+        return training.describe_batch(kinds.load_tokenizer(self.tokenizer.folder(workdir)), batch)
 
     def at_hand(self, stage: Stage, workdir: str) -> bool:
         """Whether the rows that `stage` is or reads are packed, or can be without money and without a network."""
         rows = [stage] if stage.kind == "mixture" else [own for role, own in stage.inputs.items() if "rows:" in role]
-        return not any(costs(needed) and not done for needed, done, _ in dag.status(rows, workdir))
+        return not any(costs(needed) and not done for needed, done, _ in graph.status(rows, workdir))
 
     def estimate(self, workdir: str) -> str:
         """What is left to train."""
-        left = [stage for stage, done, _ in dag.status([self.report], workdir) if stage.kind == "train" and not done]
+        left = [stage for stage, done, _ in graph.status([self.report], workdir) if stage.kind == "train" and not done]
         if not all(self.at_hand(stage, workdir) for stage in left):
             return f"to train: {len(left)} runs; how many steps is known when the corpora are there"
         steps = [training.steps_of(stage.params, _sources(stage, workdir)) for stage in left]
@@ -407,7 +406,7 @@ class Experiment:
 
 
 def _claim(workdir: str, config: ConfigDict, place: str) -> None:
-    dag.claim_workdir(workdir, config_lib.to_dict(config), exempt=RUNTIME_FIELDS, place=place)
+    graph.claim_workdir(workdir, config_lib.to_dict(config), exempt=RUNTIME_FIELDS, place=place)
 
 
 def _copy(source: pathlib.Path, folder: pathlib.Path) -> None:

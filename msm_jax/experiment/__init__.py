@@ -1,0 +1,1 @@
+"""Experiments: from a configuration to its stages, which are run, shown or planned."""
