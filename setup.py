@@ -69,6 +69,8 @@ setuptools.setup(
             "pytest",
             "pytest-xdist",
             "hypothesis",
+            # Imports go one way (pyproject.toml).
+            "import-linter",
             "ruff>=0.17,<0.18",
             "tiktoken",
             "torch==2.13.0",

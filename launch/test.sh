@@ -9,5 +9,6 @@ make_environment test
 export JAX_PLATFORMS=cpu
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
+.venv/bin/lint-imports --no-logo
 # A file of tests goes to one worker, which makes its fixtures once; tests/conftest.py says which come first.
 .venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -24,8 +24,8 @@ from msm_jax.checkpoints.sources import copy_small_files, is_hub_id, resolve
 from msm_jax.checkpoints.tensor_files import TensorFiles, write_tensors
 from msm_jax.checkpoints.weights import Stored
 from msm_jax.errors import UserError
-from msm_jax.models import count_parameters
-from msm_jax.parallel import make_mesh
+from msm_jax.models import Execution, Model, count_parameters
+from msm_jax.parallel import make_mesh, platform
 from msm_jax.storage import files
 from msm_jax.storage.folders import first_line, is_url
 
@@ -131,7 +131,7 @@ def verify(ours: Stored, theirs: Stored) -> tuple[float, float]:
 
     Raises: UserError if transformers or `peft` is not installed.
     """
-    tokens = np.random.default_rng(0).integers(0, ours.decoder.vocab_size, (2, 64))
+    tokens = np.random.default_rng(0).integers(0, ours.decoder.vocab_size, (2, 64), dtype=np.int32)
     with jax.default_matmul_precision("highest"):  # a TPU multiplies float32 in bfloat16 otherwise
         a = _our_logits(ours, tokens)
     b = jnp.asarray(_their_logits(theirs, tokens))
@@ -166,11 +166,12 @@ def merge_error(adapter: Stored, made: Stored) -> float:
 
 
 def _our_logits(stored: Stored, tokens: np.ndarray) -> jax.Array:
-    from msm_jax.sampler.language_model import load_stored
-
     base = base_of(stored)
     base = dataclasses.replace(base, decoder=dataclasses.replace(base.decoder, dtype="float32"))
-    return load_stored(base, stored if stored.lora else None, "float32").logits(tokens)
+    model = Model(base.decoder, stored.lora, Execution("blocked").on(platform()))
+    params, lora = weights.load(base, _mesh()), weights.load(stored, _mesh()) if stored.lora else None
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    return jax.jit(model.apply)(params, lora, tokens, np.ones_like(tokens), positions)
 
 
 def base_of(stored: Stored) -> Stored:
