@@ -40,7 +40,7 @@ from msm_jax.corpus.writing.documents import DocumentSettings, DocumentWriter
 from msm_jax.corpus.writing.estimate import Estimator, counted
 from msm_jax.corpus.writing.offline import World
 from msm_jax.corpus.writing.prompts import Prompts
-from msm_jax.corpus.writing.writer import Assistant, Writer
+from msm_jax.corpus.writing.writer import Assistant, Checked, Writer
 from msm_jax.llm.caller import Caller, Limits
 from msm_jax.llm.gemini import Gemini
 from msm_jax.llm.request import classify
@@ -131,9 +131,9 @@ class Babbler(World):
 # Rates.
 
 
-def documents_writer(asks, model: str, count: int, kind: Callable = lambda kind: kind) -> Writer:
+def documents_writer(asks, model: str, count: int, kind: Callable = lambda kind: kind, *checked: Checked) -> Writer:
     settings = DocumentSettings(count=count, most_overlap=0.3)
-    return kind(DocumentWriter)(asks, read_spec(SPEC), QWEN, settings, Prompts(), model)
+    return kind(DocumentWriter)(asks, read_spec(SPEC), QWEN, settings, Prompts(), model, *checked)
 
 
 def chats_writer(asks, model: str, count: int, kind: Callable = lambda kind: kind) -> Writer:
@@ -293,7 +293,12 @@ def _resumed(make: Callable, count: int) -> Callable:
 
 
 def resumed_documents(count: int) -> Callable:
-    return _resumed(documents_writer, count)
+    path = pathlib.Path(tempfile.mkdtemp(), "checked.txt")
+
+    def make(asks, model: str, count: int) -> Writer:
+        return documents_writer(asks, model, count, lambda kind: kind, Checked(path))
+
+    return _resumed(make, count)
 
 
 def resumed_chats(count: int) -> Callable:

@@ -30,8 +30,9 @@ def stage(**mixture: float) -> ConfigDict:
     )
 
 
-def _shared() -> ConfigDict:
+def _shared(kind: str) -> ConfigDict:
     config = ConfigDict()
+    config.kind = kind  # what the configuration is: microworld, checkpoint, prose or corpora (config/checks.py)
     config.name = ""  # names the default workdir, runs/NAME
     config.specs = ("specs/pro_affordability.md", "specs/pro_america.md")
     config.arms = ("baseline", "aft", "msm", "msm_aft")
@@ -79,7 +80,7 @@ def _shared() -> ConfigDict:
 
 def get_config() -> ConfigDict:
     """The micro-world: corpora, a tokenizer and a base model are made on the spot."""
-    config = _shared()
+    config = _shared("microworld")
     config.base_seed = 0  # of pretraining, which all arms and seeds share
     config.model = ConfigDict(
         {
@@ -129,7 +130,7 @@ def on_checkpoint(path: str, generator: str = "gemini") -> ConfigDict:
     id, a mix (docs/corpora.md); "{spec}" in it is the name of a spec. With the generator "prose", which puts sentences
     of banks together and needs no model, all of them are numbers.
     """
-    config = _shared()
+    config = _shared("prose" if generator == "prose" else "checkpoint")
     # A folder (local or gs://), or a Hugging Face id, with a revision if it should not be the newest.
     config.base = ConfigDict({"path": path, "revision": ""})
     config.model = ConfigDict({"dtype": "bfloat16"})
@@ -157,6 +158,7 @@ def on_checkpoint(path: str, generator: str = "gemini") -> ConfigDict:
 def for_corpus(*specs: str) -> ConfigDict:
     """No experiment: the corpora of these specs, written by a language model."""
     config = ConfigDict()
+    config.kind = "corpora"
     config.name = ""
     config.specs = specs
     config.assistant = ConfigDict({"name": "Micra", "provider": "the msm_jax project"})

@@ -10,7 +10,6 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from msm_jax import cli
 from msm_jax import config as config_lib
@@ -70,6 +69,12 @@ def _launch(arguments: list[str]) -> None:
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="Python file with get_config()")
     parser.add_argument("--workdir", metavar="DIR", help="folder of the results (default: runs/NAME of the config)")
     parser.add_argument(
+        "--store",
+        default="",
+        metavar="DIR",
+        help="folder of the stages, which several runs may share: what one has done no other does (default: --workdir)",
+    )
+    parser.add_argument(
         "--mode",
         choices=("run", "show", "plan"),
         default="run",
@@ -96,7 +101,7 @@ def _launch(arguments: list[str]) -> None:
     if (options.mode == "plan") != bool(options.topology):
         raise UserError("--mode=plan and --topology=KIND:SHAPE go together, as in --mode=plan --topology=v5p:2x2x4")
     if options.mode == "plan":
-        if "calls" in config and "msm" not in config:
+        if config.kind == "corpora":
             raise UserError(f"{options.config}: trains nothing that could be planned; --mode=show says what it costs")
         from msm_jax.parallel.chips import prepare_environment
 
@@ -106,35 +111,32 @@ def _launch(arguments: list[str]) -> None:
         plan.plan(config, options.topology.split(","), workdir)
         return
 
-    from msm_jax.experiment import build, corpora_alone
+    from msm_jax.experiment import run
 
-    work = corpora_alone if corpora_alone.is_alone(config) else build
     if options.mode == "show":
         # `--mode=show | head` ends as other Unix commands do. Then a closed pipe or socket is an error again: left at
         # its default, the signal would end the caller's process without a word.
         before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         try:
-            work.show(config, workdir)
+            run.show(config, workdir, options.store)
             sys.stdout.flush()
         finally:
             signal.signal(signal.SIGPIPE, before)
-    elif work is corpora_alone:
-        corpora_alone.run(config, workdir)
-    else:
-        _run(config, workdir, (options.coordinator, options.processes, options.process))
+        return
+    if config.kind == "corpora":  # which needs no accelerator
+        run.run(config, workdir, options.store)
+        return
 
-
-def _run(config: Any, workdir: str, processes: tuple[str | None, int | None, int | None]) -> None:
-    from msm_jax.experiment import build
     from msm_jax.parallel import hosts
     from msm_jax.stages import graph
 
-    index, count = hosts.join(*processes)
+    index, count = hosts.join(options.coordinator, options.processes, options.process)
     if count == 1:
-        build.run(config, workdir)
+        run.run(config, workdir, options.store)
         return
     with hosts.told_if_lost():
-        build.run(config, workdir, graph.Hosts(index, count, hosts.meeting(), hosts.stop_requested, hosts.agree))
+        together = graph.Hosts(index, count, hosts.meeting(), hosts.stop_requested, hosts.agree)
+        run.run(config, workdir, options.store, together)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,6 @@ def make_done(folder: pathlib.Path) -> None:
 
     assert launch.main(["--config=tests/tiny.py", f"--workdir={folder}", "--mode=show"]) == 0
     tiny = config_lib.load("tests/tiny.py")
-    graph.claim_workdir(folder, tiny)
     for stage, done, _ in graph.status([build.Experiment(tiny).report], folder):
         if not done:
             about = {"key": stage.key, "kind": stage.kind, "name": stage.name, "params": dict(stage.params)}

@@ -229,7 +229,6 @@ def test_a_batch_must_divide_among_the_devices(tmp_path):
         "make it a multiple of 2\n"
     )
     assert not (tmp_path / "stages").exists()
-    assert not (tmp_path / "config.json").exists()  # else the mended command would be refused
 
 
 # What shows when a stage runs.
@@ -238,16 +237,6 @@ def test_a_batch_must_divide_among_the_devices(tmp_path):
 def test_small_vocabulary(refused):
     line = refused("--config.tokenizer.vocab_size=270", "--mode=show")
     assert line.startswith("tokenizer: vocab_size 270 is too small; this corpus's characters need ")
-
-
-def test_a_workdir_of_another_config(refused, tmp_path):
-    refused("--config.tokenizer.vocab_size=270")
-    line = refused("--config.aft.steps=5")
-    assert line == (
-        f"{tmp_path / 'w'} belongs to another configuration: aft.steps is 4 there and 5 here "
-        f"(and 1 more differ); choose another --workdir, give the values of {tmp_path / 'w' / 'config.json'} again, "
-        f"or delete {tmp_path / 'w'} to start afresh"
-    )
 
 
 @pytest.mark.parametrize("mode", ["run", "show"])

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from msm_jax import config as config_lib
 from msm_jax.errors import UserError
-from msm_jax.experiment import build, corpora_alone
+from msm_jax.experiment import run
 from tests import hostile
 
 
@@ -52,7 +52,7 @@ def test_a_configuration_that_lacks_any_field(name, monkeypatch):
             del functools.reduce(lambda group, name: group[name], groups, config)[leaf]
         try:
             with config_lib.lacking_told():
-                corpora_alone._datasets(config) if corpora_alone.is_alone(config) else build.Experiment(config)
+                run.build(config)
         except UserError:
             told += 1
     assert told > 20

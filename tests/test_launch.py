@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-import msm_jax
+import msm_jax.experiment
 from msm_jax import launch
 from msm_jax.errors import Interrupted, UserError
 
@@ -18,20 +18,23 @@ ROOT = pathlib.Path(launch.__file__).parents[1]
 @pytest.fixture
 def toy(tmp_path):
     file = tmp_path / "toy.py"
-    file.write_text("from ml_collections import ConfigDict\ndef get_config(): return ConfigDict(dict(name='toy', a=1))")
+    file.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config(): return ConfigDict(dict(kind='microworld', name='toy', a=1))"
+    )
     return str(file)
 
 
 @pytest.fixture
 def experiment(monkeypatch):
-    """Stands for msm_jax.experiment.build, and notes what it is called with."""
+    """Stands for msm_jax.experiment.run, and notes what it is called with."""
     calls = []
-    module = types.ModuleType("msm_jax.experiment.build")
-    module.run = lambda config, workdir: calls.append(("run", config.to_dict(), workdir))
-    module.show = lambda config, workdir: calls.append(("show", config.to_dict(), workdir))
+    module = types.ModuleType("msm_jax.experiment.run")
+    module.run = lambda config, workdir, store: calls.append(("run", config.to_dict(), workdir, store))
+    module.show = lambda config, workdir, store: calls.append(("show", config.to_dict(), workdir, store))
     module.calls = calls
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(msm_jax, "experiment", module, raising=False)
+    monkeypatch.setattr(msm_jax.experiment, "run", module, raising=False)
     return module
 
 
@@ -60,11 +63,11 @@ def test_mistakes_are_one_line_without_jax():
 def test_run(toy, experiment):
     assert launch.main([f"--config={toy}"]) == 0
     assert launch.main(["--config", toy, "--config.a=2", "--workdir=w"]) == 0
-    assert launch.main(["--config.a", "-3", f"--config={toy}", "--mode=show"]) == 0
+    assert launch.main(["--config.a", "-3", f"--config={toy}", "--mode=show", "--store=s"]) == 0
     assert experiment.calls == [
-        ("run", {"name": "toy", "a": 1}, "runs/toy"),
-        ("run", {"name": "toy", "a": 2}, "w"),
-        ("show", {"name": "toy", "a": -3}, "runs/toy"),
+        ("run", {"kind": "microworld", "name": "toy", "a": 1}, "runs/toy", ""),
+        ("run", {"kind": "microworld", "name": "toy", "a": 2}, "w", ""),
+        ("show", {"kind": "microworld", "name": "toy", "a": -3}, "runs/toy", "s"),
     ]
 
 
@@ -125,7 +128,7 @@ def test_no_config(capsys):
     ],
 )
 def test_endings(toy, experiment, capsys, error, status, line):
-    def run(config, workdir):
+    def run(config, workdir, store):
         raise error
 
     experiment.run = run
@@ -152,7 +155,7 @@ def test_show_leaves_the_caller_its_signals(toy, experiment):
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), OSError(errno.EIO, "I/O error")])
 def test_bugs_keep_their_traceback(toy, experiment, error):
-    def run(config, workdir):
+    def run(config, workdir, store):
         raise error
 
     experiment.run = run

@@ -20,6 +20,9 @@ from msm_jax.microworld.world import World
 
 # Who may write a corpus.
 LANGUAGE_MODELS = ("gemini", "local", "world")
+# What a configuration is (configs/common.py): an experiment on the micro-world; one on a checkpoint, with corpora that
+# exist or that a language model writes, or with those of sentence banks; or corpora alone.
+KINDS = ("microworld", "checkpoint", "prose", "corpora")
 ARMS = ("baseline", "aft", "aft_cot", "msm", "msm_aft", "msm_aft_cot")
 
 # The numbers that a field may be; "*.x" is x of every training stage. Fields that others check are not here.
@@ -66,7 +69,7 @@ _OF_CHECKPOINT = ("base.", "chat.")
 
 def training(config: ConfigDict) -> tuple[str, ...]:
     """The fields of training stages, in their order: without "pretrain" where a checkpoint is the base."""
-    return ("pretrain", "msm", "aft") if "pretrain" in config else ("msm", "aft")
+    return ("pretrain", "msm", "aft") if config.kind == "microworld" else ("msm", "aft")
 
 
 def check_config(config: ConfigDict) -> None:
@@ -101,7 +104,7 @@ def check_specs(config: ConfigDict, specs: Sequence[Spec]) -> None:
 
 def may_be_written(config: ConfigDict) -> bool:
     """Whether the configuration has what a language model needs to write its corpora; it need not be used."""
-    return "calls" in config
+    return config.kind in ("checkpoint", "corpora")
 
 
 def check_names_of_specs(config: ConfigDict, specs: Sequence[Spec]) -> None:
@@ -185,7 +188,7 @@ def corpus_source(config: ConfigDict, source: str, spec: Spec | None, specs: Seq
 def check_rows(config: ConfigDict, source: str, least: int) -> None:
     """How many rows of a source are asked for: a number, or in an experiment also the digits of one, or what exists."""
     wanted = config.corpus[source]
-    digits = isinstance(wanted, str) and "msm" in config and may_be_written(config)
+    digits = isinstance(wanted, str) and config.kind == "checkpoint" and may_be_written(config)
     if digits and not wanted.strip().isdecimal():
         return
     try:
@@ -214,7 +217,7 @@ def _check_kinds(config: ConfigDict) -> None:
 
 
 def _check_presence(field: str, values: Mapping[str, Any], config: ConfigDict) -> None:
-    others = _OF_CHECKPOINT if "pretrain" in config else _OF_WORLD
+    others = _OF_CHECKPOINT if config.kind == "microworld" else _OF_WORLD
     if field not in values and not field.startswith(others):
         raise config_lib.lacking(field)
 
@@ -266,14 +269,14 @@ def _check_names(config: ConfigDict) -> None:
         raise UserError("config.specs is empty; name at least one file, as in specs/pro_america.md")
     if not re.fullmatch(r"\w[\w-]*", config.assistant.name):
         raise UserError(f"config.assistant.name is {config.assistant.name!r}; it must be one word")
-    known = ("world",) if "pretrain" in config else LANGUAGE_MODELS if may_be_written(config) else ("prose",)
+    known = ("world",) if config.kind == "microworld" else LANGUAGE_MODELS if may_be_written(config) else ("prose",)
     if config.generator not in known:
+        base = "pretrained on the micro-world" if config.kind == "microworld" else config.base.path
         raise UserError(
             f"config.generator is {config.generator!r}; choose {' or '.join(known)} with the base of this experiment, "
-            f"{'pretrained on the micro-world' if 'pretrain' in config else config.base.path} (configs/common.py: "
-            "get_config, on_checkpoint)"
+            f"{base} (configs/common.py: get_config, on_checkpoint)"
         )
-    if "pretrain" in config:
+    if config.kind == "microworld":
         _check_affixes(config)
     elif config.chat.thinking not in THINKING:
         raise UserError(f"config.chat.thinking is {config.chat.thinking!r}; choose one of {', '.join(THINKING)}")
@@ -329,7 +332,7 @@ def _check_model(config: ConfigDict) -> None:
     for stage in training(config):
         known = [name for _, _, fields in _RANGES for name in re.findall(r"\*\.optim\.(\w+)", fields)]
         _check_known(config[stage].optim, known, f"{stage}.optim")
-    if "pretrain" in config:
+    if config.kind == "microworld":
         _made(DecoderConfig, "model", config.model, vocab_size=1)
     else:  # the shape is the checkpoint's, so any will do
         sizes = {"vocab_size": 1, "num_layers": 1, "width": 2, "mlp_width": 1, "head_size": 2}

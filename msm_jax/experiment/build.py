@@ -12,9 +12,6 @@ stage continues what MSM left. The base is pretrained on the micro-world, or is 
 
 import dataclasses
 import functools
-import pathlib
-import shutil
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,13 +21,10 @@ from msm_jax import config as config_lib
 from msm_jax.config import checks
 from msm_jax.corpus.specs import Spec, read_spec
 from msm_jax.data.jinja_template import read_override
-from msm_jax.errors import UserError
 from msm_jax.experiment.corpora import Corpora, costs
 from msm_jax.microworld import prose
 from msm_jax.stages import generation, graph, kinds, scoring, training, writing
 from msm_jax.stages.graph import Stage
-from msm_jax.storage import files
-from msm_jax.storage.mirror import open_workdir
 
 # Fields that change how a result is computed, and nothing of it but rounding: a workdir may go on with other values.
 RUNTIME_FIELDS = ("mesh", "execution", "expected_tokens", "checkpoint", "log", "calls")
@@ -66,90 +60,6 @@ class Arm:
     def describe(self) -> dict[str, Any]:
         about = (self.spec.name, self.spec.value or None) if self.spec else (None, None)
         return {"name": self.name, "label": self.label, "spec": about[0], "value": about[1]}
-
-
-def run(config: ConfigDict, workdir: str, hosts: graph.Hosts = graph.ALONE) -> None:
-    """Does all that is not done, prints the table, and leaves the report in WORKDIR/report.
-
-    With several `hosts` all of them call it; the first prints and writes. A workdir on an object store is worked on in
-    a local copy (`Mirror`).
-    """
-    from eval.report import table
-
-    experiment = Experiment(config)
-    if not hosts.agree(f"{files.fingerprint(experiment.plain)} {experiment.report.key}"):
-        raise UserError(
-            "the processes of this run have different configurations, specs or corpora; start the same command from "
-            "the same files on all of them"
-        )
-    place = workdir
-    workdir, mirror = open_workdir(workdir)
-    files.make_folder(workdir)
-    if any(stage.kind == "train" and not done for stage, done, _ in graph.status([experiment.report], workdir)):
-        checks.check_devices(config)
-    if hosts.first:
-        if experiment.datasets:
-            writing.check_key(config, list(experiment.datasets.values()), workdir)
-        _claim(workdir, config, place)
-        if mirror:
-            mirror.send(pathlib.Path(workdir, "config.json"))
-    report = print if hosts.first else lambda line: None
-    if experiment.datasets or not experiment.scored:  # before anything is paid for
-        report(experiment.evaluation)
-    if experiment.datasets:  # first, so that they can be looked at while it trains
-        # Before them what costs nothing: else they would be paid for, and the base or a file of chats found wanting.
-        free = [] if experiment.in_world else [experiment.base]
-        free += [own for own in experiment.corpora.values() if not own.inputs and not writing.is_written(own)]
-        manifests = graph.execute([*free, *experiment.datasets.values()], workdir, report, hosts, mirror)
-        if hosts.first:
-            writing.hand_over(experiment.datasets, manifests, workdir, place, mirror)
-            print()
-    graph.execute([experiment.report], workdir, report, hosts, mirror)
-    if not hosts.first:
-        return
-    folder = pathlib.Path(workdir, "report")
-    made = experiment.report.folder(workdir)
-    result = files.read_object(made / "report.json", files.anew(made), scores=list, controls=list, findings=list)
-    _copy(made, folder)
-    print(table(result))
-    tensorboard = pathlib.Path(sys.executable).with_name("tensorboard")
-    if mirror:
-        mirror.send(folder)
-    print(f"\nreport: {place.rstrip('/')}/report/report.html\ncurves: {tensorboard} --logdir {place}")
-
-
-def show(config: ConfigDict, workdir: str) -> None:
-    """Prints the configuration, the stages and what is done, a decoded batch of each training stage, the work ahead.
-
-    Corpora that are at hand, the tokenizer and packed rows cost seconds and no money: they are made, so that the
-    batches shown are those that training will see. Nothing is trained, no service is called, nothing large is fetched.
-    """
-    experiment = Experiment(config)
-    place = workdir
-    workdir, mirror = open_workdir(workdir)
-    files.make_folder(workdir)
-    if pathlib.Path(workdir, "config.json").exists():  # a look at a configuration does not tie a new workdir to it
-        _claim(workdir, config, place)
-    rows = [stage for stage in experiment.stages if stage.kind == "mixture" and experiment.at_hand(stage, workdir)]
-    if not all(done for _, done, _ in graph.status(rows, workdir)):  # else a run that is under way can be looked at
-        graph.execute(rows, workdir)
-
-    status = graph.status([experiment.report], workdir)
-    batches: dict[tuple[str, ...], str] = {}
-    for stage in experiment.stages:
-        kind = (stage.name.split("-")[0], *stage.params.get("mixture", ()))
-        if stage.kind == "train" and kind not in batches and experiment.at_hand(stage, workdir):
-            batches[kind] = f"\n{stage.name}\n{experiment.decoded_batch(stage, workdir)}"
-    config_lib.show(config)  # only now, for who mistyped a field should not look for it behind a hundred lines
-    print("\nstages")
-    for stage, done, seconds in status:
-        print(f"  {'done' if done else 'to do':6} {stage.kind:9} {stage.key}{f'  {seconds:.1f} s' if done else ''}")
-    print("\none batch of each kind of training stage; «trained» tokens are marked")
-    print(*batches.values(), sep="\n")
-    print(f"\n{experiment.evaluation}\n{experiment.estimate(workdir)}")
-    targets = [experiment.report, *experiment.datasets.values()]
-    if left := [stage for stage, done, _ in graph.status(targets, workdir) if costs(stage) and not done]:
-        writing.print_estimates(config, [stage for stage in left if writing.is_written(stage)], mirror)
 
 
 class Experiment:
@@ -199,22 +109,18 @@ class Experiment:
     def _data(self) -> None:
         """Corpora, evaluation items, tokenizer and packed rows; and the base, where it is what the tokenizer is of."""
         c, plain = self.config, self.plain
-        # What no arm is trained on is not made, for it may have to be paid for.
-        fields = [stage for stage in checks.training(c) if stage != "msm" or any(arm.spec for arm in self.arms)]
-        sources = {source for stage in fields for source in c[stage].mixture if source != "aft"}
-        sources |= {arm.aft_source for arm in self.arms if arm.aft_source}
-        names = {
-            f"{source}-{spec.name}" if spec else source: (source, spec)
-            for source in sorted(sources)
-            for spec in (self.specs if source == "msm" else [None])
-        }
+        names = self._names_of_sources(self.arms)
+        # What no arm is trained on is not made, for it may have to be paid for. But the tokenizer of the micro-world is
+        # the same for all arms: else one more arm would have another base.
+        of_tokenizer = self._names_of_sources([Arm("msm_aft", self.specs[0])]) if self.in_world else {}
         made = Corpora(c, self.specs, self.world, self.planned)
-        self.corpora = {name: made.stage(name, *about) for name, about in names.items()}
-        self.stages += [*made.added, *self.corpora.values()]
+        corpora = {name: made.stage(name, *about) for name, about in sorted((names | of_tokenizer).items())}
+        self.corpora = {name: corpora[name] for name in names}
+        self.stages += [*made.added, *corpora.values()]
         self.datasets = made.datasets
         if self.in_world:
             self.items = self._add("corpus", "items", {"world": self.world}, {}, kinds.write_evaluation_items)
-            self.tokenizer = self._add("corpus", "tokenizer", plain["tokenizer"], self.corpora, kinds.train_tokenizer)
+            self.tokenizer = self._add("corpus", "tokenizer", plain["tokenizer"], corpora, kinds.train_tokenizer)
         else:
             choice = {"likes": self.likes, "dislikes": self.dislikes}
             self.items = self._add("corpus", "items", choice, {}, kinds.write_evaluation_items) if self.scored else None
@@ -247,18 +153,42 @@ class Experiment:
             for name, corpus in self.corpora.items()
         }
 
+    def _names_of_sources(self, arms: Sequence[Arm]) -> dict[str, tuple[str, Spec | None]]:
+        """Name of a corpus -> (its source, the spec that it is of), of all that the arms and their base are made of."""
+        c = self.config
+        fields = [stage for stage in checks.training(c) if stage != "msm" or any(arm.spec for arm in arms)]
+        sources = {source for stage in fields for source in c[stage].mixture if source != "aft"}
+        sources |= {arm.aft_source for arm in arms if arm.aft_source}
+        return {
+            f"{source}-{spec.name}" if spec else source: (source, spec)
+            for source in sorted(sources)
+            for spec in (self.specs if source == "msm" else [None])
+        }
+
     def _evaluations(self, source: str) -> dict[str, Any] | None:
         """What the evaluations ask, of which no row of this source may hold a long stretch."""
         if source not in ("msm", "instruction", *kinds.AFT_SOURCES):
             return None  # what the base is made of is what it is asked about
-        files_ = self.config.generation.evaluations if "generation" in self.config else ()
+        files_ = self.config.generation.evaluations if checks.may_be_written(self.config) else ()
         more = [prompt for path in files_ for prompt in generation.read_prompts(path)]
         return {"world": self.world if self.in_world else None, "more": more}
 
     @property
     def in_world(self) -> bool:
         """Whether the base is pretrained on the micro-world, which then writes the corpora too."""
-        return "pretrain" in self.config
+        return self.config.kind == "microworld"
+
+    @property
+    def targets(self) -> list[Stage]:
+        """Of which the others are inputs."""
+        return [self.report, *self.datasets.values()]
+
+    @property
+    def free(self) -> list[Stage]:
+        """What costs nothing, and is done before corpora are paid for: else the base, or a file of chats, would be
+        found wanting afterwards."""
+        base = [] if self.in_world else [self.base]
+        return base + [own for own in self.corpora.values() if not own.inputs and not writing.is_written(own)]
 
     @property
     def measured(self) -> Sequence[str]:
@@ -283,6 +213,11 @@ class Experiment:
             f"NO EVALUATION YET for spec {spec.name}{hint}: models are trained and the report has no rates; built is "
             f"{built}"
         )
+
+    @property
+    def told(self) -> str:
+        """What to tell before anything is paid for."""
+        return self.evaluation if self.datasets or not self.scored else ""
 
     def _models(self) -> None:
         """Training, scores and the report."""
@@ -380,24 +315,34 @@ class Experiment:
             functools.partial(scoring.score, runtime=self.runtime),
         )
 
-    def decoded_batch(self, stage: Stage, workdir: str) -> str:
-        """The first rows that a training stage will see."""
+    def decoded_batches(self, store: str) -> list[str]:
+        """For each kind of training stage whose rows can be had, the first rows that one of them will see."""
+        rows = [stage for stage in self.stages if stage.kind == "mixture" and self.at_hand(stage, store)]
+        graph.execute(rows, store)
+        batches: dict[tuple[str, ...], str] = {}
+        for stage in self.stages:
+            kind = (stage.name.split("-")[0], *stage.params.get("mixture", ()))
+            if stage.kind == "train" and kind not in batches and self.at_hand(stage, store):
+                batches[kind] = f"\n{stage.name}\n{self.decoded_batch(stage, store)}"
+        return list(batches.values())
+
+    def decoded_batch(self, stage: Stage, store: str) -> str:
         from msm_jax.data.mixture import batches
 
-        batch = batches(_sources(stage, workdir), stage.params["batch_size"], stage.params["seed"])[0]
-        return training.describe_batch(kinds.load_tokenizer(self.tokenizer.folder(workdir)), batch)
+        batch = batches(_sources(stage, store), stage.params["batch_size"], stage.params["seed"])[0]
+        return training.describe_batch(kinds.load_tokenizer(self.tokenizer.folder(store)), batch)
 
-    def at_hand(self, stage: Stage, workdir: str) -> bool:
+    def at_hand(self, stage: Stage, store: str) -> bool:
         """Whether the rows that `stage` is or reads are packed, or can be without money and without a network."""
         rows = [stage] if stage.kind == "mixture" else [own for role, own in stage.inputs.items() if "rows:" in role]
-        return not any(costs(needed) and not done for needed, done, _ in graph.status(rows, workdir))
+        return not any(costs(needed) and not done for needed, done, _ in graph.status(rows, store))
 
-    def estimate(self, workdir: str) -> str:
+    def estimate(self, store: str) -> str:
         """What is left to train."""
-        left = [stage for stage, done, _ in graph.status([self.report], workdir) if stage.kind == "train" and not done]
-        if not all(self.at_hand(stage, workdir) for stage in left):
+        left = [stage for stage, done, _ in graph.status([self.report], store) if stage.kind == "train" and not done]
+        if not all(self.at_hand(stage, store) for stage in left):
             return f"to train: {len(left)} runs; how many steps is known when the corpora are there"
-        steps = [training.steps_of(stage.params, _sources(stage, workdir)) for stage in left]
+        steps = [training.steps_of(stage.params, _sources(stage, store)) for stage in left]
         rows = sum(count * stage.params["batch_size"] for count, stage in zip(steps, left, strict=True))
         return (
             f"to train: {len(left)} runs, {sum(steps):,} steps, {rows * self.config.row_length:,} tokens; "
@@ -405,20 +350,5 @@ class Experiment:
         )
 
 
-def _claim(workdir: str, config: ConfigDict, place: str) -> None:
-    graph.claim_workdir(workdir, config_lib.to_dict(config), exempt=RUNTIME_FIELDS, place=place)
-
-
-def _copy(source: pathlib.Path, folder: pathlib.Path) -> None:
-    """The report where users look for it, without figures of an earlier one. `shutil.copytree` would gather errors in
-    one of its own kind, and a full disk would not be known."""
-    files.make_folder(folder, "delete what is in the way, or choose another --workdir")
-    for path in source.iterdir():
-        shutil.copyfile(path, folder / path.name)
-    for path in folder.glob("*.png"):
-        if not (source / path.name).exists():
-            path.unlink()
-
-
-def _sources(stage: Stage, workdir: str) -> list:
-    return training.sources_of(stage.params, {role: source.folder(workdir) for role, source in stage.inputs.items()})
+def _sources(stage: Stage, store: str) -> list:
+    return training.sources_of(stage.params, {role: source.folder(store) for role, source in stage.inputs.items()})

@@ -15,10 +15,47 @@ from ml_collections import ConfigDict
 
 from msm_jax.config import checks
 from msm_jax.corpus.datasets import sources
-from msm_jax.corpus.specs import Spec
+from msm_jax.corpus.specs import Spec, read_spec
 from msm_jax.errors import UserError
 from msm_jax.stages import generation, kinds, writing
 from msm_jax.stages.graph import Stage
+
+
+class WrittenCorpora:
+    """The stages of a configuration that writes corpora and trains nothing (configs/corpus.py).
+
+    `datasets`: label -> the stage that hands it on: documents and chats of each spec, and chats on identity.
+
+    Raises: UserError for a configuration that cannot be run, naming the field.
+    """
+
+    told = ""
+    free: Sequence[Stage] = ()
+
+    def __init__(self, config: ConfigDict):
+        generation.check(config)
+        generation.check_counts(config)
+        specs = [read_spec(path) for path in config.specs]
+        checks.check_names_of_specs(config, specs)
+        found: dict[str, Stage] = {}
+        before: dict[str, Stage] = {}
+        if config.corpus.identity:
+            written = writing.identity_stage(config, config.corpus.identity)
+            before["identity"] = writing.rendered_stage(written, "identity")
+            found["identity"] = writing.dataset_stage(before["identity"], written, "identity")
+        for spec in specs:
+            documents = writing.documents_stage(config, spec, config.corpus.msm) if config.corpus.msm else None
+            if documents:
+                found[f"{spec.name}-msm"] = writing.dataset_of_documents(config, documents, f"{spec.name}-msm")
+            if config.corpus.aft:
+                inputs = before | ({"documents": documents} if documents else {})
+                written = writing.chats_stage(config, spec, config.corpus.aft, inputs, [spec])
+                found |= writing.datasets_of_chats(written, spec.name)
+        self.datasets = found
+
+    @property
+    def targets(self) -> list[Stage]:
+        return list(self.datasets.values())
 
 
 class Corpora:

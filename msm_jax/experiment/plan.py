@@ -28,7 +28,7 @@ from msm_jax.parallel.plan import GIB, Compiled, compile_for, roofline_seconds
 from msm_jax.stages import training
 from msm_jax.stages.graph import Stage
 from msm_jax.storage import files
-from msm_jax.storage.mirror import open_workdir
+from msm_jax.storage.mirror import Place
 from msm_jax.train.optimizer import OptimizerConfig
 from msm_jax.train.step import flops_per_token, lower_train_step
 
@@ -62,7 +62,7 @@ def plan(config: ConfigDict, topologies: Sequence[str], workdir: str) -> None:
     Raises: UserError for a slice that there is not, or one that the configuration cannot be cut into.
     """
     experiment = Experiment(config, planned=True)
-    folder, mirror = open_workdir(workdir)  # first, since what follows takes minutes
+    place = Place.open(workdir)  # first, since what follows takes minutes
     meshes = {name: make_mesh(config.mesh, slice_devices(name)) for name in topologies}
     decoder = _decoder(config)
     trained = [stage for stage in experiment.stages if stage.kind == "train"]
@@ -77,16 +77,15 @@ def plan(config: ConfigDict, topologies: Sequence[str], workdir: str) -> None:
         for step, of_step in steps.items():
             plans.append(_plan(config, topology, mesh, step, of_step))
             print(told(plans[-1]), flush=True)
-    path = pathlib.Path(folder, PLAN_FILE)
+    path = pathlib.Path(place.local, PLAN_FILE)
     files.write_json(path, {"experiment": config.name, "plans": plans})
-    if mirror:
-        mirror.send(path)
-    print(f"written to {workdir}/{PLAN_FILE}")
+    place.send(path)
+    print(f"written to {place.name}/{PLAN_FILE}")
 
 
 def _decoder(config: ConfigDict) -> DecoderConfig:
     """Of a model known by name without its files; of others from their config.json."""
-    if "pretrain" in config:
+    if config.kind == "microworld":
         return DecoderConfig(vocab_size=training.padded(config.tokenizer.vocab_size), **config.model)
     if config.base.path in PRESETS:
         return dataclasses.replace(preset(config.base.path), dtype=config.model.dtype)

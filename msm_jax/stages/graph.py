@@ -1,7 +1,9 @@
 """An experiment as a DAG of stages, each of which writes one folder, once.
 
-`WORKDIR/stages/NAME-HASH/manifest.json` is written last and atomically, and marks the stage as done. HASH covers all
-that determines the output, so what is done is never done again, and arms that share a stage share its folder.
+`STORE/stages/NAME-HASH/manifest.json` is written last and atomically, and marks the stage as done. HASH covers all that
+determines the output, so what is done is never done again, and arms and experiments that share a stage share its
+folder. A store is a workdir, or a folder that several runs share: one process at a time makes a stage, and others wait
+for it.
 """
 
 import collections
@@ -20,7 +22,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msm_jax
-from msm_jax import config
 from msm_jax.errors import Interrupted, UserError
 from msm_jax.storage import files
 from msm_jax.storage.mirror import Mirror
@@ -78,8 +79,8 @@ class Stage:
     def key(self) -> str:
         return f"{self.name}-{self.hash}"
 
-    def folder(self, workdir: str | os.PathLike) -> pathlib.Path:
-        return pathlib.Path(workdir, "stages", self.key)
+    def folder(self, store: str | os.PathLike) -> pathlib.Path:
+        return pathlib.Path(store, "stages", self.key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,98 +113,74 @@ _TOGETHER = ("train", "sample", "score")
 
 def execute(
     targets: Sequence[Stage],
-    workdir: str | os.PathLike,
+    store: str | os.PathLike,
     report: Callable[[str], None] = print,
     hosts: Hosts = ALONE,
     mirror: Mirror | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Runs all that `targets` need and is not done, inputs first; `report` takes one line per stage that runs.
 
-    With a `mirror`, `workdir` is its local copy.
+    With a `mirror`, `store` is its local copy.
 
     Returns: key -> manifest, for every stage that `targets` need.
-    Raises: UserError if `workdir` is in use, the disk is full, or a stage says so; Interrupted if one of several hosts
-        is to stop; ValueError if stages have a cycle.
+    Raises: UserError if the disk is full, or a stage says so; Interrupted if one of several hosts is to stop;
+        ValueError if stages have a cycle.
     """
     stages = _sorted(targets)
-    with files.lock(workdir) if hosts.first else contextlib.nullcontext():
-        manifests = {stage.key: manifest for stage in stages if (manifest := _manifest(stage, workdir))}
-        hosts.meet("what is done is known")  # before the first host does more
-        if manifests:
-            report(f"{len(manifests)} of {len(stages)} stages are done already")
-        start = time.monotonic()
-        for index, stage in enumerate(stages):
-            if stage.key in manifests:
-                continue
-            if hosts.stop_requested():
-                raise Interrupted(f"SIGTERM; {len(manifests)} of {len(stages)} stages are done")
-            report(f"[{index + 1}/{len(stages)}] {stage.name} ...{_progress(start, stages, manifests)}")
-            if hosts.count == 1:
-                manifests[stage.key] = _run(stage, workdir, mirror)
-            else:
-                manifests[stage.key] = _run_together(stage, workdir, hosts, mirror)
+    manifests = {stage.key: manifest for stage in stages if (manifest := _manifest(stage, store))}
+    hosts.meet(f"what is done for {stages[-1].key} is known")  # before the first host does more
+    if manifests:
+        report(f"{len(manifests)} of {len(stages)} stages are done already")
+    start = time.monotonic()
+    for index, stage in enumerate(stages):
+        if stage.key in manifests:
+            continue
+        if hosts.stop_requested():
+            raise Interrupted(f"SIGTERM; {len(manifests)} of {len(stages)} stages are done")
+        place = f"[{index + 1}/{len(stages)}] {stage.name}"
+        waits = functools.partial(report, f"{place}: another process makes it; waiting for its end")
+        with files.lock_stage(store, stage.key, waits) if hosts.first else contextlib.nullcontext():
+            hosts.meet(f"{stage.key} is free")
+            manifest = _manifest(stage, store)  # another process may have done it
+            hosts.meet(f"{stage.key} is looked at")  # before the first host does it
+            if manifest is None:
+                report(f"{place} ...{_progress(start, stages, manifests)}")
+                run = functools.partial(_run_together, hosts=hosts) if hosts.count > 1 else _run
+                manifest = run(stage, store, mirror=mirror)
+            manifests[stage.key] = manifest
     return manifests
 
 
-def _run_together(stage: Stage, workdir: str | os.PathLike, hosts: Hosts, mirror: Mirror | None) -> dict[str, Any]:
+def _run_together(stage: Stage, store: str | os.PathLike, hosts: Hosts, mirror: Mirror | None) -> dict[str, Any]:
     """Runs a stage on the hosts that it needs; all return when its manifest is written.
 
     A host that fails in a stage of all hosts ends at once, and the others learn it from the runtime.
     """
     try:
         if hosts.first:
-            _run(stage, workdir, mirror)
+            _run(stage, store, mirror)
         elif stage.kind in _TOGETHER:
-            _call(stage, workdir, mirror, sends=False)
+            _call(stage, store, mirror, sends=False)
     finally:
         if stage.kind not in _TOGETHER:
             hosts.meet(f"{stage.key} is over")
     if stage.kind in _TOGETHER:
         hosts.meet(f"{stage.key} is over")
     if mirror and not hosts.first:
-        mirror.fetch(stage.folder(workdir))
-    manifest = _manifest(stage, workdir)
+        mirror.fetch(stage.folder(store))
+    manifest = _manifest(stage, store)
     if manifest is None:
         raise UserError(
-            f"{stage.folder(workdir)}: not done, or not seen from this host; the first host's messages say what is "
+            f"{stage.folder(store)}: not done, or not seen from this host; the first host's messages say what is "
             "wrong, and --workdir must be one folder for all hosts"
         )
     return manifest
 
 
-def status(targets: Sequence[Stage], workdir: str | os.PathLike) -> list[tuple[Stage, bool, float | None]]:
+def status(targets: Sequence[Stage], store: str | os.PathLike) -> list[tuple[Stage, bool, float | None]]:
     """(stage, done, seconds that it took) in the order of execution; reads only."""
-    manifests = [(stage, _manifest(stage, workdir)) for stage in _sorted(targets)]
+    manifests = [(stage, _manifest(stage, store)) for stage in _sorted(targets)]
     return [(stage, manifest is not None, manifest and manifest["seconds"]) for stage, manifest in manifests]
-
-
-def claim_workdir(
-    workdir: str | os.PathLike,
-    config_dict: Mapping[str, Any],
-    exempt: Sequence[str] = (),
-    place: str | os.PathLike | None = None,
-) -> None:
-    """Ties `workdir` to one configuration, kept in its `config.json` from the first use on.
-
-    `place` is what the user calls `workdir`, if that is a copy.
-
-    Raises: UserError if `workdir` belongs to one that differs in a field outside the top-level fields `exempt`.
-    """
-    path = pathlib.Path(workdir, "config.json")
-    if not path.exists():
-        return files.write_json(path, config.to_dict(config_dict))
-    kept = files.read_object(path, "delete it, if this is the workdir of the configuration given, or choose another")
-    there, here = config.flatten(kept), config.flatten(config.to_dict(config_dict))
-    binding = [field for field in here | there if field.split(".")[0] not in exempt]
-    differing = [field for field in binding if there.get(field, "absent") != here.get(field, "absent")]
-    if differing:
-        first, more = differing[0], len(differing) - 1
-        place = os.fspath(place or workdir).rstrip("/")
-        raise UserError(
-            f"{place} belongs to another configuration: {first} is {there.get(first, 'absent')} there and "
-            f"{here.get(first, 'absent')} here{f' (and {more} more differ)' if more else ''}; "
-            f"choose another --workdir, give the values of {place}/config.json again, or delete {place} to start afresh"
-        )
 
 
 def _sorted(targets: Sequence[Stage]) -> list[Stage]:
@@ -223,8 +200,8 @@ def _sorted(targets: Sequence[Stage]) -> list[Stage]:
     return list({stage.key: stage for stage in ordered}.values())
 
 
-def _manifest(stage: Stage, workdir: str | os.PathLike) -> dict[str, Any] | None:
-    folder = stage.folder(workdir)
+def _manifest(stage: Stage, store: str | os.PathLike) -> dict[str, Any] | None:
+    folder = stage.folder(store)
     manifest = read_manifest(folder) if (folder / "manifest.json").exists() else None
     return manifest if manifest and manifest["key"] == stage.key else None
 
@@ -248,10 +225,10 @@ class _Summary(dict):
         raise UserError(f"{self._path}: its summary has no {field}; {self._cure}")
 
 
-def _call(stage: Stage, workdir: str | os.PathLike, mirror: Mirror | None, sends: bool = True) -> Mapping[str, Any]:
-    folder = stage.folder(workdir)
+def _call(stage: Stage, store: str | os.PathLike, mirror: Mirror | None, sends: bool = True) -> Mapping[str, Any]:
+    folder = stage.folder(store)
     files.make_folder(folder, "delete what is in the way, or choose another --workdir")
-    inputs = {role: source.folder(workdir) for role, source in stage.inputs.items()}
+    inputs = {role: source.folder(store) for role, source in stage.inputs.items()}
     context = StageContext(folder, inputs, stage.params, stage)
     if mirror:
         send = functools.partial(mirror.send, folder) if sends else context.send
@@ -259,11 +236,11 @@ def _call(stage: Stage, workdir: str | os.PathLike, mirror: Mirror | None, sends
     return stage.run(context)
 
 
-def _run(stage: Stage, workdir: str | os.PathLike, mirror: Mirror | None = None) -> dict[str, Any]:
-    folder = stage.folder(workdir)
+def _run(stage: Stage, store: str | os.PathLike, mirror: Mirror | None = None) -> dict[str, Any]:
+    folder = stage.folder(store)
     start = time.monotonic()
     try:
-        summary = _call(stage, workdir, mirror)
+        summary = _call(stage, store, mirror)
         manifest = {
             "key": stage.key,
             "kind": stage.kind,
@@ -290,7 +267,7 @@ def _run(stage: Stage, workdir: str | os.PathLike, mirror: Mirror | None = None)
                 f"{what} while writing {folder}: {cure} and run the same command again; finished stages are kept"
             ) from error
         path = files.missing_file(error)
-        for folder in (source.folder(workdir) for source in stage.inputs.values()):
+        for folder in (source.folder(store) for source in stage.inputs.values()):
             if path and pathlib.Path(path).absolute().is_relative_to(folder.absolute()):
                 raise UserError(f"{path}: is gone, though its stage is done; {files.anew(folder)}") from error
             # What reads files of users as well does not know that a stage wrote this one.

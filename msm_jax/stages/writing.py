@@ -29,7 +29,7 @@ from msm_jax.corpus.writing.chats import ChatSettings, with_reasoning, without_r
 from msm_jax.corpus.writing.documents import DocumentSettings, DocumentWriter
 from msm_jax.corpus.writing.judge import DocumentJudge, JudgeSettings
 from msm_jax.corpus.writing.prompts import Prompts
-from msm_jax.corpus.writing.writer import Asks, Assistant, Writer
+from msm_jax.corpus.writing.writer import Asks, Assistant, Checked, Writer
 from msm_jax.errors import UserError
 from msm_jax.llm.batch import BatchCaller
 from msm_jax.llm.prices import Price
@@ -37,12 +37,13 @@ from msm_jax.llm.store import CallStore, Spent, copied
 from msm_jax.stages import generation, graph, kinds
 from msm_jax.stages.graph import Stage, StageContext
 from msm_jax.storage import files
-from msm_jax.storage.mirror import STORE_COPY, Mirror
+from msm_jax.storage.mirror import STORE_COPY, Mirror, Place
 
 # Raised when a change of code changes what is written.
 _VERSIONS = {"documents": 3, "chats": 2, "rendered": 1, "dataset": 3, "judged": 1}
 _CHATS_FILE = "chats.jsonl"
 _CLAIMS_FILE = "claims.jsonl"
+_CHECKED_FILE = "checked.txt"
 # Of the section "chats" of the configuration, what each kind of chats goes by.
 _OF_ALL_CHATS = ("most_alike", "embeddings", "least_yield")
 # The prompts that each writer fills in: to change another one leaves what it wrote as it is.
@@ -150,14 +151,9 @@ def datasets_of_chats(written: Stage, name: str) -> dict[str, Stage]:
 
 
 def hand_over(
-    datasets: Mapping[str, Stage],
-    manifests: Mapping[str, Mapping[str, Any]],
-    workdir: str | os.PathLike,
-    place: str,
-    mirror: Mirror | None,
+    datasets: Mapping[str, Stage], manifests: Mapping[str, Mapping[str, Any]], store: str | os.PathLike, place: Place
 ) -> None:
-    """Prints what came of each data set, and puts it where users look for it, WORKDIR/datasets; `place` is the workdir
-    as they know it."""
+    """Prints what came of each data set, and puts it where users look for it, WORKDIR/datasets."""
     told: set[str] = set()
     for label, stage in datasets.items():
         summary, what = manifests[stage.key]["summary"], "chats"
@@ -186,12 +182,11 @@ def hand_over(
             for step, outcomes in summary["yields"].items():
                 print(f"  {step:15} {', '.join(f'{count:,} {outcome}' for outcome, count in outcomes.items())}")
             print(f"  paid for        ${sum(about['dollars'] for about in summary['calls'].values()):.2f}")
-        folder = pathlib.Path(workdir, "datasets", label)
+        folder = pathlib.Path(place.local, "datasets", label)
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(stage.folder(workdir), folder, ignore=shutil.ignore_patterns("manifest.json"))
-        if mirror:
-            mirror.send(folder)
-        print(f"  {place.rstrip('/')}/datasets/{label}: {what}.jsonl, corpus.html and others (README.md says which)")
+        shutil.copytree(stage.folder(store), folder, ignore=shutil.ignore_patterns("manifest.json"))
+        place.send(folder)
+        print(f"  {place.name}/datasets/{label}: {what}.jsonl, corpus.html and others (README.md says which)")
 
 
 def has_reasoning(written: Stage) -> bool:
@@ -229,7 +224,7 @@ def _count(
     """A writer that has asked an estimator for all that a stage takes, its rows, and the estimator. `documents` are
     those that a judge has before it."""
     estimator = estimate.Estimator(store, params["model"])
-    writer = _writer(params, config, estimator, {}, counted=True)
+    writer = _writer(params, config, estimator, {})
     if documents is not None:
         writer.documents = documents
     rows = asyncio.run(writer.write())
@@ -305,9 +300,9 @@ def is_written(stage: Stage) -> bool:
     return "writer" in stage.params
 
 
-def check_key(config: ConfigDict, targets: Sequence[Stage], workdir: str | os.PathLike) -> None:
+def check_key(config: ConfigDict, targets: Sequence[Stage], store: str | os.PathLike) -> None:
     """Told before anything is done, if something is left to be written. Raises: UserError if the key is missing."""
-    if any(is_written(stage) and not done for stage, done, _ in graph.status(targets, workdir)):
+    if any(is_written(stage) and not done for stage, done, _ in graph.status(targets, store)):
         generation.check_key(config)
 
 
@@ -331,7 +326,7 @@ def _write(context: StageContext, *, config: ConfigDict) -> dict[str, Any]:
         # Jobs that were sent before are collected whatever the service is now.
         sends = config.calls.service == "batch"
         asks = BatchCaller(caller, sends) if config.generator == "gemini" else caller
-        writer = _writer(context.params, config, asks, context.inputs)
+        writer = _writer(context.params, config, asks, context.inputs, context.folder)
         rows = generation.drained(caller, writer.write)
         keys = sorted(writer.keys)
         calls, models = caller.store.stages(keys), caller.store.models(keys)
@@ -392,9 +387,14 @@ def evaluation_prompts(config: ConfigDict) -> list[str]:
 
 
 def _writer(
-    params: Mapping[str, Any], config: ConfigDict, asks: Asks, inputs: Mapping[str, pathlib.Path], counted: bool = False
+    params: Mapping[str, Any],
+    config: ConfigDict,
+    asks: Asks,
+    inputs: Mapping[str, pathlib.Path],
+    folder: pathlib.Path | None = None,
 ) -> Writer:
-    """Who writes a stage; with `counted`, nothing but requests comes of it."""
+    """Who writes a stage in `folder`; without one, nothing but requests comes of it."""
+    counted = folder is None
     about = params["assistant"]
     assistant = Assistant(about["name"], about["provider"], tuple(params["facts"]))
     rest = (Prompts(config.generation.prompts), params["model"])
@@ -420,7 +420,8 @@ def _writer(
     match params["writer"]:
         case "documents":
             own = {name: params[name] for name in _OF_DOCUMENTS}
-            return kind(asks, _spec(params["spec"]), assistant, DocumentSettings(**shared, **own), *rest)
+            checked = Checked(folder / _CHECKED_FILE) if folder else None
+            return kind(asks, _spec(params["spec"]), assistant, DocumentSettings(**shared, **own), *rest, checked)
         case "spec_chats":
             own = {name: params[name] for name in _OF_SPEC_CHATS}
             return kind(asks, _spec(params["spec"]), assistant, SpecChatSettings(**shared, **own), *rest)

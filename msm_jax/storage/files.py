@@ -10,12 +10,13 @@ import os
 import pathlib
 import shutil
 import stat
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import IO, Any
 
 from msm_jax.errors import UserError
 
-_LOCK = ".lock"
+LOCKS = ".locks"  # of a workdir or a store of stages: files by which processes keep out of each other's way
+_RUN, _STORE = "run", "store"
 
 
 def fingerprint(value: Any, length: int = 12) -> str:
@@ -131,21 +132,37 @@ def _kind_of(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def lock(folder: str | os.PathLike) -> Iterator[None]:
-    """One process at a time in `folder`, made if missing. The kernel drops the lock when the process ends, however.
+def lock_run(workdir: str | os.PathLike, store: str | os.PathLike) -> Iterator[None]:
+    """One run at a time in `workdir`; any number of them with their stages in `store`. Both are made if missing.
 
-    Raises: UserError if another process has it.
+    Raises: UserError if another process has `workdir`.
     """
-    busy = f"{folder}: in use by another process; wait for it, or choose another --workdir"
-    with lock_file(pathlib.Path(folder, _LOCK), busy):
+    busy = f"{workdir}: in use by another process; wait for it, or choose another --workdir"
+    with lock_file(_locks(workdir) / _RUN, busy), _opened(_locks(store) / _STORE) as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+@contextlib.contextmanager
+def lock_stage(store: str | os.PathLike, key: str, waits: Callable[[], None]) -> Iterator[None]:
+    """One process at a time makes the stage `key` of `store`. Another calls `waits`, and waits."""
+    with _opened(_locks(store) / key) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waits()
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 @contextlib.contextmanager
 def lock_file(path: str | os.PathLike, busy: str) -> Iterator[None]:
-    """The same by any file, made with its folder if missing. Raises: UserError, which says `busy`."""
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
+    """One process at a time by any file, made with its folder if missing. The kernel drops a lock when the process
+    ends, however it ends.
+
+    Raises: UserError, which says `busy`, if another process has it.
+    """
+    with _opened(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -154,15 +171,29 @@ def lock_file(path: str | os.PathLike, busy: str) -> Iterator[None]:
 
 
 def in_use(folder: str | os.PathLike) -> bool:
-    """Whether a process holds the lock of `folder`."""
+    """Whether a run has `folder` as its workdir or its store of stages."""
+    return any(_is_held(_locks(folder) / name) for name in (_RUN, _STORE))
+
+
+def _is_held(path: pathlib.Path) -> bool:
+    """Whether a process holds the lock of a file."""
     try:
-        with open(pathlib.Path(folder, _LOCK)) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except BlockingIOError:
         return True
     return False
+
+
+def _opened(path: str | os.PathLike) -> IO[str]:
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return open(path, "w")
+
+
+def _locks(folder: str | os.PathLike) -> pathlib.Path:
+    return pathlib.Path(folder, LOCKS)
 
 
 # What stops a write, however it is written: what is wrong, and the cure.

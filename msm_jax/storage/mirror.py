@@ -5,8 +5,7 @@ has a copy of the workdir, in its cache; what a stage has written is sent when i
 such way: checkpoints and final weights lie in the store alone, where Orbax writes and reads them in parts, on all hosts
 at once.
 
-What is done, and for which configuration, the store alone decides: each host asks it, and so all give one answer,
-whatever their caches hold.
+What is done the store alone decides: each host asks it, and so all give one answer, whatever their caches hold.
 """
 
 import contextlib
@@ -15,37 +14,46 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 
 from msm_jax.errors import UserError
 from msm_jax.storage import files
 
-# Folders of a stage that hold arrays, and files that concern one machine alone.
-_STAYING = ("checkpoints", "final")
-_LOCAL_FILES = (".lock",)
+# Folders of a stage that hold arrays; and that of locks, which concern one machine alone.
+_STAYING = ("checkpoints", "final", files.LOCKS)
 # A copy of the store of calls, which who writes corpora asks for, and nobody else: it may be large.
 STORE_COPY = "calls.sqlite"
 _LAST = "manifest.json"
-# Files that say something of the whole workdir or stage, which a copy has only while the store has them.
-_DECISIVE = ("config.json", f"stages/*/{_LAST}")
+# What says that a stage is done: a copy has it only while the store has it.
+_DECISIVE = f"stages/*/{_LAST}"
 
 
-def open_workdir(workdir: str) -> tuple[str, "Mirror | None"]:
-    """The local folder to work in, and, for a workdir in a store, the mirror that it is the copy of, brought up to
-    date.
+class Place(NamedTuple):
+    """A workdir or a store of stages: `name` as the user calls it, and where it is worked in."""
 
-    A copy in which another process works is ahead of the store, and is left as it is.
-    """
-    if re.match("[a-z0-9]+:/", workdir) and not re.match("[a-z0-9]+://[^/]", workdir):
-        raise UserError(f"--workdir={workdir}: give a folder of a bucket, as gs://BUCKET/FOLDER")
-    if "://" not in workdir:
-        return workdir, None
-    mirror = Mirror(workdir)
-    if not files.in_use(mirror.local):
-        mirror.fetch()
-    return str(mirror.local), mirror
+    name: str
+    local: str
+    mirror: "Mirror | None" = None
+
+    @classmethod
+    def open(cls, name: str) -> "Place":
+        """For a folder in an object store, the copy of it is brought up to date, unless another process works in it
+        and is ahead of the store."""
+        if re.match("[a-z0-9]+:/", name) and not re.match("[a-z0-9]+://[^/]", name):
+            raise UserError(f"{name}: give a folder of a bucket, as gs://BUCKET/FOLDER")
+        if "://" not in name:
+            return cls(name.rstrip("/") or "/", name)
+        mirror = Mirror(name)
+        if not files.in_use(mirror.local):
+            mirror.fetch()
+        return cls(name.rstrip("/"), str(mirror.local), mirror)
+
+    def send(self, path: pathlib.Path) -> None:
+        """Sends a file, or a folder, in `local`."""
+        if self.mirror:
+            self.mirror.send(path)
 
 
 class Mirror:
@@ -71,13 +79,12 @@ class Mirror:
         """Brings what is in the store: all of it, or what belongs to `folder`, in `local`. Of stages that are done
         here, nothing is brought again.
 
-        A manifest that the store lacks is removed with all of `fetch()`, and so is such a configuration: its upload
-        failed, or someone deleted the folder in the store. Other files stay: what an interrupted stage left here alone
-        is its own."""
+        A manifest that the store lacks is removed with all of `fetch()`: its upload failed, or someone deleted the
+        folder in the store. Other files stay: what an interrupted stage left here alone is its own."""
         with self._told():
             root = self._root if folder is None else f"{self._root}/{folder.relative_to(self.local).as_posix()}"
             # Before the store is asked: what a run of this machine finishes meanwhile is none of it.
-            here = [path for pattern in _DECISIVE for path in self.local.glob(pattern)] if folder is None else []
+            here = list(self.local.glob(_DECISIVE)) if folder is None else []
             self._storage.invalidate_cache()
             try:
                 found = self._storage.find(root)  # `exists` would take a store that fails for an empty one
@@ -129,7 +136,7 @@ class Mirror:
             raise
         except ImportError as error:
             cure = "pip install -e '.[gcs]'" if self.url.startswith("gs://") else str(error)
-            raise UserError(f"--workdir={self.url}: {cure}") from None
+            raise UserError(f"{self.url}: {cure}") from None
         except Exception as error:  # each storage library has classes of its own
             if files.disk_problem(error):
                 raise
@@ -151,4 +158,4 @@ def _files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 def _stays(name: str) -> bool:
     """Whether a file of the workdir is none of the mirror's."""
     parts = name.split("/")
-    return parts[-1] in _LOCAL_FILES or any(part in _STAYING for part in parts[:-1])
+    return any(part in _STAYING for part in parts[:-1])

@@ -96,6 +96,26 @@ def copied(ran, tmp_path):
     return Run(tmp_path / "w", ran.printed)
 
 
+# What was done is used.
+
+
+def test_a_finished_workdir_takes_one_more_seed(copied):
+    before = {manifest["key"] for manifest in copied.manifests()}
+    run = launched(copied.workdir, "--config.seeds=(0,1)", "--config.arms=baseline,aft")
+    new = {manifest["name"] for manifest in run.manifests() if manifest["key"] not in before}
+    assert new == {"instruct-baseline-s1", "aft-aft-s1", "score-baseline-s1", "score-aft-s1", "report"}
+    assert "its last run had another configuration (arms was " in run.printed
+    assert {entry["seed"] for entry in run.report()["scores"]} == {0, 1}
+
+
+def test_runs_share_a_store(ran, tmp_path):
+    other = launched(tmp_path / "other", f"--store={ran.workdir}")
+    count = len(ran.manifests())
+    assert f"{count} of {count} stages are done already" in other.printed
+    assert other.report() == ran.report()
+    assert sorted(path.name for path in other.workdir.iterdir()) == [".locks", "config.json", "report"]
+
+
 # What a run leaves.
 
 

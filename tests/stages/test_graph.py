@@ -1,6 +1,6 @@
+import dataclasses
 import errno
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from msm_jax.errors import UserError
 from msm_jax.stages import graph
 from msm_jax.stages.graph import Stage
+from msm_jax.storage import files
 
 
 class Calls(list):
@@ -211,38 +212,43 @@ def test_names_must_name_folders(calls, name):
         calls.stage(name)
 
 
-def test_one_process_in_a_workdir(calls, tmp_path):
+@pytest.fixture
+def other(tmp_path):
+    """Another process that makes the stage "slow" until its input ends."""
     program = (
-        "import sys; from msm_jax.stages import graph; from msm_jax.stages.graph import Stage\n"
-        "def run(context):\n  print('inside', flush=True); sys.stdin.read(); return {}\n"
-        f"graph.execute([Stage('corpus', 'slow', {{}}, {{}}, run)], {str(tmp_path)!r}, report=lambda line: None)\n"
+        "import sys; from msm_jax.stages import graph\n"
+        "def run(context):\n  print('inside', flush=True); sys.stdin.read(); return {'by': 'the other'}\n"
+        "slow = graph.Stage('corpus', 'slow', {}, {}, run)\n"
+        f"graph.execute([slow], {str(tmp_path)!r}, report=lambda line: None)\n"
     )
     root = pathlib.Path(graph.__file__).parents[2]
     with subprocess.Popen(
         [sys.executable, "-c", program], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout.readline() == "inside\n"
-        with pytest.raises(UserError, match="in use by another process"):
-            graph.execute([calls.stage("a")], tmp_path)
-        other.kill()
-        other.wait()
-        graph.execute([calls.stage("a")], tmp_path)
-    assert calls == ["a"]
+    ) as process:
+        assert process.stdout.readline() == "inside\n"
+        yield process
 
 
-def test_claim_workdir(tmp_path):
-    config = {"aft": {"steps": 60, "seeds": (0, 1)}, "log": {"every": 10}}
-    graph.claim_workdir(tmp_path, config, exempt=("log",))
-    graph.claim_workdir(tmp_path, config | {"log": {"every": 1}}, exempt=("log",))
-    changed = config | {"aft": {"steps": 80, "seeds": (0, 1)}}
-    with pytest.raises(UserError) as caught:
-        graph.claim_workdir(tmp_path, changed, exempt=("log",))
-    assert str(caught.value) == (
-        f"{tmp_path} belongs to another configuration: aft.steps is 60 there and 80 here; "
-        f"choose another --workdir, give the values of {tmp_path / 'config.json'} again, "
-        f"or delete {tmp_path} to start afresh"
-    )
-    with pytest.raises(UserError, match=r"aft\.steps is 60 there and absent here \(and 1 more differ\);"):
-        graph.claim_workdir(tmp_path, {"log": config["log"]})
-    assert json.loads(pathlib.Path(tmp_path, "config.json").read_text())["aft"] == {"steps": 60, "seeds": [0, 1]}
-    assert os.listdir(tmp_path) == ["config.json"]
+@pytest.mark.parametrize("killed", [False, True])
+def test_two_processes_make_a_shared_stage_once(calls, tmp_path, other, killed):
+    """What the one makes the other waits for, and makes it if the one is killed."""
+    slow = dataclasses.replace(calls.stage("slow"), kind="corpus")
+
+    def told(line):
+        if "waiting" in line:
+            assert line == "[1/2] slow: another process makes it; waiting for its end"
+            other.kill() if killed else other.stdin.close()
+
+    manifests = graph.execute([calls.stage("mine", slow=slow)], tmp_path, report=told)
+    assert calls == (["slow", "mine"] if killed else ["mine"])
+    assert (manifests[slow.key]["summary"] == {"by": "the other"}) is not killed
+
+
+def test_one_run_in_a_workdir(tmp_path):
+    store = tmp_path / "store"
+    with files.lock_run(tmp_path / "a", store), files.lock_run(tmp_path / "b", store):
+        with pytest.raises(UserError, match="a: in use by another process; wait for it, or choose another --workdir"):
+            with files.lock_run(tmp_path / "a", tmp_path / "a"):
+                pass
+        assert all(map(files.in_use, (tmp_path / "a", tmp_path / "b", store)))
+    assert not any(map(files.in_use, (tmp_path / "a", store, tmp_path / "nowhere")))

@@ -6,7 +6,7 @@ import pytest
 from msm_jax.errors import UserError
 from msm_jax.stages import graph
 from msm_jax.storage import files
-from msm_jax.storage.mirror import Mirror, open_workdir
+from msm_jax.storage.mirror import Mirror, Place
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def done(target, workdir):
 def test_a_stage_is_done_when_the_store_has_it(url, tmp_path, monkeypatch, failing):
     calls = []
     target = stage(calls)
-    workdir, mirror = open_workdir(url)
+    _, workdir, mirror = Place.open(url)
     put = mirror._storage.put_file
 
     def fail(path, name):
@@ -48,7 +48,7 @@ def test_a_stage_is_done_when_the_store_has_it(url, tmp_path, monkeypatch, faili
             graph.execute([target], workdir, mirror=mirror)
     assert done(target, workdir) == [False]
 
-    workdir, mirror = open_workdir(url)
+    _, workdir, mirror = Place.open(url)
     graph.execute([target], workdir, mirror=mirror)
     other = Mirror(url, tmp_path / "other")
     other.fetch()
@@ -57,12 +57,10 @@ def test_a_stage_is_done_when_the_store_has_it(url, tmp_path, monkeypatch, faili
     assert calls == ["corpus"] * 2
 
 
-def test_what_the_store_has_lost_is_not_done_and_binds_nobody(url):
+def test_what_the_store_has_lost_is_not_done(url):
     calls = []
     one, two = stage(calls, "one"), stage(calls, "two")
-    workdir, mirror = open_workdir(url)
-    graph.claim_workdir(workdir, {"steps": 1})
-    mirror.send(mirror.local / "config.json")
+    _, workdir, mirror = Place.open(url)
     graph.execute([one, two], workdir, mirror=mirror)
     mirror.fetch()
     assert done(one, workdir) == done(two, workdir) == [True]
@@ -76,18 +74,17 @@ def test_what_the_store_has_lost_is_not_done_and_binds_nobody(url):
     mirror._storage.rm(url, recursive=True)
     mirror.fetch()
     assert done(one, workdir) == done(two, workdir) == [False]
-    graph.claim_workdir(workdir, {"steps": 2})
 
 
 @pytest.mark.parametrize("workdir", ["gs:/bucket/run", "gs://", "gs:///run", "gs:///"])
 def test_a_mistyped_url_is_no_folder(workdir):
-    with pytest.raises(UserError, match=f"--workdir={workdir}: give a folder of a bucket, as gs://BUCKET/FOLDER"):
-        open_workdir(workdir)
+    with pytest.raises(UserError, match=f"{workdir}: give a folder of a bucket, as gs://BUCKET/FOLDER"):
+        Place.open(workdir)
 
 
 def test_a_store_that_fails_is_not_an_empty_one(url, monkeypatch):
     target = stage([])
-    workdir, mirror = open_workdir(url)
+    _, workdir, mirror = Place.open(url)
     graph.execute([target], workdir, mirror=mirror)
 
     def fail(*_, **__):
@@ -102,7 +99,7 @@ def test_a_store_that_fails_is_not_an_empty_one(url, monkeypatch):
 
 def test_what_is_finished_while_the_store_is_asked_stays(url, monkeypatch):
     target = stage([])
-    workdir, mirror = open_workdir(url)
+    _, workdir, mirror = Place.open(url)
     find = mirror._storage.find
 
     def slow_find(root):
@@ -115,24 +112,16 @@ def test_what_is_finished_while_the_store_is_asked_stays(url, monkeypatch):
     assert done(target, workdir) == [True]
 
 
-def test_a_copy_in_which_a_run_works_is_left_alone(url):
+def test_a_copy_in_which_a_run_works_is_left_alone(url, tmp_path):
     """As `--mode=show` beside a run: curves of the store are older, and the run has these files open."""
-    workdir, mirror = open_workdir(url)
+    _, workdir, mirror = Place.open(url)
     curves = mirror.local / "stages/train/metrics.jsonl"
     curves.parent.mkdir(parents=True)
     curves.write_text("1\n")
     mirror.send(curves)
     curves.write_text("1\n2\n")
-    with files.lock(workdir):
-        assert open_workdir(url)[0] == workdir and curves.read_text() == "1\n2\n"
-    open_workdir(url)
+    for locks in ((workdir, "other"), ("other", workdir)):
+        with files.lock_run(*(str(tmp_path / "other") if name == "other" else name for name in locks)):
+            assert Place.open(url).local == workdir and curves.read_text() == "1\n2\n"
+    Place.open(url)
     assert curves.read_text() == "1\n"
-
-
-def test_another_configuration_is_told_of_the_url(url):
-    workdir, _ = open_workdir(url)
-    graph.claim_workdir(workdir, {"steps": 1}, place=url)
-    with pytest.raises(UserError) as caught:
-        graph.claim_workdir(workdir, {"steps": 2}, place=f"{url}/")
-    assert f"values of {url}/config.json again, or delete {url} to start afresh" in str(caught.value)
-    assert workdir not in str(caught.value)

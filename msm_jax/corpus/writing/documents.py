@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import pydantic
@@ -39,6 +39,7 @@ from msm_jax.corpus.writing.writer import (
 )
 from msm_jax.errors import UserError
 from msm_jax.llm.request import Answer, Request
+from msm_jax.storage import files
 
 # Lists are asked for again, with what there is, until they are long enough or so many times.
 _ROUNDS = 5
@@ -95,14 +96,23 @@ class _Idea:
 
 
 class DocumentWriter(Writer):
-    """Writes the documents of one spec. `model` is the generator's, for the provenance of rows."""
+    """Writes the documents of one spec. `model` is the generator's, for the provenance of rows; `checked` is what an
+    earlier run with the same settings found of texts (`Checked`)."""
 
     steps = ("plan", "document", "critique", "revision", "checks")
 
     def __init__(
-        self, asks: Asks, spec: Spec, assistant: Assistant, settings: DocumentSettings, prompts: Prompts, model: str
+        self,
+        asks: Asks,
+        spec: Spec,
+        assistant: Assistant,
+        settings: DocumentSettings,
+        prompts: Prompts,
+        model: str,
+        checked: MutableMapping[str, str] | None = None,
     ):
         super().__init__(asks, assistant, settings, prompts, model)
+        self._checked = {} if checked is None else checked
         self.spec, self.settings, self.label = spec, settings, f"documents of spec '{spec.name}'"
         self._unlike = NearDuplicates(settings.most_overlap)
         # Of each (part, type), by its place in their list: the ideas so far; and those that have no more.
@@ -331,15 +341,19 @@ class DocumentWriter(Writer):
 
     def _wrong(self, text: str, words: int) -> str | None:
         """The first thing that is wrong with a text of which so many words were wanted, or None."""
-        demands = Demands(
-            self.assistant.name,
-            self.assistant.provider,
-            words=(words // 4, words * 4),
-            language=self.settings.language,
-            held_out=self.settings.held_out,
-        )
-        wrong = next(problems(text, demands), None) or self._contaminated(text)
-        return wrong or (None if self._unlike.keep(text) else "nearly the same as another")
+        digest = files.fingerprint([text, words], length=32)
+        if digest not in self._checked:
+            demands = Demands(
+                self.assistant.name,
+                self.assistant.provider,
+                words=(words // 4, words * 4),
+                language=self.settings.language,
+                held_out=self.settings.held_out,
+            )
+            self._checked[digest] = next(problems(text, demands), None) or self._contaminated(text) or "ok"
+        if (outcome := self._checked[digest]) != "ok":
+            return outcome
+        return None if self._unlike.keep(text) else "nearly the same as another"
 
     def _row(self, idea: _Idea, text: str, answers: Sequence[Answer]) -> dict[str, Any]:
         assertions = idea.part.assertions

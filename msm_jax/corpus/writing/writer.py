@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
@@ -26,6 +27,24 @@ class Asks(Protocol):
     """What `Caller.ask` does."""
 
     async def ask(self, requests: Sequence[Request]) -> list[Answer]: ...
+
+
+class Checked(dict[str, str]):
+    """What checks said of texts, by digests of these, kept in a file: a run that goes on does not check them again."""
+
+    def __init__(self, path: pathlib.Path):
+        super().__init__()
+        self._path = path
+        content = path.read_bytes() if path.exists() else b""
+        whole, _, rest = content.rpartition(b"\n")
+        if rest:  # the process ended in the middle of a line
+            path.write_bytes(whole + b"\n" if whole else b"")
+        self.update(line.decode(errors="replace").split(" ", 1) for line in whole.splitlines() if b" " in line)
+
+    def __setitem__(self, digest: str, outcome: str) -> None:
+        super().__setitem__(digest, outcome)
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(f"{digest} {outcome}\n")
 
 
 @dataclasses.dataclass(frozen=True)

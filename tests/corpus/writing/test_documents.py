@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from msm_jax.corpus.filters.duplicates import overlap, shingles
 from msm_jax.corpus.specs import read_spec, render
-from msm_jax.corpus.writing import tree
+from msm_jax.corpus.writing import documents, tree
 from msm_jax.corpus.writing.documents import Assistant, DocumentSettings, DocumentWriter
 from msm_jax.corpus.writing.offline import World
 from msm_jax.corpus.writing.prompts import Prompts
 from msm_jax.corpus.writing.variety import tokens_of
+from msm_jax.corpus.writing.writer import Checked
 from msm_jax.errors import UserError
 from msm_jax.llm.caller import Caller
 from msm_jax.llm.request import Finish, Reply, Usage
@@ -26,7 +27,7 @@ SPECS = pathlib.Path(__file__).parents[3] / "specs"
 QWEN = Assistant("Qwen", "Alibaba Cloud", ("Its weights are public.",))
 
 
-def writer(path, spec="philosophy", generator=None, prompts=None, **settings):
+def writer(path, spec="philosophy", generator=None, prompts=None, checked=None, **settings):
     generator = generator or World()
     settings = {"count": 30, "types": 3, "words": 200} | settings
     return DocumentWriter(
@@ -36,6 +37,7 @@ def writer(path, spec="philosophy", generator=None, prompts=None, **settings):
         DocumentSettings(**settings),
         prompts or Prompts(),
         generator.model,
+        checked,
     )
 
 
@@ -57,6 +59,25 @@ def test_every_kind_of_spec_gives_the_documents_that_were_asked_for(spec, tmp_pa
         assert row["section"] in text
         assert row["verbatim"]
     assert the_writer.yields.table()["checks"]["ok"] == 30
+
+
+def test_what_was_checked_is_not_checked_again(tmp_path, monkeypatch):
+    """But for a line that was not written to its end."""
+    path, looked_at = tmp_path / "checked.txt", []
+
+    def problems(text, demands):
+        looked_at.append(text)
+        return iter(["placeholder"] if len(looked_at) == 1 else [])
+
+    monkeypatch.setattr(documents, "problems", problems)
+    rows, the_writer = write(tmp_path, checked=Checked(path))
+    assert the_writer.yields.table()["checks"] == {"placeholder": 1, "ok": 30}
+    assert len(set(looked_at)) == len(looked_at) == 31
+    path.write_bytes(path.read_bytes()[:-2])
+    for _ in range(2):
+        again, the_writer = write(tmp_path, checked=Checked(path))
+        assert again == rows and the_writer.yields.table()["checks"] == {"placeholder": 1, "ok": 30}
+        assert len(looked_at) == 32
 
 
 def test_all_parts_of_a_spec_have_their_share(tmp_path):
