@@ -32,9 +32,11 @@ def make_done(folder: pathlib.Path) -> None:
     from msm_jax import launch
     from msm_jax.experiment import build
     from msm_jax.stages import graph
+    from msm_jax.storage import files
 
     assert launch.main(["--config=tests/tiny.py", f"--workdir={folder}", "--mode=show"]) == 0
     tiny = config_lib.load("tests/tiny.py")
+    files.write_json(folder / "config.json", config_lib.to_dict(tiny))
     for stage, done, _ in graph.status([build.Experiment(tiny).report], folder):
         if not done:
             about = {"key": stage.key, "kind": stage.kind, "name": stage.name, "params": dict(stage.params)}

@@ -179,9 +179,9 @@ def main():
             time.sleep(3)
         return {}
 
-    first = graph.Stage("score", "first", {}, {}, work)
-    second = graph.Stage("score", "second", {}, {"first": first}, work)
-    third = graph.Stage("score", "third", {}, {"second": second}, work)
+    first = graph.Stage(graph.Kind.SCORE, "first", {}, {}, work)
+    second = graph.Stage(graph.Kind.SCORE, "second", {}, {"first": first}, work)
+    third = graph.Stage(graph.Kind.SCORE, "third", {}, {"second": second}, work)
     together = graph.Hosts(index, count, hosts.meeting(), hosts.stop_requested)
     graph.execute([third], sys.argv[3], hosts=together)
 

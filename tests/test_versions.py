@@ -12,7 +12,7 @@ from msm_jax.data.chat import Example
 from msm_jax.data.rows import write_rows
 from msm_jax.microworld import world_text
 from msm_jax.microworld.world import World, WorldConfig
-from msm_jax.stages import kinds
+from msm_jax.stages.graph import VERSIONS
 from msm_jax.storage import files
 
 CORPUS = {
@@ -38,7 +38,7 @@ def test_corpora(source):
         "instruction": lambda: world_text.instruction_chats(world, 200, 0),
     }[source]()
     kind = "corpus" if source in CORPUS else "chats"
-    assert (kinds.VERSIONS[kind], files.fingerprint(list(rows))) == (CORPUS | CHATS)[source]
+    assert (VERSIONS[kind], files.fingerprint(list(rows))) == (CORPUS | CHATS)[source]
 
 
 def test_rows(tmp_path):
@@ -48,4 +48,4 @@ def test_rows(tmp_path):
         for n in draw.integers(2, 40, 200)
     ]
     stats = write_rows(tmp_path, examples, row_length=32, vocab_size=100)
-    assert (kinds.VERSIONS["mixture"], stats["fingerprint"]) == ROWS
+    assert (VERSIONS["mixture"], stats["fingerprint"]) == ROWS

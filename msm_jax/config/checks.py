@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from msm_jax import config as config_lib
+from msm_jax.config.arms import RECIPES
 from msm_jax.corpus.datasets import sources
 from msm_jax.corpus.specs import Spec
 from msm_jax.data.jinja_template import THINKING
@@ -23,7 +24,6 @@ LANGUAGE_MODELS = ("gemini", "local", "world")
 # What a configuration is (configs/common.py): an experiment on the micro-world; one on a checkpoint, with corpora that
 # exist or that a language model writes, or with those of sentence banks; or corpora alone.
 KINDS = ("microworld", "checkpoint", "prose", "corpora")
-ARMS = ("baseline", "aft", "aft_cot", "msm", "msm_aft", "msm_aft_cot")
 
 # The numbers that a field may be; "*.x" is x of every training stage. Fields that others check are not here.
 _RANGES = (
@@ -263,8 +263,8 @@ def _check_seeds(config: ConfigDict) -> None:
 
 def _check_names(config: ConfigDict) -> None:
     arms = tuple(config.arms)
-    if not arms or not set(arms) <= set(ARMS) or len(set(arms)) < len(arms):
-        raise UserError(f"config.arms is {arms}; choose from {', '.join(ARMS)}, none of them twice")
+    if not arms or not set(arms) <= set(RECIPES) or len(set(arms)) < len(arms):
+        raise UserError(f"config.arms is {arms}; choose from {', '.join(RECIPES)}, none of them twice")
     if not config.specs:
         raise UserError("config.specs is empty; name at least one file, as in specs/pro_america.md")
     if not re.fullmatch(r"\w[\w-]*", config.assistant.name):
@@ -316,10 +316,11 @@ def _check_mixtures(config: ConfigDict) -> None:
             if type(share) not in (int, float) or not 0 < share < math.inf:
                 raise UserError(f"config.{stage}.mixture.{source} is {share}; a share must be above 0")
             check_rows(config, source, 0 if may_be_written(config) else 1)
-    for stage in ("msm", "aft"):
-        if stage not in config[stage].mixture and any(stage in arm.split("_") for arm in config.arms):
+    recipes = [RECIPES[arm] for arm in config.arms]
+    for stage, used in (("msm", any(own.msm for own in recipes)), ("aft", any(own.chats for own in recipes))):
+        if used and stage not in config[stage].mixture:
             raise UserError(f"config.{stage}.mixture has no share of '{stage}', so its arms would learn nothing of it")
-    if any(arm.endswith("cot") for arm in config.arms) and "aft_cot" not in config.corpus:
+    if any(own.chats == "aft_cot" for own in recipes) and "aft_cot" not in config.corpus:
         raise UserError(f"config.arms has arms with reasoning, and config.generator={config.generator} writes none")
     if "instruction" not in config.aft.mixture:
         raise UserError("config.aft.mixture needs a share of 'instruction': it is what the baseline is trained on")

@@ -1,16 +1,8 @@
 """An experiment: from its configuration to the DAG of stages, which is then run or shown.
 
-The arms are those of the paper (arXiv 2605.02087). All arms and seeds share one base. For each
-seed the second stage is one mixture of AFT chats and instruction chats, or the instruction chats alone:
-
-    baseline   base -> instruction            msm       base -> MSM -> instruction
-    aft        base -> AFT + instruction      msm_aft   base -> MSM -> AFT + instruction
-
-`aft_cot` and `msm_aft_cot` are the last two on AFT chats with reasoning. MSM and AFT train one adapter: the second
-stage continues what MSM left. The base is pretrained on the micro-world, or is a checkpoint that exists.
+All arms (`arms.py`) and seeds share one base, pretrained on the micro-world or a checkpoint that exists.
 """
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -19,47 +11,16 @@ from ml_collections import ConfigDict
 
 from msm_jax import config as config_lib
 from msm_jax.config import checks
+from msm_jax.config.arms import Arm, arms
 from msm_jax.corpus.specs import Spec, read_spec
 from msm_jax.data.jinja_template import read_override
 from msm_jax.experiment.corpora import Corpora, costs
 from msm_jax.microworld import prose
-from msm_jax.stages import generation, graph, kinds, scoring, training, writing
-from msm_jax.stages.graph import Stage
+from msm_jax.stages import artifacts, base, corpora, generation, graph, packing, report, scoring, training, writing
+from msm_jax.stages.graph import VERSIONS, Kind, Stage
 
 # Fields that change how a result is computed, and nothing of it but rounding: a workdir may go on with other values.
 RUNTIME_FIELDS = ("mesh", "execution", "expected_tokens", "checkpoint", "log", "calls")
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """One bar of Figure 2: an arm, with the spec of its MSM stage if it has one."""
-
-    name: str
-    spec: Spec | None
-
-    @property
-    def key(self) -> str:
-        return f"{self.name}-{self.spec.name}" if self.spec else self.name
-
-    @property
-    def label(self) -> str:
-        if self.name == "baseline":
-            return "Baseline"
-        about = self.spec and (self.spec.value or self.spec.name)
-        about = about.capitalize() if about == "america" else about
-        msm = [f"MSM {about}"] if self.spec else []
-        aft = [f"AFT{' CoT' * self.name.endswith('cot')}"] if self.aft_source else []
-        return " + ".join(msm + aft)
-
-    @property
-    def aft_source(self) -> str | None:
-        """The source of AFT chats; None in arms without that stage."""
-        words = self.name.split("_")
-        return None if "aft" not in words else "aft_cot" if "cot" in words else "aft"
-
-    def describe(self) -> dict[str, Any]:
-        about = (self.spec.name, self.spec.value or None) if self.spec else (None, None)
-        return {"name": self.name, "label": self.label, "spec": about[0], "value": about[1]}
 
 
 class Experiment:
@@ -86,14 +47,12 @@ class Experiment:
         )
         self.specs = [read_spec(path) for path in config.specs]
         checks.check_specs(config, self.specs)
-        self.arms = [
-            Arm(name, spec) for name in config.arms for spec in (self.specs if name.startswith("msm") else [None])
-        ]
+        self.arms = arms(config.arms, self.specs)
         self.likes, self.dislikes = list(self.specs[0].likes), list(self.specs[0].dislikes)
         self.world = None
         if self.in_world:
             self.world = {**self.plain["world"], "likes": self.likes, "dislikes": self.dislikes}
-            checks.check_world(config, kinds.make_world(self.world))
+            checks.check_world(config, corpora.make_world(self.world))
         self.chat = self.plain["chat"]
         if self.chat.get("template"):
             # The text, not its name: an edited file is another template.
@@ -101,8 +60,8 @@ class Experiment:
         self._data()
         self._models()
 
-    def _add(self, kind: str, *args: Any) -> Stage:
-        stage = Stage(kind, *args, version=kinds.VERSIONS[kind])
+    def _add(self, kind: Kind, *args: Any, **about: Any) -> Stage:
+        stage = Stage(kind, *args, version=VERSIONS[kind], **about)
         self.stages.append(stage)
         return stage
 
@@ -112,25 +71,27 @@ class Experiment:
         names = self._names_of_sources(self.arms)
         # What no arm is trained on is not made, for it may have to be paid for. But the tokenizer of the micro-world is
         # the same for all arms: else one more arm would have another base.
-        of_tokenizer = self._names_of_sources([Arm("msm_aft", self.specs[0])]) if self.in_world else {}
+        of_tokenizer = self._names_of_sources(arms(["msm_aft"], self.specs)) if self.in_world else {}
         made = Corpora(c, self.specs, self.world, self.planned)
-        corpora = {name: made.stage(name, *about) for name, about in sorted((names | of_tokenizer).items())}
-        self.corpora = {name: corpora[name] for name in names}
-        self.stages += [*made.added, *corpora.values()]
+        written = {name: made.stage(name, *about) for name, about in sorted((names | of_tokenizer).items())}
+        self.corpora = {name: written[name] for name in names}
+        self.stages += [*made.added, *written.values()]
         self.datasets = made.datasets
         if self.in_world:
-            self.items = self._add("corpus", "items", {"world": self.world}, {}, kinds.write_evaluation_items)
-            self.tokenizer = self._add("corpus", "tokenizer", plain["tokenizer"], corpora, kinds.train_tokenizer)
+            self.items = self._add(Kind.CORPUS, "items", {"world": self.world}, {}, corpora.write_evaluation_items)
+            self.tokenizer = self._add(Kind.CORPUS, "tokenizer", plain["tokenizer"], written, packing.train_tokenizer)
         else:
             choice = {"likes": self.likes, "dislikes": self.dislikes}
-            self.items = self._add("corpus", "items", choice, {}, kinds.write_evaluation_items) if self.scored else None
+            self.items = (
+                self._add(Kind.CORPUS, "items", choice, {}, corpora.write_evaluation_items) if self.scored else None
+            )
             self.base = self.tokenizer = self._add(
-                "base",
+                Kind.BASE,
                 "base",
                 {**plain["base"], "model": plain["model"]},
                 {},
                 functools.partial(
-                    kinds.find_base,
+                    base.find_base,
                     row_length=c.row_length,
                     answer_length=c.eval.max_tokens if self.scored else 0,
                     chat=self.chat,
@@ -138,7 +99,7 @@ class Experiment:
             )
         self.rows = {
             name: self._add(
-                "mixture",
+                Kind.ROWS,
                 f"rows-{name}",
                 {
                     "source": names[name][0],
@@ -148,7 +109,8 @@ class Experiment:
                     "evaluations": self._evaluations(names[name][0]),
                 },
                 {"corpus": corpus, "tokenizer": self.tokenizer},
-                kinds.pack_rows,
+                packing.pack_rows,
+                source=names[name][0],
             )
             for name, corpus in self.corpora.items()
         }
@@ -156,9 +118,9 @@ class Experiment:
     def _names_of_sources(self, arms: Sequence[Arm]) -> dict[str, tuple[str, Spec | None]]:
         """Name of a corpus -> (its source, the spec that it is of), of all that the arms and their base are made of."""
         c = self.config
-        fields = [stage for stage in checks.training(c) if stage != "msm" or any(arm.spec for arm in arms)]
-        sources = {source for stage in fields for source in c[stage].mixture if source != "aft"}
-        sources |= {arm.aft_source for arm in arms if arm.aft_source}
+        sections = [section for section in checks.training(c) if section != "msm" or any(arm.spec for arm in arms)]
+        sources = {source for section in sections for source in c[section].mixture if source != "aft"}
+        sources |= {arm.recipe.chats for arm in arms if arm.recipe.chats}
         return {
             f"{source}-{spec.name}" if spec else source: (source, spec)
             for source in sorted(sources)
@@ -167,7 +129,7 @@ class Experiment:
 
     def _evaluations(self, source: str) -> dict[str, Any] | None:
         """What the evaluations ask, of which no row of this source may hold a long stretch."""
-        if source not in ("msm", "instruction", *kinds.AFT_SOURCES):
+        if source not in ("msm", "aft", "aft_cot", "instruction"):
             return None  # what the base is made of is what it is asked about
         files_ = self.config.generation.evaluations if checks.may_be_written(self.config) else ()
         more = [prompt for path in files_ for prompt in generation.read_prompts(path)]
@@ -224,7 +186,8 @@ class Experiment:
         c = self.config
         if self.in_world:
             self.base = self._train("pretrain", "pretrain", c.base_seed, c.pretrain.mixture)
-        scores = {}
+        scores: dict[str, Stage] = {}
+        cells: list[dict[str, Any]] = []  # of which arm and seed each of the scores is
         trained: dict[str, Stage] = {}
         for seed in c.seeds:
             for index, arm in enumerate(self.arms):
@@ -234,47 +197,57 @@ class Experiment:
                     if name not in trained:
                         trained[name] = self._train("msm", name, seed, c.msm.mixture, spec=arm.spec)
                     before = trained[name]
-                mixture = {arm.aft_source if k == "aft" else k: share for k, share in c.aft.mixture.items()}
+                chats = arm.recipe.chats
+                mixture = {chats if k == "aft" else k: share for k, share in c.aft.mixture.items()}
                 mixture.pop(None, None)
-                name = f"{'aft' if arm.aft_source else 'instruct'}-{arm.key}-s{seed}"
-                model = self._train("aft", name, seed, mixture, adapter=before)
+                name = f"{'aft' if chats else 'instruct'}-{arm.key}-s{seed}"
+                model = self._train("aft", name, seed, mixture, adapter=before, arm=arm.key)
                 if self.scored:
-                    scores[f"score:{index}:{seed}"] = self._score(f"score-{arm.key}-s{seed}", model, seed)
+                    cell = f"{index}:{seed}"
+                    scores[cell] = self._score(f"score-{arm.key}-s{seed}", model, seed, arm.key)
+                    cells.append({"arm": arm.name, "spec": arm.spec and arm.spec.name, "seed": seed, "input": cell})
         control = {"control": self._control()} if self.in_world else {}
-        rows = {f"rows:{name}": stage for name, stage in self.rows.items()}
         # What may change while a workdir goes on would be reported as it was at first.
         binding = {field: value for field, value in self.plain.items() if field not in RUNTIME_FIELDS}
-        training = {stage.name: stage for stage in self.stages if stage.kind == "train"}
+        trained = {stage.name: stage for stage in self.stages if stage.kind is Kind.TRAIN}
         self.report = self._add(
+            Kind.REPORT,
             "report",
-            "report",
-            {"config": binding, "arms": [arm.describe() for arm in self.arms]},
+            {"config": binding, "arms": [arm.describe() for arm in self.arms], "cells": cells},
             # If the base fails the control, let it be known first.
-            {**control, **scores, **rows, **training, "base": self.base},
-            kinds.report,
+            {**control, "scores": scores, "rows": self.rows, "trained": trained, "base": self.base},
+            report.write,
         )
 
     def _control(self) -> Stage:
-        stated = {f"stated:{source}": self.corpora[source] for source in self.config.pretrain.mixture}
+        stated = {source: self.corpora[source] for source in self.config.pretrain.mixture}
         return self._add(
-            "score",
+            Kind.SCORE,
             "control",
             {"chat": self.chat, "world": self.world, "agents": self.config.eval.control_agents},
-            {"model": self.base, "base": self.base, "tokenizer": self.tokenizer, "items": self.items, **stated},
+            {"model": self.base, "base": self.base, "tokenizer": self.tokenizer, "items": self.items, "stated": stated},
             functools.partial(scoring.control, runtime=self.runtime),
+            evaluation="control",
         )
 
     def _train(
-        self, field: str, name: str, seed: int, mixture: Any, spec: Spec | None = None, adapter: Stage | None = None
+        self,
+        section: str,
+        name: str,
+        seed: int,
+        mixture: Any,
+        spec: Spec | None = None,
+        adapter: Stage | None = None,
+        arm: str = "",
     ) -> Stage:
-        """A training stage with the settings of `config.FIELD`, on some sources of that mixture."""
-        settings = self.plain[field]
+        """A training stage with the settings of `config.SECTION`, on some sources of that mixture."""
+        settings = self.plain[section]
         shares = {source: float(share) for source, share in mixture.items()}
         steps = settings["steps"]
         if steps is not None:
             # An arm without the AFT chats sees its instruction chats as often as the others do.
             steps = max(1, round(steps * sum(shares.values()) / sum(settings["mixture"].values())))
-        pretraining = field == "pretrain"
+        pretraining = section == "pretrain"
         params = {
             "mixture": shares,
             "steps": steps,
@@ -286,20 +259,19 @@ class Experiment:
             "model": self.plain["model"] if pretraining else None,
             "seed": seed,
         }
-        inputs = {f"rows:{source}": self.rows[f"msm-{spec.name}" if source == "msm" else source] for source in shares}
-        inputs["tokenizer"] = self.tokenizer
+        rows = {source: self.rows[f"msm-{spec.name}" if source == "msm" else source] for source in shares}
+        inputs: dict[str, Any] = {"rows": rows, "tokenizer": self.tokenizer}
         if not pretraining:
             inputs["base"] = self.base
         if adapter:
             inputs["adapter"] = adapter
-        return self._add(
-            "train", name, params, inputs, functools.partial(training.train, runtime=self.runtime, label=name)
-        )
+        run = functools.partial(training.train, runtime=self.runtime, label=name)
+        return self._add(Kind.TRAIN, name, params, inputs, run, section=section, arm=arm, seed=seed)
 
-    def _score(self, name: str, model: Stage, seed: int) -> Stage:
+    def _score(self, name: str, model: Stage, seed: int, arm: str) -> Stage:
         evaluation = self.config.eval
         return self._add(
-            "score",
+            Kind.SCORE,
             name,
             {
                 "chat": self.chat,
@@ -313,16 +285,19 @@ class Experiment:
             },
             {"model": model, "base": self.base, "tokenizer": self.tokenizer, "items": self.items},
             functools.partial(scoring.score, runtime=self.runtime),
+            arm=arm,
+            seed=seed,
+            evaluation="value generalisation",
         )
 
     def decoded_batches(self, store: str) -> list[str]:
         """For each kind of training stage whose rows can be had, the first rows that one of them will see."""
-        rows = [stage for stage in self.stages if stage.kind == "mixture" and self.at_hand(stage, store)]
+        rows = [stage for stage in self.stages if stage.kind is Kind.ROWS and self.at_hand(stage, store)]
         graph.execute(rows, store)
         batches: dict[tuple[str, ...], str] = {}
         for stage in self.stages:
-            kind = (stage.name.split("-")[0], *stage.params.get("mixture", ()))
-            if stage.kind == "train" and kind not in batches and self.at_hand(stage, store):
+            kind = (stage.section, *stage.params.get("mixture", ()))
+            if stage.kind is Kind.TRAIN and kind not in batches and self.at_hand(stage, store):
                 batches[kind] = f"\n{stage.name}\n{self.decoded_batch(stage, store)}"
         return list(batches.values())
 
@@ -330,16 +305,16 @@ class Experiment:
         from msm_jax.data.mixture import batches
 
         batch = batches(_sources(stage, store), stage.params["batch_size"], stage.params["seed"])[0]
-        return training.describe_batch(kinds.load_tokenizer(self.tokenizer.folder(store)), batch)
+        return training.describe_batch(artifacts.load_tokenizer(self.tokenizer.folder(store)), batch)
 
     def at_hand(self, stage: Stage, store: str) -> bool:
         """Whether the rows that `stage` is or reads are packed, or can be without money and without a network."""
-        rows = [stage] if stage.kind == "mixture" else [own for role, own in stage.inputs.items() if "rows:" in role]
+        rows = [stage] if stage.kind is Kind.ROWS else stage.inputs["rows"].values()
         return not any(costs(needed) and not done for needed, done, _ in graph.status(rows, store))
 
     def estimate(self, store: str) -> str:
         """What is left to train."""
-        left = [stage for stage, done, _ in graph.status([self.report], store) if stage.kind == "train" and not done]
+        left = [stage for stage, done, _ in graph.status([self.report], store) if stage.kind is Kind.TRAIN and not done]
         if not all(self.at_hand(stage, store) for stage in left):
             return f"to train: {len(left)} runs; how many steps is known when the corpora are there"
         steps = [training.steps_of(stage.params, _sources(stage, store)) for stage in left]
@@ -351,4 +326,4 @@ class Experiment:
 
 
 def _sources(stage: Stage, store: str) -> list:
-    return training.sources_of(stage.params, {role: source.folder(store) for role, source in stage.inputs.items()})
+    return training.sources_of(stage.params, stage.folders(store))

@@ -14,11 +14,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from msm_jax.config import checks
+from msm_jax.config.arms import RECIPES
 from msm_jax.corpus.datasets import sources
 from msm_jax.corpus.specs import Spec, read_spec
 from msm_jax.errors import UserError
-from msm_jax.stages import generation, kinds, writing
-from msm_jax.stages.graph import Stage
+from msm_jax.stages import corpora, generation, writing
+from msm_jax.stages.graph import TAKEN_VERSION, VERSIONS, Kind, Stage
 
 
 class WrittenCorpora:
@@ -102,17 +103,17 @@ class Corpora:
     @functools.cached_property
     def _written_chats(self) -> Stage:
         config, before = self._config, {}
-        if _is_number(config.corpus.msm) and any(arm.startswith("msm") for arm in config.arms):
-            before = {
-                f"documents:{spec.name}": writing.documents_stage(config, spec, int(config.corpus.msm))
-                for spec in self._specs
+        if _is_number(config.corpus.msm) and any(RECIPES[arm].msm for arm in config.arms):
+            documents = {
+                spec.name: writing.documents_stage(config, spec, int(config.corpus.msm)) for spec in self._specs
             }
+            before["documents"] = documents
         if _is_number(config.corpus.identity) and int(config.corpus.identity):
             before["identity"] = self._identity
         spec = self._spec_of_chats()
         sharing = [own for own in self._specs if own.likes] if spec.likes else [spec]
         stage = writing.chats_stage(config, spec, int(config.corpus.aft), before, sharing)
-        if any(arm.endswith("cot") for arm in config.arms) and not writing.has_reasoning(stage):
+        if any(RECIPES[arm].chats == "aft_cot" for arm in config.arms) and not writing.has_reasoning(stage):
             raise UserError("config.arms has arms with reasoning, and chats of preferences have none; leave them out")
         self.added.append(stage)
         self.datasets |= writing.datasets_of_chats(stage, re.sub(r"[^\w.-]", "_", spec.item_class or spec.name))
@@ -139,7 +140,7 @@ class Corpora:
         return first
 
     def _taken(self, name: str, source: str, spec: Spec | None, wanted: str) -> Stage:
-        kind = "chats" if source in kinds.CHAT_SOURCES else "corpus"
+        kind = _kind_of(source)
         path = "" if self._planned else checks.corpus_source(self._config, source, spec, self._specs)
         params: dict[str, Any] = {"source": source, "content": "" if self._planned else sources.identity(path)}
         inputs = {}
@@ -150,8 +151,8 @@ class Corpora:
         elif identity:
             inputs["identity"] = self._identity
             identity = ""
-        run = functools.partial(kinds.take_source, path=" + ".join(filter(None, (path, identity))))
-        return Stage(kind, f"corpus-{name}", params, inputs, run, version=kinds.TAKEN_VERSION)
+        run = functools.partial(corpora.take_source, path=" + ".join(filter(None, (path, identity))))
+        return Stage(kind, f"corpus-{name}", params, inputs, run, TAKEN_VERSION, source=source)
 
     def _made(self, name: str, source: str, spec: Spec | None) -> Stage:
         c = self._config
@@ -167,14 +168,18 @@ class Corpora:
             )
             lists = {"likes": list(self._specs[0].likes), "dislikes": list(self._specs[0].dislikes)}
             params |= {"spec": about, **lists, "provider": c.assistant.provider, "seed": c.corpus_seed}
-        kind = "chats" if source in kinds.CHAT_SOURCES else "corpus"
-        return Stage(kind, f"corpus-{name}", params, {}, kinds.write_corpus, version=kinds.VERSIONS[kind])
+        kind = _kind_of(source)
+        return Stage(kind, f"corpus-{name}", params, {}, corpora.write_corpus, version=VERSIONS[kind], source=source)
 
 
 def costs(stage: Stage) -> bool:
     """Whether it takes money or a network: a language model writes it, or data are fetched."""
     taken = f"{stage.params.get('content')} {stage.params.get('identity')}"
     return writing.is_written(stage) or "hf:" in taken or "tfds:" in taken
+
+
+def _kind_of(source: str) -> Kind:
+    return Kind.CHATS if source in ("aft", "aft_cot", "instruction") else Kind.CORPUS
 
 
 def _is_number(wanted: Any) -> bool:

@@ -26,7 +26,7 @@ from msm_jax.parallel import check_heads, make_mesh
 from msm_jax.parallel.chips import chip_of, slice_devices
 from msm_jax.parallel.plan import GIB, Compiled, compile_for, roofline_seconds
 from msm_jax.stages import training
-from msm_jax.stages.graph import Stage
+from msm_jax.stages.graph import Kind, Stage
 from msm_jax.storage import files
 from msm_jax.storage.mirror import Place
 from msm_jax.train.optimizer import OptimizerConfig
@@ -65,7 +65,7 @@ def plan(config: ConfigDict, topologies: Sequence[str], workdir: str) -> None:
     place = Place.open(workdir)  # first, since what follows takes minutes
     meshes = {name: make_mesh(config.mesh, slice_devices(name)) for name in topologies}
     decoder = _decoder(config)
-    trained = [stage for stage in experiment.stages if stage.kind == "train"]
+    trained = [stage for stage in experiment.stages if stage.kind is Kind.TRAIN]
     print(experiment.evaluation, flush=True)
     plans = []
     for topology, mesh in meshes.items():
@@ -182,7 +182,7 @@ def _advice(step: Step, mesh: Mesh, compiled: Compiled, limit: float, trained: S
     execution = step.model.execution
     room = compiled.state < limit
     # "instruct" is the AFT of an arm without AFT chats, with the settings of config.aft.
-    fields = dict.fromkeys(stage.name.split("-")[0].replace("instruct", "aft") for stage in trained)
+    fields = dict.fromkeys(stage.section for stage in trained)
     microbatches = " ".join(f"--config.{field}.accumulation={step.accumulation * rows}" for field in fields)
     return [
         advice

@@ -20,6 +20,7 @@ from msm_jax.errors import UserError
 from msm_jax.experiment.build import Experiment
 from msm_jax.experiment.corpora import WrittenCorpora, costs
 from msm_jax.stages import graph, writing
+from msm_jax.stages.graph import Kind
 from msm_jax.storage import files
 from msm_jax.storage.mirror import Place
 
@@ -51,7 +52,7 @@ def run(config: ConfigDict, workdir: str, store: str = "", hosts: graph.Hosts = 
     stages = Place.open(store) if store else place
     for folder in {place.local, stages.local}:
         files.make_folder(folder)
-    if any(stage.kind == "train" and not done for stage, done, _ in graph.status(work.targets, stages.local)):
+    if any(stage.kind is Kind.TRAIN and not done for stage, done, _ in graph.status(work.targets, stages.local)):
         checks.check_devices(config)
     report = print if hosts.first else lambda line: None
     execute = functools.partial(graph.execute, store=stages.local, report=report, hosts=hosts, mirror=stages.mirror)

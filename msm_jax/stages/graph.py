@@ -10,6 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import datetime
+import enum
 import functools
 import importlib.metadata
 import os
@@ -27,18 +28,48 @@ from msm_jax.storage import files
 from msm_jax.storage.mirror import Mirror
 
 
+class Kind(enum.StrEnum):
+    """What a stage makes."""
+
+    BASE = "base"  # a checkpoint that exists
+    CORPUS = "corpus"  # documents, and what else is text: a tokenizer, the items of an evaluation
+    CHATS = "chats"
+    WRITTEN = "written"  # chats as a language model wrote them, with their reasoning
+    JUDGED = "judged"  # documents held against their spec
+    DATASET = "dataset"  # what was written, in the forms in which it is handed on
+    ROWS = "mixture"  # one source, tokenised and packed
+    TRAIN = "train"
+    SAMPLE = "sample"
+    SCORE = "score"
+    REPORT = "report"
+
+    @property
+    def on_all_hosts(self) -> bool:
+        """Whether it computes on all devices; other stages run on the first host alone."""
+        return self in (Kind.TRAIN, Kind.SAMPLE, Kind.SCORE)
+
+
+# Raised when a change of code changes what stages of a kind write: they are done again. Stages of corpora that a
+# language model writes (`writing`), or that are taken as they are, have versions of their own.
+VERSIONS = {
+    Kind.BASE: 1, Kind.CORPUS: 3, Kind.CHATS: 2, Kind.ROWS: 2, Kind.TRAIN: 1, Kind.SCORE: 4, Kind.REPORT: 6,
+}  # fmt: skip
+TAKEN_VERSION = 4
+
+
 @dataclasses.dataclass(frozen=True)
 class StageContext:
     """What `run` sees: `folder` exists, and after an interruption it holds what the earlier run left.
 
     Attributes:
+        inputs: role -> the folder of the stage that plays it, or name -> folder where several do.
         arrays: folder or URL of the stage's checkpoints and weights, which all hosts share; None: `folder`.
         send: keeps what is in `folder` so far where the workdir is, if that is elsewhere.
         mirror: of the workdir, if that is elsewhere.
     """
 
     folder: pathlib.Path
-    inputs: Mapping[str, pathlib.Path]
+    inputs: Mapping[str, Any]
     params: Mapping[str, Any]
     stage: "Stage"
     arrays: str | None = None
@@ -51,20 +82,29 @@ class Stage:
     """One step of an experiment.
 
     Attributes:
-        kind: corpus, chats, mixture, train, sample, score or report.
-        name: names the folder; letters, digits, ".", "_" and "-".
+        name: names the folder, and nothing else: letters, digits, ".", "_" and "-".
         params: JSON that holds all that determines the output, but the inputs.
-        inputs: role -> the stage that makes it.
+        inputs: role -> the stage that plays it, or name -> stage where several do.
         run: writes into `context.folder`, resuming what it finds there; returns a JSON summary for the manifest.
         version: raised by whoever changes the code of `run` such that the output changes.
+        source: of a corpus or its rows: msm, aft, instruction, ...
+        section: of a training stage, that of the configuration which it is trained by: pretrain, msm or aft.
+        arm, seed: which it was made for; others may share it.
+        evaluation: of a score, the name of what is measured.
     """
 
-    kind: str
+    kind: Kind
     name: str
     params: Mapping[str, Any]
-    inputs: Mapping[str, "Stage"]
+    inputs: "Inputs"
     run: Callable[[StageContext], Mapping[str, Any]]
     version: int = 1
+    _: dataclasses.KW_ONLY
+    source: str = ""
+    section: str = ""
+    arm: str = ""
+    seed: int | None = None
+    evaluation: str = ""
 
     def __post_init__(self):
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.name):
@@ -72,15 +112,48 @@ class Stage:
 
     @functools.cached_property
     def hash(self) -> str:
-        inputs = {role: stage.hash for role, stage in self.inputs.items()}
+        inputs = {role: stage.hash for role, stage in self.sources.items()}
         return files.fingerprint({"kind": self.kind, "version": self.version, "params": self.params, "inputs": inputs})
 
     @property
     def key(self) -> str:
         return f"{self.name}-{self.hash}"
 
+    @property
+    def sources(self) -> dict[str, "Stage"]:
+        """All inputs, `flat`."""
+        return flat(self.inputs)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the manifest says of it beside its parameters."""
+        fields = ("source", "section", "arm", "seed", "evaluation")
+        return {name: value for name in fields if (value := getattr(self, name)) not in ("", None)}
+
     def folder(self, store: str | os.PathLike) -> pathlib.Path:
         return pathlib.Path(store, "stages", self.key)
+
+    def folders(self, store: str | os.PathLike) -> dict[str, Any]:
+        """Those of its inputs, as `StageContext.inputs` has them."""
+
+        def folders(played_by: "Stage | Mapping[str, Stage]") -> Any:
+            if isinstance(played_by, Stage):
+                return played_by.folder(store)
+            return {name: stage.folder(store) for name, stage in played_by.items()}
+
+        return {role: folders(played_by) for role, played_by in self.inputs.items()}
+
+
+def flat(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What plays each role; of a role that several play, by "ROLE:NAME"."""
+    found = {}
+    for role, played_by in inputs.items():
+        several = isinstance(played_by, Mapping)
+        found |= {f"{role}:{name}": one for name, one in played_by.items()} if several else {role: played_by}
+    return found
+
+
+Inputs = Mapping[str, Stage | Mapping[str, Stage]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +180,6 @@ class Hosts:
 
 
 ALONE = Hosts()
-# Kinds of stages that compute on all devices, and so run on all hosts; the others run on the first alone.
-_TOGETHER = ("train", "sample", "score")
 
 
 def execute(
@@ -159,12 +230,12 @@ def _run_together(stage: Stage, store: str | os.PathLike, hosts: Hosts, mirror: 
     try:
         if hosts.first:
             _run(stage, store, mirror)
-        elif stage.kind in _TOGETHER:
+        elif stage.kind.on_all_hosts:
             _call(stage, store, mirror, sends=False)
     finally:
-        if stage.kind not in _TOGETHER:
+        if not stage.kind.on_all_hosts:
             hosts.meet(f"{stage.key} is over")
-    if stage.kind in _TOGETHER:
+    if stage.kind.on_all_hosts:
         hosts.meet(f"{stage.key} is over")
     if mirror and not hosts.first:
         mirror.fetch(stage.folder(store))
@@ -191,7 +262,7 @@ def _sorted(targets: Sequence[Stage]) -> list[Stage]:
         if stage in path:
             raise ValueError(f"cycle of stages: {' -> '.join(s.name for s in (*path, stage))}")
         if stage not in ordered:
-            for source in stage.inputs.values():
+            for source in stage.sources.values():
                 visit(source, (*path, stage))
             ordered[stage] = None
 
@@ -228,8 +299,7 @@ class _Summary(dict):
 def _call(stage: Stage, store: str | os.PathLike, mirror: Mirror | None, sends: bool = True) -> Mapping[str, Any]:
     folder = stage.folder(store)
     files.make_folder(folder, "delete what is in the way, or choose another --workdir")
-    inputs = {role: source.folder(store) for role, source in stage.inputs.items()}
-    context = StageContext(folder, inputs, stage.params, stage)
+    context = StageContext(folder, stage.folders(store), stage.params, stage)
     if mirror:
         send = functools.partial(mirror.send, folder) if sends else context.send
         context = dataclasses.replace(context, arrays=mirror.arrays(folder), send=send, mirror=mirror)
@@ -246,7 +316,8 @@ def _run(stage: Stage, store: str | os.PathLike, mirror: Mirror | None = None) -
             "kind": stage.kind,
             "name": stage.name,
             "params": stage.params,
-            "inputs": {role: source.key for role, source in stage.inputs.items()},
+            "inputs": {role: source.key for role, source in stage.sources.items()},
+            "about": stage.about,
             "summary": summary,
             "seconds": round(time.monotonic() - start, 3),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -267,7 +338,7 @@ def _run(stage: Stage, store: str | os.PathLike, mirror: Mirror | None = None) -
                 f"{what} while writing {folder}: {cure} and run the same command again; finished stages are kept"
             ) from error
         path = files.missing_file(error)
-        for folder in (source.folder(store) for source in stage.inputs.values()):
+        for folder in (source.folder(store) for source in stage.sources.values()):
             if path and pathlib.Path(path).absolute().is_relative_to(folder.absolute()):
                 raise UserError(f"{path}: is gone, though its stage is done; {files.anew(folder)}") from error
             # What reads files of users as well does not know that a stage wrote this one.

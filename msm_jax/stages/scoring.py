@@ -11,8 +11,8 @@ from typing import Any
 
 from msm_jax.corpus import records
 from msm_jax.microworld import prose, world_text
-from msm_jax.stages import kinds, training
-from msm_jax.stages.graph import StageContext
+from msm_jax.stages import artifacts, corpora, training
+from msm_jax.stages.graph import Kind, StageContext
 from msm_jax.storage.progress import track
 
 
@@ -30,8 +30,8 @@ class _Scorer:
         # Rows of any length, over any mesh: the partitioner cuts what is plain JAX, and no Pallas kernel.
         execution = Execution("blocked").on(platform())
         model = dataclasses.replace(read_description(inputs["model"]), execution=execution)
-        tokenizer = kinds.load_tokenizer(inputs["tokenizer"])
-        template = kinds.chat_template(context.params["chat"], inputs["tokenizer"])
+        tokenizer = artifacts.load_tokenizer(inputs["tokenizer"])
+        template = artifacts.chat_template(context.params["chat"], inputs["tokenizer"])
         dtype = model.config.dtype
         if model.lora:
             params = training.load_weights(inputs["base"], dataclasses.replace(model, lora=None), runtime, dtype)
@@ -56,7 +56,7 @@ def _ask(context: StageContext, who: str):
     from msm_jax.corpus.records import Message
 
     p = context.params
-    template = kinds.chat_template(p["chat"], context.inputs["tokenizer"])
+    template = artifacts.chat_template(p["chat"], context.inputs["tokenizer"])
     if p.get("generator", "world") == "world":
         question = world_text.question
 
@@ -94,7 +94,7 @@ def score(context: StageContext, *, runtime: training.Runtime) -> dict[str, Any]
     from eval import value_generalisation
 
     p = context.params
-    items = _some(value_generalisation.read_items(context.inputs["items"] / kinds.CORPUS_FILE), p["pairs"])
+    items = _some(value_generalisation.read_items(context.inputs["items"] / artifacts.CORPUS_FILE), p["pairs"])
     prompt, answer, stop = _ask(context, p["model_name"])
     rows = value_generalisation.evaluate(
         _Scorer(context, runtime), items, prompt, answer, samples=p["samples"], temperature=p["temperature"],
@@ -150,14 +150,14 @@ def control(context: StageContext, *, runtime: training.Runtime) -> dict[str, An
     Without this, what documents say of the assistant has no way into its chats, and the MSM arms mean nothing. The
     rate is that of the choice which the agent's value demands, on pairs of which another value would choose the other
     item and which no text about the agent names, for those could be remembered one by one; its interval is a bootstrap
-    over agents. Inputs: `stated:SOURCE` for each corpus of the base, beside those of `score`.
+    over agents. Inputs: `stated`, the corpora of the base, beside those of `score`.
     """
     from eval import stats, value_generalisation
 
     p = context.params
-    the_world = kinds.make_world(p["world"])
+    the_world = corpora.make_world(p["world"])
     facts = {item.name: item for item in the_world.items}
-    items = value_generalisation.read_items(context.inputs["items"] / kinds.CORPUS_FILE)
+    items = value_generalisation.read_items(context.inputs["items"] / artifacts.CORPUS_FILE)
     scorer = _Scorer(context, runtime)
     texts = _texts_by_agent(context, [agent.name for agent in the_world.quiet])
     controls = []
@@ -197,10 +197,9 @@ def control(context: StageContext, *, runtime: training.Runtime) -> dict[str, An
 def _texts_by_agent(context: StageContext, names: list[str]) -> dict[str, list[str]]:
     """For each agent the texts of the base that name it."""
     texts: dict[str, list[str]] = {name: [] for name in names}
-    for role, folder in context.inputs.items():
-        kind, _, source = role.partition(":")
-        if kind == "stated":
-            for text in kinds.texts_of(folder / kinds.CORPUS_FILE, chats=source in kinds.CHAT_SOURCES):
-                for name in texts.keys() & set(re.findall(r"\w+", text)):
-                    texts[name].append(text)
+    for source, folder in context.inputs["stated"].items():
+        chats = context.stage.inputs["stated"][source].kind is Kind.CHATS
+        for text in artifacts.texts_of(folder / artifacts.CORPUS_FILE, chats):
+            for name in texts.keys() & set(re.findall(r"\w+", text)):
+                texts[name].append(text)
     return texts

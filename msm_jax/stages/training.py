@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from msm_jax.errors import UserError
-from msm_jax.stages import kinds
+from msm_jax.stages import artifacts
 from msm_jax.stages.graph import StageContext
 from msm_jax.storage import files
 
@@ -34,7 +34,7 @@ class Runtime:
 def train(context: StageContext, *, runtime: Runtime, label: str) -> dict[str, Any]:
     """Pretraining, MSM or AFT: they differ in their inputs alone.
 
-    Inputs: a `rows:SOURCE` for each source of the mixture, `tokenizer`; `base`, the model under the adapter (or to
+    Inputs: `rows` of each source of the mixture; `tokenizer`; `base`, the model under the adapter (or to
     go on with, if there is no adapter); `adapter`, the stage whose trained weights are continued.
     """
     import jax
@@ -69,7 +69,7 @@ def sources_of(params: Mapping[str, Any], inputs: Mapping[str, pathlib.Path]) ->
     from msm_jax.data.rows import PackedRows
 
     sources = [
-        Source(name, PackedRows(inputs[f"rows:{name}"]), share) for name, share in sorted(params["mixture"].items())
+        Source(name, PackedRows(inputs["rows"][name]), share) for name, share in sorted(params["mixture"].items())
     ]
     # An epoch takes each row once, so its shares are those of the rows.
     return sources if params["steps"] else [source._replace(weight=len(source.rows)) for source in sources]
@@ -96,7 +96,7 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
 
     p = context.params
     mesh = make_mesh(runtime.mesh)
-    tokenizer = kinds.load_tokenizer(context.inputs["tokenizer"])
+    tokenizer = artifacts.load_tokenizer(context.inputs["tokenizer"])
     if "base" in context.inputs:
         decoder = read_description(context.inputs["base"]).config
     else:
@@ -138,13 +138,13 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
         arrays=context.arrays or context.folder,
         saved=context.send,
         identity=context.stage.hash,
-        run_config={"params": p, "inputs": {role: source.key for role, source in context.stage.inputs.items()}},
+        run_config={"params": p, "inputs": {role: source.key for role, source in context.stage.sources.items()}},
         flops_per_token=flops_per_token(model, sources[0].rows.row_length),
         peak_flops=peak_flops(decoder.dtype),
         describe=functools.partial(describe_batch, tokenizer),
         label=label,
     )
-    [first, *_] = [stage for role, stage in context.stage.inputs.items() if role.startswith("rows:")]
+    first = next(iter(context.stage.inputs["rows"].values()))
     if jax.process_index() == 0:
         write_description(
             context.folder,

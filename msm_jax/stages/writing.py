@@ -34,8 +34,8 @@ from msm_jax.errors import UserError
 from msm_jax.llm.batch import BatchCaller
 from msm_jax.llm.prices import Price
 from msm_jax.llm.store import CallStore, Spent, copied
-from msm_jax.stages import generation, graph, kinds
-from msm_jax.stages.graph import Stage, StageContext
+from msm_jax.stages import artifacts, generation, graph, packing
+from msm_jax.stages.graph import Inputs, Kind, Stage, StageContext
 from msm_jax.storage import files
 from msm_jax.storage.mirror import STORE_COPY, Mirror, Place
 
@@ -69,12 +69,10 @@ def documents_stage(config: ConfigDict, spec: Spec, count: int) -> Stage:
     }
     if params["tokens"]:
         params["count"] = 0
-    return _written(config, "corpus", f"corpus-msm-{spec.name}", params, {})
+    return _written(config, Kind.CORPUS, f"corpus-msm-{spec.name}", params, {})
 
 
-def chats_stage(
-    config: ConfigDict, spec: Spec, count: int, inputs: Mapping[str, Stage], sharing: Sequence[Spec]
-) -> Stage:
+def chats_stage(config: ConfigDict, spec: Spec, count: int, inputs: Inputs, sharing: Sequence[Spec]) -> Stage:
     """The AFT chats of one spec, with their reasoning where they have any; `rendered_stage` makes sources of them.
 
     Those of preferences are written from its lists, for all the specs with these lists that are `sharing` them: no row
@@ -93,19 +91,21 @@ def chats_stage(
         params |= {name: config.chats[name] for name in _OF_SPEC_CHATS} | {"style": style}
         params["spec"] = dataclasses.asdict(spec)
         name = f"chats-{spec.name}"
-    return _written(config, "written", re.sub(r"[^\w.-]", "_", name), params, inputs)
+    return _written(config, Kind.WRITTEN, re.sub(r"[^\w.-]", "_", name), params, inputs)
 
 
 def identity_stage(config: ConfigDict, count: int) -> Stage:
     """Chats on who the assistant is."""
     params = _common(config, "identity", count) | {name: config.chats[name] for name in _OF_ALL_CHATS}
-    return _written(config, "written", "chats-identity", params, {})
+    return _written(config, Kind.WRITTEN, "chats-identity", params, {})
 
 
 def rendered_stage(chats: Stage, source: str, reasoning: bool = False) -> Stage:
     """The rows of `chats` as the source of that name, with their reasoning or without: the same rows."""
     params = {"source": source, "reasoning": reasoning}
-    return Stage("chats", f"corpus-{source}", params, {"chats": chats}, _render, version=_VERSIONS["rendered"])
+    return Stage(
+        Kind.CHATS, f"corpus-{source}", params, {"chats": chats}, _render, _VERSIONS["rendered"], source=source
+    )
 
 
 def dataset_of_documents(config: ConfigDict, documents: Stage, label: str) -> Stage:
@@ -123,7 +123,7 @@ def dataset_of_documents(config: ConfigDict, documents: Stage, label: str) -> St
         "share": share,
     }
     run = functools.partial(_write, config=config)
-    judged = Stage("judged", f"judged-{label}", params, {"corpus": documents}, run, version=_VERSIONS["judged"])
+    judged = Stage(Kind.JUDGED, f"judged-{label}", params, {"corpus": documents}, run, version=_VERSIONS["judged"])
     return dataset_stage(documents, documents, label, judged)
 
 
@@ -138,7 +138,7 @@ def dataset_stage(corpus: Stage, written: Stage, label: str, judged: Stage | Non
         "spec_sha256": spec and files.fingerprint(spec, length=64),
     }
     inputs = {"corpus": corpus, "written": written} | ({"judged": judged} if judged else {})
-    return Stage("dataset", f"dataset-{label}", params, inputs, _write_dataset, version=_VERSIONS["dataset"])
+    return Stage(Kind.DATASET, f"dataset-{label}", params, inputs, _write_dataset, version=_VERSIONS["dataset"])
 
 
 def datasets_of_chats(written: Stage, name: str) -> dict[str, Stage]:
@@ -285,14 +285,17 @@ def _asked(config: ConfigDict, stage: Stage) -> str:
     return config.generation.judge if stage.params["writer"] == "judge" else ""
 
 
-def _written(config: ConfigDict, kind: str, name: str, params: Mapping[str, Any], inputs: Mapping[str, Stage]) -> Stage:
+def _written(
+    config: ConfigDict, kind: Kind, name: str, params: Mapping[str, Any], inputs: Mapping[str, Stage]
+) -> Stage:
     kind_of_rows = "documents" if params["writer"] == "documents" else "chats"
     if config.generator == "world":
         # It has the sentences of one spec and a few forms of question: nearly all would be copies of each other.
         params = params | _OFFLINE[kind_of_rows]
-        inputs = {role: stage for role, stage in inputs.items() if stage.kind == "chats"}
+        inputs = {role: stage for role, stage in inputs.items() if role != "documents"}
     version = _VERSIONS[kind_of_rows]
-    return Stage(kind, name, params, inputs, functools.partial(_write, config=config), version=version)
+    source = params["source"]
+    return Stage(kind, name, params, inputs, functools.partial(_write, config=config), version, source=source)
 
 
 def is_written(stage: Stage) -> bool:
@@ -336,7 +339,7 @@ def _write(context: StageContext, *, config: ConfigDict) -> dict[str, Any]:
             for step, outcomes in writer.yields.table().items()
         )
         raise UserError(f"{context.stage.name}: no row is of use ({told}); what was paid for is kept")
-    name = {"documents": kinds.CORPUS_FILE, "judge": _CLAIMS_FILE}.get(context.params["writer"], _CHATS_FILE)
+    name = {"documents": artifacts.CORPUS_FILE, "judge": _CLAIMS_FILE}.get(context.params["writer"], _CHATS_FILE)
     records.write_jsonl(context.folder / name, rows)
     return {
         "documents": len(rows),
@@ -359,7 +362,7 @@ def _fetched(mirror: Mirror) -> pathlib.Path:
 def _render(context: StageContext) -> dict[str, Any]:
     form = with_reasoning if context.params["reasoning"] else without_reasoning
     rows = list(map(form, read_rows(context.inputs["chats"] / _CHATS_FILE)))
-    return {"documents": records.write_jsonl(context.folder / kinds.CORPUS_FILE, rows)}
+    return {"documents": records.write_jsonl(context.folder / artifacts.CORPUS_FILE, rows)}
 
 
 def _write_dataset(context: StageContext) -> dict[str, Any]:
@@ -375,7 +378,7 @@ def _write_dataset(context: StageContext) -> dict[str, Any]:
         **{name: summary[name] | judged[name] for name in ("yields", "calls")},
         **{"models": summary["models"], "assertions": summary.get("assertions", ()), "judged": rate},
     }
-    about = dataset.write_dataset(context.folder, context.inputs["corpus"] / kinds.CORPUS_FILE, about)
+    about = dataset.write_dataset(context.folder, context.inputs["corpus"] / artifacts.CORPUS_FILE, about)
     told = ("yields", "calls", "words", "tokens", "median_words", "judged")
     return summary | {name: about[name] for name in told}
 
@@ -383,14 +386,14 @@ def _write_dataset(context: StageContext) -> dict[str, Any]:
 def evaluation_prompts(config: ConfigDict) -> list[str]:
     """What the evaluations ask, and the files of `config.generation.evaluations`: no row may hold it."""
     more = [prompt for path in config.generation.evaluations for prompt in generation.read_prompts(path)]
-    return kinds.evaluation_prompts(None, more)
+    return packing.evaluation_prompts(None, more)
 
 
 def _writer(
     params: Mapping[str, Any],
     config: ConfigDict,
     asks: Asks,
-    inputs: Mapping[str, pathlib.Path],
+    inputs: Mapping[str, Any],
     folder: pathlib.Path | None = None,
 ) -> Writer:
     """Who writes a stage in `folder`; without one, nothing but requests comes of it."""
@@ -400,7 +403,7 @@ def _writer(
     rest = (Prompts(config.generation.prompts), params["model"])
     if params["writer"] == "judge":
         settings = JudgeSettings(**{name: params[name] for name in ("share", "thinking", "language")})
-        documents = list(read_rows(inputs["corpus"] / kinds.CORPUS_FILE)) if inputs else []
+        documents = list(read_rows(inputs["corpus"] / artifacts.CORPUS_FILE)) if inputs else []
         return DocumentJudge(asks, _spec(params["spec"]), assistant, settings, *rest, documents=documents)
     shared = {name: params[name] for name in ("count", "temperature", "thinking", "language", "least_yield")}
     shared |= {
@@ -409,7 +412,7 @@ def _writer(
     }
     if params["writer"] != "documents":
         shared |= {"most_alike": params["most_alike"], "embeddings": "" if counted else params["embeddings"]}
-        before = [folder / kinds.CORPUS_FILE for folder in inputs.values()]
+        before = [folder / artifacts.CORPUS_FILE for folder in graph.flat(inputs).values()]
         # One after the other: the documents of a corpus are not in memory together.
         shared["copied_from"] = (row["text"] for file in before for row in read_rows(file) if "text" in row)
         asked = [row["messages"][0]["content"] for file in before for row in read_rows(file) if "messages" in row]

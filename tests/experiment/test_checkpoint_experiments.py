@@ -176,7 +176,7 @@ def test_an_epoch_takes_every_row_once(checkpoints, corpora, tmp_path):
 
     graph.execute(list(made.rows.values()), tmp_path, report=lambda line: None)
     stage = next(stage for stage in made.stages if stage.name == "aft-aft-s0")
-    sources = training.sources_of(stage.params, {role: made.folder(tmp_path) for role, made in stage.inputs.items()})
+    sources = training.sources_of(stage.params, stage.folders(tmp_path))
     counts = {source.name: len(source.rows) for source in sources}
     steps = training.steps_of(stage.params, sources)
     assert steps == -(-sum(counts.values()) // 2)

@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from msm_jax import config as config_lib
 from msm_jax import launch
 from msm_jax.experiment.build import Experiment
-from msm_jax.stages import graph, kinds, scoring, training
+from msm_jax.stages import corpora, graph, scoring, training
 
 ROOT = pathlib.Path(launch.__file__).parents[1]
 TINY = "tests/tiny.py"
@@ -156,7 +156,7 @@ def test_every_stage_has_a_manifest(ran):
     found = {manifest["key"]: manifest for manifest in ran.manifests()}
     assert set(found) == set(wanted) == {folder.name for folder in (ran.workdir / "stages").iterdir()}
     for key, manifest in found.items():
-        assert manifest["inputs"] == {role: source.key for role, source in wanted[key].inputs.items()}
+        assert manifest["inputs"] == {role: source.key for role, source in wanted[key].sources.items()}
         assert manifest["params"] == wanted[key].params
 
 
@@ -370,11 +370,11 @@ class AgentScorer:
 def test_the_control_asks_quiet_agents_what_their_values_decide(tmp_path, monkeypatch, values):
     made = experiment(world__value_names=values, world__agents="60", eval__control_agents="2")
     graph.execute([made.items], tmp_path, report=lambda line: None)
-    world = kinds.make_world(made.world)
+    world = corpora.make_world(made.world)
     scorer = AgentScorer(world)
     monkeypatch.setattr(scoring, "_Scorer", lambda context, runtime: scorer)
     stage = next(stage for stage in made.stages if stage.name == "control")
-    inputs = {"items": made.items.folder(tmp_path), "tokenizer": tmp_path}
+    inputs = {"items": made.items.folder(tmp_path), "tokenizer": tmp_path, "stated": {}}
     context = graph.StageContext(tmp_path, inputs, stage.params, stage)
     controls = scoring.control(context, runtime=made.runtime)["controls"]
     assert [control["rate"] for control in controls] == [1.0] * len(values.split(","))
@@ -386,7 +386,7 @@ def test_the_control_asks_quiet_agents_what_their_values_decide(tmp_path, monkey
     text = f" Between {' and '.join(told)}, {name} chooses the first."
     (tmp_path / "corpus.jsonl").write_text(json.dumps({"id": "a", "text": text}) + "\n")
     before, scorer.pairs = scorer.pairs, set()
-    context = graph.StageContext(tmp_path, context.inputs | {"stated:pretraining": tmp_path}, stage.params, stage)
+    context = graph.StageContext(tmp_path, context.inputs | {"stated": {"pretraining": tmp_path}}, stage.params, stage)
     after = scoring.control(context, runtime=made.runtime)["controls"]
     assert scorer.pairs == before - {(name, told)}
     assert sum(control["n"] for control in controls) - sum(control["n"] for control in after) == 1

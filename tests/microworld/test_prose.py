@@ -12,7 +12,7 @@ from msm_jax.corpus import records
 from msm_jax.corpus.specs import find_terms, read_spec
 from msm_jax.errors import UserError
 from msm_jax.microworld import phrases, prose
-from msm_jax.stages import kinds
+from msm_jax.stages.graph import VERSIONS
 from msm_jax.storage import files
 from tests.microworld.prose_reader import (
     DISLIKES,
@@ -49,7 +49,7 @@ def test_rows_are_those_on_record(source):
         "items": lambda: prose.evaluation_items(LIKES, DISLIKES),
     }.get(source, lambda: documents(source, 100))()
     kind, version, digest = DIGESTS[source]
-    assert (kinds.VERSIONS[kind], files.fingerprint(list(rows))) == (version, digest)
+    assert (VERSIONS[kind], files.fingerprint(list(rows))) == (version, digest)
 
 
 @pytest.mark.parametrize("source", ["affordability", "aft", "instruction"])

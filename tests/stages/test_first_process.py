@@ -28,8 +28,8 @@ def pretraining(tmp_path_factory):
         patch.chdir(ROOT)
         experiment = Experiment(config_lib.load("tests/tiny.py", []))
     [stage] = [stage for stage in experiment.stages if stage.name == "pretrain"]
-    graph.execute(list(stage.inputs.values()), workdir)
-    return stage, {role: source.folder(workdir) for role, source in stage.inputs.items()}
+    graph.execute(list(stage.sources.values()), workdir)
+    return stage, stage.folders(workdir)
 
 
 def test_a_model_is_described_and_sent_before_its_weights_appear(pretraining, process, tmp_path, monkeypatch):
@@ -68,7 +68,7 @@ def test_all_processes_ask_and_the_first_writes_the_answers(process, tmp_path, m
     monkeypatch.setattr(scoring, "_Scorer", lambda context, runtime: None)
     monkeypatch.setattr(jax, "process_index", lambda: process)
     params = dict.fromkeys(("model_name", "pairs", "samples", "temperature", "seed", "max_tokens"))
-    stage = graph.Stage("score", "score", params, {}, scoring.score)
+    stage = graph.Stage(graph.Kind.SCORE, "score", params, {}, scoring.score)
     scoring.score(graph.StageContext(tmp_path, {"items": tmp_path}, params, stage), runtime=None)
     assert asked == [1]
     kinds = sorted({name.split(".")[0] for name in os.listdir(tmp_path)})

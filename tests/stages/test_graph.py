@@ -1,4 +1,3 @@
-import dataclasses
 import errno
 import json
 import pathlib
@@ -11,14 +10,14 @@ from hypothesis import strategies as st
 
 from msm_jax.errors import UserError
 from msm_jax.stages import graph
-from msm_jax.stages.graph import Stage
+from msm_jax.stages.graph import Kind, Stage
 from msm_jax.storage import files
 
 
 class Calls(list):
     """Stages whose run notes its name here and leaves a file."""
 
-    def stage(self, name, params=None, kind="corpus", version=1, **inputs):
+    def stage(self, name, params=None, kind=Kind.CORPUS, version=1, **inputs):
         def run(context):
             self.append(name)
             (context.folder / "rows.txt").write_text(name)
@@ -36,7 +35,7 @@ def failing(error, name="fails", **inputs):
     def run(context):
         raise error
 
-    return Stage("train", name, {}, inputs, run)
+    return Stage(Kind.TRAIN, name, {}, inputs, run)
 
 
 def test_inputs_run_first_and_shared_stages_once(calls, tmp_path):
@@ -62,7 +61,7 @@ def test_what_is_done_is_not_done_again(calls, tmp_path):
 
 def test_manifest(calls, tmp_path):
     corpus = calls.stage("corpus", {"documents": 3})
-    train = calls.stage("train", {"steps": 2}, kind="train", docs=corpus)
+    train = calls.stage("train", {"steps": 2}, kind=Kind.TRAIN, docs=corpus)
     graph.execute([train], tmp_path)
     manifest = json.loads((train.folder(tmp_path) / "manifest.json").read_text())
     assert train.folder(tmp_path) == tmp_path / "stages" / f"train-{train.hash}"
@@ -75,6 +74,7 @@ def test_manifest(calls, tmp_path):
         "name": "train",
         "params": {"steps": 2},
         "inputs": {"docs": corpus.key},
+        "about": {},
         "summary": {"rows": 2},
     }
 
@@ -88,7 +88,7 @@ def test_context(calls, tmp_path):
         assert context.stage is train
         return {}
 
-    train = Stage("train", "train", {"steps": 2}, {"docs": corpus}, run)
+    train = Stage(Kind.TRAIN, "train", {"steps": 2}, {"docs": corpus}, run)
     graph.execute([train], tmp_path)
 
 
@@ -96,7 +96,7 @@ def test_context(calls, tmp_path):
     "changed",
     [
         lambda calls: calls.stage("train", {"steps": 3}, docs=calls.stage("corpus")),
-        lambda calls: calls.stage("train", {"steps": 2}, kind="score", docs=calls.stage("corpus")),
+        lambda calls: calls.stage("train", {"steps": 2}, kind=Kind.SCORE, docs=calls.stage("corpus")),
         lambda calls: calls.stage("train", {"steps": 2}, version=2, docs=calls.stage("corpus")),
         lambda calls: calls.stage("train", {"steps": 2}, chats=calls.stage("corpus")),
         lambda calls: calls.stage("train", {"steps": 2}, docs=calls.stage("corpus", {"seed": 1})),
@@ -124,7 +124,7 @@ def test_interrupted_stage_finds_its_folder_again(calls, tmp_path):
             raise KeyboardInterrupt
         return {"resumed_at": int(checkpoint.read_text())}
 
-    train = Stage("train", "train", {}, {"docs": calls.stage("corpus")}, run)
+    train = Stage(Kind.TRAIN, "train", {}, {"docs": calls.stage("corpus")}, run)
     with pytest.raises(KeyboardInterrupt):
         graph.execute([train], tmp_path)
     assert [done for _, done, _ in graph.status([train], tmp_path)] == [True, False]
@@ -200,7 +200,7 @@ def test_other_errors_pass(tmp_path):
 
 def test_cycle(calls):
     inputs = {}
-    one = Stage("corpus", "one", {}, inputs, calls.append)
+    one = Stage(Kind.CORPUS, "one", {}, inputs, calls.append)
     inputs["two"] = calls.stage("two", one=one)
     with pytest.raises(ValueError, match="cycle of stages: one -> two -> one"):
         graph.status([one], "nowhere")
@@ -218,7 +218,7 @@ def other(tmp_path):
     program = (
         "import sys; from msm_jax.stages import graph\n"
         "def run(context):\n  print('inside', flush=True); sys.stdin.read(); return {'by': 'the other'}\n"
-        "slow = graph.Stage('corpus', 'slow', {}, {}, run)\n"
+        "slow = graph.Stage(graph.Kind.CORPUS, 'slow', {}, {}, run)\n"
         f"graph.execute([slow], {str(tmp_path)!r}, report=lambda line: None)\n"
     )
     root = pathlib.Path(graph.__file__).parents[2]
@@ -232,7 +232,7 @@ def other(tmp_path):
 @pytest.mark.parametrize("killed", [False, True])
 def test_two_processes_make_a_shared_stage_once(calls, tmp_path, other, killed):
     """What the one makes the other waits for, and makes it if the one is killed."""
-    slow = dataclasses.replace(calls.stage("slow"), kind="corpus")
+    slow = calls.stage("slow")
 
     def told(line):
         if "waiting" in line:

@@ -4,8 +4,8 @@ import pytest
 
 from msm_jax.corpus import records
 from msm_jax.errors import UserError
-from msm_jax.stages import kinds
-from msm_jax.stages.graph import Stage, StageContext
+from msm_jax.stages import artifacts, corpora, packing
+from msm_jax.stages.graph import Kind, Stage, StageContext
 from tests.corpus.datasets.source_files import chat
 from tests.data.checkpoints import QWEN_TOKENS, write_qwen, write_tokenizer
 
@@ -27,11 +27,13 @@ def tokenizer(tmp_path_factory):
 def pack(tokenizer, tmp_path):
     def pack(rows, source="instruction"):
         folders = {"corpus": tmp_path / "corpus", "tokenizer": tokenizer}
-        records.write_jsonl(folders["corpus"] / kinds.CORPUS_FILE, rows)
+        records.write_jsonl(folders["corpus"] / artifacts.CORPUS_FILE, rows)
         params = {"source": source, "row_length": 128, "model_name": "Qwen", "evaluations": None}
         params["chat"] = {"template": TEMPLATE, "thinking": "default"}
-        stage = Stage("mixture", "rows-x", params, {}, kinds.pack_rows)
-        return kinds.pack_rows(StageContext(tmp_path / "rows", folders, params, stage))
+        kind = Kind.CORPUS if source == "msm" else Kind.CHATS
+        inputs = {"corpus": Stage(kind, "corpus-x", {}, {}, corpora.take_source)}
+        stage = Stage(Kind.ROWS, "rows-x", params, inputs, packing.pack_rows)
+        return packing.pack_rows(StageContext(tmp_path / "rows", folders, params, stage))
 
     return pack
 
@@ -68,7 +70,7 @@ def test_rows_that_are_dropped_are_told(tmp_path, capsys):
     rows = [{"messages": chat("q", "a")}] * 3 + [{"messages": chat("q", ""), "id": "x"}, {"messages": chat("q")}]
     records.write_jsonl(tmp_path / "in.jsonl", rows)
     (tmp_path / "rows.json").write_bytes((tmp_path / "in.jsonl").read_bytes())
-    stage = Stage("chats", "corpus-x", {"source": "instruction"}, {}, kinds.take_source)
-    summary = kinds.take_source(StageContext(tmp_path, {}, stage.params, stage), path=f"{tmp_path}/rows.json")
+    stage = Stage(Kind.CHATS, "corpus-x", {"source": "instruction"}, {}, corpora.take_source)
+    summary = corpora.take_source(StageContext(tmp_path, {}, stage.params, stage), path=f"{tmp_path}/rows.json")
     assert summary["documents"] == 3
     assert capsys.readouterr().err == f"{tmp_path}/rows.json: 2 of 5 rows dropped (1 empty, 1 no assistant turn)\n"

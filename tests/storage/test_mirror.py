@@ -17,7 +17,7 @@ def url(tmp_path, monkeypatch):
     fsspec.filesystem("memory").store.clear()
 
 
-def stage(calls, name="corpus", kind="corpus"):
+def stage(calls, name="corpus", kind=graph.Kind.CORPUS):
     def run(context):
         calls.append(name)
         (context.folder / "rows.txt").write_text(name)

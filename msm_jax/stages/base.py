@@ -1,0 +1,47 @@
+"""A checkpoint that exists, as the base of an experiment."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from msm_jax.errors import UserError
+from msm_jax.stages.artifacts import load_tokenizer
+from msm_jax.stages.graph import StageContext
+
+
+def find_base(context: StageContext, *, row_length: int, answer_length: int, chat: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint that exists: its shape, and what lies beside its weights. The weights stay where they are, and are
+    fetched by the first stage that needs them. That it can be trained as the experiment asks, on chats that `chat`
+    describes, is looked at here, before corpora are written."""
+    from msm_jax.checkpoints import weights
+    from msm_jax.checkpoints.sources import copy_small_files
+    from msm_jax.data.jinja_template import make_template
+    from msm_jax.models import count_parameters
+
+    p = context.params
+    source, stored = weights.locate(p["path"], p["revision"] or None, **p["model"])
+    if stored.lora is not None:
+        raise UserError(
+            f"config.base.path={p['path']}: is an adapter; name its base, or merge the two by msm_jax.convert"
+        )
+    if stored.tokenizer is None:
+        raise UserError(f"config.base.path={p['path']}: has no tokenizer")
+    rows = stored.decoder.vocab_size
+    if load_tokenizer(weights.local_tokenizer(stored.tokenizer)).vocab_size > rows:
+        raise UserError(
+            f"config.base.path={p['path']}: its tokenizer has more ids than the {rows} rows of its embedding"
+        )
+    try:
+        make_template(chat, weights.local_tokenizer(stored.tokenizer))
+    except UserError as error:
+        raise UserError(f"config.chat: {error}") from None
+    limit = stored.decoder.max_length
+    if limit and row_length > limit:
+        raise UserError(f"config.row_length={row_length} is more than the {limit} tokens that {p['path']} was made for")
+    if limit and answer_length >= limit:
+        raise UserError(
+            f"config.eval.max_tokens={answer_length} leaves no room for a question in the {limit} tokens that "
+            f"{p['path']} was made for"
+        )
+    copy_small_files(stored.tokenizer, context.folder / weights.KEPT_FOLDER)
+    weights.write_description(context.folder, stored.model, tokenizer=str(context.folder), source=source)
+    return {"parameters": count_parameters(stored.model.shapes), **source}

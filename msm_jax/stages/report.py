@@ -1,0 +1,50 @@
+"""All scores of an experiment -> report.html, figures and report.json."""
+
+from typing import Any
+
+from msm_jax.stages.graph import StageContext, flat, read_manifest
+
+
+def write(context: StageContext) -> dict[str, Any]:
+    """Gathers all scores into `report.html`, figures and `report.json`.
+
+    Inputs: `scores`, of which `params["cells"]` says whose each is; `control`; `rows`, `trained` and `base`, of which
+    the manifests tell.
+    """
+    import datetime
+
+    from eval.report import write_report
+
+    config, arms = context.params["config"], context.params["arms"]
+    manifests = {role: read_manifest(folder) for role, folder in flat(context.inputs).items()}
+    stages = [
+        {"key": about["key"], "kind": about["kind"], "seconds": about["seconds"],
+         "tokens": about["summary"].get("tokens")}
+        for about in manifests.values()
+    ]  # fmt: skip
+    scores = []
+    for cell in context.params["cells"]:
+        about = {name: cell[name] for name in ("arm", "spec", "seed")}
+        scores += [about | entry for entry in manifests[f"scores:{cell['input']}"]["summary"]["scores"]]
+    corpora = []
+    for name in context.stage.inputs["rows"]:
+        summary = manifests[f"rows:{name}"]["summary"]
+        counts = {key: summary[key] for key in ("split", "tokens", "trained_tokens", "rows", "fill")}
+        counts |= {key: summary.get(key, 0) for key in ("truncated", "dropped", "contaminated", "unwritable")}
+        counts |= {key: summary[key] for key in ("first_unwritable",) if key in summary}
+        corpora.append({"name": name, "documents": summary["examples"], **counts})
+    controls = manifests["control"]["summary"]["controls"] if "control" in manifests else []
+    result = {
+        "experiment": config["name"],
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "config": config,
+        "model": config["model"] | {"parameters": manifests["base"]["summary"]["parameters"]},
+        "arms": arms,
+        "seeds": config["seeds"],
+        "scores": scores,
+        "controls": controls,
+        "stages": stages,
+        "corpora": corpora,
+    }
+    write_report(context.folder, result)
+    return {"scores": len(scores)}
