@@ -562,11 +562,6 @@ CASES = [
         NEW,
     ),
     Case(
-        "another configuration's workdir",
-        "{w} belongs to another configuration: aft.steps is 4 there and 5 here; *",
-        f"{SHOW} --config.aft.steps=5",
-    ),
-    Case(
         "a line of 60 MB",
         "{w}/stages/corpus-pretraining-*/corpus.jsonl:1: longer than 8 MiB; split it into rows, *",
         SHOW,

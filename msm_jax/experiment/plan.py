@@ -181,9 +181,8 @@ def _advice(step: Step, mesh: Mesh, compiled: Compiled, limit: float, trained: S
     rows = step.batch_size // step.accumulation // ways
     execution = step.model.execution
     room = compiled.state < limit
-    # "instruct" is the AFT of an arm without AFT chats, with the settings of config.aft.
-    fields = dict.fromkeys(stage.section for stage in trained)
-    microbatches = " ".join(f"--config.{field}.accumulation={step.accumulation * rows}" for field in fields)
+    sections = dict.fromkeys(stage.section for stage in trained)
+    microbatches = " ".join(f"--config.{section}.accumulation={step.accumulation * rows}" for section in sections)
     return [
         advice
         for advice, helps in (

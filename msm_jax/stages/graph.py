@@ -199,7 +199,7 @@ def execute(
     """
     stages = _sorted(targets)
     manifests = {stage.key: manifest for stage in stages if (manifest := _manifest(stage, store))}
-    hosts.meet(f"what is done for {stages[-1].key} is known")  # before the first host does more
+    hosts.meet(f"what is done for {[stage.key for stage in stages[-1:]]} is known")  # before the first host does more
     if manifests:
         report(f"{len(manifests)} of {len(stages)} stages are done already")
     start = time.monotonic()

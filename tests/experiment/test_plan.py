@@ -73,7 +73,7 @@ def test_advice_makes_smaller_what_is_too_large(state, first):
     """Of two rows a chip: what is kept for the backward pass, unless the frozen base alone fills the chip."""
     model = Model(preset("Qwen/Qwen2.5-32B-Instruct"), LoraConfig(), Execution(remat="save_qkv"))
     mesh = SimpleNamespace(shape={"data": 1, "fsdp": 4, "tensor": 1})
-    trained = [SimpleNamespace(name=name) for name in ("msm-philosophy-s0", "instruct-baseline-s0", "aft-aft-s0")]
+    trained = [SimpleNamespace(section=section) for section in ("msm", "aft", "aft")]
     told = _advice(Step(model, 16, 2, 8192), mesh, Compiled(4, state * GIB, lacking=GIB), 15.75 * GIB, trained)
     assert told[0] == first and told[-1] == "a larger slice"
     microbatches = "--config.msm.accumulation=4 --config.aft.accumulation=4 (one row of a chip at a time)"
