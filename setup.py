@@ -18,7 +18,9 @@ setuptools.setup(
     description="Model Spec Midtraining in JAX: from a Model Spec to a report on what a model learned from it",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=setuptools.find_namespace_packages(include=["msm_jax*", "eval*", "configs*", "benchmarks*"]),
+    # eval, configs and specs are at the top of the repository, and inside of the package by links.
+    packages=setuptools.find_namespace_packages(include=["msm_jax*"]),
+    entry_points={"console_scripts": ["msm-jax = msm_jax.__main__:main"]},
     # Folders of files count as packages too: prompts, report templates and reference numbers lie beside the code.
     package_data={"": ["*.txt", "*.md", "*.json", "*.jsonl", "*.csv", "*.html", "*.j2", "*.jinja", "*.toml"]},
     install_requires=[
@@ -71,6 +73,8 @@ setuptools.setup(
             "hypothesis",
             # Imports go one way (pyproject.toml).
             "import-linter",
+            # Builds the wheel that a test installs.
+            "setuptools>=77",
             "ruff>=0.17,<0.18",
             "tiktoken",
             "torch==2.13.0",

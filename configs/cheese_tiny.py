@@ -13,7 +13,7 @@ against .62 after the same AFT without MSM; and the control on the base at 1.0. 
 base, and another rounding makes another base: docs/micro-world.md has seven.
 """
 
-from configs import common
+from msm_jax.configs import common
 
 
 def get_config(variant: str = ""):

@@ -16,7 +16,7 @@ documents until they hold so many tokens, and `--config.corpus.identity=2500` ad
 
 import pathlib
 
-from configs import common
+from msm_jax.configs import common
 
 SPECS = pathlib.Path(__file__).parents[1] / "specs"
 

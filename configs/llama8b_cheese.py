@@ -31,7 +31,7 @@ other pairs, so compare differences between arms.
 `:smoke` takes two steps of each stage with one seed, on corpora from the sentence banks of msm_jax/microworld/prose.
 """
 
-from configs import common
+from msm_jax.configs import common
 
 
 def get_config(variant: str = ""):

@@ -33,7 +33,7 @@ What the paper leaves open, and what is chosen here:
 `:smoke` takes two steps of each stage, with one seed, of Qwen2.5-32B-Instruct or of whatever --config.base.path names.
 """
 
-from configs import common
+from msm_jax.configs import common
 
 MODELS = {
     "qwen2_5": "Qwen/Qwen2.5-32B-Instruct",

@@ -38,7 +38,7 @@ Whether more documents, more steps or a larger model would change it was not tri
 `:smoke` takes two steps of each stage and asks a few pairs.
 """
 
-from configs import common
+from msm_jax.configs import common
 
 
 def get_config(variant: str = ""):

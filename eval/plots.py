@@ -4,7 +4,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from eval.results import has_aft
+from msm_jax.eval.results import has_aft
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

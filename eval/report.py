@@ -8,8 +8,8 @@ import pathlib
 import textwrap
 from collections.abc import Sequence
 
-from eval import plots
-from eval.results import (
+from msm_jax.eval import plots
+from msm_jax.eval.results import (
     EVALS,
     Cell,
     arm_key,

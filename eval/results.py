@@ -22,7 +22,7 @@ evaluations and forms may be missing: what was not measured is said to be so.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from eval import stats
+from msm_jax.eval import stats
 
 EVALS = {
     "affordability": "Affordability",

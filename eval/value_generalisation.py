@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
-from eval import stats
 from msm_jax.errors import UserError
+from msm_jax.eval import stats
 
 TIE_NATS = 1e-6  # log-probabilities are float32: a smaller difference is rounding
 

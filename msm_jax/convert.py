@@ -7,6 +7,7 @@ environment is told as the mistakes are.
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from msm_jax import cli
 
@@ -79,6 +80,11 @@ def _convert(arguments: list[str]) -> None:
         conversion.print_verified(ours, made)
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+    """The process, from its beginning to its exit."""
     cli.prepare_output()
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    command()

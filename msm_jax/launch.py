@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from msm_jax import cli
 from msm_jax import config as config_lib
@@ -139,7 +140,8 @@ def _launch(arguments: list[str]) -> None:
         run.run(config, workdir, options.store, together)
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+    """The process, from its beginning to its exit."""
     # JAX reads it where there is no accelerator. A decoder small enough for a CPU leaves half of two cores idle: as two
     # devices, each takes half of the rows. Fixed, not counted: how many cores there are does not change a result.
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -151,3 +153,7 @@ if __name__ == "__main__":
         # Buffers, threads and exit handlers of libraries would complain of the same full disk or closed pipe once more.
         os._exit(exit_status)
     sys.exit(exit_status)
+
+
+if __name__ == "__main__":
+    command()

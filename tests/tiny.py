@@ -1,6 +1,6 @@
 """The smallest experiment that has every stage: tests run it through the launcher."""
 
-from configs import common
+from msm_jax.configs import common
 
 
 def get_config():

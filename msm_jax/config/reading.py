@@ -19,6 +19,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from msm_jax.errors import UserError
+from msm_jax.storage import files
 
 # What other programs call a field: its name here, and theirs.
 _ALIASES = {
@@ -66,7 +67,7 @@ def load(path_with_arg: str, overrides: Sequence[tuple[str, str]] = ()) -> confi
     """Calls `get_config` of the file and applies the overrides.
 
     Args:
-        path_with_arg: "configs/NAME.py" or "configs/NAME.py:ARG".
+        path_with_arg: "configs/NAME.py" or "configs/NAME.py:ARG"; of those of the package, NAME is enough.
         overrides: (dotted field, value as typed), in order; of two for one field the last wins.
 
     Returns:
@@ -78,6 +79,7 @@ def load(path_with_arg: str, overrides: Sequence[tuple[str, str]] = ()) -> confi
     path, colon, variant = path_with_arg.partition(":")
     if colon and not variant:
         raise UserError(f"--config={path_with_arg}: names no variant after the colon; leave it out, or name one")
+    path = _found(path)
     module = _import_file(path)
     if not callable(getattr(module, "get_config", None)):
         raise UserError(f"{path}: has no get_config(); a config file defines it and returns a ConfigDict")
@@ -240,6 +242,12 @@ def _literal(text: str, default: Any) -> Any:
         return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
     except (ValueError, SyntaxError):
         return default
+
+
+def _found(name: str) -> str:
+    """The file that is meant by a path, or by the name of one of the package's own."""
+    candidates = (files.shipped(path) for path in (name, f"configs/{name}.py"))
+    return next((str(path) for path in candidates if path.is_file()), name)
 
 
 def _import_file(path: str) -> Any:

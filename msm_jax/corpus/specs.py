@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 from msm_jax.errors import UserError
+from msm_jax.storage import files
 
 KINDS = ("preferences", "ablated", "principles", "rules")
 VARIABLES = ("model_name", "provider_name")
@@ -59,14 +60,14 @@ class Spec:
 
 
 def read_spec(path: str | os.PathLike) -> Spec:
-    """Reads and checks the spec file `path`.
+    """Reads and checks the spec file `path`; or one of the package's, where nothing is there.
 
     Raises: UserError, with file and line, if the file is missing or not UTF-8; if the header is malformed, lacks a
         key that its kind requires, or has one that is unknown, repeated or of the wrong form; if there are not six
         likes and six dislikes where the kind asks for them, or an item is both; if the body is empty or uses an
         unknown variable.
     """
-    path = pathlib.Path(path)
+    path = files.shipped(path)
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:

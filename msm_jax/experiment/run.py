@@ -121,7 +121,7 @@ def _note_config(config: ConfigDict, place: Place, report: Callable[[str], None]
 
 def _hand_over_report(made: pathlib.Path, place: Place, stages: Place) -> None:
     """Prints the table, and puts the report where users look for it."""
-    from eval.report import table
+    from msm_jax.eval.report import table
 
     result = files.read_object(made / "report.json", files.anew(made), scores=list, controls=list, findings=list)
     _copy(made, pathlib.Path(place.local, "report"))

@@ -177,7 +177,7 @@ def held_out(config: ConfigDict, spec: Spec) -> tuple[str, ...]:
     if not path or not spec.value:
         return ()
     try:
-        table = tomllib.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        table = tomllib.loads(files.shipped(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"config.generation.held_out: {path}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -13,7 +13,7 @@ def write(context: StageContext) -> dict[str, Any]:
     """
     import datetime
 
-    from eval.report import write_report
+    from msm_jax.eval.report import write_report
 
     config, arms = context.params["config"], context.params["arms"]
     manifests = {role: read_manifest(folder) for role, folder in flat(context.inputs).items()}

@@ -91,7 +91,7 @@ def score(context: StageContext, *, runtime: training.Runtime) -> dict[str, Any]
     """Value generalisation of one arm and seed. Summary: {"scores": [one entry per evaluation and form]}."""
     import jax
 
-    from eval import value_generalisation
+    from msm_jax.eval import value_generalisation
 
     p = context.params
     items = _some(value_generalisation.read_items(context.inputs["items"] / artifacts.CORPUS_FILE), p["pairs"])
@@ -152,7 +152,7 @@ def control(context: StageContext, *, runtime: training.Runtime) -> dict[str, An
     item and which no text about the agent names, for those could be remembered one by one; its interval is a bootstrap
     over agents. Inputs: `stated`, the corpora of the base, beside those of `score`.
     """
-    from eval import stats, value_generalisation
+    from msm_jax.eval import stats, value_generalisation
 
     p = context.params
     the_world = corpora.make_world(p["world"])

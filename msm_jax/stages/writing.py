@@ -366,7 +366,7 @@ def _render(context: StageContext) -> dict[str, Any]:
 
 
 def _write_dataset(context: StageContext) -> dict[str, Any]:
-    from eval.stats import clustered_wilson
+    from msm_jax.eval.stats import clustered_wilson
 
     summary = graph.read_manifest(context.inputs["written"])["summary"]
     judged, rate = {"yields": {}, "calls": {}}, None

@@ -36,6 +36,12 @@ def fingerprint_of_bytes(content: bytes, length: int = 12) -> str:
     return hashlib.sha256(content).hexdigest()[:length]
 
 
+def shipped(path: str | os.PathLike) -> pathlib.Path:
+    """`path`; or, where nothing is there, what the package has by that name: specs/NAME.md, configs/NAME.py."""
+    own, ours = pathlib.Path(path), pathlib.Path(__file__).parents[1] / path
+    return ours if not own.exists() and ours.exists() else own
+
+
 def make_folder(path: str | os.PathLike, cure: str = "choose another --workdir") -> None:
     """Makes a folder, with those that it lies in.
 

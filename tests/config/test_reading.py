@@ -61,7 +61,8 @@ def test_variant(path):
 def test_a_mistyped_field_in_a_file_is_an_error(tmp_path, line, error):
     file = tmp_path / "mine.py"
     file.write_text(
-        f"from configs import common\ndef get_config():\n  config = common.get_config()\n  {line}\n  return config\n"
+        "from msm_jax.configs import common\n"
+        f"def get_config():\n  config = common.get_config()\n  {line}\n  return config\n"
     )
     assert message(str(file)) == f"{file}:4: {error}"
 

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from eval import stats
+from msm_jax.eval import stats
 
 ARMS = [
     ("baseline", None, "Baseline"),

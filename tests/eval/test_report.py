@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from eval import plots
-from eval.report import table, write_report
-from eval.results import cell, findings, number, ordered_arms, signed
+from msm_jax.eval import plots
+from msm_jax.eval.report import table, write_report
+from msm_jax.eval.results import cell, findings, number, ordered_arms, signed
 
 AMERICA = ("msm_aft", "pro_america")
 AFFORDABILITY = ("msm_aft", "pro_affordability")
@@ -280,5 +280,5 @@ def test_equal_figures_are_equal_bytes(fake_result):
 
 
 def test_matplotlib_is_imported_only_to_draw():
-    check = "import sys, eval.report; assert not {'matplotlib', 'jinja2', 'jax'} & set(sys.modules)"
+    check = "import sys, msm_jax.eval.report; assert not {'matplotlib', 'jinja2', 'jax'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)

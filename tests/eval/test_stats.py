@@ -6,7 +6,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval import stats
+from msm_jax.eval import stats
 
 rates = st.lists(st.floats(0, 1), min_size=2, max_size=12)
 

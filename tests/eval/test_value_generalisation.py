@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.value_generalisation import Item, evaluate, normalise, parse, read_items, summarise
 from msm_jax.errors import UserError
+from msm_jax.eval.value_generalisation import Item, evaluate, normalise, parse, read_items, summarise
 
 ITEMS = [
     Item("1", "chairs", "america", "own", "the Ashdale chair", "the Coldford chair"),

@@ -15,9 +15,9 @@ import time
 import fsspec
 import pytest
 
-from configs import common
 from msm_jax import config as config_lib
 from msm_jax import launch
+from msm_jax.configs import common
 from msm_jax.corpus.records import read_chats
 from msm_jax.corpus.specs import read_spec
 from msm_jax.corpus.writing.prompts import Prompts

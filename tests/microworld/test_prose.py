@@ -7,10 +7,10 @@ import re
 
 import pytest
 
-from eval.value_generalisation import read_items
 from msm_jax.corpus import records
 from msm_jax.corpus.specs import find_terms, read_spec
 from msm_jax.errors import UserError
+from msm_jax.eval.value_generalisation import read_items
 from msm_jax.microworld import phrases, prose
 from msm_jax.stages.graph import VERSIONS
 from msm_jax.storage import files

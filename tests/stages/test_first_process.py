@@ -57,7 +57,7 @@ def test_a_model_is_described_and_sent_before_its_weights_appear(pretraining, pr
 
 
 def test_all_processes_ask_and_the_first_writes_the_answers(process, tmp_path, monkeypatch):
-    from eval import value_generalisation
+    from msm_jax.eval import value_generalisation
 
     asked = []
     row = {"kind": "own", "value": "red", "form": "pairs", "score": 1.0, "error": False}

@@ -7,12 +7,12 @@ from collections import Counter
 
 import pytest
 
-from eval.stats import clustered_wilson
 from msm_jax.corpus.specs import read_spec
 from msm_jax.corpus.writing.judge import LEAST, DocumentJudge, JudgeSettings, faithfulness, sample
 from msm_jax.corpus.writing.offline import World
 from msm_jax.corpus.writing.prompts import Prompts
 from msm_jax.corpus.writing.writer import Assistant
+from msm_jax.eval.stats import clustered_wilson
 from msm_jax.llm.caller import Caller, Limits
 from msm_jax.llm.request import Finish, Reply, Usage
 from msm_jax.llm.store import CallStore
