@@ -57,7 +57,11 @@ pack_repository() {
   } >"$1.listed" || return
   # Git also lists what was deleted. Links are followed: what they point to is not on a worker.
   while IFS= read -r -d '' file; do
-    [[ ! -e "$file" ]] || printf '%s\0' "$file"
+    if [[ -L "$file" && -d "$file" ]]; then
+      find -L "$file" -type f ! -path '*/__pycache__/*' -print0
+    elif [[ -e "$file" ]]; then
+      printf '%s\0' "$file"
+    fi
   done <"$1.listed" | sort -zu >"$1.files"
   run tar --null --no-recursion --dereference --files-from="$1.files" -czf "$1"
 }

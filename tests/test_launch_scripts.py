@@ -298,17 +298,18 @@ def test_a_worker_says_that_its_launcher_was_stopped(worker, tmp_path):
 
 
 def test_what_is_packed(tmp_path):
-    """What git does not ignore, and the corpora even if it does."""
-    for name in ("new.py", "gone.py", "data/a/msm.jsonl", "runs/x", ".venv/x"):
+    """What git does not ignore, with what lies in a linked folder, and the corpora even if git ignores them."""
+    for name in ("new.py", "gone.py", "configs/a.py", "configs/__pycache__/a.pyc", "data/a/msm.jsonl", "runs/x", ".venv/x"):
         (tmp_path / "repository" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "repository" / name).write_text("")
-    (tmp_path / "repository/.gitignore").write_text("data\nruns/\n.venv\n")
+    (tmp_path / "repository/.gitignore").write_text("data\nruns/\n.venv\n__pycache__\n")
+    (tmp_path / "repository/linked").symlink_to("configs")
     pack = (
         f"git init -q && git add gone.py && rm gone.py && source {ROOT}/launch/cloud.sh && pack_repository ../a.tgz"
         " && tar -tzf ../a.tgz"
     )
     done = subprocess.run(["bash", "-c", pack], cwd=tmp_path / "repository", capture_output=True, text=True)
-    assert done.stdout.split() == [".gitignore", "data/a/msm.jsonl", "new.py"], done.stderr
+    assert done.stdout.split() == [".gitignore", "configs/a.py", "data/a/msm.jsonl", "linked/a.py", "new.py"], done.stderr
 
 
 @pytest.mark.parametrize(
