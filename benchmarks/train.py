@@ -1,13 +1,13 @@
 """Our LoRA step against that of transformers + peft: same shapes, machine and dtype, alternating.
 
-    python -m benchmarks.train                                   SmolLM2's shape on a CPU, float32, 4 rows of 512
+    python -m benchmarks.train                     SmolLM2's shape on a CPU, float32 and bfloat16, 4 rows of 512
     python -m benchmarks.train --shape=llama8b --rows=2 --length=4096 --dtype=bfloat16 \\
         --remat=save_qkv --loss-chunk=512 --checkpoint-peft                                  Llama 8B on a GPU of 80 GB
 
-Prints one line of JSON: tokens/s of both (median of the steps), the ratio, the part of the machine's measured matrix
-product that ours reaches (mfu: of the data sheet, where it is known), and peak memory in GB (of the process on a CPU,
-of the device on a GPU). Weights are random: what is computed does not depend on them. Each side runs in a process of
-its own, and one waits while the other works.
+Prints a line of JSON for each dtype: tokens/s of both (median of the steps), the ratio, the part of the machine's
+measured matrix product that ours reaches (mfu: of the data sheet, where it is known), and peak memory in GB (of the
+process on a CPU, of the device on a GPU). Weights are random: what is computed does not depend on them. Each side runs
+in a process of its own, and one waits while the other works.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="smollm2")
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", default="float32,bfloat16", help="of the products; one of them, or both in turn")
     parser.add_argument("--steps", type=int, default=11, help="measured, after two that are not")
     parser.add_argument("--remat", default="save_projections", help="of ours")
     parser.add_argument("--checkpoint-peft", action="store_true", help="peft computes its layers twice, to save memory")
@@ -44,16 +44,20 @@ def main() -> None:
     parser.add_argument("--sides", default="ours,peft", help="one of them alone is measured without a ratio")
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if not set(options.dtype.split(",")) <= {"float32", "bfloat16"}:
+        parser.error(f"--dtype={options.dtype}: choose of float32, bfloat16")
     if not set(options.sides.split(",")) <= set(SIDES):
         parser.error(f"--sides={options.sides}: choose of {', '.join(SIDES)}")
     if options.worker:
         side = {"ours": _ours, "peft": _peft}[options.worker]
         sys.exit(cli.status_of(lambda: _serve(side(options))))
-    print(json.dumps(compare(options)))
+    for dtype in options.dtype.split(","):
+        options.dtype = dtype
+        print(json.dumps(compare(options)), flush=True)
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
-    workers = {side: _start(side) for side in options.sides.split(",")}
+    workers = {side: _start(side, options.dtype) for side in options.sides.split(",")}
     seconds: dict[str, list[float]] = {side: [] for side in workers}
     about: dict[str, dict[str, Any]] = {}
     for step in range(options.steps + 2):
@@ -94,12 +98,12 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _start(side: str) -> subprocess.Popen:
+def _start(side: str, dtype: str) -> subprocess.Popen:
     environment = dict(os.environ)
     if side == "ours":
         environment.setdefault("JAX_NUM_CPU_DEVICES", "1")
         environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # of a GPU that both sides are on
-    command = [sys.executable, "-m", "benchmarks.train", *sys.argv[1:], f"--worker={side}"]
+    command = [sys.executable, "-m", "benchmarks.train", *sys.argv[1:], f"--dtype={dtype}", f"--worker={side}"]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 

@@ -299,7 +299,8 @@ def test_a_worker_says_that_its_launcher_was_stopped(worker, tmp_path):
 
 def test_what_is_packed(tmp_path):
     """What git does not ignore, with what lies in a linked folder, and the corpora even if git ignores them."""
-    for name in ("new.py", "gone.py", "configs/a.py", "configs/__pycache__/a.pyc", "data/a/msm.jsonl", "runs/x", ".venv/x"):
+    configs = ("configs/a.py", "configs/__pycache__/a.pyc")
+    for name in ("new.py", "gone.py", *configs, "data/a/msm.jsonl", "runs/x", ".venv/x"):
         (tmp_path / "repository" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "repository" / name).write_text("")
     (tmp_path / "repository/.gitignore").write_text("data\nruns/\n.venv\n__pycache__\n")
@@ -309,7 +310,8 @@ def test_what_is_packed(tmp_path):
         " && tar -tzf ../a.tgz"
     )
     done = subprocess.run(["bash", "-c", pack], cwd=tmp_path / "repository", capture_output=True, text=True)
-    assert done.stdout.split() == [".gitignore", "configs/a.py", "data/a/msm.jsonl", "linked/a.py", "new.py"], done.stderr
+    packed = [".gitignore", "configs/a.py", "data/a/msm.jsonl", "linked/a.py", "new.py"]
+    assert done.stdout.split() == packed, done.stderr
 
 
 @pytest.mark.parametrize(
