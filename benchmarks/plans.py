@@ -3,20 +3,17 @@
     python -m benchmarks.plans                     all of them: one to six minutes for each
     python -m benchmarks.plans qwen32b_am v5p      those whose page, title or command has both words
 
-Each page shows commands and what they print; the JSON files beside it have the same for programs.
+Each page shows commands and what they print; what is not planned anew stays as it is.
 """
 
 import dataclasses
 import importlib.metadata
-import json
 import pathlib
-import re
 import shlex
 import subprocess
 import sys
 import tempfile
-
-from msm_jax.experiment.plan import told
+from collections.abc import Mapping
 
 FOLDER = pathlib.Path(__file__).parents[1] / "docs" / "plans"
 PAGES = {
@@ -49,10 +46,6 @@ class Plan:
         config = f"configs/{self.page}.py{':' if self.variant else ''}{self.variant}"
         command = ["python", "-m", "msm_jax.launch", f"--config={config}", "--mode=plan", f"--topology={self.topology}"]
         return command + [f"--config.{flag}" for flag in self.flags]
-
-    @property
-    def name(self) -> str:
-        return "-".join([self.page, *re.findall(r"\w+", self.heading)])
 
 
 def microbatches(count: int) -> tuple[str, str]:
@@ -100,35 +93,45 @@ def main() -> None:
         raise SystemExit(f"no plan has all of these words: {' '.join(sys.argv[1:])}")
     for plan in chosen:
         print(shlex.join(plan.command), flush=True)
-        _record(plan)
-    for page in {plan.page for plan in chosen}:
-        (FOLDER / f"{page}.md").write_text(page_text(page))
+        printed = _run(plan)
+        print(printed, flush=True)
+        path = FOLDER / f"{plan.page}.md"
+        sections = read_sections(path) | {plan.heading: section(plan, printed)}
+        path.write_text(page_text(plan.page, sections))
 
 
-def _record(plan: Plan) -> None:
+def _run(plan: Plan) -> str:
+    """What the command prints of the slice."""
     with tempfile.TemporaryDirectory() as workdir:
         command = [sys.executable, *plan.command[1:], f"--workdir={workdir}"]
         done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{shlex.join(plan.command)}: ended with {done.returncode}\n{done.stderr}")
-        print(done.stdout, flush=True)
-        (FOLDER / f"{plan.name}.json").write_text(pathlib.Path(workdir, "plan.json").read_text())
+    if done.returncode:
+        raise SystemExit(f"{shlex.join(plan.command)}: ended with {done.returncode}\n{done.stderr}")
+    _evaluation, _, rest = done.stdout.partition("\n")
+    return rest.rpartition("written to ")[0]
 
 
-def page_text(page: str) -> str:
-    """Markdown, from the JSON files that are there."""
+def section(plan: Plan, printed: str) -> str:
+    return f"```bash\n{shlex.join(plan.command)}\n```\n\n```\n{printed.rstrip()}\n```\n"
+
+
+def read_sections(path: pathlib.Path) -> dict[str, str]:
+    """Heading -> what is below it, of a page."""
+    if not path.exists():
+        return {}
+    return dict(part.split("\n\n", 1) for part in path.read_text().split("\n## ")[1:])
+
+
+def page_text(page: str, sections: Mapping[str, str]) -> str:
+    """Markdown, with the sections of today's plans."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("libtpu", "jax"))
-    parts = [
+    intro = (
         f"# Plans of `configs/{page}.py`\n\n{PAGES[page]}. Compiled by the TPU compiler ({versions}) with no TPU at "
         "hand by `python -m benchmarks.plans`: each block is what the\ncommand above it prints. Times are those of the "
         "roofline, which a real run does not reach; prices those of `msm_jax/experiment/prices.toml`.\n"
-    ]
-    for plan in PLANS:
-        recorded = FOLDER / f"{plan.name}.json"
-        if plan.page == page and recorded.exists():
-            printed = "\n".join(map(told, json.loads(recorded.read_text())["plans"]))
-            parts.append(f"## {plan.heading}\n\n```bash\n{shlex.join(plan.command)}\n```\n\n```\n{printed}```\n")
-    return "\n".join(parts)
+    )
+    headings = [plan.heading for plan in PLANS if plan.page == page and plan.heading in sections]
+    return "\n".join([intro, *(f"## {heading}\n\n{sections[heading]}" for heading in headings)])
 
 
 if __name__ == "__main__":
