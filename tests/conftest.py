@@ -4,6 +4,7 @@ import atexit
 import importlib.metadata
 import os
 import shutil
+import signal
 import tempfile
 
 import hypothesis
@@ -24,6 +25,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # On cores that both workers share, threads of torch wait for each other ten times as long as they work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell has what it starts in the background ignore Ctrl-C, and so what that starts; tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A first example pays for a compilation, so the time of one example says nothing.
 hypothesis.settings.register_profile("msm_jax", deadline=None)
