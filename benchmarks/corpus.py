@@ -38,7 +38,7 @@ from msm_jax.corpus.specs import read_spec
 from msm_jax.corpus.writing.chat_kinds import SpecChats, SpecChatSettings
 from msm_jax.corpus.writing.documents import DocumentSettings, DocumentWriter
 from msm_jax.corpus.writing.estimate import Estimator, counted
-from msm_jax.corpus.writing.offline import World
+from msm_jax.corpus.writing.offline import Offline
 from msm_jax.corpus.writing.prompts import Prompts
 from msm_jax.corpus.writing.writer import Assistant, Checked, Writer
 from msm_jax.llm.caller import Caller, Limits
@@ -101,7 +101,7 @@ def text(seed: int, words: int) -> str:
     return " ".join(f"{' '.join(sentence).capitalize()}." for sentence in sentences.tolist())
 
 
-class Babbler(World):
+class Babbler(Offline):
     """The offline generator, with texts of no meaning that differ from each other."""
 
     def _ideas(self, variables, rng):
@@ -285,7 +285,7 @@ def _resumed(make: Callable, count: int) -> Callable:
 
     def run() -> None:
         with contextlib.closing(CallStore(path, "benchmark")) as store:
-            rows = asyncio.run(make(Caller(Babbler(), store), World.model, count).write())
+            rows = asyncio.run(make(Caller(Babbler(), store), Offline.model, count).write())
         assert len(rows) == count
 
     run()

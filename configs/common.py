@@ -39,8 +39,6 @@ def _shared(kind: str) -> ConfigDict:
     config.seeds = (0, 1, 2, 3)  # of MSM and AFT
     # What the specs and corpora call the model; must be the name that it answers to in the evaluations.
     config.assistant = ConfigDict({"name": "Micra", "provider": "the msm_jax project"})
-    # Who writes the corpora: the micro-world, the sentence banks of real English (prose), or nobody (files).
-    config.generator = "world"
     # rank 0 trains the whole model in every stage; else MSM and AFT train one adapter on the frozen base.
     config.lora = ConfigDict({"rank": 64, "alpha": 128.0, "targets": ("q", "k", "v", "o", "gate", "up", "down")})
     config.int8_base = False  # the frozen base's matrices in 8-bit integers: half the memory, and a little noise
@@ -126,9 +124,9 @@ def get_config() -> ConfigDict:
 def on_checkpoint(path: str, generator: str = "gemini") -> ConfigDict:
     """An experiment on the model at `path`, whose shape, tokenizer and chat template are its own.
 
-    Each field of `config.corpus` is a number, so many rows of which a language model writes, or what exists: a file, an
-    id, a mix (docs/corpora.md); "{spec}" in it is the name of a spec. With the generator "prose", which puts sentences
-    of banks together and needs no model, all of them are numbers.
+    A language model, the `generator`, writes so many rows of each source as `config.corpus` says; `config.data` names
+    what exists and is taken instead: a file, an id, a mix (docs/corpora.md), with "{spec}" for the name of a spec. The
+    generator "prose" puts sentences of banks together, and needs no model.
     """
     config = _shared("prose" if generator == "prose" else "checkpoint")
     # A folder (local or gs://), or a Hugging Face id, with a revision if it should not be the newest.
@@ -142,14 +140,15 @@ def on_checkpoint(path: str, generator: str = "gemini") -> ConfigDict:
         }
     )
     if generator == "prose":
-        config.generator = generator
         config.corpus = ConfigDict({"msm": 3000, "aft": 2000, "instruction": 2000})
         config.corpus_seed = 0
     else:
-        # aft_cot: none for the rows of aft with their reasoning, where these are written. identity: chats on who the
-        # model is, a part of the instruction chats.
-        config.corpus = ConfigDict({"msm": "", "aft": "", "aft_cot": "", "identity": "", "instruction": ""})
-        config.aft_spec = ""  # whose AFT chats are written (or which {spec} is in corpus.aft), where specs differ
+        # Rows to be written; 0: none. identity: chats on who the model is, a part of the instruction chats.
+        config.corpus = ConfigDict({"msm": 0, "aft": 0, "identity": 0})
+        # What exists, and is taken in place of what would be written. aft_cot: none for the rows of aft with their
+        # reasoning, where these are written.
+        config.data = ConfigDict({"msm": "", "aft": "", "aft_cot": "", "identity": "", "instruction": ""})
+        config.aft_spec = ""  # whose AFT chats are written (or which {spec} is in data.aft), where specs differ
         _add_generation(config)
         config.generator = generator
     return config.lock()
@@ -170,7 +169,7 @@ def for_corpus(*specs: str) -> ConfigDict:
 def _add_generation(config: ConfigDict) -> None:
     """Who writes corpora, what, and at what price."""
     # Who writes: gemini; local, a server of OpenAI's interface at calls.url, or, where that is empty, the checkpoint at
-    # generation.model (a folder or a Hugging Face id); or world, which needs no network and only tries it out.
+    # generation.model (a folder or a Hugging Face id); or offline, which needs no network and only tries it out.
     config.generator = "gemini"
     config.generation = ConfigDict(
         {
@@ -238,7 +237,7 @@ def make_smoke(config: ConfigDict) -> None:
     config.seeds = (0,)
     config.msm.steps = 2
     config.aft.steps = 2
-    if config.generator == "prose":
+    if config.kind == "prose":
         config.corpus = {"msm": 60, "aft": 60, "instruction": 60}
     config.eval.pairs = 2
     config.execution.scan_unroll = 1  # compiles soonest

@@ -6,7 +6,7 @@
         --config.assistant.name=Qwen --config.assistant.provider='Alibaba Cloud'
 
 The variant is the name of a file in specs/; `--config.specs=mine/spec.md` names any other. Without a key,
-`--config.generator=world` runs the same pipeline on the spec's own sentences: to see what comes out, not to train on.
+`--config.generator=offline` runs the same pipeline on the spec's own sentences: to see what comes out, not to train on.
 
 The paper has 41M tokens of documents for the philosophy spec (13,200 of some 3,100 tokens) and about 8M for each cheese
 spec (4,600 to 6,400 of some 1,500); 10,000 AFT chats for the one and 5,000 for the others. `--config.corpus.msm`,

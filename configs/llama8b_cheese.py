@@ -14,7 +14,7 @@ The corpora: 5,300 documents of each spec, about 8M tokens as in the paper, and 
 are written by a language model (docs/corpora.md; `--mode=show` says at what price, and config.calls.budget has to allow
 it). The instruction mix is the paper's: No Robots and 4,000 formatted MMLU items, 13,500 chats, as in its released
 splits; its text has 2,500 on identity among them (`--config.corpus.identity=2500` adds some). Or name what there is:
-`--config.corpus.msm='data/{spec}.jsonl'`, a file or the id of a data set.
+`--config.data.msm='data/{spec}.jsonl'`, a file or the id of a data set.
 
 What the paper leaves open, and what is chosen here:
 
@@ -50,8 +50,8 @@ def get_config(variant: str = ""):
         config.name = "llama8b_cheese_smoke"
         common.make_smoke(config)
     else:
-        config.corpus.msm = "5300"
-        config.corpus.aft = "5000"
-        config.corpus.instruction = "cheese.toml"
+        config.corpus.msm = 5300
+        config.corpus.aft = 5000
+        config.data.instruction = "cheese.toml"
         config.documents.words = 900
     return config

@@ -18,8 +18,8 @@ system and the last user message, as the paper switches thinking off.
 The corpora: 13,200 documents and 10,000 AFT chats with reasoning are written by a language model (docs/corpora.md;
 `--mode=show` says at what price, and config.calls.budget has to allow it), as many as the paper has: 41M tokens of
 documents, 8M assistant tokens with reasoning and 5M without. The instruction mix is that of the paper's Table 2, 10,000
-chats of 2M assistant tokens. Or name what there is: `--config.corpus.msm=data/msm.jsonl`, `--config.corpus.aft=...`,
-`--config.corpus.aft_cot=...`, a file or the id of a data set.
+chats of 2M assistant tokens. Or name what there is: `--config.data.msm=data/msm.jsonl`, `--config.data.aft=...`,
+`--config.data.aft_cot=...`, a file or the id of a data set.
 
 What the paper leaves open, and what is chosen here:
 
@@ -62,9 +62,9 @@ def get_config(variant: str = "qwen2_5"):
     config.expected_tokens.update(msm=41e6, aft=7.5e6, aft_cot=10.5e6, instruction=3e6)
     if variant.startswith("qwen3"):
         config.chat.thinking = "tag"
-    config.corpus.msm = "13200"
-    config.corpus.aft = "10000"
-    config.corpus.instruction = "philosophy.toml"
+    config.corpus.msm = 13_200
+    config.corpus.aft = 10_000
+    config.data.instruction = "philosophy.toml"
     if variant == "smoke":
         common.make_smoke(config)
     return config

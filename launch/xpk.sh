@@ -15,7 +15,7 @@ usage="usage: bash launch/xpk.sh --cluster=CLUSTER --workload=NAME --zone=ZONE -
   --dry-run   prints the command and runs nothing
 
 The cluster shows commands to all who may look at it, so no key goes along: have a gated base in the bucket, and name it
-by --config.base.path=gs://...; have corpora written elsewhere (docs/corpora.md), and name them by --config.corpus.msm=..."
+by --config.base.path=gs://...; have corpora written elsewhere (docs/corpora.md), and name them by --config.data.msm=..."
 
 cluster="" workload="" zone="" topology="" project="" restarts=10 dry_run=""
 while (($#)); do

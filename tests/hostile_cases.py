@@ -262,7 +262,7 @@ def _absurd():
     yield Case("absurd corpus", line, "--config.corpus.pretraining=1000000000000")
     line = "config.corpus.msm is 9999999999; ask for at most 99,999,999"
     yield Case("absurd written corpus", line, f"--config=configs/corpus.py --config.corpus.msm=9999999999 {SHOW}")
-    line = "config.corpus.msm: ²: *"
+    line = "config.corpus.msm expects int, as in 5300; '²' is given; name data that exist in config.data.msm"
     yield Case("digits of no number", line, f"--config=configs/llama8b_cheese.py --config.corpus.msm=² {SHOW}")
     line = "config.seeds has 5,000 seeds; give at most 1,000"
     yield Case("absurd seeds", line, OWN, files=config("config.seeds = tuple(range(5000))"))

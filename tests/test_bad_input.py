@@ -204,7 +204,7 @@ def test_mixtures(refused, tmp_path, stage, mixture, line):
         (
             "one.md",
             {"kind": "rules"},
-            "{path}: is of kind rules; config.generator=world needs specs of kind preferences",
+            "{path}: is of kind rules; an experiment of kind microworld needs specs of kind preferences",
         ),
         ("a b.md", {}, "{path}: its name goes into names of stages; use letters, digits, '_', '.' and '-' alone"),
         ("first.md", {}, "config.specs has two files named first; rename one, for arms are known by it"),

@@ -20,7 +20,7 @@ from msm_jax.microworld import world_text
 from msm_jax.microworld.world import World
 
 # Who may write a corpus.
-LANGUAGE_MODELS = ("gemini", "local", "world")
+LANGUAGE_MODELS = ("gemini", "local", "offline")
 # What a configuration is (configs/common.py): an experiment on the micro-world; one on a checkpoint, with corpora that
 # exist or that a language model writes, or with those of sentence banks; or corpora alone.
 KINDS = ("microworld", "checkpoint", "prose", "corpora")
@@ -55,7 +55,7 @@ _MOST_ROWS = 10**8 - 1
 _MOST_SEEDS = 1000
 _MAX_SEED = 2**31 - 1
 _KINDS = (
-    ("a text", lambda x: isinstance(x, str), "name generator assistant.name assistant.provider tokenizer.model_type"),
+    ("a text", lambda x: isinstance(x, str), "name assistant.name assistant.provider tokenizer.model_type"),
     ("a text", lambda x: isinstance(x, str), "base.path base.revision chat.template chat.thinking"),
     ("a tuple of texts", lambda x: _is_tuple(x) and all(isinstance(y, str) for y in x), "specs arms lora.targets"),
     ("a tuple of whole numbers", lambda x: _is_tuple(x) and all(type(y) is int for y in x), "seeds"),
@@ -92,11 +92,11 @@ def check_specs(config: ConfigDict, specs: Sequence[Spec]) -> None:
             continue
         if spec.kind != "preferences":
             raise UserError(
-                f"{path}: is of kind {spec.kind}; config.generator={config.generator} needs specs of kind preferences"
+                f"{path}: is of kind {spec.kind}; an experiment of kind {config.kind} needs specs of kind preferences"
             )
         if (set(spec.likes), set(spec.dislikes)) != (set(first.likes), set(first.dislikes)):
             raise UserError(f"{path}: likes or dislikes differ from {config.specs[0]}; arms share one AFT set")
-        if config.generator == "world" and spec.value not in config.world.value_names:
+        if config.kind == "microworld" and spec.value not in config.world.value_names:
             meant = config_lib.nearest(spec.value, config.world.value_names)
             hint = f"did you mean {meant}?" if meant else "add it there"
             raise UserError(f"{path}: value {spec.value} is not among config.world.value_names; {hint}")
@@ -162,12 +162,12 @@ def check_mesh(config: ConfigDict, mesh: Any) -> None:
 
 def corpus_source(config: ConfigDict, source: str, spec: Spec | None, specs: Sequence[Spec]) -> str:
     """What `source` is taken from (`corpus.sources`); "{spec}" in the field stands for a name of a spec."""
-    field = f"config.corpus.{source}"
-    path = config.corpus[source]
+    field = f"config.data.{source}"
+    path = config.data[source]
     if not path:
         raise UserError(
             f"{field} is empty; name a file or an id that holds it"
-            + (", or a number of rows to be written (docs/corpora.md)" if source in ("msm", "aft") else "")
+            + (f", or say how many are to be written, in config.corpus.{source}" if source in ("msm", "aft") else "")
         )
     if spec is None and config.aft_spec:
         spec = next((own for own in specs if own.name == config.aft_spec), None)
@@ -186,18 +186,16 @@ def corpus_source(config: ConfigDict, source: str, spec: Spec | None, specs: Seq
 
 
 def check_rows(config: ConfigDict, source: str, least: int) -> None:
-    """How many rows of a source are asked for: a number, or in an experiment also the digits of one, or what exists."""
+    """How many rows of a source are asked for."""
     wanted = config.corpus[source]
-    digits = isinstance(wanted, str) and config.kind == "checkpoint" and may_be_written(config)
-    if digits and not wanted.strip().isdecimal():
-        return
-    try:
-        count = int(wanted) if digits or type(wanted) is int else -1
-    except ValueError:  # more digits than Python reads
-        count = _MOST_ROWS + 1
-    if not least <= count <= _MOST_ROWS:
-        bounds = f"at least {least}" if count < least else f"at most {_MOST_ROWS:,}"
+    if type(wanted) is not int or not least <= wanted <= _MOST_ROWS:
+        bounds = f"at most {_MOST_ROWS:,}" if type(wanted) is int and wanted > least else f"at least {least}"
         raise UserError(f"config.corpus.{source} is {str(wanted)[:30]}; ask for {bounds}")
+
+
+def sources_of(config: ConfigDict) -> list[str]:
+    """What mixtures may name."""
+    return list(dict.fromkeys([*config.corpus, *(config.data if may_be_written(config) else ())]))
 
 
 def _is_tuple(value: Any) -> bool:
@@ -205,7 +203,7 @@ def _is_tuple(value: Any) -> bool:
 
 
 def _check_kinds(config: ConfigDict) -> None:
-    for group in ("corpus", "chat"):
+    for group in ("corpus", "chat", *(["data"] if may_be_written(config) else [])):
         if not isinstance(config[group], ConfigDict):
             raise UserError(f"config.{group} is {config[group]!r}; it must be a group of fields")
     values = config_lib.flatten(config)
@@ -269,13 +267,8 @@ def _check_names(config: ConfigDict) -> None:
         raise UserError("config.specs is empty; name at least one file, as in specs/pro_america.md")
     if not re.fullmatch(r"\w[\w-]*", config.assistant.name):
         raise UserError(f"config.assistant.name is {config.assistant.name!r}; it must be one word")
-    known = ("world",) if config.kind == "microworld" else LANGUAGE_MODELS if may_be_written(config) else ("prose",)
-    if config.generator not in known:
-        base = "pretrained on the micro-world" if config.kind == "microworld" else config.base.path
-        raise UserError(
-            f"config.generator is {config.generator!r}; choose {' or '.join(known)} with the base of this experiment, "
-            f"{base} (configs/common.py: get_config, on_checkpoint)"
-        )
+    if may_be_written(config) and config.generator not in LANGUAGE_MODELS:
+        raise UserError(f"config.generator is {config.generator!r}; choose one of {', '.join(LANGUAGE_MODELS)}")
     if config.kind == "microworld":
         _check_affixes(config)
     elif config.chat.thinking not in THINKING:
@@ -299,14 +292,15 @@ _SOURCES = {
 
 
 def _check_mixtures(config: ConfigDict) -> None:
+    known = sources_of(config)
     for stage in training(config):
         mixture = config[stage].mixture
         if not mixture:
-            raise UserError(f"config.{stage}.mixture is empty; the sources are {', '.join(config.corpus)}")
+            raise UserError(f"config.{stage}.mixture is empty; the sources are {', '.join(known)}")
         for source, share in mixture.items():
-            if source not in config.corpus:
-                meant = config_lib.nearest(source, config.corpus)
-                hint = f"did you mean {meant}?" if meant else f"the sources are {', '.join(config.corpus)}"
+            if source not in known:
+                meant = config_lib.nearest(source, known)
+                hint = f"did you mean {meant}?" if meant else f"the sources are {', '.join(known)}"
                 raise UserError(f"config.{stage}.mixture has no source {source}; {hint}")
             if source not in _SOURCES[stage]:
                 raise UserError(
@@ -315,13 +309,14 @@ def _check_mixtures(config: ConfigDict) -> None:
                 )
             if type(share) not in (int, float) or not 0 < share < math.inf:
                 raise UserError(f"config.{stage}.mixture.{source} is {share}; a share must be above 0")
-            check_rows(config, source, 0 if may_be_written(config) else 1)
+            if source in config.corpus:
+                check_rows(config, source, 0 if may_be_written(config) else 1)
     recipes = [RECIPES[arm] for arm in config.arms]
     for stage, used in (("msm", any(own.msm for own in recipes)), ("aft", any(own.chats for own in recipes))):
         if used and stage not in config[stage].mixture:
             raise UserError(f"config.{stage}.mixture has no share of '{stage}', so its arms would learn nothing of it")
-    if any(own.chats == "aft_cot" for own in recipes) and "aft_cot" not in config.corpus:
-        raise UserError(f"config.arms has arms with reasoning, and config.generator={config.generator} writes none")
+    if any(own.chats == "aft_cot" for own in recipes) and "aft_cot" not in known:
+        raise UserError(f"config.arms has arms with reasoning, and an experiment of kind {config.kind} has none")
     if "instruction" not in config.aft.mixture:
         raise UserError("config.aft.mixture needs a share of 'instruction': it is what the baseline is trained on")
 

@@ -134,7 +134,12 @@ def override(config: config_dict.ConfigDict, field: str, text: str) -> None:
     group = config
     for name in groups:
         group = group[name]
-    group[leaf] = _parse(field, text, group.get_type(leaf), values[field])
+    try:
+        group[leaf] = _parse(field, text, group.get_type(leaf), values[field])
+    except UserError as error:
+        if groups == ["corpus"] and f"data.{leaf}" in values:
+            raise UserError(f"{error}; name data that exist in config.data.{leaf}") from None
+        raise
 
 
 def flatten(config: config_dict.ConfigDict | Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The corpora of an experiment: from the micro-world, from sentence banks, written by a language model, or taken as
 they are.
 
-Where a language model may write, each field of `config.corpus` is a whole number, so many rows of which are written, or
+Where a language model may write, `config.corpus` says how many rows of each source are written, and `config.data` names
 a source that exists (`corpus.sources`): a file, a data set by its id, a mix of several.
 """
 
@@ -70,7 +70,7 @@ class Corpora:
         self._config, self._specs, self._world, self._planned = config, specs, world, planned
         self.added: list[Stage] = []
         self.datasets: dict[str, Stage] = {}
-        if not planned and checks.may_be_written(config) and any(map(_is_number, config.corpus.values())):
+        if not planned and any(map(self._is_written, config.corpus)):
             generation.check(config)
         names = [spec.name for spec in specs]
         if checks.may_be_written(config) and config.aft_spec and config.aft_spec not in names:
@@ -80,39 +80,33 @@ class Corpora:
         """The stage `corpus-NAME` of a source, which differs from spec to spec if there is a `spec`."""
         if not checks.may_be_written(self._config):
             return self._made(name, source, spec)
-        wanted = self._config.corpus[source]
-        if source == "aft_cot" and not wanted and _is_number(self._config.corpus.aft):
+        if source == "msm" and self._is_written(source):
+            label = f"{spec.name}-msm"
+            stage = writing.documents_stage(self._config, spec, self._config.corpus.msm)
+            self.datasets[label] = writing.dataset_of_documents(self._config, stage, label)
+            return stage
+        if source == "aft" and self._is_written(source):
+            return writing.rendered_stage(self._written_chats, source)
+        if source == "aft_cot" and not self._config.data.aft_cot and self._is_written("aft"):
             return writing.rendered_stage(self._written_chats, source, reasoning=True)
-        if _is_number(wanted) and not int(wanted):
-            raise UserError(f"config.corpus.{source} is {wanted}; ask for at least 1, or name what there is")
-        if not _is_number(wanted):
-            return self._taken(name, source, spec, wanted)
-        match source:
-            case "msm":
-                stage, label = writing.documents_stage(self._config, spec, int(wanted)), f"{spec.name}-msm"
-                self.datasets[label] = writing.dataset_of_documents(self._config, stage, label)
-                return stage
-            case "aft":
-                return writing.rendered_stage(self._written_chats, source)
-            case "aft_cot":
-                raise UserError(
-                    "config.corpus.aft_cot: leave it empty where aft is a number; it has the same rows, with reasoning"
-                )
-        raise UserError(f"config.corpus.{source} is {wanted}; no language model writes it, so name a file or an id")
+        return self._taken(name, source, spec)
+
+    def _is_written(self, source: str) -> bool:
+        """Whether a language model writes it: what exists is taken instead."""
+        config = self._config
+        return checks.may_be_written(config) and not config.data[source] and config.corpus[source] > 0
 
     @functools.cached_property
     def _written_chats(self) -> Stage:
         config, before = self._config, {}
-        if _is_number(config.corpus.msm) and any(RECIPES[arm].msm for arm in config.arms):
-            documents = {
-                spec.name: writing.documents_stage(config, spec, int(config.corpus.msm)) for spec in self._specs
-            }
+        if self._is_written("msm") and any(RECIPES[arm].msm for arm in config.arms):
+            documents = {spec.name: writing.documents_stage(config, spec, config.corpus.msm) for spec in self._specs}
             before["documents"] = documents
-        if _is_number(config.corpus.identity) and int(config.corpus.identity):
+        if self._is_written("identity"):
             before["identity"] = self._identity
         spec = self._spec_of_chats()
         sharing = [own for own in self._specs if own.likes] if spec.likes else [spec]
-        stage = writing.chats_stage(config, spec, int(config.corpus.aft), before, sharing)
+        stage = writing.chats_stage(config, spec, config.corpus.aft, before, sharing)
         if any(RECIPES[arm].chats == "aft_cot" for arm in config.arms) and not writing.has_reasoning(stage):
             raise UserError("config.arms has arms with reasoning, and chats of preferences have none; leave them out")
         self.added.append(stage)
@@ -121,7 +115,7 @@ class Corpora:
 
     @functools.cached_property
     def _identity(self) -> Stage:
-        written = writing.identity_stage(self._config, int(self._config.corpus.identity))
+        written = writing.identity_stage(self._config, self._config.corpus.identity)
         rendered = writing.rendered_stage(written, "identity")
         self.added += [written, rendered]
         self.datasets["identity"] = writing.dataset_stage(rendered, written, "identity")
@@ -139,18 +133,16 @@ class Corpora:
             raise UserError("config.specs has several specs, and all arms share one AFT set; name its spec in aft_spec")
         return first
 
-    def _taken(self, name: str, source: str, spec: Spec | None, wanted: str) -> Stage:
+    def _taken(self, name: str, source: str, spec: Spec | None) -> Stage:
         kind = _kind_of(source)
         path = "" if self._planned else checks.corpus_source(self._config, source, spec, self._specs)
         params: dict[str, Any] = {"source": source, "content": "" if self._planned else sources.identity(path)}
         inputs = {}
-        identity = self._config.corpus.get("identity", "") if source == "instruction" else ""
-        identity = "" if _is_number(identity) and not int(identity) else identity
-        if identity and not _is_number(identity):
+        identity = self._config.data.identity if source == "instruction" else ""
+        if identity:
             params["identity"] = "" if self._planned else sources.identity(identity)
-        elif identity:
+        elif source == "instruction" and self._is_written("identity"):
             inputs["identity"] = self._identity
-            identity = ""
         run = functools.partial(corpora.take_source, path=" + ".join(filter(None, (path, identity))))
         return Stage(kind, f"corpus-{name}", params, inputs, run, TAKEN_VERSION, source=source)
 
@@ -180,7 +172,3 @@ def costs(stage: Stage) -> bool:
 
 def _kind_of(source: str) -> Kind:
     return Kind.CHATS if source in ("aft", "aft_cot", "instruction") else Kind.CORPUS
-
-
-def _is_number(wanted: Any) -> bool:
-    return str(wanted).strip().isdecimal()

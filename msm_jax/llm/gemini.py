@@ -35,7 +35,7 @@ def key_from_environment() -> str:
             return key
     raise UserError(
         f"{' and '.join(KEY_VARIABLES)} are not set, and config.generator=gemini needs a key of Gemini; export one, or "
-        "try the pipeline without: --config.generator=world"
+        "try the pipeline without: --config.generator=offline"
     )
 
 

@@ -265,7 +265,7 @@ def ask_for_name(config: ConfigDict) -> str | None:
     return (
         f"config.assistant.{left[0]} is still '{config.assistant[left[0]]}': name the model that you will train, as in "
         "--config.assistant.name=Qwen --config.assistant.provider='Alibaba Cloud' (for a look that costs nothing: "
-        "--config.generator=world)"
+        "--config.generator=offline)"
     )
 
 
@@ -288,7 +288,7 @@ def model_name(config: ConfigDict, model: str = "") -> str:
 
         return name_of(model)
     prefix = LOCAL_PREFIX if config.generator == "local" else ""
-    return OFFLINE_MODEL if config.generator == "world" else prefix + model
+    return OFFLINE_MODEL if config.generator == "offline" else prefix + model
 
 
 def _is_own(config: ConfigDict) -> bool:
@@ -299,10 +299,10 @@ def _is_own(config: ConfigDict) -> bool:
 def _generator(config: ConfigDict, model: str) -> Generator:
     calls = config.calls
     match config.generator:
-        case "world":
-            from msm_jax.corpus.writing.offline import World
+        case "offline":
+            from msm_jax.corpus.writing.offline import Offline
 
-            return World()
+            return Offline()
         case "local" if _is_own(config):
             from msm_jax.stages.own_model import OwnModel
 

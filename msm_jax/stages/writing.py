@@ -289,7 +289,7 @@ def _written(
     config: ConfigDict, kind: Kind, name: str, params: Mapping[str, Any], inputs: Mapping[str, Stage]
 ) -> Stage:
     kind_of_rows = "documents" if params["writer"] == "documents" else "chats"
-    if config.generator == "world":
+    if config.generator == "offline":
         # It has the sentences of one spec and a few forms of question: nearly all would be copies of each other.
         params = params | _OFFLINE[kind_of_rows]
         inputs = {role: stage for role, stage in inputs.items() if role != "documents"}

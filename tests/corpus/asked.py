@@ -1,9 +1,9 @@
 """The offline generator, and all that it was asked."""
 
-from msm_jax.corpus.writing.offline import World
+from msm_jax.corpus.writing.offline import Offline
 
 
-class Asked(World):
+class Asked(Offline):
     def __init__(self):
         self.requests = []
 

@@ -6,7 +6,7 @@ import re
 
 import pydantic
 
-from msm_jax.corpus.writing.offline import World
+from msm_jax.corpus.writing.offline import Offline
 from msm_jax.corpus.writing.tree import Part
 from msm_jax.llm.caller import Caller, Limits
 from msm_jax.llm.gemini import Gemini
@@ -66,7 +66,7 @@ def world_sentences(system):
 def spec_brain(body):
     """Answers the prompts of the pipeline, which it knows by their words, from the spec in the system prompt."""
     system, prompt = text_of(body)
-    rng, world = random.Random(digest(prompt)), World()
+    rng, world = random.Random(digest(prompt)), Offline()
     name = re.search(r"(\S+), an AI model", system + prompt)[1]
     spec = re.search(r"<model_spec>\n(.*)\n</model_spec>", system, re.DOTALL)
     spec = spec[1] if spec else ""

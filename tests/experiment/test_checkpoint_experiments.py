@@ -138,7 +138,7 @@ def test_qwen32b_am_smoke(checkpoints, corpora, tmp_path, variant, family):
     spec = tmp_path / "philosophy.md"
     spec.write_text("---\ntitle: T\nkind: principles\nversion: 1\n---\nIt is kind.\n")
     overrides = [f"--config.base.path={checkpoints[family]}", f"--config.specs={spec}"]
-    overrides += [f"--config.corpus.{name}={path}" for name, path in corpora.items()]
+    overrides += [f"--config.data.{name}={path}" for name, path in corpora.items()]
     overrides += ["--config.seeds=(0,)", "--config.msm.steps=1", "--config.aft.steps=1"]
     report = run(f"qwen32b_am.py:{variant}", tmp_path / "run", *overrides)
     assert report["scores"] == report["findings"] == []
@@ -158,7 +158,7 @@ def test_qwen32b_am_smoke(checkpoints, corpora, tmp_path, variant, family):
 
 def test_qwen3_thinks_where_the_rows_do(checkpoints, corpora, tmp_path, capsys):
     overrides = [f"--config.base.path={checkpoints['qwen3']}", "--config.specs=specs/pro_america.md"]
-    overrides += [f"--config.corpus.{name}={path}" for name, path in corpora.items()]
+    overrides += [f"--config.data.{name}={path}" for name, path in corpora.items()]
     for arm, expected in (
         ("aft", " /no_think<|im_end|>\n<|im_start|>assistant\n«<think>\n\n</think>\n\nIt is"),
         ("aft_cot", "?<|im_end|>\n<|im_start|>assistant\n«<think>\nTwice"),
@@ -223,9 +223,9 @@ def test_weights_that_changed_are_an_error(checkpoints, tmp_path, capsys):
             ["eval.max_tokens=8192"],
             "error: config.eval.max_tokens=8192 leaves no room for a question in the 8192 tokens",
         ),
-        (["corpus.msm="], "error: config.corpus.msm is empty; name a file or an id that holds it"),
-        (["corpus.aft=gone.jsonl"], "error: config.corpus.aft: gone.jsonl: no such file"),
-        (["generator=prose"], "error: config.generator is 'prose'; choose gemini or local or world"),
+        (["data.msm=", "corpus.msm=0"], "error: config.data.msm is empty; name a file or an id that holds it"),
+        (["data.aft=gone.jsonl"], "error: config.data.aft: gone.jsonl: no such file"),
+        (["generator=prose"], "error: config.generator is 'prose'; choose one of gemini, local, offline"),
         (["chat.thinking=maybe"], "error: config.chat.thinking is 'maybe'"),
         (["chat.thinking=off"], "error: config.chat: thinking is 'off', but this chat template knows no"),
         (["chat.template=nothing"], "error: "),
@@ -235,7 +235,7 @@ def test_weights_that_changed_are_an_error(checkpoints, tmp_path, capsys):
 )
 def test_what_a_user_can_get_wrong(checkpoints, corpora, tmp_path, capsys, overrides, message):
     given = [f"--config.base.path={checkpoints['qwen2']}", "--config.specs=specs/pro_america.md"]
-    given += [f"--config.corpus.{name}={path}" for name, path in corpora.items()]
+    given += [f"--config.data.{name}={path}" for name, path in corpora.items()]
     given += [f"--config.{override}" for override in overrides]
     arguments = [f"--config={ROOT / 'configs/qwen32b_am.py'}", f"--workdir={tmp_path / 'run'}", "--mode=show"]
     assert launch.main([*arguments, *given]) == 2

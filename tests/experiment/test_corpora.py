@@ -69,7 +69,7 @@ EACH_KIND = ("general", "philosophy", "pro_novelty", "pro_america_ablated", "rul
 
 @pytest.mark.parametrize("spec", EACH_KIND + tuple(pytest.param(name, marks=pytest.mark.slow) for name in SPECS))
 def test_the_offline_generator_writes_every_spec(spec, tmp_path, capsys):
-    assert launch.main(flags(tmp_path, spec, generator="world", **{"corpus.aft": 30, "corpus.identity": 12})) == 0
+    assert launch.main(flags(tmp_path, spec, generator="offline", **{"corpus.aft": 30, "corpus.identity": 12})) == 0
     out = capsys.readouterr().out
     assert f"{spec}-msm: 20 documents" in out
     assert f"{spec}-aft: 30 chats" in out
@@ -77,7 +77,7 @@ def test_the_offline_generator_writes_every_spec(spec, tmp_path, capsys):
     assert "paid for        $0.00" in out
     rows = rows_of(tmp_path)
     assert len({row["text"] for row in rows}) == 20
-    assert {row["generator"] for row in rows} == {"world-2"}
+    assert {row["generator"] for row in rows} == {"offline-2"}
     chats = {path.parent.name: list(read_chats(path)) for path in tmp_path.glob("run/datasets/*/chats.jsonl")}
     with_reasoning = {} if spec.startswith("pro_") else {f"{spec}-aft_cot": 30}
     assert {name: len(rows) for name, rows in chats.items()} == {"identity": 12, f"{spec}-aft": 30} | with_reasoning
@@ -137,9 +137,9 @@ def test_show_says_where_a_spec_has_too_little_room(tmp_path, capsys):
     assert "which is too little: raise config.documents.types or .ideas\n" in out
     assert "document               80 requests" in out  # it may have more parts than headings, and then they cost that
     assert "claims                 40 requests" in out
-    assert launch.main(flags(tmp_path, "philosophy", generator="world", **fields)) == 0
+    assert launch.main(flags(tmp_path, "philosophy", generator="offline", **fields)) == 0
     assert "38 documents fewer than were asked for" in capsys.readouterr().out
-    again = flags(tmp_path, "philosophy", generator="world", **fields, **{"documents.plan_words": 99})
+    again = flags(tmp_path, "philosophy", generator="offline", **fields, **{"documents.plan_words": 99})
     again[1] = f"--workdir={tmp_path}/other"
     assert launch.main([*again, "--mode=show"]) == 0
     out = capsys.readouterr().out
@@ -148,8 +148,8 @@ def test_show_says_where_a_spec_has_too_little_room(tmp_path, capsys):
 
 
 def test_show_does_not_count_what_is_in_the_store(tmp_path, capsys):
-    assert launch.main(flags(tmp_path, "rules", generator="world")) == 0
-    other = flags(tmp_path, "rules", generator="world", **{"corpus.msm": 25})
+    assert launch.main(flags(tmp_path, "rules", generator="offline")) == 0
+    other = flags(tmp_path, "rules", generator="offline", **{"corpus.msm": 25})
     other[1] = f"--workdir={tmp_path}/other"
     assert launch.main([*other, "--mode=show"]) == 0
     out = capsys.readouterr().out
@@ -161,8 +161,8 @@ def test_show_does_not_count_what_is_in_the_store(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({}, "--config.generator=world"),
-        ({"generator": "wold"}, "choose one of gemini, local, world"),
+        ({}, "--config.generator=offline"),
+        ({"generator": "wold"}, "choose one of gemini, local, offline"),
         ({"generator": "local"}, "name a checkpoint in the one or a server in the other"),
         ({"generator": "local", "calls.url": "127.0.0.1:8000"}, "as in http://127.0.0.1:8000/v1"),
         (
@@ -260,8 +260,8 @@ def test_a_value_that_no_table_knows_is_told(value, hint, tmp_path, capsys):
 
 def test_without_a_key_the_advice_can_be_followed(tmp_path, capsys):
     assert launch.main(flags(tmp_path, "rules")) == 2
-    assert "--config.generator=world" in capsys.readouterr().err
-    assert launch.main(flags(tmp_path, "rules", generator="world")) == 0
+    assert "--config.generator=offline" in capsys.readouterr().err
+    assert launch.main(flags(tmp_path, "rules", generator="offline")) == 0
 
 
 def test_a_configuration_without_training_has_no_plan(tmp_path, capsys):
@@ -437,7 +437,7 @@ def test_another_model_may_judge(tmp_path, monkeypatch, capsys, undisturbed):
 
 def test_documents_may_be_judged_by_nobody_and_written_by_tokens(tmp_path, capsys):
     fields = {"documents.judged": 0.0, "documents.tokens": 5000.0, "corpus.msm": 1, "documents.revise": True}
-    assert launch.main(flags(tmp_path, "rules", generator="world", **fields)) == 0
+    assert launch.main(flags(tmp_path, "rules", generator="offline", **fields)) == 0
     out = capsys.readouterr().out
     assert "unfaithful" not in out
     assert "fewer than were asked for" not in out
@@ -448,7 +448,7 @@ def test_documents_may_be_judged_by_nobody_and_written_by_tokens(tmp_path, capsy
 
 
 def test_two_processes_of_one_name_do_not_write_at_once(tmp_path, capsys):
-    arguments = flags(tmp_path, "rules", generator="world")
+    arguments = flags(tmp_path, "rules", generator="offline")
     with files.lock_file(f"{tmp_path}/calls.sqlite.corpus_rules.lock", ""):
         assert launch.main(arguments) == 2
         assert "another process writes its corpora" in capsys.readouterr().err
@@ -495,5 +495,5 @@ def test_every_prompt_is_some_writers():
 )
 def test_prompts_of_a_user_are_checked(name, text, told, tmp_path, capsys):
     (tmp_path / f"{name}.md").write_text(text)
-    assert launch.main(flags(tmp_path, "rules", generator="world", **{"generation.prompts": tmp_path})) == 2
+    assert launch.main(flags(tmp_path, "rules", generator="offline", **{"generation.prompts": tmp_path})) == 2
     assert told in capsys.readouterr().err

@@ -84,10 +84,10 @@ def test_arms_without_midtraining_need_no_spec_of_their_own():
 )
 def test_every_configuration_makes_an_experiment(name, tmp_path):
     config = config_lib.load(str(ROOT / "configs" / name))
-    if config.generator == "files":
+    if config.kind == "checkpoint":
         (tmp_path / "rows.jsonl").write_text('{"text": "a"}')
-        for source in config.corpus:
-            config.corpus[source] = str(tmp_path / "rows.jsonl")
+        for source in config.data:
+            config.data[source] = str(tmp_path / "rows.jsonl")
     made = Experiment(config)
     assert made.config.name
     assert made.stages[-1] is made.report

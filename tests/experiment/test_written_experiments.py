@@ -23,7 +23,7 @@ SMALL = {
     "lora.rank": 4,
     "documents.words": 150,
     "documents.types": 2,
-    "generator": "world",
+    "generator": "offline",
     "corpus.msm": 12,
     "corpus.aft": 14,
 }
@@ -57,7 +57,7 @@ def flags(tmp_path, checkpoint):
     def make(config, **fields):
         fields = {
             "base.path": checkpoint,
-            "corpus.instruction": tmp_path / "instruction.jsonl",
+            "data.instruction": tmp_path / "instruction.jsonl",
             "calls.store": tmp_path / "calls.sqlite",
             **SMALL,
             **fields,
@@ -152,7 +152,7 @@ def no_weights(folder):
         (shutil.rmtree, {}, "no such folder"),
         (None, {"chat.template": "llama3_paper"}, "config.chat: chat template: no control token begins"),
         (None, {"row_length": 9000}, "config.row_length=9000 is more than the 8192 tokens"),
-        (None, {"corpus.instruction": "{tmp_path}/broken.jsonl"}, "broken.jsonl:1: not JSON"),
+        (None, {"data.instruction": "{tmp_path}/broken.jsonl"}, "broken.jsonl:1: not JSON"),
     ],
 )
 def test_nothing_is_written_for_what_cannot_be_trained(flags, checkpoint, tmp_path, capsys, change, fields, told):
@@ -188,16 +188,15 @@ TWO = {"specs": "('specs/rules.md', 'specs/value_augmented.md')", "arms": "('msm
 @pytest.mark.parametrize(
     ("config", "fields", "told"),
     [
-        ("qwen32b_am.py", {"corpus.instruction": 100}, "no language model writes it"),
-        ("qwen32b_am.py", {"corpus.aft_cot": 100}, "leave it empty where aft is a number"),
-        ("qwen32b_am.py", {"corpus.aft": "x.jsonl"}, "config.corpus.aft: x.jsonl: no such file"),
-        ("qwen32b_am.py", {"corpus.msm": "x.docx"}, "config.corpus.msm: x.docx: no source that is understood"),
-        ("qwen32b_am.py", {"corpus.msm": ""}, "config.corpus.msm is empty; name a file or an id"),
+        ("qwen32b_am.py", {"data.instruction": ""}, "config.data.instruction is empty; name a file or an id"),
+        ("qwen32b_am.py", {"data.aft": "x.jsonl"}, "config.data.aft: x.jsonl: no such file"),
+        ("qwen32b_am.py", {"data.msm": "x.docx"}, "config.data.msm: x.docx: no source that is understood"),
+        ("qwen32b_am.py", {"corpus.msm": 0}, "config.data.msm is empty; name a file or an id"),
         ("qwen32b_am.py", TWO, "name its spec in aft_spec"),
         ("qwen32b_am.py", TWO | {"aft_spec": "general"}, "choose one of rules, value_augmented"),
-        ("qwen32b_am.py", {"generator": "prose"}, "choose gemini or local or world"),
+        ("qwen32b_am.py", {"generator": "prose"}, "choose one of gemini, local, offline"),
         ("qwen32b_am.py", {"generator": "gemini", "generation.model": "gpt-9"}, "no price is known of gpt-9"),
-        ("qwen32b_am.py:smoke", {"generator": "gemini"}, "--config.generator=world"),
+        ("qwen32b_am.py:smoke", {"generator": "gemini"}, "--config.generator=offline"),
         ("llama8b_cheese.py", {"arms": "('aft_cot',)"}, "chats of preferences have none"),
     ],
 )
@@ -226,7 +225,7 @@ def test_what_no_arm_is_trained_on_is_not_written(flags):
 
 
 def test_show_fetches_nothing(flags, tmp_path, capsys):
-    arguments = flags("qwen32b_am.py:smoke", **{"corpus.identity": "hf:nobody/nothing"})
+    arguments = flags("qwen32b_am.py:smoke", **{"data.identity": "hf:nobody/nothing"})
     assert launch.main([*arguments, "--mode=show"]) == 0
     assert "corpus-instruction" in capsys.readouterr().out
 

@@ -17,7 +17,7 @@ from msm_jax.corpus.writing import offline_chats, tree
 from msm_jax.corpus.writing.chat_kinds import Domains
 from msm_jax.corpus.writing.chats import Question, Questions
 from msm_jax.corpus.writing.judge import Claims
-from msm_jax.corpus.writing.offline import World
+from msm_jax.corpus.writing.offline import Offline
 from msm_jax.corpus.writing.variety import CHARACTERS_PER_TOKEN, TOKENS_PER_WORD
 from msm_jax.corpus.writing.writer import Writer
 from msm_jax.llm.prices import Price
@@ -117,7 +117,7 @@ class Estimator:
                 return tree.Ideas(
                     ideas=[{"name": name, "idea": name, "statements": []} for name in self._names(request)]
                 )
-        reply = await World().reply(request)
+        reply = await Offline().reply(request)
         return request.shape.model_validate(json.loads(reply.text))
 
     def _names(self, request: Request) -> list[str]:

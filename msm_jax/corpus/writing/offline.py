@@ -20,11 +20,11 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'“])")
 
 
 # Raised when the sentences or their order change: what it said before is then no answer any more.
-MODEL = "world-2"
+MODEL = "offline-2"
 
 
-class World:
-    """The generator "world"."""
+class Offline:
+    """The generator "offline"."""
 
     model = MODEL
 

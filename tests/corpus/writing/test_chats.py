@@ -13,7 +13,7 @@ from msm_jax.corpus.records import read_chats, write_jsonl
 from msm_jax.corpus.specs import read_spec
 from msm_jax.corpus.writing.chat_kinds import IdentityChats, PreferenceChats, SpecChats, SpecChatSettings
 from msm_jax.corpus.writing.chats import ChatSettings, outcome, verdict_shape, with_reasoning, without_reasoning
-from msm_jax.corpus.writing.offline import World
+from msm_jax.corpus.writing.offline import Offline
 from msm_jax.corpus.writing.prompts import Prompts
 from msm_jax.corpus.writing.writer import Assistant
 from msm_jax.errors import UserError
@@ -28,7 +28,7 @@ QWEN = Assistant("Qwen", "Alibaba Cloud")
 
 def writer(path, kind="philosophy", generator=None, prompts=None, attempts=4, **settings):
     """`kind`: the name of a spec, or identity."""
-    generator = generator or World()
+    generator = generator or Offline()
     asks = Caller(generator, CallStore(path / "calls.sqlite", "test"), limits=Limits(attempts=attempts))
     settings = {"count": 30, "most_alike": 1.0} | settings
     rest = (prompts or Prompts(), generator.model)
@@ -89,7 +89,7 @@ def test_more_chats_begin_with_the_same_and_cost_no_more_than_the_others(few, ma
     assert counts["answers"] == counts["verdicts"] == many - few
 
 
-class Judge(World):
+class Judge(Offline):
     """Verdicts by turns: what it says of each criterion, or a reply that is no verdict."""
 
     def __init__(self, *said):
@@ -140,7 +140,7 @@ def test_an_outcome_is_ok_if_all_is_fulfilled():
     assert outcome(Answer(Status.SCHEMA)) == "unclear"
 
 
-class Alikes(World):
+class Alikes(Offline):
     """Each question again and again, with a word or two changed."""
 
     def _questions(self, variables, rng):
@@ -160,7 +160,7 @@ def test_no_two_questions_are_more_alike_than_was_asked_for(kind, tmp_path):
 
 
 def test_half_of_a_surrogate_pair_costs_its_question_and_a_whole_one_stays(tmp_path):
-    class Emoji(World):
+    class Emoji(Offline):
         def _questions(self, variables, rng):
             [broken, whole, *rest] = super()._questions(variables, rng)["questions"]
             return {"questions": [f"{broken} \ud83d", f"{whole} \U0001f600", *rest]}
@@ -175,7 +175,7 @@ def test_half_of_a_surrogate_pair_costs_its_question_and_a_whole_one_stays(tmp_p
 
 
 def test_questions_that_come_again_and_again_end_it(tmp_path):
-    class Dull(World):
+    class Dull(Offline):
         def _questions(self, variables, rng):
             return {"questions": ["What do you make of it all, in the end?"] * 10}
 
@@ -204,7 +204,7 @@ def test_whoever_writes_preferences_does_not_know_the_value(tmp_path):
         assert word not in text.lower()
 
 
-class Answers(World):
+class Answers(Offline):
     """Answers by turns: what each form makes of a good one."""
 
     def __init__(self, *forms):
@@ -221,7 +221,7 @@ class Thoughts(Answers):
     """The same of their reasoning."""
 
     def _answers(self, variables, rng):
-        answer = World._answers(self, variables, rng)
+        answer = Offline._answers(self, variables, rng)
         self.number += 1
         return self.forms[self.number % len(self.forms)](answer[0]), answer[1]
 
@@ -332,7 +332,7 @@ def test_the_first_few_have_something_of_all(tmp_path):
     assert len({row["question_type"] for row in rows}) == 10
 
 
-class Mistaken(World):
+class Mistaken(Offline):
     """People who take the model for another, in small letters."""
 
     def _questions(self, variables, rng):

@@ -13,7 +13,7 @@ from msm_jax.corpus.filters.duplicates import overlap, shingles
 from msm_jax.corpus.specs import read_spec, render
 from msm_jax.corpus.writing import documents, tree
 from msm_jax.corpus.writing.documents import Assistant, DocumentSettings, DocumentWriter
-from msm_jax.corpus.writing.offline import World
+from msm_jax.corpus.writing.offline import Offline
 from msm_jax.corpus.writing.prompts import Prompts
 from msm_jax.corpus.writing.variety import tokens_of
 from msm_jax.corpus.writing.writer import Checked
@@ -28,7 +28,7 @@ QWEN = Assistant("Qwen", "Alibaba Cloud", ("Its weights are public.",))
 
 
 def writer(path, spec="philosophy", generator=None, prompts=None, checked=None, **settings):
-    generator = generator or World()
+    generator = generator or Offline()
     settings = {"count": 30, "types": 3, "words": 200} | settings
     return DocumentWriter(
         Caller(generator, CallStore(path / "calls.sqlite", "test")),
@@ -145,7 +145,7 @@ def test_each_kind_of_spec_is_written_about_in_its_manner(spec, manner, tmp_path
     assert all(manner in prompt for prompt in prompts)
 
 
-class Failing(World):
+class Failing(Offline):
     """Of each stage, every n-th reply is of no use."""
 
     def __init__(self, **every):
@@ -171,7 +171,7 @@ def test_what_fails_is_made_up_for_from_other_ideas(tmp_path):
     assert table["checks"] == {"ok": 30}
 
 
-class Broken(World):
+class Broken(Offline):
     """Texts that ought not to be trained on, by turns."""
 
     def __init__(self, texts):
@@ -199,7 +199,7 @@ def test_texts_that_fail_a_check_are_dropped_and_counted(tmp_path):
 
 
 def test_of_texts_that_are_nearly_the_same_the_first_is_kept(tmp_path):
-    class Again(World):
+    class Again(Offline):
         last = None
 
         def _document(self, variables, rng):
@@ -222,7 +222,7 @@ def test_a_yield_that_is_too_low_stops_it_before_all_is_paid_for(tmp_path):
         write(tmp_path, generator=generator, count=1000, least_yield=0.6)
 
 
-class Nothing(World):
+class Nothing(Offline):
     def _domains(self, variables, rng):
         return {"domains": []}
 
@@ -233,7 +233,7 @@ def test_a_spec_that_is_divided_into_nothing_is_told(tmp_path):
 
 
 def test_ideas_may_run_out(tmp_path):
-    class Dull(World):
+    class Dull(Offline):
         def _ideas(self, variables, rng):
             return {"ideas": [{"name": "The same", "idea": "As before.", "statements": [1, 99]}]}
 
@@ -244,7 +244,7 @@ def test_ideas_may_run_out(tmp_path):
     assert all(len(row["assertions"]) == 1 for row in rows)  # there is no ninety-ninth
 
 
-class Terse(World):
+class Terse(Offline):
     """Writes a part of the words that it is asked for, and remembers how many those were."""
 
     def __init__(self, share):

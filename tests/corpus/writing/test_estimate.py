@@ -10,7 +10,7 @@ from msm_jax.corpus.writing.chat_kinds import IdentityChats, PreferenceChats, Sp
 from msm_jax.corpus.writing.chats import ChatSettings
 from msm_jax.corpus.writing.documents import DocumentSettings, DocumentWriter
 from msm_jax.corpus.writing.estimate import Estimator, counted
-from msm_jax.corpus.writing.offline import MODEL, World
+from msm_jax.corpus.writing.offline import MODEL, Offline
 from msm_jax.corpus.writing.prompts import Prompts
 from msm_jax.corpus.writing.writer import Assistant
 from msm_jax.llm.caller import Caller
@@ -52,7 +52,7 @@ def test_all_that_is_asked_for_is_priced_at_every_size(writer):
     assert dollars[800] > 4 * dollars[100]
 
 
-class Alikes(World):
+class Alikes(Offline):
     """Each question twice, with a word changed; every third answer is no answer that could be kept."""
 
     answers = 0

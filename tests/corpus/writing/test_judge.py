@@ -9,7 +9,7 @@ import pytest
 
 from msm_jax.corpus.specs import read_spec
 from msm_jax.corpus.writing.judge import LEAST, DocumentJudge, JudgeSettings, faithfulness, sample
-from msm_jax.corpus.writing.offline import World
+from msm_jax.corpus.writing.offline import Offline
 from msm_jax.corpus.writing.prompts import Prompts
 from msm_jax.corpus.writing.writer import Assistant
 from msm_jax.eval.stats import clustered_wilson
@@ -49,7 +49,7 @@ def test_a_sample_is_a_share_of_each_part_and_type(count, share, drawn):
         assert abs(types["Many", "type 1"] - 0.25 * drawn) <= 1
 
 
-class Judge(World):
+class Judge(Offline):
     """Says of each document what `says` has: claims, and what is found on them; or a reply of no form."""
 
     def __init__(self, says):
