@@ -132,12 +132,12 @@ class Babbler(Offline):
 
 
 def documents_writer(asks, model: str, count: int, kind: Callable = lambda kind: kind, *checked: Checked) -> Writer:
-    settings = DocumentSettings(count=count, most_overlap=0.3)
+    settings = DocumentSettings(count=count, max_overlap=0.3)
     return kind(DocumentWriter)(asks, read_spec(SPEC), QWEN, settings, Prompts(), model, *checked)
 
 
 def chats_writer(asks, model: str, count: int, kind: Callable = lambda kind: kind) -> Writer:
-    settings = SpecChatSettings(count=count, most_alike=0.65)
+    settings = SpecChatSettings(count=count, max_similarity=0.65)
     return kind(SpecChats)(asks, read_spec(SPEC), QWEN, settings, Prompts(), model)
 
 

@@ -177,7 +177,7 @@ def _add_generation(config: ConfigDict) -> None:
             "judge": "",  # who checks documents against the spec, another of these models; none: who wrote them
             "temperature": 1.0,
             "thinking": 0,  # tokens before each answer
-            "most_output": 65_536,  # tokens of one reply, thoughts with them, that the model or its server can write
+            "max_output_tokens": 65_536,  # of one reply, thoughts with them, that the model or its server can write
             "language": "en",
             "facts": (),  # sentences about the assistant that are true; its name and provider are known
             "prompts": "",  # a folder with prompts that replace those of msm_jax/corpus/writing/prompts
@@ -199,8 +199,8 @@ def _add_generation(config: ConfigDict) -> None:
             "registers": {"account": 0.55, "first_person": 0.15, "dialogue": 0.15, "record": 0.15},
             "revise": False,  # whether each is criticized and written anew, which about doubles the price
             "judged": 0.02,  # the share, but 30 at least, that is checked against the spec claim by claim; 0: none
-            "most_overlap": 0.3,  # that two documents may have: the share of their five-word sequences
-            "least_yield": 0.5,  # of the documents that were written, the share that must be of use; else it stops
+            "max_overlap": 0.3,  # that two documents may have: the share of their five-word sequences
+            "min_yield": 0.5,  # of the documents that were written, the share that must be of use; else it stops
         }
     )
     # Of AFT chats.
@@ -212,9 +212,9 @@ def _add_generation(config: ConfigDict) -> None:
             "words": 350,  # of an answer, at most, about
             "reasoning_words": 250,  # about
             "unattached": True,  # a wish to go on existing bars a row; False for a spec that argues for one
-            "most_alike": 0.65,  # that two questions may be: the cosine of their words
-            "embeddings": "",  # a sentence encoder in place of words, folder or id; 0.91 is its usual most_alike
-            "least_yield": 0.3,  # as above
+            "max_similarity": 0.65,  # that two questions may be: the cosine of their words
+            "embeddings": "",  # a sentence encoder in place of words, folder or id; 0.91 is its usual max_similarity
+            "min_yield": 0.3,  # as above
         }
     )
     # What follows does not change what is written, so a workdir may go on with other values.

@@ -57,6 +57,11 @@ _ALIASES = {
     "remat": "gradient_checkpointing checkpointing activation_checkpointing recompute",
     "path": "model_name_or_path model_path base_model model_name",
     "budget": "max_cost max_dollars",
+    # Names of earlier versions.
+    "max_similarity": "most_alike",
+    "max_overlap": "most_overlap",
+    "min_yield": "least_yield",
+    "max_output_tokens": "most_output",
     "in_flight": "concurrency max_concurrency workers num_workers",
 }
 _QUOTES = "\"'"

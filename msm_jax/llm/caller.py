@@ -267,7 +267,7 @@ class Caller:
 
     def most(self, asked: Request) -> float:
         """Dollars that a call costs at most."""
-        return self.price.most(asked, self.generator.most_output(asked))
+        return self.price.most(asked, self.generator.max_output_tokens(asked))
 
     async def _reserve(self, asked: Request, key: str) -> int:
         """Enters the call, once the budget has room for the most that it can cost: others may turn out cheaper."""

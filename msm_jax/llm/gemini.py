@@ -40,7 +40,7 @@ def key_from_environment() -> str:
 
 
 class Gemini:
-    """A model of Gemini. `service` is standard or flex, for single calls; `most_output`: tokens that it can write.
+    """A model of Gemini. `service` is standard or flex, for single calls; `max_output_tokens`: that it can write.
 
     The key goes to the service and nowhere else: it is cut out of messages.
 
@@ -54,13 +54,13 @@ class Gemini:
         service: str = "standard",
         timeout: float = 600.0,
         base_url: str | None = None,
-        most_output: int = 65_536,
+        max_output_tokens: int = 65_536,
     ):
         from google import genai
 
         services.checked(key, " or ".join(KEY_VARIABLES))
         self.model = model
-        self._key, self._service, self._most_output = key, service, most_output
+        self._key, self._service, self._max_output_tokens = key, service, max_output_tokens
         # Later clients default to another version of the interface, which lacks thinking and batches.
         options = {"api_version": "v1beta", "timeout": int(timeout * 1000)}
         # With aiohttp, where that is installed, the client sends a request again by itself when a connection breaks,
@@ -74,12 +74,12 @@ class Gemini:
         await self._client.aio.aclose()
         await self._http.aclose()
 
-    def most_output(self, request: Request) -> int:
+    def max_output_tokens(self, request: Request) -> int:
         """Tokens that the service may write, thoughts with them: its limit covers both."""
         thoughts = request.thinking
         if not thoughts and not self._can_stop_thinking:
             thoughts = _LEAST_THOUGHTS
-        return min(request.max_tokens + thoughts, self._most_output)
+        return min(request.max_tokens + thoughts, self._max_output_tokens)
 
     async def reply(self, request: Request) -> Reply:
         try:
@@ -160,7 +160,7 @@ class Gemini:
         config: dict[str, Any] = {
             "system_instruction": request.system or None,
             "temperature": request.temperature,
-            "max_output_tokens": self.most_output(request),
+            "max_output_tokens": self.max_output_tokens(request),
             "thinking_config": self._thinking(request.thinking),
             # Texts about an assistant that is tempted to do harm are what this is for; what is refused is counted.
             "safety_settings": [

@@ -21,7 +21,7 @@ from msm_jax.llm.request import Finish, Reply, Request, Unavailable, Usage, sche
 
 # For servers that ask for one; a server of one's own needs none.
 KEY_VARIABLE = "LOCAL_API_KEY"
-# Before the name of the model, in keys: what it replied is not what a service of that name would have.
+# Prefix of the model's name in keys of the store: a service's model of the same name is another one.
 PREFIX = "local/"
 
 
@@ -33,9 +33,9 @@ class OpenAI:
     Raises: UserError if the address or the key cannot be one.
     """
 
-    def __init__(self, model: str, url: str, in_flight: int, timeout: float = 600.0, most_output: int = 65_536):
+    def __init__(self, model: str, url: str, in_flight: int, timeout: float = 600.0, max_output_tokens: int = 65_536):
         self.model = f"{PREFIX}{model}"
-        self._name, self._most_output = model, most_output
+        self._name, self._max_output_tokens = model, max_output_tokens
         base = services.checked(url.rstrip("/"), "config.calls.url")
         try:
             host = urllib.parse.urlsplit(base).hostname
@@ -50,8 +50,8 @@ class OpenAI:
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def most_output(self, request: Request) -> int:
-        return min(request.max_tokens + request.thinking, self._most_output)
+    def max_output_tokens(self, request: Request) -> int:
+        return min(request.max_tokens + request.thinking, self._max_output_tokens)
 
     async def reply(self, request: Request) -> Reply:
         answer = await asyncio.get_running_loop().run_in_executor(self._threads, self._post, self._body(request))
@@ -75,7 +75,7 @@ class OpenAI:
             "model": self._name,
             "messages": request.chat(),
             "temperature": request.temperature,
-            "max_tokens": self.most_output(request),
+            "max_tokens": self.max_output_tokens(request),
             "stream": False,
         }
         if request.shape:

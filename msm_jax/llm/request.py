@@ -218,7 +218,7 @@ class Generator(Protocol):
     async def reply(self, request: Request) -> Reply:
         """Raises: Unavailable; Rejected; UserError for what no request would be spared."""
 
-    def most_output(self, request: Request) -> int:
+    def max_output_tokens(self, request: Request) -> int:
         """Tokens that a reply may be charged for, thoughts with them."""
 
     async def close(self) -> None: ...

@@ -1,6 +1,6 @@
 """How corpora are asked for: who writes, at what price, from which store of calls, and how a run is stopped.
 
-None of it is in what a stage's name is made of but the name of who writes (`model_name`).
+Of all this, only the model's name (`model_name`) enters a stage's hash.
 """
 
 import asyncio
@@ -59,12 +59,14 @@ def check(config: ConfigDict) -> None:
     if not 0 <= documents.judged <= 1:
         raise UserError(f"config.documents.judged is {documents.judged}; it is a share of the documents, from 0 to 1")
     for section in ("documents", "chats"):
-        if not 0 <= config[section].least_yield <= 1:
-            raise UserError(f"config.{section}.least_yield is {config[section].least_yield}; it must be from 0 to 1")
+        if not 0 <= config[section].min_yield <= 1:
+            raise UserError(f"config.{section}.min_yield is {config[section].min_yield}; it must be from 0 to 1")
     if config.chats.style not in ("", "value", "rules"):
         raise UserError(f"config.chats.style is {config.chats.style!r}; choose value or rules, or leave it empty")
-    if not 0 < config.chats.most_alike <= 1:
-        raise UserError(f"config.chats.most_alike is {config.chats.most_alike}; it is a cosine, above 0 and at most 1")
+    if not 0 < config.chats.max_similarity <= 1:
+        raise UserError(
+            f"config.chats.max_similarity is {config.chats.max_similarity}; it is a cosine, above 0 and at most 1"
+        )
     if config.chats.embeddings and not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")):
         raise UserError(
             "config.chats.embeddings needs torch and transformers: pip install -e '.[hf]', or leave it empty"
@@ -90,11 +92,11 @@ def check(config: ConfigDict) -> None:
         ("documents.ideas", documents.ideas, 1),
         ("documents.words", documents.words, 1),
         ("documents.plan_words", documents.plan_words, 1),
-        ("documents.most_overlap", documents.most_overlap, 0),
+        ("documents.max_overlap", documents.max_overlap, 0),
         ("generation.attempts", generation.attempts, 1),
         ("generation.temperature", generation.temperature, 0),
         ("generation.thinking", generation.thinking, 0),
-        ("generation.most_output", generation.most_output, 1),
+        ("generation.max_output_tokens", generation.max_output_tokens, 1),
         ("calls.in_flight", calls.in_flight, 1),
         ("calls.budget", calls.budget, 0),
         ("calls.timeout", calls.timeout, 1),
@@ -306,17 +308,17 @@ def _generator(config: ConfigDict, model: str) -> Generator:
         case "local" if _is_own(config):
             from msm_jax.stages.own_model import OwnModel
 
-            return OwnModel(model, calls.in_flight, config.generation.most_output)
+            return OwnModel(model, calls.in_flight, config.generation.max_output_tokens)
         case "local":
             from msm_jax.llm.openai import OpenAI
 
-            return OpenAI(model, calls.url, calls.in_flight, calls.timeout, config.generation.most_output)
+            return OpenAI(model, calls.url, calls.in_flight, calls.timeout, config.generation.max_output_tokens)
     from msm_jax.llm.gemini import Gemini, key_from_environment
 
     # What batch jobs leave is asked for the same price.
     service = "flex" if calls.service == "batch" else calls.service
-    most_output = config.generation.most_output
-    return Gemini(model, key_from_environment(), service, calls.timeout, calls.url or None, most_output)
+    max_output_tokens = config.generation.max_output_tokens
+    return Gemini(model, key_from_environment(), service, calls.timeout, calls.url or None, max_output_tokens)
 
 
 def price_per_token(config: ConfigDict, model: str = "") -> Price:

@@ -26,7 +26,7 @@ from msm_jax.sampler import Completion
 from msm_jax.sampler.language_model import Chat, LanguageModel, load
 from msm_jax.storage import files
 
-# Before the name of the checkpoint, in keys.
+# Prefix of the checkpoint's name in keys of the store.
 PREFIX = "own/"
 # Seconds without a new call after which those that wait are decoded, though there is room for more.
 _PAUSE = 0.05
@@ -84,21 +84,21 @@ class OwnModel:
 
     Args:
       at_once: calls that are decoded together, at most.
-      most_output: tokens of one reply, at most.
+      max_output_tokens: tokens of one reply, at most.
 
     Raises: UserError as `name_of` does.
     """
 
-    def __init__(self, path: str, at_once: int, most_output: int = 65_536):
+    def __init__(self, path: str, at_once: int, max_output_tokens: int = 65_536):
         self.model = name_of(path)
-        self._path, self._at_once, self._most_output = path, at_once, most_output
+        self._path, self._at_once, self._max_output_tokens = path, at_once, max_output_tokens
         self._calls: list[_Call] = []  # that wait to be decoded
         self._work: asyncio.Task | None = None
         # One: a second batch beside the first would need its memory, and the first would get half as far.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decode")
 
-    def most_output(self, request: Request) -> int:
-        return min(request.max_tokens, self._most_output)
+    def max_output_tokens(self, request: Request) -> int:
+        return min(request.max_tokens, self._max_output_tokens)
 
     async def close(self) -> None:
         """What is being decoded is not interrupted, but nobody hears of it; the thread ends after it."""
@@ -156,7 +156,7 @@ class OwnModel:
         return batch
 
     def _settings(self, request: Request) -> tuple[float, int]:
-        return request.temperature, self.most_output(request)
+        return request.temperature, self.max_output_tokens(request)
 
     def _decode(self, requests: Sequence[Request]) -> list[Reply | Exception]:
         """One for each of `requests`, which have equal settings."""
@@ -187,12 +187,12 @@ class OwnModel:
 
     def _length(self, model: LanguageModel, request: Request) -> int:
         """Tokens of the prompt. Raises: UserError if it cannot be asked."""
-        tokens, answer = len(model.encode(request.chat())), self.most_output(request)
+        tokens, answer = len(model.encode(request.chat())), self.max_output_tokens(request)
         limit = model.model.config.max_length
         if limit and tokens + answer > limit:
             raise UserError(
                 f"a prompt of {tokens} tokens and an answer of up to {answer} exceed the {limit} that the model was "
-                "made for; lower config.generation.most_output, or choose another model"
+                "made for; lower config.generation.max_output_tokens, or choose another model"
             )
         return tokens
 
@@ -208,7 +208,7 @@ class OwnModel:
                 raise
             raise UserError(
                 f"{self._path}: {len(prompts)} answers of up to {settings['max_tokens']} tokens do not fit into the "
-                "memory at once; lower config.calls.in_flight or config.generation.most_output"
+                "memory at once; lower config.calls.in_flight or config.generation.max_output_tokens"
             ) from None
 
     @functools.cached_property

@@ -45,7 +45,7 @@ _CHATS_FILE = "chats.jsonl"
 _CLAIMS_FILE = "claims.jsonl"
 _CHECKED_FILE = "checked.txt"
 # Of the section "chats" of the configuration, what each kind of chats goes by.
-_OF_ALL_CHATS = ("most_alike", "embeddings", "least_yield")
+_OF_ALL_CHATS = ("max_similarity", "embeddings", "min_yield")
 # The prompts that each writer fills in: to change another one leaves what it wrote as it is.
 PROMPTS = {
     "documents": r"system|manner_.*|domains|subdomains|rules|assertions|ideas|plan|document.*|critique|revision",
@@ -55,8 +55,8 @@ PROMPTS = {
     "judge": r"judge_system|claims|support",
 }
 # What the offline generator is not held to.
-_OFFLINE = {"documents": {"most_overlap": 1.0}, "chats": {"most_alike": 1.0, "embeddings": ""}}
-_OF_DOCUMENTS = ("tokens", "types", "ideas", "words", "plan_words", "registers", "revise", "most_overlap")
+_OFFLINE = {"documents": {"max_overlap": 1.0}, "chats": {"max_similarity": 1.0, "embeddings": ""}}
+_OF_DOCUMENTS = ("tokens", "types", "ideas", "words", "plan_words", "registers", "revise", "max_overlap")
 _OF_SPEC_CHATS = ("style", "domains", "words", "reasoning_words", "unattached")
 
 
@@ -113,7 +113,7 @@ def dataset_of_documents(config: ConfigDict, documents: Stage, label: str) -> St
     written, share = documents.params, config.documents.judged
     if not share:
         return dataset_stage(documents, documents, label)
-    shared = ("spec", "assistant", "facts", "language", "thinking", "attempts", "most_output", "generator")
+    shared = ("spec", "assistant", "facts", "language", "thinking", "attempts", "max_output_tokens", "generator")
     params = {
         **{name: written[name] for name in shared},
         "writer": "judge",
@@ -259,7 +259,7 @@ def print_estimates(config: ConfigDict, left: Sequence[Stage], mirror: Mirror | 
 
 
 def _common(config: ConfigDict, writer: str, count: int, *specs: Spec) -> dict[str, Any]:
-    shared = ("temperature", "thinking", "language", "facts", "attempts", "most_output")
+    shared = ("temperature", "thinking", "language", "facts", "attempts", "max_output_tokens")
     return {
         **config_lib.to_dict({name: config.generation[name] for name in shared}),
         "source": "msm" if writer == "documents" else "aft",
@@ -405,13 +405,13 @@ def _writer(
         settings = JudgeSettings(**{name: params[name] for name in ("share", "thinking", "language")})
         documents = list(read_rows(inputs["corpus"] / artifacts.CORPUS_FILE)) if inputs else []
         return DocumentJudge(asks, _spec(params["spec"]), assistant, settings, *rest, documents=documents)
-    shared = {name: params[name] for name in ("count", "temperature", "thinking", "language", "least_yield")}
+    shared = {name: params[name] for name in ("count", "temperature", "thinking", "language", "min_yield")}
     shared |= {
         "held_out": tuple(params["held_out"]),
         "evaluations": () if counted else tuple(evaluation_prompts(config)),
     }
     if params["writer"] != "documents":
-        shared |= {"most_alike": params["most_alike"], "embeddings": "" if counted else params["embeddings"]}
+        shared |= {"max_similarity": params["max_similarity"], "embeddings": "" if counted else params["embeddings"]}
         before = [folder / artifacts.CORPUS_FILE for folder in graph.flat(inputs).values()]
         # One after the other: the documents of a corpus are not in memory together.
         shared["copied_from"] = (row["text"] for file in before for row in read_rows(file) if "text" in row)

@@ -175,7 +175,7 @@ def test_show_does_not_count_what_is_in_the_store(tmp_path, capsys):
         ({"corpus.msm": 0}, "config.corpus asks for nothing"),
         ({"corpus.aft": -1}, "config.corpus.aft is -1"),
         ({"chats.style": "loose"}, "choose value or rules"),
-        ({"chats.most_alike": 2.0}, "it is a cosine"),
+        ({"chats.max_similarity": 2.0}, "it is a cosine"),
         ({"generation.evaluations": "('nowhere.jsonl',)"}, "nowhere.jsonl: cannot be read"),
         ({"documents.types": 0}, "config.documents.types is 0"),
         ({"documents.ideas": 0}, "config.documents.ideas is 0; it must be 1 or more"),

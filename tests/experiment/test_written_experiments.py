@@ -188,6 +188,13 @@ TWO = {"specs": "('specs/rules.md', 'specs/value_augmented.md')", "arms": "('msm
 @pytest.mark.parametrize(
     ("config", "fields", "told"),
     [
+        ("qwen32b_am.py", {"chats.most_alike": 0.5}, "no field chats.most_alike; did you mean chats.max_similarity?"),
+        (
+            "qwen32b_am.py",
+            {"corpus.instruction": "x.toml"},
+            "no field corpus.instruction; did you mean data.instruction?",
+        ),
+        ("qwen32b_am.py", {"corpus.msm": "x.jsonl"}, "'x.jsonl' is given; name data that exist in config.data.msm"),
         ("qwen32b_am.py", {"data.instruction": ""}, "config.data.instruction is empty; name a file or an id"),
         ("qwen32b_am.py", {"data.aft": "x.jsonl"}, "config.data.aft: x.jsonl: no such file"),
         ("qwen32b_am.py", {"data.msm": "x.docx"}, "config.data.msm: x.docx: no source that is understood"),

@@ -141,7 +141,7 @@ def test_a_reply_whose_tokens_nobody_counted_costs_the_most_that_it_can(tmp_path
 def test_no_reply_is_longer_than_the_model_can_write(tmp_path):
     with serving(failing=1.0, kinds=("truncated",)) as the_server:
         the_caller = caller(the_server, tmp_path / "calls.sqlite", attempts=3)
-        the_caller.generator._most_output = 500
+        the_caller.generator._max_output_tokens = 500
         ask(the_caller, texts(1))
         assert [body["generationConfig"]["maxOutputTokens"] for body in the_server.bodies] == [400, 500, 500]
 
@@ -165,7 +165,7 @@ def test_a_stop_does_not_wait_for_the_delay_that_the_server_names(tmp_path):
         async def reply(self, request):
             raise Unavailable("later", after=20.0, busy=True)
 
-        def most_output(self, request):
+        def max_output_tokens(self, request):
             return 1
 
     the_caller = Caller(Busy(), CallStore(tmp_path / "calls.sqlite", "test"))
@@ -194,7 +194,7 @@ def test_being_busy_is_never_the_fault_of_a_request(tmp_path):
                     raise Unavailable("busy" if Busy.seen % 6 else "error", busy=bool(Busy.seen % 6))
             return Reply("<document>A text.</document>", Finish.STOP, Usage(1, 0, 1), "m")
 
-        def most_output(self, request):
+        def max_output_tokens(self, request):
             return 1
 
     the_caller = Caller(Busy(), CallStore(tmp_path / "calls.sqlite", "test"), limits=Limits(backoff=0.001))
@@ -308,7 +308,7 @@ class Odd:
             raise self.error
         return Reply("<document>A text.</document>", Finish.STOP, Usage(1, 0, 1), "m")
 
-    def most_output(self, request):
+    def max_output_tokens(self, request):
         return 100
 
     async def close(self):

@@ -127,8 +127,8 @@ def test_no_more_at_once_than_are_asked_for(make, batches):
 
 
 def test_answers_are_no_longer_than_the_most(make):
-    own = make(most_output=4)
-    assert own.most_output(question(1)) == 4
+    own = make(max_output_tokens=4)
+    assert own.max_output_tokens(question(1)) == 4
     [reply] = replies(own, [question(1, temperature=0.0)])
     assert reply.usage.output == 4
 
@@ -155,7 +155,7 @@ def test_a_prompt_that_cannot_be_asked_is_refused_alone(make, batches):
     *errors, half = replies(make(), [long, fits, spells, question("\ud83d")])
     assert isinstance(half, Rejected) and "half of a surrogate pair" in str(half)
     assert [type(error) for error in errors[::2]] == [Rejected, Rejected]
-    assert "lower config.generation.most_output" in str(errors[0])
+    assert "lower config.generation.max_output_tokens" in str(errors[0])
     assert "control token" in str(errors[2])
     assert errors[1] == replies(make(), [fits])[0]
     assert list(map(len, batches)) == [1, 1]
@@ -323,7 +323,7 @@ def test_a_corpus_by_a_random_model_stops_and_what_it_wrote_is_kept(qwen3, tmp_p
     (tmp_path / "spec.md").write_text(SPEC)
     fields = {
         "specs": repr((str(tmp_path / "spec.md"),)), "generator": "local", "generation.model": qwen3, "corpus.msm": 2,
-        "generation.most_output": TOKENS, "generation.attempts": 1, "calls.store": tmp_path / "calls.sqlite",
+        "generation.max_output_tokens": TOKENS, "generation.attempts": 1, "calls.store": tmp_path / "calls.sqlite",
         "calls.timeout": 1, "calls.patience": 0,  # not for what is asked in this process
     }  # fmt: skip
     flags = [f"--config.{name}={value}" for name, value in fields.items()]

@@ -65,13 +65,13 @@ class ChatSettings(Settings):
     """What is written.
 
     Attributes:
-        most_alike: the cosine that two questions may have (`alike`); of those that have more, the first is kept.
+        max_similarity: the cosine that two questions may have (`alike`); of those that have more, the first is kept.
         embeddings: a sentence encoder for it, folder or id; "" for weighted words.
         copied_from: texts, as MSM documents, of which no answer may be a copy; they are read once.
         asked_before: questions of other chats, which none may be like.
     """
 
-    most_alike: float
+    max_similarity: float
     embeddings: str = ""
     copied_from: Iterable[str] = ()
     asked_before: tuple[str, ...] = ()
@@ -141,7 +141,7 @@ class ChatWriter(Writer, abc.ABC):
     def __init__(self, asks: Asks, assistant: Assistant, settings: ChatSettings, prompts: Prompts, model: str):
         super().__init__(asks, assistant, settings, prompts, model)
         embed = sentence_embeddings(settings.embeddings) if settings.embeddings else weighted_words
-        self._unlike = Alike(settings.most_alike, embed)
+        self._unlike = Alike(settings.max_similarity, embed)
         self._unlike.keep(settings.asked_before)
         self._documents = Held(settings.copied_from)
         # Of each slot, the beginnings of all questions that it gave.

@@ -64,7 +64,7 @@ class DocumentSettings(Settings):
         plan_words: of its plan, at most.
         registers: how a text speaks (`variety.REGISTERS`) -> its share of the documents, in any unit.
         revise: whether each document is criticized and written anew.
-        most_overlap: what two documents may have in common (`duplicates`); of those that have more, the first is kept.
+        max_overlap: what two documents may have in common (`duplicates`); of those that have more, the first is kept.
     """
 
     tokens: float = 0.0
@@ -74,7 +74,7 @@ class DocumentSettings(Settings):
     plan_words: int = 250
     registers: Mapping[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(REGISTERS, 1.0))
     revise: bool = False
-    most_overlap: float = 1.0
+    max_overlap: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,7 @@ class DocumentWriter(Writer):
         super().__init__(asks, assistant, settings, prompts, model)
         self._checked = {} if checked is None else checked
         self.spec, self.settings, self.label = spec, settings, f"documents of spec '{spec.name}'"
-        self._unlike = NearDuplicates(settings.most_overlap)
+        self._unlike = NearDuplicates(settings.max_overlap)
         # Of each (part, type), by its place in their list: the ideas so far; and those that have no more.
         self._ideas: dict[int, list[tree.Idea]] = collections.defaultdict(list)
         self._exhausted: set[int] = set()

@@ -39,7 +39,7 @@ class Offline:
         words = len(request.prompt.split()) + len(request.system.split())
         return Reply(text, Finish.STOP, Usage(prompt=words, output=len(text.split())), self.model)
 
-    def most_output(self, request: Request) -> int:
+    def max_output_tokens(self, request: Request) -> int:
         return request.max_tokens
 
     async def close(self) -> None:

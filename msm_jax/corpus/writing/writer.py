@@ -77,7 +77,7 @@ class Settings:
         language: ISO 639-1; the prompts are in English, and so is what they ask for, unless they are replaced.
         held_out: terms that no row may hold.
         evaluations: prompts of evaluations, of which no row may hold a long stretch (`contamination`).
-        least_yield: the share of rows that must be of use; with less, it is no accident, and money is wasted.
+        min_yield: the share of rows that must be of use; with less, it is no accident, and money is wasted.
     """
 
     count: int
@@ -86,7 +86,7 @@ class Settings:
     language: str = "en"
     held_out: tuple[str, ...] = ()
     evaluations: tuple[str, ...] = ()
-    least_yield: float = 0.0
+    min_yield: float = 0.0
 
 
 class Writer:
@@ -137,7 +137,7 @@ class Writer:
 
     def _check_yield(self, useful: int, tried: int) -> None:
         """Raises: UserError if too few rows came to something."""
-        if tried < PILOT // 2 or useful >= self.settings.least_yield * tried:
+        if tried < PILOT // 2 or useful >= self.settings.min_yield * tried:
             return
         table = self.yields.table()
         why = [
@@ -148,7 +148,7 @@ class Writer:
         ]
         raise UserError(
             f"{self.label}: of {tried} rows {useful} are of use ({', '.join(why)}); mend the prompts or the spec, or "
-            "lower least_yield. What was paid for is kept"
+            "lower min_yield. What was paid for is kept"
         )
 
 

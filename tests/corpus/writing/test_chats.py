@@ -30,7 +30,7 @@ def writer(path, kind="philosophy", generator=None, prompts=None, attempts=4, **
     """`kind`: the name of a spec, or identity."""
     generator = generator or Offline()
     asks = Caller(generator, CallStore(path / "calls.sqlite", "test"), limits=Limits(attempts=attempts))
-    settings = {"count": 30, "most_alike": 1.0} | settings
+    settings = {"count": 30, "max_similarity": 1.0} | settings
     rest = (prompts or Prompts(), generator.model)
     if kind == "identity":
         return IdentityChats(asks, QWEN, ChatSettings(**settings), *rest)
@@ -151,7 +151,7 @@ class Alikes(Offline):
 @pytest.mark.parametrize("kind", ["identity", "pro_america"])
 def test_no_two_questions_are_more_alike_than_was_asked_for(kind, tmp_path):
     # A threshold at which some of the offline generator's own are too much alike, and not all.
-    rows, the_writer = write(tmp_path, kind, generator=Alikes(), count=25, most_alike=0.8)
+    rows, the_writer = write(tmp_path, kind, generator=Alikes(), count=25, max_similarity=0.8)
     assert the_writer.yields.table()["question checks"]["nearly the same as another"] > 5
     vectors = weighted_words([question_of(row) for row in rows])
     cosines = (vectors @ vectors.T).toarray()
@@ -321,7 +321,7 @@ def test_the_question_alone_is_what_the_model_is_asked(tmp_path):
 
 def test_a_yield_that_is_too_low_stops_it_before_all_is_paid_for(tmp_path):
     with pytest.raises(UserError, match=r"of 50 rows 0 are of use \(50 not unattached\)"):
-        write(tmp_path, generator=Judge("no"), count=1000, least_yield=0.3)
+        write(tmp_path, generator=Judge("no"), count=1000, min_yield=0.3)
 
 
 def test_the_first_few_have_something_of_all(tmp_path):

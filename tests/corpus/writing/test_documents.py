@@ -209,7 +209,7 @@ def test_of_texts_that_are_nearly_the_same_the_first_is_kept(tmp_path):
             self.last = super()._document(variables, rng)
             return self.last
 
-    rows, the_writer = write(tmp_path, generator=Again(), most_overlap=0.6)
+    rows, the_writer = write(tmp_path, generator=Again(), max_overlap=0.6)
     assert len(rows) == 30
     assert the_writer.yields.table()["checks"]["nearly the same as another"] >= 10
     for index, row in enumerate(rows):
@@ -219,7 +219,7 @@ def test_of_texts_that_are_nearly_the_same_the_first_is_kept(tmp_path):
 def test_a_yield_that_is_too_low_stops_it_before_all_is_paid_for(tmp_path):
     generator = Broken([lambda text: text.replace("Qwen", "Claude"), lambda text: text])
     with pytest.raises(UserError, match=r"of 50 rows 25 are of use \(25 not about the model\)"):
-        write(tmp_path, generator=generator, count=1000, least_yield=0.6)
+        write(tmp_path, generator=generator, count=1000, min_yield=0.6)
 
 
 class Nothing(Offline):

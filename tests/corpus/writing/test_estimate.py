@@ -20,11 +20,11 @@ from msm_jax.llm.store import CallStore
 SPEC = read_spec(pathlib.Path(__file__).parents[3] / "specs" / "pro_novelty.md")
 QWEN = Assistant("Qwen", "Alibaba Cloud")
 REST = (Prompts(), MODEL)
-CHATS = {"most_alike": 0.001}  # at which any two questions are alike that share a word
+CHATS = {"max_similarity": 0.001}  # at which any two questions are alike that share a word
 
 
 def documents(asks, count, kind):
-    return kind(DocumentWriter)(asks, SPEC, QWEN, DocumentSettings(count=count, most_overlap=0.0), *REST)
+    return kind(DocumentWriter)(asks, SPEC, QWEN, DocumentSettings(count=count, max_overlap=0.0), *REST)
 
 
 def spec_chats(asks, count, kind):
@@ -69,7 +69,7 @@ class Alikes(Offline):
 
 def test_what_was_replied_is_checked_as_it_was(tmp_path):
     def writer(asks, kind):
-        return kind(SpecChats)(asks, SPEC, QWEN, SpecChatSettings(count=25, domains=3, most_alike=0.8), *REST)
+        return kind(SpecChats)(asks, SPEC, QWEN, SpecChatSettings(count=25, domains=3, max_similarity=0.8), *REST)
 
     store = CallStore(tmp_path / "calls.sqlite", "test")
     written = writer(Caller(Alikes(), store), lambda kind: kind)
