@@ -293,7 +293,8 @@ class Experiment:
     def decoded_batches(self, store: str) -> list[str]:
         """For each kind of training stage whose rows can be had, the first rows that one of them will see."""
         rows = [stage for stage in self.stages if stage.kind is Kind.ROWS and self.at_hand(stage, store)]
-        graph.execute(rows, store)
+        if not all(done for _, done, _ in graph.status(rows, store)):
+            graph.execute(rows, store)
         batches: dict[tuple[str, ...], str] = {}
         for stage in self.stages:
             kind = (stage.section, *stage.params.get("mixture", ()))

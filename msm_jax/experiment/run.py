@@ -112,7 +112,7 @@ def _note_config(config: ConfigDict, place: Place, report: Callable[[str], None]
     if before is not None and (differing := [name for name in now | before if now.get(name) != before.get(name)]):
         first, more = differing[0], len(differing) - 1
         report(
-            f"{place.name}: its last run had another configuration ({first} was {before.get(first)} and is "
+            f"{place.name}: its last run had another configuration (config.{first} was {before.get(first)} and is "
             f"{now.get(first)}{f'; {more} more fields differ' if more else ''}); what both need is not done again"
         )
     files.write_json(path, here)

@@ -112,7 +112,7 @@ class Stage:
 
     @functools.cached_property
     def hash(self) -> str:
-        inputs = {role: stage.hash for role, stage in self.sources.items()}
+        inputs = {role: stage.hash for role, stage in self.all_inputs.items()}
         return files.fingerprint({"kind": self.kind, "version": self.version, "params": self.params, "inputs": inputs})
 
     @property
@@ -120,7 +120,7 @@ class Stage:
         return f"{self.name}-{self.hash}"
 
     @property
-    def sources(self) -> dict[str, "Stage"]:
+    def all_inputs(self) -> dict[str, "Stage"]:
         """All inputs, `flat`."""
         return flat(self.inputs)
 
@@ -262,7 +262,7 @@ def _sorted(targets: Sequence[Stage]) -> list[Stage]:
         if stage in path:
             raise ValueError(f"cycle of stages: {' -> '.join(s.name for s in (*path, stage))}")
         if stage not in ordered:
-            for source in stage.sources.values():
+            for source in stage.all_inputs.values():
                 visit(source, (*path, stage))
             ordered[stage] = None
 
@@ -316,7 +316,7 @@ def _run(stage: Stage, store: str | os.PathLike, mirror: Mirror | None = None) -
             "kind": stage.kind,
             "name": stage.name,
             "params": stage.params,
-            "inputs": {role: source.key for role, source in stage.sources.items()},
+            "inputs": {role: source.key for role, source in stage.all_inputs.items()},
             "about": stage.about,
             "summary": summary,
             "seconds": round(time.monotonic() - start, 3),
@@ -338,7 +338,7 @@ def _run(stage: Stage, store: str | os.PathLike, mirror: Mirror | None = None) -
                 f"{what} while writing {folder}: {cure} and run the same command again; finished stages are kept"
             ) from error
         path = files.missing_file(error)
-        for folder in (source.folder(store) for source in stage.sources.values()):
+        for folder in (source.folder(store) for source in stage.all_inputs.values()):
             if path and pathlib.Path(path).absolute().is_relative_to(folder.absolute()):
                 raise UserError(f"{path}: is gone, though its stage is done; {files.anew(folder)}") from error
             # What reads files of users as well does not know that a stage wrote this one.

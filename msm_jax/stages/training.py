@@ -138,7 +138,7 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
         arrays=context.arrays or context.folder,
         saved=context.send,
         identity=context.stage.hash,
-        run_config={"params": p, "inputs": {role: source.key for role, source in context.stage.sources.items()}},
+        run_config={"params": p, "inputs": {role: source.key for role, source in context.stage.all_inputs.items()}},
         flops_per_token=flops_per_token(model, sources[0].rows.row_length),
         peak_flops=peak_flops(decoder.dtype),
         describe=functools.partial(describe_batch, tokenizer),

@@ -104,7 +104,7 @@ def test_a_finished_workdir_takes_one_more_seed(copied):
     run = launched(copied.workdir, "--config.seeds=(0,1)", "--config.arms=baseline,aft")
     new = {manifest["name"] for manifest in run.manifests() if manifest["key"] not in before}
     assert new == {"instruct-baseline-s1", "aft-aft-s1", "score-baseline-s1", "score-aft-s1", "report"}
-    assert "its last run had another configuration (arms was " in run.printed
+    assert "its last run had another configuration (config.arms was " in run.printed
     assert {entry["seed"] for entry in run.report()["scores"]} == {0, 1}
 
 
@@ -156,7 +156,7 @@ def test_every_stage_has_a_manifest(ran):
     found = {manifest["key"]: manifest for manifest in ran.manifests()}
     assert set(found) == set(wanted) == {folder.name for folder in (ran.workdir / "stages").iterdir()}
     for key, manifest in found.items():
-        assert manifest["inputs"] == {role: source.key for role, source in wanted[key].sources.items()}
+        assert manifest["inputs"] == {role: source.key for role, source in wanted[key].all_inputs.items()}
         assert manifest["params"] == wanted[key].params
 
 

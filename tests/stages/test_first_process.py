@@ -28,7 +28,7 @@ def pretraining(tmp_path_factory):
         patch.chdir(ROOT)
         experiment = Experiment(config_lib.load("tests/tiny.py", []))
     [stage] = [stage for stage in experiment.stages if stage.name == "pretrain"]
-    graph.execute(list(stage.sources.values()), workdir)
+    graph.execute(list(stage.all_inputs.values()), workdir)
     return stage, stage.folders(workdir)
 
 
