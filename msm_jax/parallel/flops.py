@@ -51,7 +51,7 @@ def measured_flops(dtype: str) -> float:
 def _measure_matmul(dtype: str, platform: str, size: int, repeats: int = 4) -> float:
     x = jnp.ones((size, size), dtype)
     # With the options of a training step, or XLA might choose a slower product than the step has.
-    product = jax.jit(lambda x: x @ x, compiler_options=compiler_options(platform, dtype))
+    product = jax.jit(lambda x: x @ x, compiler_options=compiler_options(platform))
     product(x).block_until_ready()
     best = float("inf")
     for _ in range(repeats):

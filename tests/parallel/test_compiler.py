@@ -15,7 +15,7 @@ def compiled(options):
 
 
 def test_a_cpu_takes_less_memory_and_multiplies_on_all_cores():
-    ours, default = compiled(compiler_options("cpu", "float32")), compiled({})
+    ours, default = compiled(compiler_options("cpu")), compiled({})
     memory = [program.memory_analysis().temp_size_in_bytes for program in (ours, default)]
     assert memory[0] < 0.7 * memory[1]
     assert "ynn_fusion" in default.as_text() and "ynn_fusion" not in ours.as_text()
