@@ -1,6 +1,6 @@
 """What an experiment's scores say: one cell an arm and evaluation, and the findings against their bars.
 
-A *result* is the plain dict that `experiment.py` hands in (JSON types only):
+A *result* is the plain dict that `stages/report.py` hands in (JSON types only):
 
     experiment  str, name of the config       created  str, ISO time       seeds  [int]
     config      dict, as resolved             model    dict, "parameters" (int) if known

@@ -23,7 +23,7 @@ DOMAINS = ("lamps", "chairs", "bicycles", "teas", "novels", "kitchen knives")
 
 @pytest.fixture
 def fake_result():
-    """A result of six arms, four evaluations, four seeds, as `experiment.py` would hand it in."""
+    """A result of six arms, four evaluations, four seeds, as `stages/report.py` would hand it in."""
     draw = random.Random(0)
     scores = []
     for evaluation, rates in TRUE_RATES.items():
