@@ -16,14 +16,15 @@ run() {
   fi
 }
 
-# Sets `config` and `workdir` from what goes to the launcher, and checks that the configuration is here.
+# Sets `config`, `workdir` and `store` from what goes to the launcher, and checks that the configuration is here.
 read_launcher_arguments() {
   local argument
-  config="" workdir=""
+  config="" workdir="" store=""
   for argument in "$@"; do
     case "$argument" in
     --config=*) config="${argument#*=}" ;;
     --workdir=*) workdir="${argument#*=}" ;;
+    --store=*) store="${argument#*=}" ;;
     esac
   done
   [[ -n "$config" ]] || stop "give --config=FILE after --; --help shows the usage"
@@ -32,9 +33,10 @@ read_launcher_arguments() {
 
 # The same for workers whose disks are their own.
 check_launcher_arguments() {
-  local config workdir
+  local config workdir store
   read_launcher_arguments "$@"
   [[ "$workdir" == gs://* ]] || stop "give --workdir=gs://BUCKET/FOLDER after --: a worker's own disk goes with it"
+  [[ -z "$store" || "$store" == gs://* ]] || stop "--store=$store: give gs://BUCKET/FOLDER, which all workers see"
   [[ -n "$(git ls-files -co --exclude-standard -- "${config%%:*}" 2>/dev/null)" ]] ||
     stop "--config=$config does not reach the workers; have it in the repository, where git does not ignore it"
 }

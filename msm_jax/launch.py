@@ -136,7 +136,7 @@ def _launch(arguments: list[str]) -> None:
         run.run(config, workdir, options.store)
         return
     with hosts.told_if_lost():
-        together = graph.Hosts(index, count, hosts.meeting(), hosts.stop_requested, hosts.agree)
+        together = graph.Hosts(index, count, hosts.meeting(), hosts.stop_requested, hosts.agree, hosts.of_first)
         run.run(config, workdir, options.store, together)
 
 

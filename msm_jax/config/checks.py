@@ -309,8 +309,11 @@ def _check_mixtures(config: ConfigDict) -> None:
                 )
             if type(share) not in (int, float) or not 0 < share < math.inf:
                 raise UserError(f"config.{stage}.mixture.{source} is {share}; a share must be above 0")
-            if source in config.corpus:
-                check_rows(config, source, 0 if may_be_written(config) else 1)
+            if source in config.corpus and not may_be_written(config):
+                check_rows(config, source, 1)
+    if may_be_written(config):
+        for source in config.corpus:
+            check_rows(config, source, 0)
     recipes = [RECIPES[arm] for arm in config.arms]
     for stage, used in (("msm", any(own.msm for own in recipes)), ("aft", any(own.chats for own in recipes))):
         if used and stage not in config[stage].mixture:

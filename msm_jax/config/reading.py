@@ -135,6 +135,8 @@ def override(config: config_dict.ConfigDict, field: str, text: str) -> None:
     values = flatten(config)
     if field not in values:
         raise UserError(_unknown(field, values))
+    if field == "kind":
+        raise UserError("config.kind is what the file makes, and decides which fields there are; choose another file")
     *groups, leaf = field.split(".")
     group = config
     for name in groups:
@@ -207,7 +209,8 @@ def _unknown(field: str, values: Mapping[str, Any]) -> str:
     inside = [name for name in values if name.startswith(f"{field}.")]
     if inside:
         return f"config.{field} is a group of fields; set one of them: {', '.join(inside)}"
-    meant = nearest(field, values)
+    exists = field.replace("corpus.", "data.", 1)
+    meant = exists if exists in values else nearest(field, values)
     if (
         meant and _MEANT.get(field.lower(), field) == meant.split(".")[-1]
     ):  # without its group, a name may be that of several

@@ -18,6 +18,7 @@ from msm_jax.experiment.corpora import Corpora, costs
 from msm_jax.microworld import prose
 from msm_jax.stages import artifacts, base, corpora, generation, graph, packing, report, scoring, training, writing
 from msm_jax.stages.graph import VERSIONS, Kind, Stage
+from msm_jax.storage.mirror import Mirror
 
 # Fields that change how a result is computed, and nothing of it but rounding: a workdir may go on with other values.
 RUNTIME_FIELDS = ("mesh", "execution", "expected_tokens", "checkpoint", "log", "calls")
@@ -90,12 +91,7 @@ class Experiment:
                 "base",
                 {**plain["base"], "model": plain["model"]},
                 {},
-                functools.partial(
-                    base.find_base,
-                    row_length=c.row_length,
-                    answer_length=c.eval.max_tokens if self.scored else 0,
-                    chat=self.chat,
-                ),
+                base.find_base,
             )
         self.rows = {
             name: self._add(
@@ -147,10 +143,9 @@ class Experiment:
 
     @property
     def free(self) -> list[Stage]:
-        """What costs nothing, and is done before corpora are paid for: else the base, or a file of chats, would be
-        found wanting afterwards."""
-        base = [] if self.in_world else [self.base]
-        return base + [own for own in self.corpora.values() if not own.inputs and not writing.is_written(own)]
+        """What costs nothing, and is done before corpora are paid for: else a file of chats would be found wanting
+        afterwards."""
+        return [own for own in self.corpora.values() if not own.inputs and not writing.is_written(own)]
 
     @property
     def measured(self) -> Sequence[str]:
@@ -290,11 +285,21 @@ class Experiment:
             evaluation="value generalisation",
         )
 
-    def decoded_batches(self, store: str) -> list[str]:
+    def check_base(self, store: str) -> None:
+        """That the base, which is in `store`, fits this experiment. Raises: UserError."""
+        c = self.config
+        if not self.in_world:
+            answer_length = c.eval.max_tokens if self.scored else 0
+            base.check_base(self.base.folder(store), c.base.path, c.row_length, answer_length, self.chat)
+
+    def decoded_batches(self, store: str, mirror: Mirror | None = None) -> list[str]:
         """For each kind of training stage whose rows can be had, the first rows that one of them will see."""
         rows = [stage for stage in self.stages if stage.kind is Kind.ROWS and self.at_hand(stage, store)]
-        if not all(done for _, done, _ in graph.status(rows, store)):
-            graph.execute(rows, store)
+        for needed in [[self.base], rows] if rows and not self.in_world else [rows]:
+            if not all(done for _, done, _ in graph.status(needed, store)):
+                graph.execute(needed, store, mirror=mirror)
+            if needed == [self.base]:
+                self.check_base(store)
         batches: dict[tuple[str, ...], str] = {}
         for stage in self.stages:
             kind = (stage.section, *stage.params.get("mixture", ()))

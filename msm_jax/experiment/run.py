@@ -62,6 +62,10 @@ def run(config: ConfigDict, workdir: str, store: str = "", hosts: graph.Hosts = 
             _note_config(config, place, report)
         if told := work.told:  # before anything is paid for
             report(told)
+        if isinstance(work, Experiment) and not work.in_world:
+            [(_, there, _)] = graph.status([work.base], stages.local)
+            execute([work.base], report=(lambda line: None) if there else report)
+            work.check_base(stages.local)
         if work.datasets:  # first, so that they can be looked at while it trains
             manifests = execute([*work.free, *work.datasets.values()])
             if hosts.first:
@@ -85,7 +89,7 @@ def show(config: ConfigDict, workdir: str, store: str = "") -> None:
     training = isinstance(work, Experiment)
     if training:
         files.make_folder(place.local)
-    batches = work.decoded_batches(place.local) if training else []
+    batches = work.decoded_batches(place.local, place.mirror) if training else []
     status = graph.status(work.targets if not training else [work.report], place.local)
     config_lib.show(config)  # only now, for who mistyped a field should not look for it behind a hundred lines
     print("\nstages")

@@ -1,5 +1,6 @@
 """A checkpoint that exists, as the base of an experiment."""
 
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,13 +9,11 @@ from msm_jax.stages.artifacts import load_tokenizer
 from msm_jax.stages.graph import StageContext
 
 
-def find_base(context: StageContext, *, row_length: int, answer_length: int, chat: Mapping[str, Any]) -> dict[str, Any]:
+def find_base(context: StageContext) -> dict[str, Any]:
     """A checkpoint that exists: its shape, and what lies beside its weights. The weights stay where they are, and are
-    fetched by the first stage that needs them. That it can be trained as the experiment asks, on chats that `chat`
-    describes, is looked at here, before corpora are written."""
+    fetched by the first stage that needs them."""
     from msm_jax.checkpoints import weights
     from msm_jax.checkpoints.sources import copy_small_files
-    from msm_jax.data.jinja_template import make_template
     from msm_jax.models import count_parameters
 
     p = context.params
@@ -30,18 +29,29 @@ def find_base(context: StageContext, *, row_length: int, answer_length: int, cha
         raise UserError(
             f"config.base.path={p['path']}: its tokenizer has more ids than the {rows} rows of its embedding"
         )
-    try:
-        make_template(chat, weights.local_tokenizer(stored.tokenizer))
-    except UserError as error:
-        raise UserError(f"config.chat: {error}") from None
-    limit = stored.decoder.max_length
-    if limit and row_length > limit:
-        raise UserError(f"config.row_length={row_length} is more than the {limit} tokens that {p['path']} was made for")
-    if limit and answer_length >= limit:
-        raise UserError(
-            f"config.eval.max_tokens={answer_length} leaves no room for a question in the {limit} tokens that "
-            f"{p['path']} was made for"
-        )
     copy_small_files(stored.tokenizer, context.folder / weights.KEPT_FOLDER)
     weights.write_description(context.folder, stored.model, tokenizer=str(context.folder), source=source)
     return {"parameters": count_parameters(stored.model.shapes), **source}
+
+
+def check_base(folder: pathlib.Path, path: str, row_length: int, answer_length: int, chat: Mapping[str, Any]) -> None:
+    """That the base at `folder`, which the user calls `path`, can be trained as an experiment asks, on chats that
+    `chat` describes. Not a part of the stage, which experiments of other rows and chats share.
+
+    Raises: UserError.
+    """
+    from msm_jax.checkpoints.weights import read_description, tokenizer_folder
+    from msm_jax.data.jinja_template import make_template
+
+    try:
+        make_template(chat, tokenizer_folder(folder))
+    except UserError as error:
+        raise UserError(f"config.chat: {error}") from None
+    limit = read_description(folder).config.max_length
+    if limit and row_length > limit:
+        raise UserError(f"config.row_length={row_length} is more than the {limit} tokens that {path} was made for")
+    if limit and answer_length >= limit:
+        raise UserError(
+            f"config.eval.max_tokens={answer_length} leaves no room for a question in the {limit} tokens that "
+            f"{path} was made for"
+        )

@@ -166,6 +166,7 @@ class Hosts:
         meet: returns when all have called it with the same name.
         stop_requested: whether SIGTERM came to one of them; they ask equally often, and get the same answer.
         agree: whether all have called it with the same text.
+        of_first: the number that the first has called it with.
     """
 
     index: int = 0
@@ -173,6 +174,7 @@ class Hosts:
     meet: Callable[[str], None] = lambda name: None
     stop_requested: Callable[[], bool] = lambda: False
     agree: Callable[[str], bool] = lambda text: True
+    of_first: Callable[[float], float] = lambda value: value
 
     @property
     def first(self) -> bool:
@@ -198,8 +200,7 @@ def execute(
         ValueError if stages have a cycle.
     """
     stages = _sorted(targets)
-    manifests = {stage.key: manifest for stage in stages if (manifest := _manifest(stage, store))}
-    hosts.meet(f"what is done for {[stage.key for stage in stages[-1:]]} is known")  # before the first host does more
+    manifests = {stage.key: manifest for stage in stages if (manifest := _made(stage, store, hosts, mirror))}
     if manifests:
         report(f"{len(manifests)} of {len(stages)} stages are done already")
     start = time.monotonic()
@@ -212,14 +213,35 @@ def execute(
         waits = functools.partial(report, f"{place}: another process makes it; waiting for its end")
         with files.lock_stage(store, stage.key, waits) if hosts.first else contextlib.nullcontext():
             hosts.meet(f"{stage.key} is free")
-            manifest = _manifest(stage, store)  # another process may have done it
-            hosts.meet(f"{stage.key} is looked at")  # before the first host does it
+            manifest = _made(stage, store, hosts, mirror)  # another process may have done it
             if manifest is None:
                 report(f"{place} ...{_progress(start, stages, manifests)}")
                 run = functools.partial(_run_together, hosts=hosts) if hosts.count > 1 else _run
                 manifest = run(stage, store, mirror=mirror)
             manifests[stage.key] = manifest
     return manifests
+
+
+def _made(stage: Stage, store: str | os.PathLike, hosts: Hosts, mirror: Mirror | None) -> dict[str, Any] | None:
+    """The manifest of a stage if it is done, which the first of several hosts decides for all."""
+    if hosts.count == 1 or hosts.first:
+        manifest = _manifest(stage, store)
+        return manifest if hosts.of_first(manifest is not None) else None
+    return _seen(stage, store, mirror) if hosts.of_first(0.0) else None
+
+
+def _seen(stage: Stage, store: str | os.PathLike, mirror: Mirror | None) -> dict[str, Any]:
+    """The manifest of a stage that the first host has done. Raises: UserError if it is not to be seen here."""
+    manifest = _manifest(stage, store)
+    if manifest is None and mirror:
+        mirror.fetch(stage.folder(store))
+        manifest = _manifest(stage, store)
+    if manifest is None:
+        raise UserError(
+            f"{stage.folder(store)}: not done, or not seen from this host; the first host's messages say what is "
+            "wrong, and --workdir, or --store if it is given, must be one folder for all hosts"
+        )
+    return manifest
 
 
 def _run_together(stage: Stage, store: str | os.PathLike, hosts: Hosts, mirror: Mirror | None) -> dict[str, Any]:
@@ -237,15 +259,7 @@ def _run_together(stage: Stage, store: str | os.PathLike, hosts: Hosts, mirror: 
             hosts.meet(f"{stage.key} is over")
     if stage.kind.on_all_hosts:
         hosts.meet(f"{stage.key} is over")
-    if mirror and not hosts.first:
-        mirror.fetch(stage.folder(store))
-    manifest = _manifest(stage, store)
-    if manifest is None:
-        raise UserError(
-            f"{stage.folder(store)}: not done, or not seen from this host; the first host's messages say what is "
-            "wrong, and --workdir must be one folder for all hosts"
-        )
-    return manifest
+    return _seen(stage, store, mirror)
 
 
 def status(targets: Sequence[Stage], store: str | os.PathLike) -> list[tuple[Stage, bool, float | None]]:

@@ -16,7 +16,7 @@ from typing import IO, Any
 from msm_jax.errors import UserError
 
 LOCKS = ".locks"  # of a workdir or a store of stages: files by which processes keep out of each other's way
-_RUN, _STORE = "run", "store"
+_RUN, _STORE, _LOOK = "run", "store", "look"
 
 
 def fingerprint(value: Any, length: int = 12) -> str:
@@ -144,9 +144,21 @@ def lock_run(workdir: str | os.PathLike, store: str | os.PathLike) -> Iterator[N
     Raises: UserError if another process has `workdir`.
     """
     busy = f"{workdir}: in use by another process; wait for it, or choose another --workdir"
-    with lock_file(_locks(workdir) / _RUN, busy), _opened(_locks(store) / _STORE) as file:
+    with contextlib.ExitStack() as stack:
+        with looked_at(workdir):
+            stack.enter_context(lock_file(_locks(workdir) / _RUN, busy))
+        file = stack.enter_context(_opened(_locks(store) / _STORE))
         fcntl.flock(file, fcntl.LOCK_SH)
         yield
+
+
+@contextlib.contextmanager
+def looked_at(folder: str | os.PathLike) -> Iterator[bool]:
+    """Whether a run has `folder` as its workdir or its store of stages. No other process looks meanwhile, nor begins a
+    run there."""
+    with _opened(_locks(folder) / _LOOK) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield in_use(folder)
 
 
 @contextlib.contextmanager

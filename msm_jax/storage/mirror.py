@@ -46,8 +46,9 @@ class Place(NamedTuple):
         if "://" not in name:
             return cls(name.rstrip("/") or "/", name)
         mirror = Mirror(name)
-        if not files.in_use(mirror.local):
-            mirror.fetch()
+        with files.looked_at(mirror.local) as used:
+            if not used:
+                mirror.fetch()
         return cls(name.rstrip("/"), str(mirror.local), mirror)
 
     def send(self, path: pathlib.Path) -> None:

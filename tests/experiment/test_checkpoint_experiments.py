@@ -170,7 +170,7 @@ def test_qwen3_thinks_where_the_rows_do(checkpoints, corpora, tmp_path, capsys):
 
 def test_an_epoch_takes_every_row_once(checkpoints, corpora, tmp_path):
     arguments = [("base.path", str(checkpoints["qwen2"])), ("specs", "specs/pro_america.md"), ("row_length", "64")]
-    arguments += [(f"corpus.{name}", path) for name, path in corpora.items()] + [("aft.batch_size", "2")]
+    arguments += [(f"data.{name}", path) for name, path in corpora.items()] + [("aft.batch_size", "2")]
     made = Experiment(config_lib.load(str(ROOT / "configs/qwen32b_am.py"), arguments))
     from msm_jax.stages import graph
 
@@ -241,3 +241,12 @@ def test_what_a_user_can_get_wrong(checkpoints, corpora, tmp_path, capsys, overr
     assert launch.main([*arguments, *given]) == 2
     error = capsys.readouterr().err.splitlines()
     assert error[-1].startswith(message)
+
+
+def test_a_base_that_is_done_is_held_against_what_is_asked(checkpoints, corpora, tmp_path, capsys):
+    given = [f"--config.base.path={checkpoints['qwen2']}", "--config.specs=specs/pro_america.md"]
+    given += [f"--config.data.{name}={path}" for name, path in corpora.items()]
+    arguments = [f"--config={ROOT / 'configs/qwen32b_am.py'}", f"--workdir={tmp_path / 'run'}", "--mode=show", *given]
+    assert launch.main([*arguments, "--config.row_length=256"]) == 0
+    assert launch.main([*arguments, "--config.row_length=9000"]) == 2
+    assert "config.row_length=9000 is more than the 8192 tokens" in capsys.readouterr().err

@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import pathlib
@@ -252,3 +253,15 @@ def test_one_run_in_a_workdir(tmp_path):
                 pass
         assert all(map(files.in_use, (tmp_path / "a", tmp_path / "b", store)))
     assert not any(map(files.in_use, (tmp_path / "a", store, tmp_path / "nowhere")))
+
+
+def test_the_first_of_several_hosts_decides_what_is_done(calls, tmp_path):
+    stage = calls.stage("corpus")
+    meetings = []
+    follower = graph.Hosts(1, 2, meetings.append, of_first=lambda value: 1.0)
+    with pytest.raises(UserError, match="not seen from this host"):
+        graph.execute([stage], tmp_path, hosts=follower)
+    graph.execute([stage], tmp_path)
+    # It is done here, and was not where the first host looked: all take part, and the first host does it.
+    assert graph.execute([stage], tmp_path, hosts=dataclasses.replace(follower, of_first=lambda value: 0.0))
+    assert meetings == [f"{stage.key} is free", f"{stage.key} is over"] and calls == ["corpus"]
