@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from msm_jax.corpus.filters import duplicates
 from msm_jax.corpus.filters.alike import Alike
 from msm_jax.corpus.filters.contamination import Contamination
 from msm_jax.corpus.filters.duplicates import Held, NearDuplicates
@@ -289,6 +290,7 @@ def _resumed(make: Callable, count: int) -> Callable:
         assert len(rows) == count
 
     run()
+    duplicates.shingles_again.cache_clear()  # a run that goes on is another process
     return run
 
 

@@ -36,11 +36,11 @@ class NearDuplicates:
         """Whether `text` is unlike all that were kept; then it is kept."""
         if self.most >= 1:
             return True  # no two have more in common than all
-        own = _shingles_again(text)
+        own = shingles_again(text)
         least = max(int(self.most * len(own)), 1)  # in common with any that is nearly the same
         smallest = own[: np.searchsorted(own >> np.uint64(32), min(_LOOKED_UP / least, 1.0) * 2**32)]
         for holder in self._index.holders(smallest, min(least, _LOOKED_UP // 2)):
-            if overlap(own, _shingles_again(self._kept[holder])) > self.most:
+            if overlap(own, shingles_again(self._kept[holder])) > self.most:
                 return False
         self._index.add(smallest)
         self._kept.append(text)
@@ -147,4 +147,4 @@ def _number(word: str) -> int:
 
 
 # Texts that are compared are often like what came shortly before.
-_shingles_again = functools.lru_cache(1024)(shingles)
+shingles_again = functools.lru_cache(1024)(shingles)
