@@ -211,7 +211,9 @@ def content(workdir: pathlib.Path) -> dict[str, str]:
         name = path.relative_to(workdir).as_posix()
         if path.name == "final":
             found |= {f"{name}{key}": digest for key, digest in arrays(path / "params").items()}
-        passed_over = path.name.startswith(".") or "tfevents" in path.name or path.name == "report.html"
+        passed_over = (
+            name.startswith(".") or path.name.startswith(".") or "tfevents" in path.name or path.name == "report.html"
+        )
         if path.is_file() and "/final/" not in name and not passed_over:
             found[name] = hashlib.sha256(without_times(path)).hexdigest()
     return found
