@@ -224,7 +224,7 @@ def execute(
 
 def _made(stage: Stage, store: str | os.PathLike, hosts: Hosts, mirror: Mirror | None) -> dict[str, Any] | None:
     """The manifest of a stage if it is done, which the first of several hosts decides for all."""
-    if hosts.count == 1 or hosts.first:
+    if hosts.first:
         manifest = _manifest(stage, store)
         return manifest if hosts.of_first(manifest is not None) else None
     return _seen(stage, store, mirror) if hosts.of_first(0.0) else None
