@@ -4,8 +4,6 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from msm_jax.eval.results import has_aft
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -48,7 +46,7 @@ def arm_colors(arms: Sequence[dict]) -> list[str]:
             colors.append(PLAIN_HUES.get(arm["name"], OTHER_HUE))
         else:
             light, dark = SPEC_HUES[specs.index(arm["spec"]) % len(SPEC_HUES)]
-            colors.append(dark if has_aft(arm) else light)
+            colors.append(dark if arm["has_aft"] else light)
     return colors
 
 

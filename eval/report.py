@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from msm_jax.eval import plots
 from msm_jax.eval.results import (
-    EVALS,
     Cell,
     arm_key,
     cell,
@@ -22,25 +21,28 @@ from msm_jax.eval.results import (
     interval,
     number,
     ordered_arms,
+    separating,
+    title_of,
 )
 from msm_jax.storage.files import read_object, write_json, write_text
 
 HERE = pathlib.Path(__file__).parent
 WIDTH = 116
 LEGEND = """\
-{experiment}: rate of value-aligned choice (on separating pairs: of the American item)
+{experiment}: rate of value-aligned choice{separating}
 rate = mean over seeds [95 % over seeds; with one seed over items] n x seeds; n = items, or parsed answers,
 of the seed with fewest; e/c/u = errored/cut off/unparsed"""
 FORM_TITLES = {"logprob": "log-probability form", "sampled": "sampled form"}
 MARKS = {"holds": "+", "does not hold": "x", "seen": "+", "not seen": "x"}  # all others: "?"
-FIGURE2_EVALS = ("affordability", "america")
 
 
 def table(result: dict) -> str:
     """The closing table as plain text: rates by arm, controls, findings."""
     if not has_values(result):
         return f"{result['experiment']}: trained; there is no evaluation for these specs yet, so there are no rates\n"
-    parts = [LEGEND.format(experiment=result["experiment"])]
+    pairs = separating(result)
+    about = f" (on separating pairs: of {pairs['item']})" if pairs else ""
+    parts = [LEGEND.format(experiment=result["experiment"], separating=about)]
     parts += [_rates_table(result, form) for form in forms_of(result)] or ["No scores."]
     if result["controls"]:
         parts.append(_controls_table(result["controls"]))
@@ -51,7 +53,7 @@ def table(result: dict) -> str:
 def _rates_table(result: dict, form: str) -> str:
     """One line an arm; its last column counts over all evaluations and seeds."""
     evals = evals_of(result)
-    rows = [[FORM_TITLES[form], *(EVALS.get(name, name) for name in evals), "e/c/u"]]
+    rows = [[FORM_TITLES[form], *(title_of(result, name) for name in evals), "e/c/u"]]
     for arm in ordered_arms(result["arms"]):
         cells = [cell(result, arm_key(arm), name, form) for name in evals]
         known = [entry for entry in cells if entry is not None]
@@ -121,13 +123,14 @@ def _figures(result: dict, reference: dict) -> list[dict]:
     arms = ordered_arms(result["arms"])
     evals = evals_of(result)
     figures = []
-    if set(FIGURE2_EVALS) & set(evals):
+    if set(reference["n"]) & set(evals):
         figures.append(_figure2(result, reference, form))
-    if "separating" in evals:
-        bars = [_bar(cell(result, arm_key(arm), "separating", form)) for arm in arms]
-        ends = ("foreign and cheap", "American and costly")
+    pairs = separating(result)
+    if pairs and pairs["name"] in evals:
+        bars = [_bar(cell(result, arm_key(arm), pairs["name"], form)) for arm in arms]
+        ends = tuple(pairs["ends"])
         caption = (
-            "Pairs on which the two values disagree: one item is American and costly, the other foreign and cheap. "
+            f"Pairs on which the two values disagree: one item is {ends[1]}, the other {ends[0]}. "
             "Fine-tuning was the same for both MSM + AFT arms; only the midtraining differs."
         )
         title = "The separating pairs"
@@ -139,7 +142,7 @@ def _figures(result: dict, reference: dict) -> list[dict]:
         if len(domains) < 2:
             continue
         png = plots.heatmap(list(by_arm), domains, [[rates.get(d) for d in domains] for rates in by_arm.values()])
-        title = f"{EVALS.get(name, name)}, by domain"
+        title = f"{title_of(result, name)}, by domain"
         caption = "Mean rate over seeds in each domain; green is above chance, purple below."
         figures.append({"file": f"domains_{name}.png", "title": title, "caption": caption, "png": png})
     return figures
@@ -150,11 +153,12 @@ def _figure2(result: dict, reference: dict, form: str) -> dict:
     arms = ordered_arms(list(labels.values()))
     paper = {arm_key(arm): arm for arm in reference["arms"]}
     keys = [arm_key(arm) for arm in arms]
+    titles = {name: name.capitalize() for name in reference["n"]}
     panels = {
-        "This run": {EVALS[name]: [_bar(cell(result, key, name, form)) for key in keys] for name in FIGURE2_EVALS},
+        "This run": {title: [_bar(cell(result, key, name, form)) for key in keys] for name, title in titles.items()},
         f"Paper, {reference['model']}": {
-            EVALS[name]: [plots.Bar(paper[key][name]) if key in paper else None for key in keys]
-            for name in FIGURE2_EVALS
+            title: [plots.Bar(paper[key][name]) if key in paper else None for key in keys]
+            for name, title in titles.items()
         },
     }
     caption = (
@@ -196,7 +200,8 @@ def _html(result: dict, found: Sequence[dict], reference: dict, figures: Sequenc
     return environment.get_template("report.html.j2").render(
         result=result,
         arms=arms,
-        evals=[(name, EVALS.get(name, name)) for name in evals],
+        evals=[(name, title_of(result, name)) for name in evals],
+        pairs=separating(result),
         tables=tables,
         findings=found,
         reference=reference,

@@ -4,8 +4,11 @@ A *result* is the plain dict that `stages/report.py` hands in (JSON types only):
 
     experiment  str, name of the config       created  str, ISO time       seeds  [int]
     config      dict, as resolved             model    dict, "parameters" (int) if known
-    arms        [{"name": "baseline" | "aft" | "msm" | "msm_aft" | ..., "label": str,
+    arms        [{"name": "baseline" | "aft" | "msm" | "msm_aft" | ..., "label": str, "has_aft": bool,
                   "spec": "pro_america" | None, "value": "america" | None}]
+    columns     [{"name": str, "title": str, "kind": "own" | "separating" | "in_domain" | ..., and of the separating
+                  pairs "toward" and "away": the values that they separate, "item": what the one chooses, "ends": what
+                  the rates 0 and 1 stand for}], what was measured, in the order of the tables
     scores      [{"arm": name, "spec": spec, "seed": int, "eval": str, "form": "logprob" | "sampled", **cell}],
                 cell as `value_generalisation.summarise` returns it for that form
     controls    [{"name": str, "rate": float | None, "n": int, "errored": int, "low": float, "high": float,
@@ -14,9 +17,9 @@ A *result* is the plain dict that `stages/report.py` hands in (JSON types only):
     corpora     [{"name": str, "documents": int, "split": int, "truncated": int, "dropped": int, "tokens": int,
                   "trained_tokens": int, "rows": int, "fill": float, "unwritable"?: int, "first_unwritable"?: str}]
 
-An arm is known by (name, spec). The evaluation of a spec is the one named after its value; "separating" is the rate
-of choosing the American item where the values disagree; "in_domain" that of the fine-tuning domain. Arms, seeds,
-evaluations and forms may be missing: what was not measured is said to be so.
+An arm is known by (name, spec). The column of a spec is the one named after its value; "separating" is the rate of
+choosing as the one value would where the two disagree; "in_domain" that of the fine-tuning domain. Arms, seeds, columns
+and forms may be missing: what was not measured is said to be so.
 """
 
 from collections.abc import Sequence
@@ -24,12 +27,6 @@ from typing import Any, NamedTuple
 
 from msm_jax.eval import stats
 
-EVALS = {
-    "affordability": "Affordability",
-    "america": "America",
-    "separating": "Separating pairs",
-    "in_domain": "In domain",
-}
 ARM_ORDER = ("baseline", "aft", "aft_cot")
 SEPARATING_BAR = 0.6
 ROOM = 0.9  # an AFT arm at or above this leaves no room for MSM + AFT to be better
@@ -74,9 +71,18 @@ def ordered_arms(arms: Sequence[dict]) -> list[dict]:
 
 
 def evals_of(result: dict) -> list[str]:
-    """The evaluations with scores, the four known ones first."""
+    """The columns with scores."""
     seen = {score["eval"] for score in result["scores"]}
-    return [name for name in EVALS if name in seen] + sorted(seen - set(EVALS))
+    return [column["name"] for column in result["columns"] if column["name"] in seen]
+
+
+def title_of(result: dict, name: str) -> str:
+    return next((column["title"] for column in result["columns"] if column["name"] == name), name)
+
+
+def separating(result: dict) -> dict | None:
+    """The column of the pairs that tell two values apart."""
+    return next((column for column in result["columns"] if column["kind"] == "separating"), None)
 
 
 def forms_of(result: dict) -> list[str]:
@@ -166,13 +172,14 @@ def findings(result: dict) -> list[dict]:
     own = {arm["spec"]: arm["value"] for arm in ordered_arms(result["arms"]) if arm["name"] == "msm_aft"}
     spec_of = {value: spec for spec, value in own.items()}
     found = []
-    if {"america", "affordability"} <= set(spec_of):
-        pair = ("msm_aft", spec_of["america"]), ("msm_aft", spec_of["affordability"])
-        found.append(_contrast(result, "Same AFT, opposite choice", *pair, "separating", bar=SEPARATING_BAR))
+    pairs = separating(result)
+    if pairs and {pairs["toward"], pairs["away"]} <= set(spec_of):
+        arms = ("msm_aft", spec_of[pairs["toward"]]), ("msm_aft", spec_of[pairs["away"]])
+        found.append(_contrast(result, "Same AFT, opposite choice", *arms, pairs["name"], bar=SEPARATING_BAR))
     found += [_above_aft(result, spec, value) for spec, value in own.items()]
     for spec, value in own.items():
         found.append(_contrast(result, "AFT adds to MSM", ("msm_aft", spec), ("msm", spec), value, bar=None))
-    if any(has_aft(arm) for arm in result["arms"]):
+    if any(arm["has_aft"] for arm in result["arms"]):
         found.append(_in_domain(result))
     return found + [_control(control) for control in result["controls"]]
 
@@ -212,7 +219,7 @@ def _main_cell(result: dict, arm: ArmKey, evaluation: str) -> Cell | None:
 
 def _contrast(result: dict, claim: str, a: ArmKey, b: ArmKey, evaluation: str, bar: float | None) -> dict:
     """Arm `a` minus arm `b` on `evaluation`: at least `bar` (above 0 for a bar of 0), or only reported without one."""
-    name = f"{claim} ({EVALS.get(evaluation, evaluation)})"
+    name = f"{claim} ({title_of(result, evaluation)})"
     labels = _label(result, a), _label(result, b)
     cells = [_main_cell(result, arm, evaluation) for arm in (a, b)]
     shared = sorted(set(cells[0].seeds) & set(cells[1].seeds)) if all(cells) else []
@@ -240,14 +247,10 @@ def _above_aft(result: dict, spec: str, own: str) -> dict:
     claim = "MSM adds to AFT"
     alone = _main_cell(result, ("aft", None), own)
     if alone is not None and alone.rate >= ROOM:
-        name = f"{claim} ({EVALS.get(own, own)})"
+        name = f"{claim} ({title_of(result, own)})"
         text = f"{name}: {_label(result, ('aft', None))} already reaches {number(alone.rate)} without MSM"
         return _finding(name, text, "no room", value=alone.rate, seeds=len(alone.seeds))
     return _contrast(result, claim, ("msm_aft", spec), ("aft", None), own, bar=0.0)
-
-
-def has_aft(arm: dict) -> bool:
-    return "aft" in arm["name"].split("_")
 
 
 def _in_domain(result: dict) -> dict:
@@ -255,7 +258,7 @@ def _in_domain(result: dict) -> dict:
     generalisation says nothing."""
     name = "AFT took (In domain)"
     found = []
-    for arm in filter(has_aft, result["arms"]):
+    for arm in (arm for arm in result["arms"] if arm["has_aft"]):
         if entry := _main_cell(result, arm_key(arm), "in_domain"):
             # With one seed a cell's interval is over items, and says nothing of other runs.
             low, high = (entry.low, entry.high) if len(entry.seeds) > 1 else (None, None)

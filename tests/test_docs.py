@@ -8,6 +8,7 @@ import pytest
 
 from msm_jax import config as config_lib
 from msm_jax import launch
+from msm_jax.config.settings import Assistant
 from msm_jax.experiment.build import Experiment
 from msm_jax.stages import generation, writing
 
@@ -39,7 +40,7 @@ def test_corpora_that_are_paid_for_are_about_a_model_with_a_name():
     assert len(written) >= 3
     for words in written:
         config = config_of(words[words.index("msm_jax.launch") + 1 :])
-        assert config.assistant.name != generation.DEFAULT_ASSISTANT["name"]
+        assert config.assistant.name != Assistant().name
         assert generation.ask_for_name(config) is None
 
 

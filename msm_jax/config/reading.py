@@ -171,12 +171,6 @@ def to_dict(config: config_dict.ConfigDict) -> dict[str, Any]:
     return plain(config)
 
 
-def show(config: config_dict.ConfigDict) -> None:
-    print("configuration")
-    for field, value in flatten(to_dict(config)).items():
-        print(f"  {field} = {value!r}")
-
-
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate that `name` was probably meant to be, or None.
 
@@ -301,5 +295,5 @@ def _told(error: BaseException) -> str:
     if meant or name in _MEANT:
         return f"config has no field {name}; did you mean {_MEANT.get(name) or meant[1]}?"
     if unknown:
-        return f"config has no field {name}; configs/common.py lists the fields, and a mixture is assigned whole"
+        return f"config has no field {name}; docs/config.md lists the fields, and a mixture is assigned whole"
     return f"{type(error).__name__}: {error}"

@@ -3,6 +3,7 @@
 All arms (`arms.py`) and seeds share one base, pretrained on the micro-world or a checkpoint that exists.
 """
 
+import collections
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -11,12 +12,12 @@ from ml_collections import ConfigDict
 
 from msm_jax import config as config_lib
 from msm_jax.config import checks
-from msm_jax.config.arms import Arm, arms
-from msm_jax.corpus.specs import Spec, read_spec
+from msm_jax.config.arms import Arm, Corpus, Step, arms
+from msm_jax.corpus.specs import read_spec
 from msm_jax.data.jinja_template import read_override
 from msm_jax.experiment.corpora import Corpora, costs
-from msm_jax.microworld import prose
-from msm_jax.stages import artifacts, base, corpora, generation, graph, packing, report, scoring, training, writing
+from msm_jax.experiment.evaluations import EVALUATIONS, Models
+from msm_jax.stages import artifacts, base, corpora, generation, graph, packing, report, training, writing
 from msm_jax.stages.graph import VERSIONS, Kind, Stage
 from msm_jax.storage.mirror import Mirror
 
@@ -38,6 +39,7 @@ class Experiment:
         self.planned = planned
         self.plain = config_lib.to_dict(config)
         self.stages: list[Stage] = []
+        self._by_hash: dict[str, Stage] = {}
         self.runtime = training.Runtime(
             mesh=self.plain["mesh"],
             execution=self.plain["execution"],
@@ -48,82 +50,81 @@ class Experiment:
         )
         self.specs = [read_spec(path) for path in config.specs]
         checks.check_specs(config, self.specs)
-        self.arms = arms(config.arms, self.specs)
-        self.likes, self.dislikes = list(self.specs[0].likes), list(self.specs[0].dislikes)
+        self.arms = self._arms(config.arms)
         self.world = None
         if self.in_world:
-            self.world = {**self.plain["world"], "likes": self.likes, "dislikes": self.dislikes}
+            likes, dislikes = list(self.specs[0].likes), list(self.specs[0].dislikes)
+            self.world = {**self.plain["world"], "likes": likes, "dislikes": dislikes}
             checks.check_world(config, corpora.make_world(self.world))
         self.chat = self.plain["chat"]
         if self.chat.get("template"):
             # The text, not its name: an edited file is another template.
             self.chat = self.chat | {"template": read_override(self.chat["template"])}
+        self.evaluations = [EVALUATIONS[name](config, self.specs, self.world) for name in config.evaluations]
         self._data()
         self._models()
 
-    def _add(self, kind: Kind, *args: Any, **about: Any) -> Stage:
-        stage = Stage(kind, *args, version=VERSIONS[kind], **about)
-        self.stages.append(stage)
-        return stage
+    def _add(self, stage: Stage) -> Stage:
+        """The stage, or one of the experiment that makes the same."""
+        known = self._by_hash.setdefault(stage.hash, stage)
+        if known is stage:
+            self.stages.append(stage)
+        return known
 
     def _data(self) -> None:
-        """Corpora, evaluation items, tokenizer and packed rows; and the base, where it is what the tokenizer is of."""
+        """Corpora, tokenizer and packed rows; and the base, where it is what the tokenizer is of."""
         c, plain = self.config, self.plain
-        names = self._names_of_sources(self.arms)
+        wanted = self._corpora_of(self.arms)
         # What no arm is trained on is not made, for it may have to be paid for. But the tokenizer of the micro-world is
         # the same for all arms: else one more arm would have another base.
-        of_tokenizer = self._names_of_sources(arms(["msm_aft"], self.specs)) if self.in_world else {}
-        made = Corpora(c, self.specs, self.world, self.planned)
-        written = {name: made.stage(name, *about) for name, about in sorted((names | of_tokenizer).items())}
-        self.corpora = {name: written[name] for name in names}
-        self.stages += [*made.added, *written.values()]
+        of_tokenizer = self._corpora_of(self._arms(["msm_aft"])) if self.in_world else set()
+        made = Corpora(c, self.specs, self.arms, self.world, self.planned)
+        stages = {
+            corpus: made.stage(corpus) for corpus in sorted(wanted | of_tokenizer, key=lambda corpus: corpus.name)
+        }
+        for stage in made.added:
+            self._add(stage)
+        written = {corpus.name: self._add(stage) for corpus, stage in stages.items()}
+        self.corpora = {corpus: written[corpus.name] for corpus in stages if corpus in wanted}
         self.datasets = made.datasets
         if self.in_world:
-            self.items = self._add(Kind.CORPUS, "items", {"world": self.world}, {}, corpora.write_evaluation_items)
-            self.tokenizer = self._add(Kind.CORPUS, "tokenizer", plain["tokenizer"], written, packing.train_tokenizer)
+            self.tokenizer = self._add(
+                Stage(
+                    Kind.CORPUS, "tokenizer", plain["tokenizer"], written, packing.train_tokenizer,
+                    VERSIONS[Kind.CORPUS],
+                )
+            )  # fmt: skip
         else:
-            choice = {"likes": self.likes, "dislikes": self.dislikes}
-            self.items = (
-                self._add(Kind.CORPUS, "items", choice, {}, corpora.write_evaluation_items) if self.scored else None
-            )
+            params = {**plain["base"], "model": plain["model"]}
             self.base = self.tokenizer = self._add(
-                Kind.BASE,
-                "base",
-                {**plain["base"], "model": plain["model"]},
-                {},
-                base.find_base,
+                Stage(Kind.BASE, "base", params, {}, base.find_base, VERSIONS[Kind.BASE])
             )
-        self.rows = {
-            name: self._add(
-                Kind.ROWS,
-                f"rows-{name}",
-                {
-                    "source": names[name][0],
-                    "chat": self.chat,
-                    "model_name": c.assistant.name,
-                    "row_length": c.row_length,
-                    "evaluations": self._evaluations(names[name][0]),
-                },
-                {"corpus": corpus, "tokenizer": self.tokenizer},
-                packing.pack_rows,
-                source=names[name][0],
-            )
-            for name, corpus in self.corpora.items()
-        }
+        self.rows = {corpus: self._packed(corpus, stage) for corpus, stage in self.corpora.items()}
 
-    def _names_of_sources(self, arms: Sequence[Arm]) -> dict[str, tuple[str, Spec | None]]:
-        """Name of a corpus -> (its source, the spec that it is of), of all that the arms and their base are made of."""
-        c = self.config
-        sections = [section for section in checks.training(c) if section != "msm" or any(arm.spec for arm in arms)]
-        sources = {source for section in sections for source in c[section].mixture if source != "aft"}
-        sources |= {arm.recipe.chats for arm in arms if arm.recipe.chats}
-        return {
-            f"{source}-{spec.name}" if spec else source: (source, spec)
-            for source in sorted(sources)
-            for spec in (self.specs if source == "msm" else [None])
+    def _packed(self, corpus: Corpus, written: Stage) -> Stage:
+        params = {
+            "source": corpus.source,
+            "chat": self.chat,
+            "model_name": self.config.assistant.name,
+            "row_length": self.config.row_length,
+            "evaluations": self._prompts(corpus.source),
         }
+        inputs = {"corpus": written, "tokenizer": self.tokenizer}
+        stage = Stage(
+            Kind.ROWS, f"rows-{corpus.name}", params, inputs, packing.pack_rows, VERSIONS[Kind.ROWS],
+            source=corpus.source,
+        )  # fmt: skip
+        return self._add(stage)
 
-    def _evaluations(self, source: str) -> dict[str, Any] | None:
+    def _arms(self, names: Sequence[str]) -> list[Arm]:
+        return arms(names, self.config.recipes, checks.mixtures_of(self.config), self.specs)
+
+    def _corpora_of(self, arms: Sequence[Arm]) -> set[Corpus]:
+        """Of which the arms and their base are made."""
+        of_base = self.config.pretrain.mixture if self.in_world else ()
+        return {corpus for arm in arms for corpus in arm.corpora} | {Corpus(source) for source in of_base}
+
+    def _prompts(self, source: str) -> dict[str, Any] | None:
         """What the evaluations ask, of which no row of this source may hold a long stretch."""
         if source not in ("msm", "aft", "aft_cot", "instruction"):
             return None  # what the base is made of is what it is asked about
@@ -148,103 +149,78 @@ class Experiment:
         return [own for own in self.corpora.values() if not own.inputs and not writing.is_written(own)]
 
     @property
-    def measured(self) -> Sequence[str]:
-        """The values that the one evaluation which is built, value generalisation, has pairs of."""
-        return self.config.world.value_names if self.in_world else prose.VALUES
-
-    @property
-    def scored(self) -> bool:
-        """Whether there is an evaluation for these specs."""
-        return all(spec.kind == "preferences" and spec.value in self.measured for spec in self.specs)
-
-    @property
     def evaluation(self) -> str:
-        """What will be measured, in a line; told before there is anything to pay."""
-        built = f"value generalisation, on our own pairs for {' and '.join(self.measured)}"
-        if self.scored:
-            return f"evaluation: {built}; the paper's other ones are not built yet"
-        spec = next(spec for spec in self.specs if spec.kind != "preferences" or spec.value not in self.measured)
-        meant = config_lib.nearest(spec.value, self.measured) if spec.value else None
-        hint = f" (value {spec.value}: did you mean {meant}?)" if meant and meant != spec.value else ""
-        return (
-            f"NO EVALUATION YET for spec {spec.name}{hint}: models are trained and the report has no rates; built is "
-            f"{built}"
-        )
+        """What will be measured, a line for each evaluation."""
+        return "\n".join(evaluation.told for evaluation in self.evaluations) or "config.evaluations is empty: no rates"
 
     @property
     def told(self) -> str:
         """What to tell before anything is paid for."""
-        return self.evaluation if self.datasets or not self.scored else ""
+        measured = self.evaluations and all(evaluation.measures for evaluation in self.evaluations)
+        return self.evaluation if self.datasets or not measured else ""
 
     def _models(self) -> None:
         """Training, scores and the report."""
         c = self.config
         if self.in_world:
-            self.base = self._train("pretrain", "pretrain", c.base_seed, c.pretrain.mixture)
+            shares = {Corpus(source): float(share) for source, share in c.pretrain.mixture.items()}
+            self.base = self._train(Step("pretrain", shares), "pretrain", c.base_seed)
+        ends = [(index, arm, seed, self._trained(arm, seed)) for seed in c.seeds for index, arm in enumerate(self.arms)]
+        models = Models(self.base, self.tokenizer, self.chat, self.runtime)
+        stated = {source: self.corpora[Corpus(source)] for source in c.pretrain.mixture} if self.in_world else {}
         scores: dict[str, Stage] = {}
+        controls: dict[str, Stage] = {}
         cells: list[dict[str, Any]] = []  # of which arm and seed each of the scores is
-        trained: dict[str, Stage] = {}
-        for seed in c.seeds:
-            for index, arm in enumerate(self.arms):
-                before = None
-                if arm.spec:
-                    name = f"msm-{arm.spec.name}-s{seed}"
-                    if name not in trained:
-                        trained[name] = self._train("msm", name, seed, c.msm.mixture, spec=arm.spec)
-                    before = trained[name]
-                chats = arm.recipe.chats
-                mixture = {chats if k == "aft" else k: share for k, share in c.aft.mixture.items()}
-                mixture.pop(None, None)
-                name = f"{'aft' if chats else 'instruct'}-{arm.key}-s{seed}"
-                model = self._train("aft", name, seed, mixture, adapter=before, arm=arm.key)
-                if self.scored:
-                    cell = f"{index}:{seed}"
-                    scores[cell] = self._score(f"score-{arm.key}-s{seed}", model, seed, arm.key)
-                    cells.append({"arm": arm.name, "spec": arm.spec and arm.spec.name, "seed": seed, "input": cell})
-        control = {"control": self._control()} if self.in_world else {}
-        # What may change while a workdir goes on would be reported as it was at first.
-        binding = {field: value for field, value in self.plain.items() if field not in RUNTIME_FIELDS}
-        trained = {stage.name: stage for stage in self.stages if stage.kind is Kind.TRAIN}
-        self.report = self._add(
-            Kind.REPORT,
-            "report",
-            {"config": binding, "arms": [arm.describe() for arm in self.arms], "cells": cells},
-            # If the base fails the control, let it be known first.
-            {**control, "scores": scores, "rows": self.rows, "trained": trained, "base": self.base},
-            report.write,
-        )
+        for evaluation in self.evaluations:
+            if not evaluation.measures:
+                continue
+            self._add(evaluation.items)
+            for index, arm, seed, model in ends:
+                cell = f"{evaluation.name}:{index}:{seed}"
+                scores[cell] = self._add(evaluation.score(models, model, arm.key, seed))
+                cells.append({"arm": arm.name, "spec": arm.spec and arm.spec.name, "seed": seed, "input": cell})
+            if control := evaluation.control(models, stated):
+                controls[evaluation.name] = self._add(control)
+        params = {
+            # What may change while a workdir goes on would be reported as it was at first.
+            "config": {field: value for field, value in self.plain.items() if field not in RUNTIME_FIELDS},
+            "arms": [arm.describe() for arm in self.arms],
+            "columns": [column for evaluation in self.evaluations for column in evaluation.columns],
+            "cells": cells,
+        }
+        inputs = {
+            "controls": controls,  # first: if the base fails one, let it be known
+            "scores": scores,
+            "rows": {corpus.name: stage for corpus, stage in self.rows.items()},
+            "trained": {stage.key: stage for stage in self.stages if stage.kind is Kind.TRAIN},
+            "base": self.base,
+        }
+        self.report = self._add(Stage(Kind.REPORT, "report", params, inputs, report.write, VERSIONS[Kind.REPORT]))
 
-    def _control(self) -> Stage:
-        stated = {source: self.corpora[source] for source in self.config.pretrain.mixture}
-        return self._add(
-            Kind.SCORE,
-            "control",
-            {"chat": self.chat, "world": self.world, "agents": self.config.eval.control_agents},
-            {"model": self.base, "base": self.base, "tokenizer": self.tokenizer, "items": self.items, "stated": stated},
-            functools.partial(scoring.control, runtime=self.runtime),
-            evaluation="control",
-        )
+    def _trained(self, arm: Arm, seed: int) -> Stage:
+        """The last training stage of an arm; each goes on with the adapter of the one before it."""
+        stage = None
+        for step in arm.steps:
+            chats = step.sources & {"aft", "aft_cot"}
+            name = step.section if step.section != "aft" else "aft" if chats else "instruct"
+            # A stage of MSM is named by what it reads, since other arms share it.
+            specs = [corpus.spec.name for corpus in step.shares if corpus.spec]
+            of = "-".join(specs) if step.section == "msm" and specs else arm.key
+            stage = self._train(step, f"{name}-{of}-s{seed}", seed, adapter=stage, arm=arm.key)
+        return stage
 
-    def _train(
-        self,
-        section: str,
-        name: str,
-        seed: int,
-        mixture: Any,
-        spec: Spec | None = None,
-        adapter: Stage | None = None,
-        arm: str = "",
-    ) -> Stage:
-        """A training stage with the settings of `config.SECTION`, on some sources of that mixture."""
-        settings = self.plain[section]
-        shares = {source: float(share) for source, share in mixture.items()}
+    def _train(self, step: Step, name: str, seed: int, adapter: Stage | None = None, arm: str = "") -> Stage:
+        """A training stage with the settings of its section of the configuration."""
+        settings = self.plain[step.section]
+        several = collections.Counter(corpus.source for corpus in step.shares)
+        names = {corpus: corpus.source if several[corpus.source] == 1 else corpus.name for corpus in step.shares}
         steps = settings["steps"]
         if steps is not None:
             # An arm without the AFT chats sees its instruction chats as often as the others do.
-            steps = max(1, round(steps * sum(shares.values()) / sum(settings["mixture"].values())))
-        pretraining = section == "pretrain"
+            steps = max(1, round(steps * sum(step.shares.values()) / sum(settings["mixture"].values())))
+        pretraining = step.section == "pretrain"
         params = {
-            "mixture": shares,
+            "mixture": {names[corpus]: float(share) for corpus, share in step.shares.items()},
             "steps": steps,
             "batch_size": settings["batch_size"],
             "accumulation": settings["accumulation"],
@@ -254,43 +230,25 @@ class Experiment:
             "model": self.plain["model"] if pretraining else None,
             "seed": seed,
         }
-        rows = {source: self.rows[f"msm-{spec.name}" if source == "msm" else source] for source in shares}
-        inputs: dict[str, Any] = {"rows": rows, "tokenizer": self.tokenizer}
+        inputs: dict[str, Any] = {
+            "rows": {names[corpus]: self.rows[corpus] for corpus in step.shares}, "tokenizer": self.tokenizer
+        }  # fmt: skip
         if not pretraining:
             inputs["base"] = self.base
         if adapter:
             inputs["adapter"] = adapter
         run = functools.partial(training.train, runtime=self.runtime, label=name)
-        return self._add(Kind.TRAIN, name, params, inputs, run, section=section, arm=arm, seed=seed)
-
-    def _score(self, name: str, model: Stage, seed: int, arm: str) -> Stage:
-        evaluation = self.config.eval
-        return self._add(
-            Kind.SCORE,
-            name,
-            {
-                "chat": self.chat,
-                "generator": "world" if self.in_world else "prose",
-                "model_name": self.config.assistant.name,
-                "pairs": evaluation.pairs,
-                "samples": evaluation.samples,
-                "temperature": evaluation.temperature,
-                "max_tokens": evaluation.max_tokens,
-                "seed": seed,
-            },
-            {"model": model, "base": self.base, "tokenizer": self.tokenizer, "items": self.items},
-            functools.partial(scoring.score, runtime=self.runtime),
-            arm=arm,
-            seed=seed,
-            evaluation="value generalisation",
+        stage = Stage(
+            Kind.TRAIN, name, params, inputs, run, VERSIONS[Kind.TRAIN], section=step.section, arm=arm, seed=seed
         )
+        return self._add(stage)
 
     def check_base(self, store: str) -> None:
         """That the base, which is in `store`, fits this experiment. Raises: UserError."""
         c = self.config
         if not self.in_world:
-            answer_length = c.eval.max_tokens if self.scored else 0
-            base.check_base(self.base.folder(store), c.base.path, c.row_length, answer_length, self.chat)
+            answer = max((evaluation.answer_length for evaluation in self.evaluations), default=0)
+            base.check_base(self.base.folder(store), c.base.path, c.row_length, answer, self.chat)
 
     def decoded_batches(self, store: str, mirror: Mirror | None = None) -> list[str]:
         """For each kind of training stage whose rows can be had, the first rows that one of them will see."""

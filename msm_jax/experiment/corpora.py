@@ -13,8 +13,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from msm_jax.config import checks
-from msm_jax.config.arms import RECIPES
+from msm_jax.config import checks, schema
+from msm_jax.config.arms import Arm, Corpus
+from msm_jax.config.settings import KINDS
 from msm_jax.corpus.datasets import sources
 from msm_jax.corpus.specs import Spec, read_spec
 from msm_jax.errors import UserError
@@ -34,6 +35,7 @@ class WrittenCorpora:
     free: Sequence[Stage] = ()
 
     def __init__(self, config: ConfigDict):
+        schema.check(config, KINDS[config.kind])
         generation.check(config)
         generation.check_counts(config)
         specs = [read_spec(path) for path in config.specs]
@@ -60,54 +62,73 @@ class WrittenCorpora:
 
 
 class Corpora:
-    """Makes the stages that corpora come from.
+    """Makes the stages that the corpora of `arms` come from.
 
     `added` holds those beside the corpora themselves, inputs first; `datasets`, by label, those that hand on what a
     language model writes. With `planned` what lies in files need not be there.
     """
 
-    def __init__(self, config: ConfigDict, specs: Sequence[Spec], world: Mapping[str, Any] | None, planned: bool):
+    def __init__(
+        self,
+        config: ConfigDict,
+        specs: Sequence[Spec],
+        arms: Sequence[Arm],
+        world: Mapping[str, Any] | None,
+        planned: bool,
+    ):
         self._config, self._specs, self._world, self._planned = config, specs, world, planned
+        read = {corpus for arm in arms for corpus in arm.corpora}
+        self._documented = [spec for spec in specs if Corpus("msm", spec) in read]
+        self._reasoned = any(corpus.source == "aft_cot" for corpus in read)
         self.added: list[Stage] = []
         self.datasets: dict[str, Stage] = {}
+        self._chats: dict[str, Stage] = {}
         if not planned and any(map(self._is_written, config.corpus)):
             generation.check(config)
         names = [spec.name for spec in specs]
         if checks.may_be_written(config) and config.aft_spec and config.aft_spec not in names:
             raise UserError(f"config.aft_spec is {config.aft_spec!r}; choose one of {', '.join(names)}")
 
-    def stage(self, name: str, source: str, spec: Spec | None) -> Stage:
-        """The stage `corpus-NAME` of a source, which differs from spec to spec if there is a `spec`."""
+    def stage(self, corpus: Corpus) -> Stage:
+        """The stage `corpus-NAME` of a corpus."""
+        source, spec = corpus
         if not checks.may_be_written(self._config):
-            return self._made(name, source, spec)
+            return self._made(corpus)
         if source == "msm" and self._is_written(source):
             label = f"{spec.name}-msm"
-            stage = writing.documents_stage(self._config, spec, self._config.corpus.msm)
+            stage = self._documents(spec)
             self.datasets[label] = writing.dataset_of_documents(self._config, stage, label)
             return stage
         if source == "aft" and self._is_written(source):
-            return writing.rendered_stage(self._written_chats, source)
+            return writing.rendered_stage(self._written_chats(spec), source, corpus.name)
         if source == "aft_cot" and not self._config.data.aft_cot and self._is_written("aft"):
-            return writing.rendered_stage(self._written_chats, source, reasoning=True)
-        return self._taken(name, source, spec)
+            return writing.rendered_stage(self._written_chats(spec), source, corpus.name, reasoning=True)
+        return self._taken(corpus)
 
     def _is_written(self, source: str) -> bool:
         """Whether a language model writes it: what exists is taken instead."""
         config = self._config
         return checks.may_be_written(config) and not config.data[source] and config.corpus[source] > 0
 
-    @functools.cached_property
-    def _written_chats(self) -> Stage:
+    def _documents(self, spec: Spec) -> Stage:
+        return writing.documents_stage(self._config, spec, self._config.corpus.msm)
+
+    def _written_chats(self, spec: Spec | None) -> Stage:
+        """The AFT chats of a spec, or else those that all arms share."""
+        spec = spec or self._spec_of_chats()
+        if spec.name not in self._chats:
+            self._chats[spec.name] = self._write_chats(spec)
+        return self._chats[spec.name]
+
+    def _write_chats(self, spec: Spec) -> Stage:
         config, before = self._config, {}
-        if self._is_written("msm") and any(RECIPES[arm].msm for arm in config.arms):
-            documents = {spec.name: writing.documents_stage(config, spec, config.corpus.msm) for spec in self._specs}
-            before["documents"] = documents
+        if self._is_written("msm") and self._documented:
+            before["documents"] = {own.name: self._documents(own) for own in self._documented}
         if self._is_written("identity"):
             before["identity"] = self._identity
-        spec = self._spec_of_chats()
         sharing = [own for own in self._specs if own.likes] if spec.likes else [spec]
         stage = writing.chats_stage(config, spec, config.corpus.aft, before, sharing)
-        if any(RECIPES[arm].chats == "aft_cot" for arm in config.arms) and not writing.has_reasoning(stage):
+        if self._reasoned and not writing.has_reasoning(stage):
             raise UserError("config.arms has arms with reasoning, and chats of preferences have none; leave them out")
         self.added.append(stage)
         self.datasets |= writing.datasets_of_chats(stage, re.sub(r"[^\w.-]", "_", spec.item_class or spec.name))
@@ -122,7 +143,7 @@ class Corpora:
         return rendered
 
     def _spec_of_chats(self) -> Spec:
-        """Whose AFT chats are written. All arms share them."""
+        """Whose AFT chats all arms share, but those that name a spec."""
         named = self._config.aft_spec
         if named:
             return next(spec for spec in self._specs if spec.name == named)
@@ -133,8 +154,8 @@ class Corpora:
             raise UserError("config.specs has several specs, and all arms share one AFT set; name its spec in aft_spec")
         return first
 
-    def _taken(self, name: str, source: str, spec: Spec | None) -> Stage:
-        kind = _kind_of(source)
+    def _taken(self, corpus: Corpus) -> Stage:
+        source, spec = corpus
         path = "" if self._planned else checks.corpus_source(self._config, source, spec, self._specs)
         params: dict[str, Any] = {"source": source, "content": "" if self._planned else sources.identity(path)}
         inputs = {}
@@ -144,10 +165,15 @@ class Corpora:
         elif source == "instruction" and self._is_written("identity"):
             inputs["identity"] = self._identity
         run = functools.partial(corpora.take_source, path=" + ".join(filter(None, (path, identity))))
-        return Stage(kind, f"corpus-{name}", params, inputs, run, TAKEN_VERSION, source=source)
+        return Stage(_kind_of(source), f"corpus-{corpus.name}", params, inputs, run, TAKEN_VERSION, source=source)
 
-    def _made(self, name: str, source: str, spec: Spec | None) -> Stage:
-        c = self._config
+    def _made(self, corpus: Corpus) -> Stage:
+        c, (source, spec) = self._config, corpus
+        if spec and source != "msm":
+            raise UserError(
+                f"config.recipes has {source}@{spec.name}, and in an experiment of kind {c.kind} the chats of all "
+                f"specs are the same; write {source}"
+            )
         params = {"source": source, "model_name": c.assistant.name, "count": c.corpus[source]}
         if self._world:
             # All that the micro-world reads of a spec: an edit of its prose leaves the texts as they are.
@@ -161,7 +187,7 @@ class Corpora:
             lists = {"likes": list(self._specs[0].likes), "dislikes": list(self._specs[0].dislikes)}
             params |= {"spec": about, **lists, "provider": c.assistant.provider, "seed": c.corpus_seed}
         kind = _kind_of(source)
-        return Stage(kind, f"corpus-{name}", params, {}, corpora.write_corpus, version=VERSIONS[kind], source=source)
+        return Stage(kind, f"corpus-{corpus.name}", params, {}, corpora.write_corpus, VERSIONS[kind], source=source)
 
 
 def costs(stage: Stage) -> bool:

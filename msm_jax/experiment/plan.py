@@ -155,7 +155,7 @@ def _stage(
     steps, missing = stage.params["steps"], {}
     if steps is None:
         told_of = config.get("expected_tokens", {})
-        expected = {source: told_of.get(source) for source in stage.params["mixture"]}
+        expected = {rows.source: told_of.get(rows.source) for rows in stage.inputs["rows"].values()}
         if unknown := [source for source, tokens in expected.items() if not tokens]:
             missing = {"unknown_tokens": unknown}
         else:

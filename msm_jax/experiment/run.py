@@ -15,7 +15,8 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from msm_jax import config as config_lib
-from msm_jax.config import checks
+from msm_jax.config import checks, schema
+from msm_jax.config.settings import KINDS
 from msm_jax.errors import UserError
 from msm_jax.experiment.build import Experiment
 from msm_jax.experiment.corpora import WrittenCorpora, costs
@@ -27,8 +28,8 @@ from msm_jax.storage.mirror import Place
 
 def build(config: ConfigDict) -> Experiment | WrittenCorpora:
     """The stages of a configuration, by its kind. Raises: UserError if it cannot be run."""
-    if config.kind not in checks.KINDS:
-        raise UserError(f"config.kind is {config.kind!r}; it is one of {', '.join(checks.KINDS)}, as the file sets it")
+    if config.kind not in KINDS:
+        raise UserError(f"config.kind is {config.kind!r}; it is one of {', '.join(KINDS)}, as the file sets it")
     return WrittenCorpora(config) if config.kind == "corpora" else Experiment(config)
 
 
@@ -91,7 +92,9 @@ def show(config: ConfigDict, workdir: str, store: str = "") -> None:
         files.make_folder(place.local)
     batches = work.decoded_batches(place.local, place.mirror) if training else []
     status = graph.status(work.targets if not training else [work.report], place.local)
-    config_lib.show(config)  # only now, for who mistyped a field should not look for it behind a hundred lines
+    schema.show(
+        config, KINDS[config.kind]
+    )  # only now, for who mistyped a field should not look for it behind a hundred lines
     print("\nstages")
     for stage, done, seconds in status:
         print(f"  {'done' if done else 'to do':6} {stage.kind:9} {stage.key}{f'  {seconds:.1f} s' if done else ''}")

@@ -8,7 +8,7 @@ from msm_jax.stages.graph import StageContext, flat, read_manifest
 def write(context: StageContext) -> dict[str, Any]:
     """Gathers all scores into `report.html`, figures and `report.json`.
 
-    Inputs: `scores`, of which `params["cells"]` says whose each is; `control`; `rows`, `trained` and `base`, of which
+    Inputs: `scores`, of which `params["cells"]` says whose each is; `controls`; `rows`, `trained` and `base`, of which
     the manifests tell.
     """
     import datetime
@@ -33,13 +33,16 @@ def write(context: StageContext) -> dict[str, Any]:
         counts |= {key: summary.get(key, 0) for key in ("truncated", "dropped", "contaminated", "unwritable")}
         counts |= {key: summary[key] for key in ("first_unwritable",) if key in summary}
         corpora.append({"name": name, "documents": summary["examples"], **counts})
-    controls = manifests["control"]["summary"]["controls"] if "control" in manifests else []
+    controls = []
+    for name in context.stage.inputs["controls"]:
+        controls += manifests[f"controls:{name}"]["summary"]["controls"]
     result = {
         "experiment": config["name"],
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "config": config,
         "model": config["model"] | {"parameters": manifests["base"]["summary"]["parameters"]},
         "arms": arms,
+        "columns": context.params["columns"],
         "seeds": config["seeds"],
         "scores": scores,
         "controls": controls,

@@ -100,12 +100,12 @@ def identity_stage(config: ConfigDict, count: int) -> Stage:
     return _written(config, Kind.WRITTEN, "chats-identity", params, {})
 
 
-def rendered_stage(chats: Stage, source: str, reasoning: bool = False) -> Stage:
-    """The rows of `chats` as the source of that name, with their reasoning or without: the same rows."""
+def rendered_stage(chats: Stage, source: str, name: str = "", reasoning: bool = False) -> Stage:
+    """The rows of `chats` as a source, with their reasoning or without: the same rows. `name`: of the corpus, if it is
+    not that of the source."""
     params = {"source": source, "reasoning": reasoning}
-    return Stage(
-        Kind.CHATS, f"corpus-{source}", params, {"chats": chats}, _render, _VERSIONS["rendered"], source=source
-    )
+    name = f"corpus-{name or source}"
+    return Stage(Kind.CHATS, name, params, {"chats": chats}, _render, _VERSIONS["rendered"], source=source)
 
 
 def dataset_of_documents(config: ConfigDict, documents: Stage, label: str) -> Stage:

@@ -52,7 +52,7 @@ def test_variant(path):
         ("config.model.widht = 3", "config has no field widht; did you mean width?"),
         (
             "config.colour = 3",
-            "config has no field colour; configs/common.py lists the fields, and a mixture is assigned whole",
+            "config has no field colour; docs/config.md lists the fields, and a mixture is assigned whole",
         ),
         ("config.pretran.steps = 3", "config has no field pretran; did you mean pretrain?"),
         ("config.pretrain.steps = config.msm.stepz", "config has no field stepz; did you mean steps?"),

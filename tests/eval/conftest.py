@@ -3,6 +3,7 @@ import random
 import pytest
 
 from msm_jax.eval import stats
+from msm_jax.microworld import columns
 
 ARMS = [
     ("baseline", None, "Baseline"),
@@ -38,9 +39,16 @@ def fake_result():
         "config": {"seeds": [0, 1, 2, 3], "optim": {"learning_rate": 3e-3}},
         "model": {"parameters": 1_234_567},
         "arms": [
-            {"name": name, "spec": spec, "value": spec and spec.removeprefix("pro_"), "label": label}
+            {
+                "name": name,
+                "spec": spec,
+                "value": spec and spec.removeprefix("pro_"),
+                "label": label,
+                "has_aft": "aft" in name,
+            }
             for name, spec, label in ARMS
         ],
+        "columns": columns.of_values(("affordability", "america")),
         "seeds": [0, 1, 2, 3],
         "scores": scores,
         "controls": [

@@ -108,6 +108,15 @@ def test_a_finished_workdir_takes_one_more_seed(copied):
     assert {entry["seed"] for entry in run.report()["scores"]} == {0, 1}
 
 
+def test_an_evaluation_after_msm_trains_nothing(copied):
+    """An arm that ends after MSM asks the model that the other arms go on with."""
+    before = {manifest["key"] for manifest in copied.manifests()}
+    run = launched(copied.workdir, "--config.arms=msm_only,msm_aft")
+    new = {manifest["name"] for manifest in run.manifests() if manifest["key"] not in before}
+    assert new == {"report", *(f"score-msm_only-{spec}-s0" for spec in SPECS)}
+    assert "MSM America alone" in run.printed
+
+
 def test_runs_share_a_store(ran, tmp_path):
     other = launched(tmp_path / "other", f"--store={ran.workdir}")
     count = len(ran.manifests())
@@ -237,7 +246,7 @@ def test_a_run_may_go_on_with_another_runtime(ran):
 
 def test_show_when_all_is_done(ran):
     printed = launched(ran.workdir, "--mode=show").printed
-    assert "\n  pretrain.steps = 6\n" in printed
+    assert "\n  pretrain.steps = 6 " in printed
     assert printed.count("\n  done   ") == len(ran.manifests())
     assert "to do" not in printed
     assert "to train: 0 runs, 0 steps, 0 tokens; to pay: nothing" in printed
@@ -369,12 +378,13 @@ class AgentScorer:
 @pytest.mark.parametrize("values", ["affordability,america", "novelty,affordability,tradition,america"])
 def test_the_control_asks_quiet_agents_what_their_values_decide(tmp_path, monkeypatch, values):
     made = experiment(world__value_names=values, world__agents="60", eval__control_agents="2")
-    graph.execute([made.items], tmp_path, report=lambda line: None)
+    items = made.evaluations[0].items
+    graph.execute([items], tmp_path, report=lambda line: None)
     world = corpora.make_world(made.world)
     scorer = AgentScorer(world)
     monkeypatch.setattr(scoring, "_Scorer", lambda context, runtime: scorer)
     stage = next(stage for stage in made.stages if stage.name == "control")
-    inputs = {"items": made.items.folder(tmp_path), "tokenizer": tmp_path, "stated": {}}
+    inputs = {"items": items.folder(tmp_path), "tokenizer": tmp_path, "stated": {}}
     context = graph.StageContext(tmp_path, inputs, stage.params, stage)
     controls = scoring.control(context, runtime=made.runtime)["controls"]
     assert [control["rate"] for control in controls] == [1.0] * len(values.split(","))

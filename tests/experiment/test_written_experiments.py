@@ -214,6 +214,47 @@ def test_mistakes_are_told_in_a_line(config, fields, told, flags, capsys):
     assert error.count("\n") == 1
 
 
+def with_recipes(flags, recipes, **fields):
+    overrides = _overrides(flags("qwen32b_am.py", **fields))
+    config = config_lib.load(str(ROOT / "configs" / "qwen32b_am.py"))
+    config.recipes = recipes
+    for field, text in [*overrides, ("arms", str(tuple(recipes)))]:
+        config_lib.override(config, field, text)
+    return Experiment(config)
+
+
+def trained(experiment, section):
+    return next(stage for stage in experiment.stages if stage.section == section and stage.kind == "train")
+
+
+def test_a_cross_pair_is_a_line_of_a_configuration(flags):
+    """MSM on one spec, AFT on another."""
+    recipe = (("msm", {"msm": "msm@rules"}), ("aft", {"aft": "aft@value_augmented"}))
+    experiment = with_recipes(flags, {"cross": recipe}, specs=TWO["specs"])
+    msm, aft = trained(experiment, "msm"), trained(experiment, "aft")
+    assert aft.inputs["adapter"] is msm and (msm.name, aft.name) == ("msm-rules-s0", "aft-cross-s0")
+    of = {name: rows.inputs["corpus"] for name, rows in (msm.inputs["rows"] | aft.inputs["rows"]).items()}
+    assert of["msm"].params["spec"]["name"] == "rules"
+    assert of["aft"].inputs["chats"].params["spec"]["name"] == "value_augmented"
+    assert set(experiment.datasets) == {"rules-msm", "value_augmented-aft", "value_augmented-aft_cot"}
+    # The stage of MSM is that of the arms with one spec.
+    alone = with_recipes(flags, {"cross": recipe, "other": (("msm", {}),)}, specs=TWO["specs"])
+    assert [stage.name for stage in alone.stages if stage.section == "msm"].count("msm-rules-s0") == 1
+
+
+def test_a_dose_is_a_line_of_a_configuration(flags):
+    """A quarter of the AFT chats are of the anti-spec."""
+    recipe = (("msm", {"msm": "msm@philosophy"}), ("aft", {"aft": {"aft@philosophy": 0.75, "aft@anti_spec": 0.25}}))
+    specs = "('specs/philosophy.md', 'specs/anti_spec.md')"
+    experiment = with_recipes(flags, {"dose": recipe}, specs=specs, **{"chats.unattached": False})
+    assert trained(experiment, "aft").params["mixture"] == {
+        "aft-philosophy": 0.375,
+        "aft-anti_spec": 0.125,
+        "instruction": 0.5,
+    }
+    assert "anti_spec-msm" not in experiment.datasets
+
+
 def test_crossed_specs_train_all_arms_on_the_chats_of_one(flags):
     overrides = _overrides(flags("qwen32b_am.py", **TWO, aft_spec="value_augmented"))
     experiment = Experiment(config_lib.load(str(ROOT / "configs" / "qwen32b_am.py"), overrides))

@@ -1,0 +1,50 @@
+"""Writes docs/config.md from the settings: `python -m msm_jax.config.document > docs/config.md`."""
+
+from typing import get_origin
+
+from msm_jax.config.schema import Setting, settings
+from msm_jax.config.settings import Checkpointed, Corpora, Experiment, Microworld, Prose
+
+_PAGE = """\
+# Settings
+
+Every field of a configuration, as `python -m msm_jax.config.document` writes them from
+[msm_jax/config/settings.py](../msm_jax/config/settings.py). Any of them can be set on the command line:
+`--config.aft.optim.learning_rate=5e-5`, `--config.seeds='(0, 1)'`, `--config.arms=baseline,msm_aft`. `none` unsets a
+field that may be open. `--mode=show` prints them as a run will see them.
+"""
+_SECTIONS = (
+    (Experiment, "All experiments", "`mesh`, `execution`, `checkpoint`, `log` and `expected_tokens` change no result "
+     "but by rounding: a run may go on with other values. `config.aft` has the fields of `config.msm`."),
+    (Microworld, "On the micro-world", "`common.get_config()`. `config.pretrain` has the fields of `config.msm`."),
+    (Checkpointed, "On a checkpoint", "`common.on_checkpoint(path)`: corpora that exist, or that a language model "
+     "writes ([corpora](corpora.md)). `calls` changes nothing of what is written."),
+    (Prose, "On a checkpoint, with sentence banks", "`common.on_checkpoint(path, generator=\"prose\")`."),
+    (Corpora, "Corpora alone", "`common.for_corpus(spec, ...)`. The fields of `generation`, `documents`, `chats` and "
+     "`calls` are those of an experiment on a checkpoint."),
+)  # fmt: skip
+
+
+def page() -> str:
+    """The whole page, Markdown."""
+    lines, told = [_PAGE], {}
+    for kind, title, about in _SECTIONS:
+        lines += [f"## {title}\n", f"{about}\n", "| field | default | may be | what it is |", "|---|---|---|---|"]
+        for one in settings(kind):
+            as_msm = one.name.startswith(("aft.", "pretrain.")) and not one.name.endswith(".mixture")
+            if one.name != "kind" and one != told.get(one.name) and not as_msm:
+                lines.append(f"| `{one.name}` | `{one.default!r}` | {_may_be(one)} | {one.about} |")
+            told[one.name] = one
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _may_be(one: Setting) -> str:
+    names = {str: "text", int: "whole number", float: "number", bool: "`True`, `False`"}
+    kind = "group" if get_origin(one.type) is dict else names.get(one.type, "tuple")
+    told = kind if one.within is None else str(one.within) if kind != "tuple" else f"tuple, each {one.within}"
+    return f"{told}, or none" if one.optional else told
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,139 @@
+"""The evaluations of an experiment, as objects that yield stages.
+
+`config.evaluations` names them. An experiment has any number of them, and each asks every model in which an arm ends:
+to measure a model after MSM or after the instruction chats is to have an arm that ends there (`config/arms.py`).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from ml_collections import ConfigDict
+
+from msm_jax.config import nearest
+from msm_jax.corpus.specs import Spec
+from msm_jax.microworld import columns, prose
+from msm_jax.stages import corpora, scoring
+from msm_jax.stages.graph import VERSIONS, Kind, Stage
+from msm_jax.stages.training import Runtime
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """What the models of an experiment share: the base under their adapters, the tokenizer, how chats are written."""
+
+    base: Stage
+    tokenizer: Stage
+    chat: Mapping[str, Any]
+    runtime: Runtime
+
+
+class Evaluation(Protocol):
+    """Attributes:
+    name: names its score stages.
+    answer_length: tokens of an answer that it draws, at most; 0: it draws none.
+    told: what will be measured, in a line, or why nothing is; told before there is anything to pay.
+    measures: whether it can say something of these specs; without it there are no stages.
+    columns: of the report (`eval/results.py`), one for each rate.
+    items: the stage of what is asked, which its score stages read.
+    """
+
+    name: str
+    answer_length: int
+    items: Stage
+
+    @property
+    def told(self) -> str: ...
+
+    @property
+    def measures(self) -> bool: ...
+
+    @property
+    def columns(self) -> list[dict[str, Any]]: ...
+
+    def score(self, models: Models, model: Stage, arm: str, seed: int) -> Stage:
+        """Asks one model. Summary: {"scores": [one entry a column and form]}."""
+
+    def control(self, models: Models, stated: Mapping[str, Stage]) -> Stage | None:
+        """Whether what it measures can be told from the base at all; `stated`: the corpora of the base."""
+
+
+class ValueGeneralisation:
+    """Section 3.1 of the paper: which of two things is preferred, in domains that no training text names."""
+
+    name = "value generalisation"
+
+    def __init__(self, config: ConfigDict, specs: Sequence[Spec], world: Mapping[str, Any] | None):
+        self._config, self._specs, self._world = config, specs, world
+        self._values = config.world.value_names if world else prose.VALUES
+        self.answer_length = config.eval.max_tokens if self.measures else 0
+
+    @property
+    def measures(self) -> bool:
+        return all(spec.kind == "preferences" and spec.value in self._values for spec in self._specs)
+
+    @property
+    def told(self) -> str:
+        built = f"{self.name}, on our own pairs for {' and '.join(self._values)}"
+        if self.measures:
+            return f"evaluation: {built}; the paper's other ones are not built yet"
+        spec = next(spec for spec in self._specs if spec.kind != "preferences" or spec.value not in self._values)
+        meant = nearest(spec.value, self._values) if spec.value else None
+        hint = f" (value {spec.value}: did you mean {meant}?)" if meant and meant != spec.value else ""
+        return (
+            f"NO EVALUATION YET for spec {spec.name}{hint}: models are trained and the report has no rates; built is "
+            f"{built}"
+        )
+
+    @property
+    def columns(self) -> list[dict[str, Any]]:
+        return columns.of_values(self._values) if self.measures else []
+
+    @functools.cached_property
+    def items(self) -> Stage:
+        """The pairs that are asked."""
+        lists = {"likes": list(self._specs[0].likes), "dislikes": list(self._specs[0].dislikes)}
+        params = {"world": self._world} if self._world else lists
+        return Stage(Kind.CORPUS, "items", params, {}, corpora.write_evaluation_items, VERSIONS[Kind.CORPUS])
+
+    def score(self, models: Models, model: Stage, arm: str, seed: int) -> Stage:
+        settings = self._config.eval
+        params = {
+            "chat": models.chat,
+            "generator": "world" if self._world else "prose",
+            "model_name": self._config.assistant.name,
+            "pairs": settings.pairs,
+            "samples": settings.samples,
+            "temperature": settings.temperature,
+            "max_tokens": settings.max_tokens,
+            "seed": seed,
+        }
+        run = functools.partial(scoring.score, runtime=models.runtime)
+        return self._scored(f"score-{arm}-s{seed}", params, models, model, run, arm=arm, seed=seed)
+
+    def control(self, models: Models, stated: Mapping[str, Stage]) -> Stage | None:
+        if not self._world:
+            return None
+        params = {"chat": models.chat, "world": self._world, "agents": self._config.eval.control_agents}
+        run = functools.partial(scoring.control, runtime=models.runtime)
+        return self._scored("control", params, models, models.base, run, stated=stated)
+
+    def _scored(
+        self,
+        name: str,
+        params: Mapping[str, Any],
+        models: Models,
+        model: Stage,
+        run: Any,
+        stated: Any = None,
+        **of: Any,
+    ) -> Stage:
+        inputs = {"model": model, "base": models.base, "tokenizer": models.tokenizer, "items": self.items}
+        inputs |= {"stated": stated} if stated else {}
+        of |= {"evaluation": "control" if stated else self.name}
+        return Stage(Kind.SCORE, name, params, inputs, run, VERSIONS[Kind.SCORE], **of)
+
+
+# By their names in `config.evaluations`; msm_jax/config/settings.py lists them too.
+EVALUATIONS = {"value_generalisation": ValueGeneralisation}
