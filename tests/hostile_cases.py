@@ -297,7 +297,11 @@ def _configs():
         ("holds an object", "config.extra = object()", "{tmp}/c.py: config.extra is object <object *; a field *"),
         ("holds a set", "config.extra = {1, 2}", "{tmp}/c.py: config.extra is set {{1, 2}}; a field holds text *"),
         ("adds a field", "config.model.hidden = 3", "config has no field model.hidden; did you mean model.width?"),
-        ("adds a rate", "config.aft.optim.lr = 3", "config has no field aft.optim.lr; did you mean aft.optim.learning_rate?"),
+        (
+            "adds a rate",
+            "config.aft.optim.lr = 3",
+            "config has no field aft.optim.lr; did you mean aft.optim.learning_rate?",
+        ),
         ("has a text for a number", "del config.row_length; config.row_length = '64'", "config.row_length is '64'; *"),
         ("has texts for seeds", "config.seeds = ('a',)", "config.seeds is ('a',); it must be a tuple of whole numbers"),
         ("has a number for specs", "del config.specs; config.specs = 3", "config.specs is 3; it must be a *"),

@@ -12,6 +12,28 @@ Every field of a configuration, as `python -m msm_jax.config.document` writes th
 [msm_jax/config/settings.py](../msm_jax/config/settings.py). Any of them can be set on the command line:
 `--config.aft.optim.learning_rate=5e-5`, `--config.seeds='(0, 1)'`, `--config.arms=baseline,msm_aft`. `none` unsets a
 field that may be open. `--mode=show` prints them as a run will see them.
+
+## Arms
+
+`config.arms` names recipes: `baseline`, `aft`, `aft_cot`, `msm`, `msm_aft`, `msm_aft_cot`, and `msm_only`, which stops
+after MSM. A recipe is data: its training steps, each a section (`msm` or `aft`) whose settings it is trained by, and what
+that section's mixture has in place of a source. More of them are lines of a configuration, in a file:
+
+```python
+config.recipes = {
+    # MSM on one spec, AFT on the chats of another.
+    "cross": (("msm", {"msm": "msm@rules"}), ("aft", {"aft": "aft@value_augmented"})),
+    # A quarter of the AFT chats are of the anti-spec.
+    "dose": (("msm", {"msm": "msm@rules"}), ("aft", {"aft": {"aft@rules": 0.75, "aft@anti_spec": 0.25}})),
+    # Documents among the instruction chats, for each spec.
+    "interleaved": (("aft", {"instruction": {"instruction": 0.5, "msm": 0.5}}),),
+}
+config.arms = ("baseline", "msm_aft", "cross", "dose", "interleaved")
+```
+
+`source@spec` is of one spec of `config.specs`; `msm` alone makes an arm for each of them; `""` leaves a source out. What
+arms share is trained once.
+
 """
 _SECTIONS = (
     (Experiment, "All experiments", "`mesh`, `execution`, `checkpoint`, `log` and `expected_tokens` change no result "

@@ -20,7 +20,7 @@ from msm_jax.config.settings import KINDS
 from msm_jax.errors import UserError
 from msm_jax.experiment.build import Experiment
 from msm_jax.experiment.corpora import WrittenCorpora, costs
-from msm_jax.stages import graph, writing
+from msm_jax.stages import estimates, graph, writing
 from msm_jax.stages.graph import Kind
 from msm_jax.storage import files
 from msm_jax.storage.mirror import Place
@@ -105,7 +105,7 @@ def show(config: ConfigDict, workdir: str, store: str = "") -> None:
     left = [stage for stage, done, _ in graph.status(work.targets, place.local) if costs(stage) and not done]
     if not left and not training:
         print("\nnothing is to be asked")
-    writing.print_estimates(config, [stage for stage in left if writing.is_written(stage)], place.mirror)
+    estimates.print_estimates(config, [stage for stage in left if writing.is_written(stage)], place.mirror)
 
 
 def _note_config(config: ConfigDict, place: Place, report: Callable[[str], None]) -> None:

@@ -4,11 +4,9 @@ What determines a corpus is in the stages' parameters: the spec, the assistant, 
 the calls are made (`generation`) is not.
 """
 
-import asyncio
 import contextlib
 import dataclasses
 import functools
-import math
 import os
 import pathlib
 import re
@@ -32,8 +30,7 @@ from msm_jax.corpus.writing.prompts import Prompts
 from msm_jax.corpus.writing.writer import Asks, Assistant, Checked, Writer
 from msm_jax.errors import UserError
 from msm_jax.llm.batch import BatchCaller
-from msm_jax.llm.prices import Price
-from msm_jax.llm.store import CallStore, Spent, copied
+from msm_jax.llm.store import copied
 from msm_jax.stages import artifacts, generation, graph, packing
 from msm_jax.stages.graph import Inputs, Kind, Stage, StageContext
 from msm_jax.storage import files
@@ -193,71 +190,6 @@ def has_reasoning(written: Stage) -> bool:
     return written.params["writer"] == "spec_chats"
 
 
-def print_estimate(config: ConfigDict, stage: Stage, store: CallStore | None, price: Price) -> float:
-    """A line for each step of a stage that is to be written. Returns the dollars of all."""
-    print(f"  {stage.name}")
-    documents = None
-    if stage.params["writer"] == "judge":
-        _, documents, _ = _count(config, stage.inputs["corpus"].params, store)
-    writer, _, estimator = _count(config, stage.params, store, documents)
-    if stage.params["writer"] == "documents":
-        parts, types, room = writer.room
-        guessed = " if its headings are the parts of the spec" if estimator.stages["document_types"].requests else ""
-        room = min(room, types * config.documents.ideas)
-        print(
-            f"    room for {room:,} documents{guessed}: {types:,} types over {parts:,} parts, of each "
-            f"{config.documents.ideas} ideas at most"
-            + (", which is too little: raise config.documents.types or .ideas" if room < writer.wanted else "")
-        )
-    for step, about in estimator.stages.items():
-        known = f", {about.known:,} are in the store" if about.known else ""
-        print(
-            f"    {step:15} {about.requests:9,} requests, {about.prompt / 1e6:8.2f} M tokens to read, "
-            f"{about.output / 1e6:7.2f} M to write, ${about.dollars(price):.2f}{known}"
-        )
-    return sum(about.dollars(price) for about in estimator.stages.values())
-
-
-def _count(
-    config: ConfigDict, params: Mapping[str, Any], store: CallStore | None, documents: Sequence | None = None
-) -> tuple[Writer, list[dict[str, Any]], estimate.Estimator]:
-    """A writer that has asked an estimator for all that a stage takes, its rows, and the estimator. `documents` are
-    those that a judge has before it."""
-    estimator = estimate.Estimator(store, params["model"])
-    writer = _writer(params, config, estimator, {})
-    if documents is not None:
-        writer.documents = documents
-    rows = asyncio.run(writer.write())
-    if params["writer"] == "documents" and estimator.stages["document_types"].requests:
-        # How the spec is divided is not known yet: that it has too few headings makes it no cheaper.
-        _, types, room = writer.room
-        if room < writer.wanted:
-            return _count(config, {**params, "ideas": math.ceil(writer.wanted / types)}, store)
-    return writer, rows, estimator
-
-
-def print_estimates(config: ConfigDict, left: Sequence[Stage], mirror: Mirror | None) -> None:
-    """What the stages of `left` will take, beside the budget. Calls nothing."""
-    if not left:
-        return
-    print("\nto be asked, if every reply is of use (estimated; what is in the store of calls is not asked again)")
-    with generation.store_to_read(config, *([_fetched(mirror)] if mirror else [])) as store:
-        total = sum(
-            print_estimate(config, stage, store, generation.price_per_token(config, _asked(config, stage)))
-            for stage in left
-        )
-        spent = store.spent() if store else Spent(0.0, 0.0, 0)
-    print(
-        f"\nin all about ${total:.2f}; ${spent.paid:.2f} are paid"
-        + (f" and ${spent.reserved:.2f} may be" if spent.reserved > 1e-9 else "")
-        + f", of a budget of ${config.calls.budget:.2f}"
-    )
-    if total + spent.paid + spent.reserved > config.calls.budget:
-        print("that is more than the budget: raise config.calls.budget, or ask for less")
-    if told := generation.ask_for_name(config):
-        print(f"before it is written: {told}")
-
-
 def _common(config: ConfigDict, writer: str, count: int, *specs: Spec) -> dict[str, Any]:
     shared = ("temperature", "thinking", "language", "facts", "attempts", "max_output_tokens")
     return {
@@ -280,7 +212,7 @@ def _prompts(config: ConfigDict, writer: str) -> dict[str, str]:
     return {name: digest for name, digest in digests.items() if re.fullmatch(PROMPTS[writer], name)}
 
 
-def _asked(config: ConfigDict, stage: Stage) -> str:
+def asked(config: ConfigDict, stage: Stage) -> str:
     """The model that a stage asks, by its name in the configuration."""
     return config.generation.judge if stage.params["writer"] == "judge" else ""
 
@@ -323,13 +255,13 @@ def _title(written: Stage, corpus: Stage) -> str:
 
 def _write(context: StageContext, *, config: ConfigDict) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
-        caller = stack.enter_context(generation.caller(config, context.stage.name, _asked(config, context.stage)))
+        caller = stack.enter_context(generation.caller(config, context.stage.name, asked(config, context.stage)))
         if context.mirror:
-            stack.enter_context(copied(caller.store, _fetched(context.mirror), context.mirror.send))
+            stack.enter_context(copied(caller.store, fetched(context.mirror), context.mirror.send))
         # Jobs that were sent before are collected whatever the service is now.
         sends = config.calls.service == "batch"
         asks = BatchCaller(caller, sends) if config.generator == "gemini" else caller
-        writer = _writer(context.params, config, asks, context.inputs, context.folder)
+        writer = make_writer(context.params, config, asks, context.inputs, context.folder)
         rows = generation.drained(caller, writer.write)
         keys = sorted(writer.keys)
         calls, models = caller.store.stages(keys), caller.store.models(keys)
@@ -352,7 +284,7 @@ def _write(context: StageContext, *, config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def _fetched(mirror: Mirror) -> pathlib.Path:
+def fetched(mirror: Mirror) -> pathlib.Path:
     """The copy of the store of calls that another machine may have left, brought up to date."""
     copy = mirror.local / STORE_COPY
     mirror.fetch(copy)
@@ -389,7 +321,7 @@ def evaluation_prompts(config: ConfigDict) -> list[str]:
     return packing.evaluation_prompts(None, more)
 
 
-def _writer(
+def make_writer(
     params: Mapping[str, Any],
     config: ConfigDict,
     asks: Asks,
