@@ -16,8 +16,8 @@ field that may be open. `--mode=show` prints them as a run will see them.
 ## Arms
 
 `config.arms` names recipes: `baseline`, `aft`, `aft_cot`, `msm`, `msm_aft`, `msm_aft_cot`, and `msm_only`, which stops
-after MSM. A recipe is data: its training steps, each a section (`msm` or `aft`) whose settings it is trained by, and what
-that section's mixture has in place of a source. More of them are lines of a configuration, in a file:
+after MSM. A recipe is data: its training steps, each a section (`msm` or `aft`) whose settings it is trained by, and
+what that section's mixture has in place of a source. More of them are lines of a configuration, in a file:
 
 ```python
 config.recipes = {
@@ -31,9 +31,8 @@ config.recipes = {
 config.arms = ("baseline", "msm_aft", "cross", "dose", "interleaved")
 ```
 
-`source@spec` is of one spec of `config.specs`; `msm` alone makes an arm for each of them; `""` leaves a source out. What
-arms share is trained once.
-
+`source@spec` is of one spec of `config.specs`; `msm` alone makes an arm for each of them; `""` leaves a source out.
+What arms share is trained once.
 """
 _SECTIONS = (
     (Experiment, "All experiments", "`mesh`, `execution`, `checkpoint`, `log` and `expected_tokens` change no result "
