@@ -133,14 +133,12 @@ def test_a_trained_model_keeps_its_template(llama_run, tmp_path, capsys):
     assert tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == asked
 
 
-@pytest.mark.parametrize(("variant", "family"), [("smoke", "qwen2"), ("qwen3", "qwen3")])
-def test_qwen32b_am_smoke(checkpoints, corpora, tmp_path, variant, family):
+def test_qwen32b_am_smoke(checkpoints, corpora, tmp_path):
     spec = tmp_path / "philosophy.md"
     spec.write_text("---\ntitle: T\nkind: principles\nversion: 1\n---\nIt is kind.\n")
-    overrides = [f"--config.base.path={checkpoints[family]}", f"--config.specs={spec}"]
+    overrides = [f"--config.base.path={checkpoints['qwen2']}", f"--config.specs={spec}"]
     overrides += [f"--config.data.{name}={path}" for name, path in corpora.items()]
-    overrides += ["--config.seeds=(0,)", "--config.msm.steps=1", "--config.aft.steps=1"]
-    report = run(f"qwen32b_am.py:{variant}", tmp_path / "run", *overrides)
+    report = run("qwen32b_am.py:smoke", tmp_path / "run", *overrides, "--config.msm.steps=1", "--config.aft.steps=1")
     assert report["scores"] == report["findings"] == []
     page = (tmp_path / "run/report/report.html").read_text()
     assert "No rates: there is no evaluation for these specs yet." in page and "cheese" not in page
