@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from msm_jax import config as config_lib
 from msm_jax.config import document, schema
+from msm_jax.config import settings as settings_
 from msm_jax.config.schema import Range, setting
 from msm_jax.config.settings import KINDS
 from msm_jax.errors import UserError
@@ -127,3 +128,11 @@ def test_the_page_is_as_the_settings_make_it():
 def test_a_configuration_is_read_without_jax():
     code = "import sys; from msm_jax import config; config.load('cheese_tiny'); assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_libraries_that_are_used_alone_have_the_same_defaults():
+    from msm_jax.models import LoraConfig
+    from msm_jax.train.optimizer import OptimizerConfig
+
+    for settings, library in ((settings_.Lora, LoraConfig), (settings_.Optim, OptimizerConfig)):
+        assert dataclasses.asdict(settings()) == dataclasses.asdict(library())
