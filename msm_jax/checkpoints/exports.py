@@ -35,9 +35,9 @@ def write_beside(stored: Stored, whole: Stored, folder: pathlib.Path, dtype: str
             Folder(folder).write(name, content)
     path = folder / "config.json"
     config = files.read_object(path, "fetch the file anew") if path.exists() else config_of(whole.decoder)
-    named = {field: config[field] for field in ("torch_dtype", "dtype") if config.get(field)} or {"torch_dtype": None}
+    named = [field for field in ("torch_dtype", "dtype") if config.get(field)] or ["torch_dtype"]
     # As the file was, unless a fine-tuned model is in another dtype than the one that it came from.
-    if any(value != dtype for value in named.values()):
+    if any(config.get(field) != dtype for field in named):
         files.write_json(path, config | dict.fromkeys(named, dtype))
     write_texts(stored, whole, folder)
 

@@ -44,10 +44,7 @@ class Place(NamedTuple):
 
 def base_table(decoder: DecoderConfig) -> dict[str, Place]:
     """Tensor name -> place, of every parameter of the base."""
-    table = {
-        _EMBEDDING: Place(("embedding",)),
-        "model.norm.weight": Place(("norm", "scale")),
-    }
+    table = {_EMBEDDING: Place(("embedding",)), "model.norm.weight": Place(("norm", "scale"))}
     if not decoder.tied_head:
         table[_HEAD] = Place(("head", "kernel"), transposed=True)
     for layer in range(decoder.num_layers):
@@ -125,21 +122,6 @@ def _check_tied(files: TensorFiles) -> None:
         )
 
 
-def read_params(files: TensorFiles, table: Mapping[str, Place], like: PyTree, keep_dtypes: bool = False) -> PyTree:
-    """Reads every tensor of `table` into the tree of `like`.
-
-    At any time the host holds the shards of its devices and, twice, one tensor in the making.
-
-    Args:
-      like: ShapeDtypeStructs with shardings.
-      keep_dtypes: those of the files, instead of those of `like`.
-
-    Raises: UserError as `check_tensors` does, and for damaged files.
-    """
-    check_tensors(files, table, like)
-    return _read_params(files, table, like, keep_dtypes)
-
-
 def open_params(
     files: TensorFiles, table: Mapping[str, Place], like: PyTree
 ) -> tuple[PyTree, Callable[[tuple[str, ...]], jax.Array]]:
@@ -147,7 +129,6 @@ def open_params(
 
     Returns: a tree of shapes and dtypes, and what reads the array at a path.
     """
-    check_tensors(files, table, like)
     shapes: dict[str, Any] = {}
     for name, place in table.items():
         leaf = _leaf(like, place.path)
@@ -156,12 +137,22 @@ def open_params(
 
     def read(path: tuple[str, ...]) -> jax.Array:
         part = {name: place for name, place in table.items() if place.path == path}
-        return _leaf(_read_params(files, part, like, keep_dtypes=True), path)
+        return _leaf(read_params(files, part, like, keep_dtypes=True), path)
 
     return shapes, read
 
 
-def _read_params(files: TensorFiles, table: Mapping[str, Place], like: PyTree, keep_dtypes: bool) -> PyTree:
+def read_params(files: TensorFiles, table: Mapping[str, Place], like: PyTree, keep_dtypes: bool) -> PyTree:
+    """Reads every tensor of `table`, which `check_tensors` has passed, into the tree of `like`.
+
+    At any time the host holds the shards of its devices and, twice, one tensor in the making.
+
+    Args:
+      like: ShapeDtypeStructs with shardings.
+      keep_dtypes: those of the files, instead of those of `like`.
+
+    Raises: UserError for damaged files, and for dtypes that are kept and differ from layer to layer.
+    """
     params: dict[str, Any] = {}
     for name, place in table.items():
         leaf = _leaf(like, place.path)
@@ -170,9 +161,8 @@ def _read_params(files: TensorFiles, table: Mapping[str, Place], like: PyTree, k
         value = _arrange(_layer_sharding(leaf.sharding, value.ndim, place), place.transposed, wanted)(value)
         if place.layer is not None:
             stack = _leaf(params, place.path)
-            if stack is None:
-                stack = _zeros(leaf.shape, wanted, leaf.sharding)()
-            elif stack.dtype != wanted:
+            stack = _zeros(leaf.shape, wanted, leaf.sharding)() if stack is None else stack
+            if stack.dtype != wanted:
                 raise UserError(
                     f"{files.url}: tensor {name} is {wanted}, and that of layer 0 is {stack.dtype}; give them one"
                 )

@@ -113,8 +113,7 @@ class Checkpoints:
             data: JSON that restores the input pipeline, `{"next_index": int, ...}`.
         """
         meta = {"identity": self._identity, "config": self._config, "data": data, "arrays": _describe(state)}
-        meta = _sealed(meta)
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(_sealed(meta)))
         self._manager.save(step, args=arguments)
 
     def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
@@ -164,8 +163,7 @@ class Checkpoints:
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:
             aside = self._folder / f"damaged-{step}"
-            if aside.exists():
-                aside.rmtree()
+            remove(aside)
             (self._folder / str(step)).rename(aside)
         multihost_utils.sync_global_devices(f"set checkpoint {step} aside")
         self._manager.reload()
@@ -194,13 +192,12 @@ def save_params(folder: str | os.PathLike, params: Any) -> None:
 
     On the way the host holds the shards of its devices once, and no more.
     """
-    meta = _sealed({"arrays": _describe(params)})
+    meta = ocp.args.JsonSave(_sealed({"arrays": _describe(params)}))
     # One chunk per shard, however large, which is not compressed: then it is written from where it lies. A file that is
     # cut at some size cuts chunks too, and these are copied, all at once.
     arrays = ocp.args.PyTreeSave(params, ocdbt_target_data_file_size=0)
-    arguments = ocp.args.Composite(params=arrays, meta=ocp.args.JsonSave(meta))
     with _params_checkpointer() as checkpointer:
-        checkpointer.save(_place(folder), args=arguments, force=True)
+        checkpointer.save(_place(folder), args=ocp.args.Composite(params=arrays, meta=meta), force=True)
 
 
 def load_params(folder: str | os.PathLike, like: Any, keep_dtypes: bool = False) -> Any:
@@ -228,7 +225,7 @@ def open_params(folder: str | os.PathLike, like: Any) -> tuple[Any, Callable[[An
     folder = _place(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of weights")
-    with _damage_is_told(folder), _params_checkpointer() as checkpointer, _damage_on_any_host():
+    with _read(folder) as checkpointer:
         meta = checkpointer.restore(folder, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
         _check_seal(meta)
     saved = meta["arrays"]
@@ -237,12 +234,12 @@ def open_params(folder: str | os.PathLike, like: Any) -> tuple[Any, Callable[[An
     def read(part: Any) -> Any:
         arguments = ocp.checkpoint_utils.construct_restore_args(part)
         target = ocp.args.PyTreeRestore(part, restore_args=arguments, partial_restore=True)
-        with _damage_is_told(folder), _params_checkpointer() as checkpointer, _damage_on_any_host():
+        with _read(folder) as checkpointer:
             params = checkpointer.restore(folder, args=ocp.args.Composite(params=target)).params
             _check_arrays(params, saved)
         return params
 
-    return _abstract(like, [saved[name]["dtype"] for name in _names(like)]), read
+    return _abstract(like, [saved[name]["dtype"] for name in _named(like)]), read
 
 
 class _Damaged(Exception):
@@ -267,9 +264,11 @@ def _damage_on_any_host() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _damage_is_told(folder: epath.Path) -> Iterator[None]:
+def _read(folder: epath.Path) -> Iterator[ocp.Checkpointer]:
+    """Tells of damage that is found in the body."""
     try:
-        yield
+        with _params_checkpointer() as checkpointer, _damage_on_any_host():
+            yield checkpointer
     except _Damaged as damage:
         raise UserError(f"{folder}: the weights are damaged ({damage})") from None
 
@@ -289,8 +288,9 @@ def _abstract(like: Any, dtypes: Sequence[str] | None = None) -> Any:
     )
 
 
-def _names(tree: Any) -> list[str]:
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(tree)]
+def _named(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _describe(tree: Any) -> dict[str, dict[str, Any]]:
@@ -298,7 +298,7 @@ def _describe(tree: Any) -> dict[str, dict[str, Any]]:
     # One at a time: on CPUs of several hosts, programs that are begun at once wait for each other for ever.
     return {
         name: {"shape": list(leaf.shape), "dtype": leaf.dtype.name, "checksum": int(_checksum(leaf, *_blocks(leaf)))}
-        for name, leaf in zip(_names(tree), jax.tree.leaves(tree), strict=True)
+        for name, leaf in _named(tree).items()
     }
 
 
@@ -338,15 +338,13 @@ def _checksum(leaf: jax.Array, axis: int, count: int) -> jax.Array:
 
 
 def _check_arrays(tree: Any, saved: dict[str, dict[str, Any]]) -> None:
-    found = _describe(tree)
-    wrong = [name for name in found if found[name] != saved[name]]
-    if wrong:
+    if wrong := [name for name, found in _describe(tree).items() if found != saved[name]]:
         raise ValueError(f"checksum of {wrong[0]} differs")
 
 
 def _check_fit(folder: epath.Path, saved: dict[str, dict[str, Any]], like: Any) -> None:
     """Raises UserError, with the first array that differs, unless `like` has the saved names and shapes."""
-    wanted = {name: list(leaf.shape) for name, leaf in zip(_names(like), jax.tree.leaves(like), strict=True)}
+    wanted = {name: list(leaf.shape) for name, leaf in _named(like).items()}
     found = {name: entry["shape"] for name, entry in saved.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):

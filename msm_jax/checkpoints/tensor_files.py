@@ -21,22 +21,11 @@ import numpy as np
 from msm_jax.errors import UserError
 from msm_jax.storage import files
 from msm_jax.storage.folders import CHUNK_BYTES, Folder, Part, is_part
-from msm_jax.storage.progress import Progress
 
 _DTYPES = {
-    "BOOL": np.dtype(np.bool_),
-    "U8": np.dtype(np.uint8),
-    "I8": np.dtype(np.int8),
-    "U16": np.dtype(np.uint16),
-    "I16": np.dtype(np.int16),
-    "U32": np.dtype(np.uint32),
-    "I32": np.dtype(np.int32),
-    "U64": np.dtype(np.uint64),
-    "I64": np.dtype(np.int64),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F32": np.dtype(np.float32),
-    "F64": np.dtype(np.float64),
+    **{"BOOL": np.dtype(bool), "BF16": np.dtype(ml_dtypes.bfloat16)},
+    **{f"{kind}{8 * size}": np.dtype(f"{kind.lower()}{size}") for kind in "UI" for size in (1, 2, 4, 8)},
+    **{f"F{8 * size}": np.dtype(f"f{size}") for size in (2, 4, 8)},
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _SUFFIX = ".safetensors"
@@ -70,8 +59,7 @@ class TensorInfo:
 class TensorFiles:
     """The tensors of `STEM.safetensors`, or of the files that `STEM.safetensors.index.json` names.
 
-    Opening reads headers only. `tensors`: name -> `TensorInfo`, in the order of the files. `metadata`: what the first
-    file says besides its tensors. Threads may read at once.
+    Opening reads headers only. `tensors`: name -> `TensorInfo`, in the order of the files. Threads may read at once.
 
     Raises: UserError if the folder, its index or a file is missing, damaged or cut off, or holds what NumPy cannot.
     """
@@ -83,17 +71,14 @@ class TensorFiles:
         if sizes is None:
             raise UserError(f"{self.url}: no such folder")
         single, index = stem + _SUFFIX, stem + _INDEX_SUFFIX
-        # The single file comes first, as in transformers.
-        if single in sizes:
-            owners = None
-            names = [single]
+        if single in sizes:  # it comes first, as in transformers
+            owners, names = None, [single]
         elif index in sizes:
             owners = self._read_index(index)
             names = sorted(set(owners.values()))
         else:
             raise UserError(_nothing_there(self.url, single, sizes))
         self.tensors: dict[str, TensorInfo] = {}
-        self.metadata: dict[str, str] = {}
         self._headers: dict[str, _Header] = {}
         for name in names:
             if name not in sizes and owners and {key for key in owners if owners[key] == name} <= _TIED:
@@ -101,7 +86,6 @@ class TensorFiles:
             if name not in sizes:
                 raise UserError(f"{self._folder.path(name)}: no such file, but {index} names it; {_AGAIN}")
             header = self._headers[name] = _read_header(self._folder, name, sizes[name])
-            self.metadata = self.metadata or header.metadata
             self.tensors |= {
                 key: info for key, info in header.tensors.items() if owners is None or owners.get(key) == name
             }
@@ -149,13 +133,12 @@ class TensorFiles:
         self, result: np.ndarray, file: str, offset: int, shape: tuple[int, ...], bounds: list[tuple[int, int]]
     ) -> None:
         """Reads what lies within `bounds` of the array of `shape` that begins at `offset` of `file`."""
+        row_bytes = math.prod(shape[1:]) * result.itemsize
         if all(bound == (0, size) for bound, size in zip(bounds[1:], shape[1:], strict=True)):
             start = bounds[0][0] if bounds else 0
-            row_bytes = math.prod(shape[1:]) * result.itemsize
             self._folder.read_into(file, offset + start * row_bytes, _bytes(result))
             return
         (start, stop), *inner = bounds
-        row_bytes = math.prod(shape[1:]) * result.itemsize
         most = min(CHUNK_BYTES, _LOCAL_CHUNK_BYTES) if self._folder.is_local else CHUNK_BYTES
         if row_bytes > most:
             for row in range(start, stop):
@@ -183,7 +166,7 @@ class TensorFiles:
 
 
 class NewTensor(NamedTuple):
-    """A tensor to write; `read` is asked for the array just before its turn."""
+    """A tensor to write; `read` gives the array."""
 
     name: str
     shape: tuple[int, ...]
@@ -196,8 +179,6 @@ def write_tensors(
     tensors: Iterable[tuple[str, tuple[int, ...], Any, Callable[[], np.ndarray]]],
     stem: str = "model",
     max_shard_bytes: int = 5_000_000_000,
-    metadata: dict[str, str] | None = None,
-    label: str | None = None,
 ) -> None:
     """Writes `STEM.safetensors`, or as many files of at most `max_shard_bytes` as it takes and their index.
 
@@ -206,8 +187,6 @@ def write_tensors(
 
     Args:
       tensors: (name, shape, dtype, function that gives the array), in the order to write.
-      metadata: `{"format": "pt"}`, as transformers wants it, if not given.
-      label: shows progress under this label.
 
     Raises: UserError if the folder cannot be written to, or if its disk has no room for all of it.
     """
@@ -215,37 +194,26 @@ def write_tensors(
     if len({tensor.name for tensor in tensors}) < len(tensors):
         raise ValueError("two tensors of one name")
     shards = _shards(tensors, max_shard_bytes)
-    count = len(shards)
-    names = (
-        [f"{stem}{_SUFFIX}"] if count == 1 else [f"{stem}-{i:05}-of-{count:05}{_SUFFIX}" for i in range(1, count + 1)]
-    )
+    names = [f"{stem}-{i:05}-of-{len(shards):05}{_SUFFIX}" for i in range(1, len(shards) + 1)]
+    names = names if len(shards) > 1 else [f"{stem}{_SUFFIX}"]
     target = Folder(folder)
     before = target.sizes() or {}
     for name in before:
-        # Left by a writing that was killed.
-        if is_part(name) and name.startswith(f".{stem}"):
+        if is_part(name) and name.startswith(f".{stem}"):  # left by a writing that was killed
             target.remove(name)
     total = sum(map(_size, tensors))
     if target.is_local:
         files.check_room(target.url, total)
-    progress = Progress(label, max(total, 1), "byte") if label else None
-    done = 0
     try:
         for name, shard in zip(names, shards, strict=True):
             with target.begin(name) as file:
-                file.write(_header_of(shard, {"format": "pt"} if metadata is None else metadata))
+                file.write(_header_of(shard))
                 for tensor in shard:
                     _write_array(file, tensor)
-                    done += _size(tensor)
-                    if progress:
-                        progress.update(done)
     except BaseException:
         for name in names:
             target.abandon(name)
         raise
-    finally:
-        if progress:
-            progress.close()
     # Old files under a new index, or new ones under an old index, would look whole: so there is none meanwhile.
     target.remove(f"{stem}{_INDEX_SUFFIX}")
     for name in names:
@@ -254,7 +222,7 @@ def write_tensors(
         ours = name == f"{stem}{_SUFFIX}" or (name.startswith(f"{stem}-") and "-of-" in name and name.endswith(_SUFFIX))
         if ours and name not in names:
             target.remove(name)
-    if count > 1:
+    if len(shards) > 1:
         owners = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(owners.items()))}
         target.write(f"{stem}{_INDEX_SUFFIX}", (json.dumps(index, indent=2) + "\n").encode())
@@ -262,7 +230,6 @@ def write_tensors(
 
 class _Header(NamedTuple):
     tensors: dict[str, TensorInfo]
-    metadata: dict[str, str]
     digest: str
     data_start: int
     file_bytes: int
@@ -279,28 +246,23 @@ def _read_header(folder: Folder, name: str, file_bytes: int) -> _Header:
     raw = folder.read(name, _LENGTH_BYTES, start)
     try:
         header = json.loads(raw)
-        metadata = header.pop("__metadata__", None) or {}
+        header.pop("__metadata__", None)
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path}: not a safetensors file (its header is not a JSON object); {_AGAIN}") from None
-    tensors = {}
-    ends = []
-    for key, entry in header.items():
-        info, begin, end = _read_entry(path, name, start, key, entry)
-        tensors[key] = info
-        ends.append((begin, end, key))
+    tensors = {key: _read_entry(path, name, start, key, entry) for key, entry in header.items()}
     reached = 0
-    for begin, end, key in sorted(ends):
+    for begin, size, key in sorted((info.offset - start, info.size_bytes, key) for key, info in tensors.items()):
         if begin != reached:
             what = "overlaps the one before" if begin < reached else "comes after a gap"
             raise UserError(f"{path}: damaged header, tensor {key} {what} (byte {begin:,}, not {reached:,}); {_AGAIN}")
-        reached = end
+        reached += size
     if start + reached != file_bytes:
         what = "cut off" if start + reached > file_bytes else "longer than its header says"
         raise UserError(f"{path}: {what} ({file_bytes:,} bytes, not {start + reached:,}); {_AGAIN}")
-    return _Header(tensors, metadata, hashlib.sha256(raw).hexdigest(), start, file_bytes)
+    return _Header(tensors, hashlib.sha256(raw).hexdigest(), start, file_bytes)
 
 
-def _read_entry(path: str, file: str, data_start: int, key: str, entry: Any) -> tuple[TensorInfo, int, int]:
+def _read_entry(path: str, file: str, data_start: int, key: str, entry: Any) -> TensorInfo:
     try:
         dtype_name, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         sizes = [*shape, begin, end]
@@ -317,7 +279,7 @@ def _read_entry(path: str, file: str, data_start: int, key: str, entry: Any) -> 
             f"{path}: damaged header, tensor {key} has {end - begin:,} bytes, but {dtype_name} {list(shape)} takes "
             f"{info.size_bytes:,}; {_AGAIN}"
         )
-    return info, begin, end
+    return info
 
 
 def _nothing_there(url: str, single: str, sizes: dict[str, int]) -> str:
@@ -355,17 +317,13 @@ def _size(tensor: NewTensor) -> int:
     return math.prod(tensor.shape) * tensor.dtype.itemsize
 
 
-def _header_of(shard: list[NewTensor], metadata: dict[str, str]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+def _header_of(shard: list[NewTensor]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # which transformers wants
     offset = 0
     for tensor in shard:
-        end = offset + _size(tensor)
-        header[tensor.name] = {
-            "dtype": _NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
+        place = [offset, offset + _size(tensor)]
+        header[tensor.name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}
+        offset = place[1]
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _LENGTH_BYTES)
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text

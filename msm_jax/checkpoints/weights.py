@@ -130,8 +130,7 @@ def locate(path: str, revision: str | None = None, **numerics: Any) -> tuple[dic
     stored = open_model(folder, **numerics)
     if is_hub_id(path):  # its commit tells what it is
         return {"path": path, "revision": pathlib.Path(folder).name, "fingerprint": None}, stored
-    fingerprint = None if stored.lora else fingerprint_of(stored)
-    return {"path": folder, "revision": None, "fingerprint": fingerprint}, stored
+    return {"path": folder, "revision": None, "fingerprint": None if stored.lora else fingerprint_of(stored)}, stored
 
 
 def open_adapter(path: str | os.PathLike, base: Stored) -> Stored:
@@ -206,14 +205,16 @@ def load(stored: Stored, mesh: Mesh, dtype: str | None = "float32") -> PyTree:
     like = abstract_params(stored.model, mesh, dtype or "float32")
     if stored.ours:
         return load_params(stored.final, like, keep_dtypes=dtype is None)
-    return huggingface.read_params(*_tensors(stored), like, keep_dtypes=dtype is None)
+    return huggingface.read_params(*_tensors(stored, like), like, keep_dtypes=dtype is None)
 
 
-def _tensors(stored: Stored) -> tuple[TensorFiles, dict[str, huggingface.Place]]:
-    if stored.lora is None:
-        return TensorFiles(stored.folder), huggingface.base_table(stored.decoder)
-    table = huggingface.adapter_table(stored.decoder, stored.lora)
-    return TensorFiles(stored.folder, "adapter_model"), table
+def _tensors(stored: Stored, like: PyTree) -> tuple[TensorFiles, dict[str, huggingface.Place]]:
+    tensors = TensorFiles(stored.folder, "adapter_model" if stored.lora else "model")
+    table = huggingface.base_table(stored.decoder)
+    if stored.lora:
+        table = huggingface.adapter_table(stored.decoder, stored.lora)
+    huggingface.check_tensors(tensors, table, like)
+    return tensors, table
 
 
 def load_lazily(stored: Stored, mesh: Mesh) -> tuple[PyTree, Callable[[tuple[str, ...]], jax.Array]]:
@@ -224,13 +225,12 @@ def load_lazily(stored: Stored, mesh: Mesh) -> tuple[PyTree, Callable[[tuple[str
     """
     like = abstract_params(stored.model, mesh, "float32")
     if not stored.ours:
-        return huggingface.open_params(*_tensors(stored), like)
+        return huggingface.open_params(*_tensors(stored, like), like)
     shapes, read_part = open_params(stored.final, like)
 
     def read(path: tuple[str, ...]) -> jax.Array:
         part = functools.reduce(lambda tree, key: tree[key], path, shapes)
-        for key in reversed(path):
-            part = {key: part}
+        part = functools.reduce(lambda tree, key: {key: tree}, reversed(path), part)
         [array] = jax.tree.leaves(read_part(part))
         return array
 
