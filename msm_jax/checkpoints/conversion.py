@@ -37,11 +37,9 @@ KL_BAR = 1e-4
 def import_model(path: str, out: str, base: str | None = None, verify: bool = False) -> Stored:
     """Reads a Hugging Face folder or id, or a PEFT adapter, and writes it as a checkpoint of ours to `out`.
 
-    Every array keeps its dtype. At any time the host holds the shards of its devices and, twice, one tensor.
-
-    Args:
-      base: of an adapter, if not that which its adapter_config.json names.
-      verify: whether what `verify` needs to compare it with `path` is asked for before anything is written.
+    Every array keeps its dtype. At any time the host holds the shards of its devices and, twice, one tensor. `base` is
+    that of an adapter, if not the one that its adapter_config.json names. With `verify` it is asked first whether all
+    is there that `verify` needs.
 
     Raises: UserError if `path` cannot be read, or `out` holds something or has no room.
     """
@@ -59,17 +57,10 @@ def import_model(path: str, out: str, base: str | None = None, verify: bool = Fa
         params = weights.load(stored, mesh, dtype=None)
         copy_small_files(stored.folder, folder / weights.KEPT_FOLDER)
         save_params(folder / "final", params)
-        tokenizer = str(folder) if stored.tokenizer == stored.folder else stored.tokenizer
-        # Last, for it makes the folder a checkpoint.
-        weights.write_description(
-            folder,
-            stored.model,
-            base=stored.base,
-            tokenizer=tokenizer,
-            origin=stored.origin,
-            revision=stored.revision,
-            chat=stored.chat,
-        )
+        kept = {name: getattr(stored, name) for name in ("base", "tokenizer", "origin", "revision", "chat")}
+        if stored.tokenizer == stored.folder:
+            kept["tokenizer"] = str(folder)
+        weights.write_description(folder, stored.model, **kept)  # last, for it makes the folder a checkpoint
     return weights.open_model(folder)
 
 
@@ -79,13 +70,9 @@ def export_model(
     """Writes a checkpoint of ours to `out` as Hugging Face has it: a base as a whole model; an adapter as `peft` has
     it, or with `merge` as a whole model with the adapter's products added to the matrices.
 
-    Beside it are the chat template that it was trained on, as the only one, and in generation_config.json all that ends
-    an answer. A model is read and written array by array; an adapter that is merged is held as a whole. In all, a host
-    holds no more than the shards of its devices and, twice, the largest tensor.
-
-    Args:
-      base: folder of an adapter's base, if not that which the checkpoint names.
-      verify: whether what `verify` needs to look at what is written is asked for before.
+    A model is read and written array by array; an adapter that is merged is held as a whole. In all, a host holds no
+    more than the shards of its devices and, twice, the largest tensor. `base` and `verify` are as in `import_model`,
+    and `write_beside` says what else is written.
 
     Returns: what was exported, and what was written.
     Raises: UserError if the checkpoint cannot be read, or `out` holds something or has no room.
@@ -181,7 +168,6 @@ def base_of(stored: Stored) -> Stored:
 
 
 def _check_libraries() -> None:
-    """Raises: UserError if what `verify` compares with is not installed."""
     try:
         import torch, transformers, peft  # noqa: E401, F401, I001 (the others need torch, and the error names it)
     except ImportError as error:
@@ -223,7 +209,7 @@ def _their_logits(stored: Stored, tokens: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def new_folder(path: str) -> Iterator[pathlib.Path]:
-    """An empty folder to write to, which is removed again if something goes wrong."""
+    """An empty folder, which is removed again if something goes wrong."""
     if not path or is_url(path):
         raise UserError(f"--out={path}: must be a local folder; copy what is written from there")
     folder = pathlib.Path(path).expanduser()
@@ -245,7 +231,6 @@ def _mesh() -> Mesh:
 
 
 def describe(made: Stored, out: str) -> str:
-    """What was written, in a line."""
     if made.lora:
         shape = f"an adapter of rank {made.lora.rank}, alpha {made.lora.alpha:g}, on {', '.join(made.lora.targets)}"
         return f"{out}: {shape}; {count_parameters(made.model.lora_shapes):,} parameters"

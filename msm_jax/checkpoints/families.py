@@ -59,11 +59,8 @@ _HARMLESS = {
 
 
 def decoder_of(config: Mapping[str, Any], where: str = "config.json", **numerics: Any) -> DecoderConfig:
-    """The decoder that `config`, a parsed config.json, describes.
-
-    Args:
-      where: names the file in errors.
-      numerics: the dtype to compute in, of which a config.json says nothing.
+    """The decoder that `config`, a parsed config.json, describes. `where` names the file in errors; `numerics` is the
+    dtype to compute in, of which a config.json says nothing.
 
     Raises: UserError for another architecture, for a field that this decoder does not have, or for one that is missing.
     """
@@ -107,10 +104,7 @@ def decoder_of(config: Mapping[str, Any], where: str = "config.json", **numerics
 
 
 def config_of(decoder: DecoderConfig) -> dict[str, Any]:
-    """A config.json for a decoder that came from none: one that was pretrained here.
-
-    Raises: UserError if no family has its features.
-    """
+    """A config.json for a decoder that was pretrained here. Raises: UserError if no family has its features."""
     features = {name: True for name in ("qkv_bias", "qk_norm") if getattr(decoder, name)}
     family = next((family for family, (_, has) in FAMILIES.items() if has == features), None)
     if family is None:
@@ -134,7 +128,6 @@ def config_of(decoder: DecoderConfig) -> dict[str, Any]:
 
 
 def _check_kinds(config: Mapping[str, Any], where: str) -> None:
-    """Holds the fields that are read against the kinds of value that they have, None aside."""
     whole = (*_SIZES, "num_key_value_heads", "head_dim", "max_position_embeddings")
     for kind, what, fields in (
         (int, "a whole number above 0", whole),
@@ -193,7 +186,6 @@ def _rope(config: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | N
 
 
 def _rope_scaling(rope: Mapping[str, Any], field: str, where: str) -> RopeScaling | None:
-    """What one of the two forms says of the scaling."""
     rope = {name: value for name, value in rope.items() if name != "rope_theta"}
     part = rope.pop("partial_rotary_factor", 1)
     if part != 1:

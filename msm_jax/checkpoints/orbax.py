@@ -21,7 +21,7 @@ import pathlib
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -41,11 +41,9 @@ _MOST_BLOCKS = 64  # that a checksum is summed in
 
 @functools.cache
 def _quiet_aborted_transfers() -> None:
-    """At the first array that it cannot read or write, Orbax closes its event loop under the transfers of the others.
-
-    Each of those then prints a traceback, from a thread of TensorStore or when it is collected, at any later moment: a
-    full disk prints hundreds of lines. What went wrong is raised to us, and said once.
-    """
+    """At the first array that it cannot read or write, Orbax (0.12.8) closes its event loop under the transfers of the
+    others, and has no option against it. Each of those then prints a traceback, from a thread of TensorStore or when it
+    is collected, at any later moment: a full disk prints hundreds of lines. What went wrong is raised and said once."""
     show = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
@@ -54,10 +52,9 @@ def _quiet_aborted_transfers() -> None:
             show(unraisable)
 
     def from_elsewhere(record: logging.LogRecord) -> bool:
-        if not record.exc_info:
-            return True
-        frames = traceback.extract_tb(record.exc_info[2])
-        return bool(frames) and not any(_is_orbax(frame.filename) for frame in frames)  # no frames: from TensorStore
+        frames = record.exc_info and traceback.extract_tb(record.exc_info[2])
+        # Those of TensorStore have none.
+        return not record.exc_info or bool(frames) and not any(_is_orbax(frame.filename) for frame in frames)
 
     sys.unraisablehook = hook
     logging.getLogger("asyncio").addFilter(from_elsewhere)
@@ -70,22 +67,17 @@ def _is_orbax(filename: str) -> bool:
 
 
 class _Manager(ocp.CheckpointManager):
-    """Leaves the question whether SIGTERM came to others. JAX takes each question for the number of the host's last
-    one, so those of Orbax, numbered by its steps, would undo the count of `parallel.hosts.stop_requested`."""
+    """Leaves the question whether SIGTERM came to others: JAX takes each question for the number of the host's last
+    one, so those of Orbax, which asks at every save, would undo the count of `parallel.hosts.stop_requested`."""
 
     def reached_preemption(self, step: int) -> bool:
         return False
 
 
 class Checkpoints:
-    """The checkpoints of one run, newest `keep` of them. Every host calls every method, at the same step.
-
-    Args:
-        folder: shared by all hosts, local or a URL as gs://bucket/folder; made if missing.
-        identity: hash of all that determines the run. Restoring a checkpoint of another identity is a UserError.
-        keep: how many checkpoints stay on disk, 1 or more.
-        config: parameters and inputs of the run, as JSON; each checkpoint tells them to who finds it.
-    """
+    """The newest `keep` checkpoints of a run, in a folder that all hosts share, local or a URL. Every host calls every
+    method, at the same step. `identity` is a hash of all that determines the run; `config` is its parameters and
+    inputs as JSON, which each checkpoint tells to who finds it."""
 
     def __init__(self, folder: str | os.PathLike, identity: str, keep: int, config: Mapping[str, Any] | None = None):
         _quiet_aborted_transfers()
@@ -101,30 +93,22 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest checkpoint, or None. One whose save is under way counts."""
+        """Step of the newest checkpoint, also of one whose save is under way."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, data: dict[str, Any]) -> None:
-        """Copies `state` to the host, then writes it in the background; first waits for a save still under way.
-
-        Args:
-            step: number of finished steps, the name of the checkpoint.
-            state: pytree of arrays. It may be donated as soon as this returns.
-            data: JSON that restores the input pipeline, `{"next_index": int, ...}`.
-        """
+        """Copies `state`, a pytree of arrays, to the host, so that it may be donated, then writes it in the background;
+        first waits for a save still under way. `data` is JSON that restores the input pipeline."""
         meta = {"identity": self._identity, "config": self._config, "data": data, "arrays": _describe(state)}
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(_sealed(meta)))
         self._manager.save(step, args=arguments)
 
     def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """Newest good checkpoint as `(step, state, data)`, or None if there is none.
+        """Newest good checkpoint as `(step, state, data)`, or None. Raises: UserError if it belongs to another run.
 
-        `like` gives structure, shapes, dtypes and shardings (arrays or ShapeDtypeStructs); they may differ from the
-        saved ones in the sharding, so another number of devices is fine. A damaged checkpoint is renamed to
-        `damaged-STEP`, with a warning, and the one before it is tried.
-
-        Raises:
-            UserError: the checkpoint belongs to another run.
+        `like` gives structure, shapes, dtypes and shardings (arrays or ShapeDtypeStructs); the sharding may differ from
+        the saved one, so another number of devices is fine. A damaged checkpoint is renamed to `damaged-STEP`, with a
+        warning, and the one before it is tried.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             damage = None
@@ -139,7 +123,7 @@ class Checkpoints:
         return None
 
     def wait(self) -> None:
-        """Returns when the last save is on disk. Raises what went wrong with it."""
+        """Until the last save is on disk. Raises what went wrong with it."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -175,8 +159,8 @@ def _place(folder: str | os.PathLike) -> epath.Path:
 
 
 def exists(folder: str | os.PathLike) -> bool:
-    """Whether there is such a folder of weights, and whole. On a disk Orbax makes it appear at once; in an object
-    store, where nothing can be renamed, it writes a mark when all is there."""
+    """Whether the weights are there, and whole. On a disk Orbax makes their folder appear at once; in an object store,
+    where nothing can be renamed, it writes a mark when all is there."""
     place = _place(folder)
     return place.exists() and ocp.utils.is_checkpoint_finalized(place)
 
@@ -206,8 +190,7 @@ def load_params(folder: str | os.PathLike, like: Any, keep_dtypes: bool = False)
     They are read in the dtypes in which they were saved, checked, and then, without `keep_dtypes`, cast to those of
     `like`.
 
-    Raises:
-        UserError: no weights there, weights of another model, or damaged files.
+    Raises: UserError if no weights are there, those of another model, or damaged ones.
     """
     saved, read = open_params(folder, like)
     params = read(saved)
@@ -215,12 +198,10 @@ def load_params(folder: str | os.PathLike, like: Any, keep_dtypes: bool = False)
 
 
 def open_params(folder: str | os.PathLike, like: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """`like` with the dtypes of the arrays that `save_params` wrote, and what reads any part of that tree.
+    """`like` with the dtypes of the arrays that `save_params` wrote, and what reads any part of that tree: so they need
+    never be in memory as a whole. While an array is read, it is there twice.
 
-    Read in parts, the weights need never be in memory as a whole. While an array is read, it is there twice.
-
-    Raises:
-        UserError: no weights there, weights of another model, or damaged files, these also while a part is read.
+    Raises: UserError as `load_params` does, for damaged files also while a part is read.
     """
     folder = _place(folder)
     if not folder.is_dir():
@@ -232,18 +213,19 @@ def open_params(folder: str | os.PathLike, like: Any) -> tuple[Any, Callable[[An
     _check_fit(folder, saved, like)
 
     def read(part: Any) -> Any:
-        arguments = ocp.checkpoint_utils.construct_restore_args(part)
-        target = ocp.args.PyTreeRestore(part, restore_args=arguments, partial_restore=True)
+        placed = ocp.checkpoint_utils.construct_restore_args(part)
+        target = ocp.args.PyTreeRestore(part, restore_args=placed, partial_restore=True)
         with _read(folder) as checkpointer:
             params = checkpointer.restore(folder, args=ocp.args.Composite(params=target)).params
             _check_arrays(params, saved)
         return params
 
-    return _abstract(like, [saved[name]["dtype"] for name in _named(like)]), read
+    dtypes = jax.tree.unflatten(jax.tree.structure(like), [saved[name]["dtype"] for name in _named(like)])
+    return jax.tree.map(lambda leaf, dtype: leaf.update(dtype=jnp.dtype(dtype)), _abstract(like), dtypes), read
 
 
 class _Damaged(Exception):
-    """A checkpoint cannot be read back as it was saved."""
+    """What is read back is not as it was saved."""
 
 
 @contextlib.contextmanager
@@ -279,13 +261,8 @@ def _params_checkpointer() -> ocp.Checkpointer:
     return ocp.Checkpointer(ocp.CompositeCheckpointHandler(params=arrays, meta=ocp.JsonCheckpointHandler()))
 
 
-def _abstract(like: Any, dtypes: Sequence[str] | None = None) -> Any:
-    leaves, structure = jax.tree.flatten(like)
-    dtypes = [leaf.dtype for leaf in leaves] if dtypes is None else dtypes
-    return structure.unflatten(
-        jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
-        for leaf, dtype in zip(leaves, dtypes, strict=True)
-    )
+def _abstract(like: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like)
 
 
 def _named(tree: Any) -> dict[str, Any]:
@@ -343,14 +320,13 @@ def _check_arrays(tree: Any, saved: dict[str, dict[str, Any]]) -> None:
 
 
 def _check_fit(folder: epath.Path, saved: dict[str, dict[str, Any]], like: Any) -> None:
-    """Raises UserError, with the first array that differs, unless `like` has the saved names and shapes."""
     wanted = {name: list(leaf.shape) for name, leaf in _named(like).items()}
     found = {name: entry["shape"] for name, entry in saved.items()}
     for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
+        there, asked = found.get(name, "missing"), wanted.get(name, "missing")
+        if there != asked:
             raise UserError(
-                f"{folder}: weights of another model: {name} is {found.get(name, 'missing')} in the folder "
-                f"and {wanted.get(name, 'missing')} in the config"
+                f"{folder}: weights of another model: {name} is {there} in the folder and {asked} in the config"
             )
 
 

@@ -85,10 +85,9 @@ class TensorFiles:
                 continue
             if name not in sizes:
                 raise UserError(f"{self._folder.path(name)}: no such file, but {index} names it; {_AGAIN}")
-            header = self._headers[name] = _read_header(self._folder, name, sizes[name])
-            self.tensors |= {
-                key: info for key, info in header.tensors.items() if owners is None or owners.get(key) == name
-            }
+            self._headers[name] = _read_header(self._folder, name, sizes[name])
+            found = self._headers[name].tensors.items()
+            self.tensors |= {key: info for key, info in found if owners is None or owners.get(key) == name}
         for key, name in (owners or {}).items():
             if key not in self.tensors and key not in _TIED:
                 raise UserError(f"{self._folder.path(name)}: no tensor {key}, but {index} names it; {_AGAIN}")
@@ -97,8 +96,7 @@ class TensorFiles:
     def fingerprint(self) -> str:
         """Hex digest of the headers, the sizes and eight samples of each file's data.
 
-        Tells whether the weights at a path have changed without reading them all; equal wherever they lie. A change of
-        a small part of them can go unseen.
+        Equal wherever they lie. A change of a small part of the weights can go unseen.
         """
         seen = {}
         for name, header in sorted(self._headers.items()):
@@ -115,43 +113,32 @@ class TensorFiles:
 
         Raises: UserError if there is no such tensor, or if its file has become shorter.
         """
-        try:
-            info = self.tensors[name]
-        except KeyError:
-            raise UserError(f"{self.url}: no tensor {name}; there are {_some(self.tensors)}") from None
+        if name not in self.tensors:
+            raise UserError(f"{self.url}: no tensor {name}; there are {_some(self.tensors)}")
+        info = self.tensors[name]
         index = index or ()
         if len(index) > len(info.shape) or any(part.step not in (None, 1) for part in index):
             raise ValueError(f"{name} has shape {info.shape}; not to be cut by {index}")
         index += (slice(None),) * (len(info.shape) - len(index))
         bounds = [part.indices(size)[:2] for part, size in zip(index, info.shape, strict=True)]
         result = np.empty([max(stop - start, 0) for start, stop in bounds], info.dtype)
-        if result.size:
-            self._fill(result, info.file, info.offset, info.shape, bounds)
-        return result
-
-    def _fill(
-        self, result: np.ndarray, file: str, offset: int, shape: tuple[int, ...], bounds: list[tuple[int, int]]
-    ) -> None:
-        """Reads what lies within `bounds` of the array of `shape` that begins at `offset` of `file`."""
-        row_bytes = math.prod(shape[1:]) * result.itemsize
-        if all(bound == (0, size) for bound, size in zip(bounds[1:], shape[1:], strict=True)):
-            start = bounds[0][0] if bounds else 0
-            self._folder.read_into(file, offset + start * row_bytes, _bytes(result))
-            return
-        (start, stop), *inner = bounds
-        most = min(CHUNK_BYTES, _LOCAL_CHUNK_BYTES) if self._folder.is_local else CHUNK_BYTES
-        if row_bytes > most:
-            for row in range(start, stop):
-                self._fill(result[row - start], file, offset + row * row_bytes, shape[1:], inner)
-            return
+        if not result.size:
+            return result
+        row_bytes = math.prod(info.shape[1:]) * info.dtype.itemsize
+        start, stop = bounds[0] if bounds else (0, 1)
+        if result.shape[1:] == info.shape[1:]:
+            self._folder.read_into(info.file, info.offset + start * row_bytes, _bytes(result))
+            return result
         # Whole rows, though only a part of each is wanted: one long read takes less time than many short ones.
-        step = most // row_bytes
-        cut = (slice(None), *(slice(*bound) for bound in inner))
-        buffer = np.empty((min(step, stop - start), *shape[1:]), result.dtype)
+        most = min(CHUNK_BYTES, _LOCAL_CHUNK_BYTES) if self._folder.is_local else CHUNK_BYTES
+        step = max(most // row_bytes, 1)
+        cut = (slice(None), *(slice(*bound) for bound in bounds[1:]))
+        buffer = np.empty((min(step, stop - start), *info.shape[1:]), info.dtype)
         for row in range(start, stop, step):
             chunk = buffer[: stop - row]
-            self._folder.read_into(file, offset + row * row_bytes, _bytes(chunk))
+            self._folder.read_into(info.file, info.offset + row * row_bytes, _bytes(chunk))
             result[row - start : row - start + len(chunk)] = chunk[cut]
+        return result
 
     def _read_index(self, name: str) -> dict[str, str]:
         path = self._folder.path(name)
@@ -176,7 +163,7 @@ class NewTensor(NamedTuple):
 
 def write_tensors(
     folder: str | os.PathLike,
-    tensors: Iterable[tuple[str, tuple[int, ...], Any, Callable[[], np.ndarray]]],
+    tensors: Iterable[tuple[str, tuple[int, ...], Any, Callable[[], np.ndarray]]],  # of NewTensor, in their order
     stem: str = "model",
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
@@ -184,9 +171,6 @@ def write_tensors(
 
     Each array is asked for just before it is written, and dropped after. All is written under other names first, so
     that what is interrupted leaves nothing that looks whole; files of an earlier writing are replaced.
-
-    Args:
-      tensors: (name, shape, dtype, function that gives the array), in the order to write.
 
     Raises: UserError if the folder cannot be written to, or if its disk has no room for all of it.
     """
@@ -236,50 +220,46 @@ class _Header(NamedTuple):
 
 
 def _read_header(folder: Folder, name: str, file_bytes: int) -> _Header:
-    path = folder.path(name)
+    def refused(what: str, cure: str = _AGAIN) -> UserError:
+        return UserError(f"{folder.path(name)}: {what}; {cure}")
+
     length = int.from_bytes(folder.read(name, 0, _LENGTH_BYTES), "little")
     if file_bytes < _LENGTH_BYTES or length > _MAX_HEADER_BYTES:
-        raise UserError(f"{path}: not a safetensors file (its header would have {length:,} bytes); {_AGAIN}")
+        raise refused(f"not a safetensors file (its header would have {length:,} bytes)")
     start = _LENGTH_BYTES + length
     if start > file_bytes:
-        raise UserError(f"{path}: cut off within its header ({file_bytes:,} of {start:,} bytes and the data); {_AGAIN}")
+        raise refused(f"cut off within its header ({file_bytes:,} of {start:,} bytes and the data)")
     raw = folder.read(name, _LENGTH_BYTES, start)
     try:
         header = json.loads(raw)
         header.pop("__metadata__", None)
     except (ValueError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{path}: not a safetensors file (its header is not a JSON object); {_AGAIN}") from None
-    tensors = {key: _read_entry(path, name, start, key, entry) for key, entry in header.items()}
-    reached = 0
-    for begin, size, key in sorted((info.offset - start, info.size_bytes, key) for key, info in tensors.items()):
+        raise refused("not a safetensors file (its header is not a JSON object)") from None
+    tensors = {}
+    for key, entry in header.items():
+        try:
+            dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+            sound = isinstance(dtype, str) and all(type(size) is int and size >= 0 for size in (*shape, begin, end))
+        except (KeyError, TypeError, ValueError):
+            sound = False
+        if not sound:
+            raise refused(f"damaged header, tensor {key} lacks a sound dtype, shape or place")
+        if dtype not in _DTYPES:
+            raise refused(f"tensor {key} is stored as {dtype}", "convert the weights to BF16, F16 or F32")
+        tensors[key] = info = TensorInfo(_DTYPES[dtype], tuple(shape), name, start + begin)
+        if info.size_bytes != end - begin:
+            takes = f"but {dtype} {shape} takes {info.size_bytes:,}"
+            raise refused(f"damaged header, tensor {key} has {end - begin:,} bytes, {takes}")
+    reached = start
+    for begin, size, key in sorted((info.offset, info.size_bytes, key) for key, info in tensors.items()):
         if begin != reached:
             what = "overlaps the one before" if begin < reached else "comes after a gap"
-            raise UserError(f"{path}: damaged header, tensor {key} {what} (byte {begin:,}, not {reached:,}); {_AGAIN}")
+            raise refused(f"damaged header, tensor {key} {what} (at byte {begin:,}, not {reached:,})")
         reached += size
-    if start + reached != file_bytes:
-        what = "cut off" if start + reached > file_bytes else "longer than its header says"
-        raise UserError(f"{path}: {what} ({file_bytes:,} bytes, not {start + reached:,}); {_AGAIN}")
+    if reached != file_bytes:
+        what = "cut off" if reached > file_bytes else "longer than its header says"
+        raise refused(f"{what} ({file_bytes:,} bytes, not {reached:,})")
     return _Header(tensors, hashlib.sha256(raw).hexdigest(), start, file_bytes)
-
-
-def _read_entry(path: str, file: str, data_start: int, key: str, entry: Any) -> TensorInfo:
-    try:
-        dtype_name, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        sizes = [*shape, begin, end]
-        sound = isinstance(dtype_name, str) and all(type(size) is int and size >= 0 for size in sizes)
-    except (KeyError, TypeError, ValueError):
-        sound = False
-    if not sound:
-        raise UserError(f"{path}: damaged header, tensor {key} lacks a sound dtype, shape or place; {_AGAIN}")
-    if dtype_name not in _DTYPES:
-        raise UserError(f"{path}: tensor {key} is stored as {dtype_name}; convert the weights to BF16, F16 or F32")
-    info = TensorInfo(_DTYPES[dtype_name], tuple(shape), file, data_start + begin)
-    if info.size_bytes != end - begin:
-        raise UserError(
-            f"{path}: damaged header, tensor {key} has {end - begin:,} bytes, but {dtype_name} {list(shape)} takes "
-            f"{info.size_bytes:,}; {_AGAIN}"
-        )
-    return info
 
 
 def _nothing_there(url: str, single: str, sizes: dict[str, int]) -> str:
