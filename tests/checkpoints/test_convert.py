@@ -83,8 +83,7 @@ def test_verify_looks_at_the_adapter_that_was_exported(adapter, tmp_path, capsys
 
 
 def test_a_link_to_a_stage_is_the_stage(adapter, imported, tmp_path):
-    stage = tmp_path / "stages" / "adapter"
-    shutil.copytree(adapter, stage)
+    stage = shutil.copytree(adapter, tmp_path / "stages" / "adapter")
     shutil.copytree(imported, tmp_path / "stages" / "base")
     edit(stage / "model.json", base="../base", tokenizer="../base")
     (tmp_path / "elsewhere").mkdir()
@@ -159,21 +158,18 @@ def test_a_base_is_read_at_the_commit_that_an_adapter_names(qwen3, imported, ada
     shutil.copytree(qwen3, commits["v1"])
     write_checkpoint(commits[None], "qwen3", seed=1)
     resolve = weights.resolve
-    monkeypatch.setattr(
-        weights,
-        "resolve",
-        lambda path, revision=None, **more: (
-            str(commits[revision]) if path == "org/base" else resolve(path, revision, **more)
-        ),
-    )
+
+    def from_hub(path, revision=None, **more):
+        return str(commits[revision]) if path == "org/base" else resolve(path, revision, **more)
+
+    monkeypatch.setattr(weights, "resolve", from_hub)
     peft_folder, ours, again = tmp_path / "peft", tmp_path / "ours", tmp_path / "again"
     assert convert.main(["export", f"--checkpoint={adapter}", f"--out={peft_folder}"]) == 0
     edit(peft_folder / "adapter_config.json", base_model_name_or_path="org/base", revision="v1")
     wanted = msm_jax.load(adapter).logits(TOKENS)
     np.testing.assert_array_equal(msm_jax.load(peft_folder).logits(TOKENS), wanted)
     assert not caplog.messages
-    no_text = tmp_path / "no_text"
-    shutil.copytree(peft_folder, no_text)
+    no_text = shutil.copytree(peft_folder, tmp_path / "no_text")
     edit(no_text / "adapter_config.json", revision=False)
     with pytest.raises(UserError, match="adapter_config.json: revision is False; it must be a name or a commit"):
         msm_jax.load(no_text)
@@ -213,30 +209,27 @@ def test_thinking_is_as_in_training_unless_asked_for(imported, tmp_path):
     assert msm_jax.load(tmp_path / "peft").template.source == template
 
 
-def nine_tenths(params, adapter, lora):
-    return params, adapter, dataclasses.replace(lora, alpha=0.9 * lora.alpha)
+def test_a_wrong_merge_is_found(imported, tmp_path, monkeypatch):
+    def nine_tenths(params, adapter, lora):
+        return params, adapter, dataclasses.replace(lora, alpha=0.9 * lora.alpha)
 
+    def without_v(params, adapter, lora):
+        return params, {"layers": {name: part for name, part in adapter["layers"].items() if name != "v"}}, lora
 
-def without_v(params, adapter, lora):
-    layers = {name: part for name, part in adapter["layers"].items() if name != "v"}
-    return params, adapter | {"layers": layers}, lora
+    def with_another_norm(params, adapter, lora):
+        return params | {"norm": jax.tree.map(lambda x: x * 1.01, params["norm"])}, adapter, lora
 
-
-def with_another_norm(params, adapter, lora):
-    return params | {"norm": jax.tree.map(lambda x: x * 1.01, params["norm"])}, adapter, lora
-
-
-@pytest.mark.parametrize("change", [nine_tenths, without_v, with_another_norm])
-def test_a_wrong_merge_is_found(imported, tmp_path, capsys, monkeypatch, change):
     stage = write_adapter(tmp_path / "stage", imported, scale=0.6)
     merge, whole = conversion.merged, weights.load(weights.open_model(imported), conversion._mesh(), dtype=None)
-    # From the whole base, so that each part of it can be changed.
-    monkeypatch.setattr(
-        conversion, "merged", lambda _, adapter, lora, table, __: merge(*change(whole, adapter, lora), table)
-    )
-    arguments = ["export", f"--checkpoint={stage}", "--merge", "--verify", f"--out={tmp_path / 'hf'}"]
-    assert convert.main(arguments) == 2
-    assert "the merged matrices are not base plus adapter" in capsys.readouterr().err
+    for change in (nine_tenths, without_v, with_another_norm):
+        out = tmp_path / change.__name__
+        # From the whole base, so that each part of it can be changed.
+        monkeypatch.setattr(
+            conversion, "merged", lambda _, a, lora, table, __, f=change: merge(*f(whole, a, lora), table)
+        )
+        assert convert.main(["export", f"--checkpoint={stage}", "--merge", f"--out={out}"]) == 0
+        with pytest.raises(UserError, match="the merged matrices are not base plus adapter"):
+            conversion.verify_merge(weights.open_model(stage), weights.open_model(out))
 
 
 def test_a_model_that_was_pretrained_here_is_exported(tmp_path):
@@ -263,23 +256,20 @@ def test_a_folder_elsewhere(qwen3, imported):
     assert len({answer.text for answer in answers}) > 1
 
 
-@pytest.mark.parametrize(
-    ("prompts", "message"),
-    [
+def test_prompts_that_are_neither_texts_nor_chats(imported):
+    model = msm_jax.load(imported)
+    for prompts, message in (
         ("Why?", "prompts must be a list of texts or of chats"),
         ([[]], r"a chat is a list of .*, not \[\]"),
         (["Why?", [{"role": "user", "content": "Why?"}]], "some prompts are texts and some are chats"),
-    ],
-)
-def test_prompts_that_are_neither_texts_nor_chats(imported, prompts, message):
-    with pytest.raises(UserError, match=f"generate: {message}"):
-        msm_jax.load(imported).generate(prompts)
+    ):
+        with pytest.raises(UserError, match=f"generate: {message}"):
+            model.generate(prompts)
 
 
 @pytest.mark.parametrize("template", ["{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}", "{% for %}"])
 def test_a_template_that_cannot_be_trained_on_does_not_forbid_the_model(qwen3, tmp_path, template):
-    folder = tmp_path / "untrainable"
-    shutil.copytree(qwen3, folder)
+    folder = shutil.copytree(qwen3, tmp_path / "untrainable")
     (folder / "chat_template.jinja").write_text(template)
     model = msm_jax.load(folder)
     assert model.encode("Why?") == model.tokenizer.encode("Why?")
@@ -290,8 +280,7 @@ def test_a_template_that_cannot_be_trained_on_does_not_forbid_the_model(qwen3, t
 
 
 def test_tokens_that_the_embedding_lacks_do_not_forbid_the_model(qwen3, tmp_path):
-    folder = tmp_path / "more tokens"
-    shutil.copytree(qwen3, folder)
+    folder = shutil.copytree(qwen3, tmp_path / "more tokens")
     more = {"pad_token": "[PAD]", "extra_special_tokens": [f"<|{i}|>" for i in range(100)]}
     edit(folder / "tokenizer_config.json", **more)
     model = msm_jax.load(folder)
