@@ -83,11 +83,11 @@ def test_files_take_a_tensor_and_a_chunk(tmp_path):
 
 def test_loading_takes_the_shards_and_two_tensors(tmp_path):
     """A stack of layers is 80 MiB here, so one that is built on the host first would be seen."""
-    big = DecoderConfig(vocab_size=16384, num_layers=10, width=512, mlp_width=4096, **SIZES)
+    big = DecoderConfig(vocab_size=32768, num_layers=10, width=512, mlp_width=4096, **SIZES)
     for name, decoder in {"small": SMALL, "big": big}.items():
         write_model(tmp_path / name / "hf", decoder)
     [peak] = measured(LOAD, tmp_path)
-    shards, largest = 4 * count_parameters(Model(big).shapes), 4 * 16384 * 512
+    shards, largest = 4 * count_parameters(Model(big).shapes), 4 * 32768 * 512
     assert shards <= peak <= shards + 2 * largest
 
 
