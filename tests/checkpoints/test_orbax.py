@@ -103,7 +103,7 @@ def test_keeps_the_newest_with_the_config_of_its_run(tmp_path, monkeypatch):
     ("part", "harm"),
     [
         *((part, "flip") for part in ("meta/metadata", "state/_METADATA", "state/manifest.ocdbt", "state/d/")),
-        *(("meta/metadata", "delete"), ("state/manifest.ocdbt", "truncate"), ("state/d/", "truncate")),
+        *(("state/d/", "truncate"), ("state/d/", "delete")),
     ],
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(folder, caplog, capfd, part, harm):
@@ -142,7 +142,8 @@ def test_a_missing_folder_is_damage_and_is_written_anew(folder, part):
 
 def test_damage_anywhere_never_gives_wrong_values(folder, tmp_path):
     draw = random.Random(0)
-    for trial, path in enumerate(files_of(folder / "6")):
+    files = [path for path in files_of(folder / "6") if path.name != "commit_success.txt"]
+    for trial, path in enumerate({path.parent: path for path in reversed(files)}.values()):
         copy = shutil.copytree(folder, tmp_path / str(trial))
         victim = copy / path.relative_to(folder)
         data = bytearray(victim.read_bytes())
