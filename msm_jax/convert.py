@@ -1,4 +1,4 @@
-"""Hugging Face folder <-> our checkpoint: `python -m msm_jax.convert import|export|gguf --help`.
+"""Hugging Face folder <-> our checkpoint: `python -m msm_jax.convert import|export --help`.
 
 JAX is imported when the command line is understood: help and mistakes answer at once, and what JAX finds wrong with the
 environment is told as the mistakes are.
@@ -16,7 +16,6 @@ examples:
   python -m msm_jax.convert import --hf=Qwen/Qwen3-14B --out=models/qwen3-14b --verify
   python -m msm_jax.convert export --checkpoint=runs/NAME/stages/aft-msm_aft-SPEC-s0-HASH --out=adapter
   python -m msm_jax.convert export --checkpoint=runs/NAME/stages/aft-msm_aft-SPEC-s0-HASH --out=model --merge
-  python -m msm_jax.convert gguf --gguf=SmolLM2-135M-Instruct.Q4_1.gguf --out=models/SmolLM2-135M-Instruct
 """
 
 
@@ -44,40 +43,26 @@ def _convert(arguments: list[str]) -> None:
         command.add_argument(
             "--verify", action="store_true", help="compare logits with transformers, which must be there"
         )
-    gguf = commands.add_parser("gguf", help="a GGUF file of the Llama architecture to a Hugging Face folder")
-    gguf.add_argument("--gguf", required=True, metavar="FILE")
-    for command in (into, out_of, gguf):
         command.add_argument("--out", required=True, metavar="DIR", help="new folder")
     options = parser.parse_args(arguments)
 
     from msm_jax.checkpoints import conversion, weights
 
-    if options.command == "gguf":
-        from msm_jax.checkpoints.gguf import convert_gguf
-
-        with conversion.new_folder(options.out) as folder:
-            convert_gguf(options.gguf, folder)
-        print(f"{options.out}: written, with weights in bfloat16")
-        return
     if options.command == "import":
-        made = conversion.import_model(options.hf, options.out, options.base, None, options.verify)
-    else:
-        ours, made = conversion.export_model(
-            options.checkpoint, options.out, options.base, options.merge, None, options.verify
-        )
+        made = conversion.import_model(options.hf, options.out, options.base, options.verify)
+        print(conversion.describe(made, options.out))
+        if options.verify:
+            base = conversion.base_of(made)
+            theirs = weights.open_adapter(options.hf, base) if made.lora else weights.open_model(options.hf)
+            conversion.verify(made, theirs)
+        return
+    ours, made = conversion.export_model(options.checkpoint, options.out, options.base, options.merge, options.verify)
     print(conversion.describe(made, options.out))
-    if not options.verify:
-        return
-    if options.command == "import":
-        theirs = (
-            weights.open_adapter(options.hf, conversion.base_of(made)) if made.lora else weights.open_model(options.hf)
-        )
-        conversion.print_verified(made, theirs)
-    elif options.merge:  # rounding makes it another model than base and adapter: its matrices are compared with those
-        conversion.print_verified(made, made)
-        conversion.print_merge_error(ours, made)
-    else:
-        conversion.print_verified(ours, made)
+    if options.verify:
+        # Rounding makes what is merged another model than base and adapter: its matrices are compared with those.
+        conversion.verify(made if options.merge else ours, made)
+        if options.merge:
+            conversion.verify_merge(ours, made)
 
 
 def command() -> NoReturn:

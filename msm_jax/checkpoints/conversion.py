@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import os
 import pathlib
 import shutil
 import warnings
@@ -35,16 +34,12 @@ PyTree = Any
 KL_BAR = 1e-4
 
 
-def import_model(
-    path: str, out: str, base: str | None = None, mesh: Mesh | None = None, verify: bool = False
-) -> Stored:
+def import_model(path: str, out: str, base: str | None = None, verify: bool = False) -> Stored:
     """Reads a Hugging Face folder or id, or a PEFT adapter, and writes it as a checkpoint of ours to `out`.
 
-    Every array keeps its dtype. At any time the host holds the shards of its devices and, twice, one tensor.
-
-    Args:
-      base: of an adapter, if not that which its adapter_config.json names.
-      verify: whether `verify` shall compare it with `path`; what that needs is asked for before anything is written.
+    Every array keeps its dtype. At any time the host holds the shards of its devices and, twice, one tensor. `base` is
+    that of an adapter, if not the one that its adapter_config.json names. With `verify` it is asked first whether all
+    is there that `verify` needs.
 
     Raises: UserError if `path` cannot be read, or `out` holds something or has no room.
     """
@@ -54,7 +49,7 @@ def import_model(
         stored = weights.open_adapter(path, weights.open_model(base)) if base else weights.open_model(path)
         if stored.ours:
             raise UserError(f"{path}: is a checkpoint of ours already")
-        mesh = mesh or _mesh()
+        mesh = _mesh()
         shapes, _ = weights.load_lazily(stored, mesh)
         files.check_room(folder, sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes)))
         if verify:
@@ -62,33 +57,22 @@ def import_model(
         params = weights.load(stored, mesh, dtype=None)
         copy_small_files(stored.folder, folder / weights.KEPT_FOLDER)
         save_params(folder / "final", params)
-        tokenizer = str(folder) if stored.tokenizer == stored.folder else stored.tokenizer
-        # Last, for it makes the folder a checkpoint.
-        weights.write_description(
-            folder,
-            stored.model,
-            base=stored.base,
-            tokenizer=tokenizer,
-            origin=stored.origin,
-            revision=stored.revision,
-            chat=stored.chat,
-        )
+        kept = {name: getattr(stored, name) for name in ("base", "tokenizer", "origin", "revision", "chat")}
+        if stored.tokenizer == stored.folder:
+            kept["tokenizer"] = str(folder)
+        weights.write_description(folder, stored.model, **kept)  # last, for it makes the folder a checkpoint
     return weights.open_model(folder)
 
 
 def export_model(
-    path: str, out: str, base: str | None = None, merge: bool = False, mesh: Mesh | None = None, verify: bool = False
+    path: str, out: str, base: str | None = None, merge: bool = False, verify: bool = False
 ) -> tuple[Stored, Stored]:
     """Writes a checkpoint of ours to `out` as Hugging Face has it: a base as a whole model; an adapter as `peft` has
     it, or with `merge` as a whole model with the adapter's products added to the matrices.
 
-    Beside it are the chat template that it was trained on, as the only one, and in generation_config.json all that ends
-    an answer. A model is read and written array by array; an adapter that is merged is held as a whole. In all, a host
-    holds no more than the shards of its devices and, twice, the largest tensor.
-
-    Args:
-      base: folder of an adapter's base, if not that which the checkpoint names.
-      verify: whether `verify` shall look at what is written; what that needs is asked for before anything is written.
+    A model is read and written array by array; an adapter that is merged is held as a whole. In all, a host holds no
+    more than the shards of its devices and, twice, the largest tensor. `base` and `verify` are as in `import_model`,
+    and `write_beside` says what else is written.
 
     Returns: what was exported, and what was written.
     Raises: UserError if the checkpoint cannot be read, or `out` holds something or has no room.
@@ -96,7 +80,6 @@ def export_model(
     with new_folder(out) as folder:
         if verify:
             _check_libraries()
-        mesh = mesh or _mesh()
         stored = whole = weights.open_model(path)
         if stored.lora is not None:
             if not (base or stored.base):
@@ -106,7 +89,7 @@ def export_model(
         elif merge or base:
             raise UserError(f"{path}: is no adapter; there is nothing to merge, and no base but itself")
         alone = stored.lora is not None and not merge
-        params, read = weights.load_lazily(stored if alone else whole, mesh)
+        params, read = weights.load_lazily(stored if alone else whole, _mesh())
         if verify and alone:  # what is merged, or whole, is read where it is written
             _check_local(whole)
         if alone:
@@ -117,34 +100,38 @@ def export_model(
             return stored, weights.open_adapter(folder, whole)
         table = base_table(stored.decoder)
         write_beside(stored, whole, folder, params["embedding"].dtype.name)
+        tensors = tensors_of(params, table, read)
         if merge:
-            tensors = merged(params, weights.load(stored, mesh, dtype=None), stored.lora, table, read)
-        else:
-            tensors = tensors_of(params, table, read)
+            tensors = merged(params, weights.load(stored, _mesh(), dtype=None), stored.lora, table, read)
         write_tensors(folder, tensors)
     return stored, weights.open_model(folder)
 
 
-def verify(ours: Stored, theirs: Stored) -> tuple[float, float]:
-    """Largest absolute difference of logits, and largest KL divergence in nats, between a model that we run and one
-    that transformers (with `peft`, for an adapter) runs: both in float32, on rows of random tokens.
+def verify(ours: Stored, theirs: Stored) -> None:
+    """Prints the largest absolute difference of logits, and the largest KL divergence, between a model that we run and
+    one that transformers (with `peft`, for an adapter) runs: both in float32, on rows of random tokens.
 
-    Raises: UserError if transformers or `peft` is not installed.
+    Raises: UserError if the two differ.
     """
     tokens = np.random.default_rng(0).integers(0, ours.decoder.vocab_size, (2, 64), dtype=np.int32)
     with jax.default_matmul_precision("highest"):  # a TPU multiplies float32 in bfloat16 otherwise
         a = _our_logits(ours, tokens)
     b = jnp.asarray(_their_logits(theirs, tokens))
     log_a, log_b = jax.nn.log_softmax(a), jax.nn.log_softmax(b)
-    return float(jnp.abs(a - b).max()), float(jnp.sum(jnp.exp(log_b) * (log_b - log_a), axis=-1).max())
+    difference, kl = jnp.abs(a - b).max(), jnp.sum(jnp.exp(log_b) * (log_b - log_a), axis=-1).max()
+    print(f"against transformers, float32: max difference of logits {difference:.2e}, max KL {kl:.2e} nats")
+    if not kl <= KL_BAR:
+        raise UserError(f"the two differ by more than {KL_BAR:g} nats; what was written is not the same model")
 
 
-def merge_error(adapter: Stored, made: Stored) -> float:
-    """How far the matrices of a merged export lie from base plus adapter, as the largest share of what rounding to
-    their dtype may take: 1 or less if the export is right. A tensor that the adapter leaves alone must be the base's.
+def verify_merge(adapter: Stored, made: Stored) -> None:
+    """Prints how far the matrices of a merged export lie from base plus adapter, as the largest share of what rounding
+    to their dtype may take. A tensor that the adapter leaves alone must be the base's.
 
     Computed in NumPy from the tensors as `peft` names them: the adapter is held as a whole, the base one array after
     the other.
+
+    Raises: UserError if it is more than rounding.
     """
     base, lora = base_of(adapter), adapter.lora
     params, read = weights.load_lazily(base, _mesh())
@@ -162,7 +149,9 @@ def merge_error(adapter: Stored, made: Stored) -> float:
         # Half a unit in the last place, and what sums in float32 may differ by.
         allowed = jnp.finfo(found.dtype).eps / 2 * size + 1e-5 * size.max() + 1e-30
         worst = max(worst, float((np.abs(np.float32(found) - wanted) / allowed).max()))
-    return worst
+    print(f"against base plus adapter: max error of a weight {worst:.2f} of what rounding may take")
+    if not worst <= 1:
+        raise UserError("the merged matrices are not base plus adapter; what was written is not the same model")
 
 
 def _our_logits(stored: Stored, tokens: np.ndarray) -> jax.Array:
@@ -179,7 +168,6 @@ def base_of(stored: Stored) -> Stored:
 
 
 def _check_libraries() -> None:
-    """Raises: UserError if what `verify` compares with is not installed."""
     try:
         import torch, transformers, peft  # noqa: E401, F401, I001 (the others need torch, and the error names it)
     except ImportError as error:
@@ -199,8 +187,6 @@ def _check_local(stored: Stored) -> None:
 
 
 def _their_logits(stored: Stored, tokens: np.ndarray) -> np.ndarray:
-    _check_libraries()
-    _check_local(stored)
     import peft
     import torch
     import transformers
@@ -223,19 +209,13 @@ def _their_logits(stored: Stored, tokens: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def new_folder(path: str) -> Iterator[pathlib.Path]:
-    """An empty folder to write to, which is removed again if something goes wrong."""
+    """An empty folder, which is removed again if something goes wrong."""
     if not path or is_url(path):
         raise UserError(f"--out={path}: must be a local folder; copy what is written from there")
     folder = pathlib.Path(path).expanduser()
-    there = folder.is_dir()
-    if there and any(folder.iterdir()):
+    if (there := folder.is_dir()) and any(folder.iterdir()):
         raise UserError(f"--out={path}: is not empty; choose another folder, or delete this one")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out={path}: cannot be made ({error.strerror})") from None
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"--out={path}: cannot be written; choose another folder, or change its permissions")
+    files.make_folder(folder, "choose another --out")
     try:
         yield folder
     except BaseException:
@@ -251,24 +231,7 @@ def _mesh() -> Mesh:
 
 
 def describe(made: Stored, out: str) -> str:
-    """What was written, in a line."""
     if made.lora:
         shape = f"an adapter of rank {made.lora.rank}, alpha {made.lora.alpha:g}, on {', '.join(made.lora.targets)}"
         return f"{out}: {shape}; {count_parameters(made.model.lora_shapes):,} parameters"
     return f"{out}: a model of {count_parameters(made.model.shapes):,} parameters"
-
-
-def print_verified(ours: Stored, theirs: Stored) -> None:
-    """`verify`, told. Raises: UserError if the two differ."""
-    difference, kl = verify(ours, theirs)
-    print(f"against transformers, float32: max difference of logits {difference:.2e}, max KL {kl:.2e} nats")
-    if not kl <= KL_BAR:
-        raise UserError(f"the two differ by more than {KL_BAR:g} nats; what was written is not the same model")
-
-
-def print_merge_error(adapter: Stored, made: Stored) -> None:
-    """`merge_error`, told. Raises: UserError if it is more than rounding."""
-    error = merge_error(adapter, made)
-    print(f"against base plus adapter: max error of a weight {error:.2f} of what rounding may take")
-    if not error <= 1:
-        raise UserError("the merged matrices are not base plus adapter; what was written is not the same model")

@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+from typing import Any
 
 from msm_jax.checkpoints import weights
 from msm_jax.checkpoints.families import config_of
@@ -23,21 +24,17 @@ _TOKENIZER_FILES = {
 
 
 def write_beside(stored: Stored, whole: Stored, folder: pathlib.Path, dtype: str) -> None:
-    """For a whole model: all that lay beside the weights that `whole` came from, config.json, and `write_texts`.
-
-    Args:
-      stored: what is exported: `whole` itself, or an adapter that is merged into it.
-      dtype: of the weights that are written.
-    """
+    """All that lay beside the weights that `whole` came from, config.json, and `write_texts`. What is exported is
+    `stored`: `whole` itself, or an adapter that is merged into it. `dtype` is that of the weights."""
     kept = whole.tokenizer or weights.beside(whole)
     for name, content in (small_files(kept) if kept else {}).items():
         if name not in _TOKENIZER_FILES or stored.tokenizer == whole.tokenizer:
             Folder(folder).write(name, content)
     path = folder / "config.json"
-    config = files.read_object(path, "fetch the file anew") if path.exists() else config_of(whole.decoder)
-    named = {field: config[field] for field in ("torch_dtype", "dtype") if config.get(field)} or {"torch_dtype": None}
+    config = _described(path) or config_of(whole.decoder)
+    named = [field for field in ("torch_dtype", "dtype") if config.get(field)] or ["torch_dtype"]
     # As the file was, unless a fine-tuned model is in another dtype than the one that it came from.
-    if any(value != dtype for value in named.values()):
+    if any(config.get(field) != dtype for field in named):
         files.write_json(path, config | dict.fromkeys(named, dtype))
     write_texts(stored, whole, folder)
 
@@ -60,8 +57,11 @@ def write_texts(stored: Stored, whole: Stored, folder: pathlib.Path) -> None:
     ids = stop_ids(load_tokenizer(texts), template, texts, *filter(None, beside))
     path = folder / GENERATION_FILE
     if set(ids) != read_eos_ids(path):
-        described = files.read_object(path, "fetch the file anew") if path.exists() else {}
-        files.write_json(path, described | {"eos_token_id": list(ids)})
+        files.write_json(path, _described(path) | {"eos_token_id": list(ids)})
+
+
+def _described(path: pathlib.Path) -> dict[str, Any]:
+    return files.read_object(path, "fetch the file anew") if path.exists() else {}
 
 
 def _write_template(folder: pathlib.Path, trained: str | None) -> str | None:
@@ -74,7 +74,7 @@ def _write_template(folder: pathlib.Path, trained: str | None) -> str | None:
     if template != there:
         files.write_text(folder / TEMPLATE_FILE, template)
     for path in (folder / "tokenizer_config.json", folder / "chat_template.json"):
-        described = files.read_object(path, "fetch the file anew") if path.exists() else {}
+        described = _described(path)
         if described.get("chat_template") and default_template(described["chat_template"]) != template:
             files.write_json(path, described | {"chat_template": template})
     return template

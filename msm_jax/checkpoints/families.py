@@ -4,6 +4,7 @@ Every field of a config.json is read, known to change nothing here, or an error:
 is a model that computes something else.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,27 +31,20 @@ _READ = {
     *("architectures", "model_type", "num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings"),
     *("max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters", "layer_types"),
 }
+_LLAMA3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 # Fields that this decoder has in one value alone. None is what they are when they are absent.
+_OFF = (
+    # Of llama and qwen3, where it would also add one to the output projection.
+    "attention_bias",
+    *("mlp_bias", "use_sliding_window", "use_mrope", "add_cross_attention", "is_encoder_decoder"),
+    *("tie_encoder_decoder", "rope_interleaved"),
+)
 _ONLY = {
-    "hidden_act": ("silu",),
-    "attention_bias": (False, None),  # of llama and qwen3, where it would also add one to the output projection
-    "mlp_bias": (False, None),
-    "use_sliding_window": (False, None),
-    "use_mrope": (False, None),
-    "attention_dropout": (0, None),
-    "embd_pdrop": (0, None),
-    "resid_pdrop": (0, None),
-    "pretraining_tp": (1, None),
-    "add_cross_attention": (False, None),
-    "is_decoder": (False, True, None),
-    "is_encoder_decoder": (False, None),
-    "tie_encoder_decoder": (False, None),
-    "quantization_config": (None,),
-    "partial_rotary_factor": (1, None),
-    "rope_interleaved": (False, None),
-    "no_rope_layers": (None,),
-    "auto_map": (None,),  # code of its own
-    "pruned_heads": (None, {}),
+    **dict.fromkeys(_OFF, (False, None)),
+    **dict.fromkeys(("attention_dropout", "embd_pdrop", "resid_pdrop"), (0, None)),
+    **dict.fromkeys(("quantization_config", "no_rope_layers", "auto_map"), (None,)),
+    **{"pretraining_tp": (1, None), "partial_rotary_factor": (1, None), "pruned_heads": (None, {})},
+    **{"hidden_act": ("silu",), "is_decoder": (False, True, None)},
 }
 # Read by tokenizers, samplers and savers, or a record of how the file was made.
 _HARMLESS = {
@@ -65,11 +59,8 @@ _HARMLESS = {
 
 
 def decoder_of(config: Mapping[str, Any], where: str = "config.json", **numerics: Any) -> DecoderConfig:
-    """The decoder that `config`, a parsed config.json, describes.
-
-    Args:
-      where: names the file in errors.
-      numerics: the dtype to compute in, of which a config.json says nothing.
+    """The decoder that `config`, a parsed config.json, describes. `where` names the file in errors; `numerics` is the
+    dtype to compute in, of which a config.json says nothing.
 
     Raises: UserError for another architecture, for a field that this decoder does not have, or for one that is missing.
     """
@@ -113,24 +104,13 @@ def decoder_of(config: Mapping[str, Any], where: str = "config.json", **numerics
 
 
 def config_of(decoder: DecoderConfig) -> dict[str, Any]:
-    """A config.json for a decoder that came from none: one that was pretrained here.
-
-    Raises: UserError if no family has its features.
-    """
+    """A config.json for a decoder that was pretrained here. Raises: UserError if no family has its features."""
     features = {name: True for name in ("qkv_bias", "qk_norm") if getattr(decoder, name)}
     family = next((family for family, (_, has) in FAMILIES.items() if has == features), None)
     if family is None:
         raise UserError(f"no Hugging Face family known here has {' and '.join(features)}; it cannot be exported")
     c = decoder
-    rope: dict[str, Any] = {"rope_type": "default"}
-    if c.rope_scaling:
-        rope = {
-            "rope_type": "llama3",
-            "factor": c.rope_scaling.factor,
-            "low_freq_factor": c.rope_scaling.low,
-            "high_freq_factor": c.rope_scaling.high,
-            "original_max_position_embeddings": c.rope_scaling.original_length,
-        }
+    rope = c.rope_scaling and dict(zip(_LLAMA3_ROPE, dataclasses.astuple(c.rope_scaling), strict=True))
     return {
         "architectures": [FAMILIES[family][0]],
         "model_type": family,
@@ -143,12 +123,11 @@ def config_of(decoder: DecoderConfig) -> dict[str, Any]:
         "max_position_embeddings": c.max_length or 2048,
         # As versions of transformers before 5 have them; later ones read both forms.
         "rope_theta": c.rope_theta,
-        "rope_scaling": rope if c.rope_scaling else None,
+        "rope_scaling": {"rope_type": "llama3", **rope} if rope else None,
     }
 
 
 def _check_kinds(config: Mapping[str, Any], where: str) -> None:
-    """Holds the fields that are read against the kinds of value that they have, None aside."""
     whole = (*_SIZES, "num_key_value_heads", "head_dim", "max_position_embeddings")
     for kind, what, fields in (
         (int, "a whole number above 0", whole),
@@ -207,7 +186,6 @@ def _rope(config: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | N
 
 
 def _rope_scaling(rope: Mapping[str, Any], field: str, where: str) -> RopeScaling | None:
-    """What one of the two forms says of the scaling."""
     rope = {name: value for name, value in rope.items() if name != "rope_theta"}
     part = rope.pop("partial_rotary_factor", 1)
     if part != 1:
@@ -220,15 +198,12 @@ def _rope_scaling(rope: Mapping[str, Any], field: str, where: str) -> RopeScalin
         if rope:
             raise UserError(f"{where}: {field}.{min(rope)} is unknown; rope_type 'default' has none but rope_theta")
         return None
-    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     if kind != "llama3":
         raise UserError(f"{where}: {field}.rope_type is {kind!r}; only 'default' and 'llama3' are known here")
-    if set(rope) != set(names):
-        odd = sorted(set(rope) ^ set(names))[0]
-        raise UserError(
-            f"{where}: {field}.{odd} is {'unknown' if odd in rope else 'missing'}; llama3 has {', '.join(names)}"
-        )
-    for name in names:
+    if odd := sorted(set(rope) ^ set(_LLAMA3_ROPE)):
+        state = "unknown" if odd[0] in rope else "missing"
+        raise UserError(f"{where}: {field}.{odd[0]} is {state}; llama3 has {', '.join(_LLAMA3_ROPE)}")
+    for name in _LLAMA3_ROPE:
         if not _is_positive(rope[name]):
             raise UserError(f"{where}: {field}.{name} is {rope[name]!r}; it must be a number above 0")
-    return RopeScaling(*(rope[name] for name in names))
+    return RopeScaling(*(rope[name] for name in _LLAMA3_ROPE))

@@ -4,6 +4,7 @@ Tensors are moved one at a time: into a stack of layers that lies sharded on the
 only the bytes that its own devices hold.
 """
 
+import collections
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -44,10 +45,7 @@ class Place(NamedTuple):
 
 def base_table(decoder: DecoderConfig) -> dict[str, Place]:
     """Tensor name -> place, of every parameter of the base."""
-    table = {
-        _EMBEDDING: Place(("embedding",)),
-        "model.norm.weight": Place(("norm", "scale")),
-    }
+    table = {_EMBEDDING: Place(("embedding",)), "model.norm.weight": Place(("norm", "scale"))}
     if not decoder.tied_head:
         table[_HEAD] = Place(("head", "kernel"), transposed=True)
     for layer in range(decoder.num_layers):
@@ -86,10 +84,7 @@ PEFT_MODULES = [_PROJECTIONS[target] for target in LORA_TARGETS]  # within a lay
 
 
 def check_tensors(files: TensorFiles, table: Mapping[str, Place], shapes: PyTree) -> None:
-    """Holds names and shapes of the files against a model or an adapter, before anything is read.
-
-    Raises: UserError naming the first tensor that is missing, of no use or of the wrong shape.
-    """
+    """Raises: UserError naming the first tensor that is missing, of no use or of the wrong shape."""
     cause = "config.json is of another model"
     if all(place.path[-1].startswith("lora_") for place in table.values()):
         cause = "the adapter is of another model, or r in adapter_config.json is wrong"
@@ -125,61 +120,41 @@ def _check_tied(files: TensorFiles) -> None:
         )
 
 
-def read_params(files: TensorFiles, table: Mapping[str, Place], like: PyTree, keep_dtypes: bool = False) -> PyTree:
-    """Reads every tensor of `table` into the tree of `like`.
-
-    At any time the host holds the shards of its devices and, twice, one tensor in the making.
-
-    Args:
-      like: ShapeDtypeStructs with shardings.
-      keep_dtypes: those of the files, instead of those of `like`.
-
-    Raises: UserError as `check_tensors` does, and for damaged files.
-    """
-    check_tensors(files, table, like)
-    return _read_params(files, table, like, keep_dtypes)
-
-
 def open_params(
-    files: TensorFiles, table: Mapping[str, Place], like: PyTree
+    files: TensorFiles, table: Mapping[str, Place], like: PyTree, keep_dtypes: bool
 ) -> tuple[PyTree, Callable[[tuple[str, ...]], jax.Array]]:
-    """As `read_params` with `keep_dtypes`, array by array.
+    """What `table`, which `check_tensors` has passed, leads to in the tree of `like`, ShapeDtypeStructs with shardings.
 
-    Returns: a tree of shapes and dtypes, and what reads the array at a path.
+    Returns: a tree of shapes and dtypes (of the files with `keep_dtypes`, else of `like`), and what reads the array at
+        a path: at any time the host holds its shards and, twice, one tensor in the making. Raises a UserError for
+        damaged files, and for dtypes that are kept and differ from layer to layer.
     """
-    check_tensors(files, table, like)
-    shapes: dict[str, Any] = {}
+    places, shapes = collections.defaultdict(list), {}
     for name, place in table.items():
-        leaf = _leaf(like, place.path)
-        dtype = files.tensors[name].dtype
-        _put(shapes, place.path, jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding))
+        places[place.path].append((name, place))
+    for path, ((first, _), *_) in places.items():
+        leaf = _leaf(like, path)
+        dtype = files.tensors[first].dtype if keep_dtypes else leaf.dtype
+        _put(shapes, path, jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding))
 
     def read(path: tuple[str, ...]) -> jax.Array:
-        part = {name: place for name, place in table.items() if place.path == path}
-        return _leaf(_read_params(files, part, like, keep_dtypes=True), path)
+        leaf, array = _leaf(shapes, path), None
+        for name, place in places[path]:
+            dtype = files.tensors[name].dtype
+            if keep_dtypes and dtype != leaf.dtype:
+                raise UserError(
+                    f"{files.url}: tensor {name} is {dtype}, and that of layer 0 is {leaf.dtype}; give them one"
+                )
+            value = _on_devices(files, name, place, leaf.sharding)
+            value = _arrange(_layer_sharding(leaf.sharding, value.ndim, place), place.transposed, leaf.dtype)(value)
+            if place.layer is not None:
+                array = _zeros(leaf.shape, leaf.dtype, leaf.sharding)() if array is None else array
+                value = _set_layer(leaf.sharding)(array, value, place.layer)
+            # Without waiting, tensors would be read faster than they are moved, and pile up.
+            array = value.block_until_ready()
+        return array
 
     return shapes, read
-
-
-def _read_params(files: TensorFiles, table: Mapping[str, Place], like: PyTree, keep_dtypes: bool) -> PyTree:
-    params: dict[str, Any] = {}
-    for name, place in table.items():
-        leaf = _leaf(like, place.path)
-        wanted = jnp.dtype(files.tensors[name].dtype if keep_dtypes else leaf.dtype)
-        value = _on_devices(files, name, place, leaf.sharding)
-        value = _arrange(_layer_sharding(leaf.sharding, value.ndim, place), place.transposed, wanted)(value)
-        if place.layer is not None:
-            stack = _leaf(params, place.path)
-            if stack is None:
-                stack = _zeros(leaf.shape, wanted, leaf.sharding)()
-            elif stack.dtype != wanted:
-                raise UserError(
-                    f"{files.url}: tensor {name} is {wanted}, and that of layer 0 is {stack.dtype}; give them one"
-                )
-            value = _set_layer(leaf.sharding)(stack, value, place.layer)
-        # Without waiting, tensors would be read faster than they are moved, and pile up.
-        _put(params, place.path, value.block_until_ready())
-    return params
 
 
 def tensors_of(
@@ -190,11 +165,8 @@ def tensors_of(
 ) -> Iterator[tuple[str, tuple[int, ...], np.dtype, Callable[[], np.ndarray]]]:
     """(name, shape, dtype, function that fetches the array) of every tensor of `table`, for `write_tensors`.
 
-    A stack's layers follow each other: each array is asked for once, and let go before the next.
-
-    Args:
-      read: path -> array, if `params` has shapes and dtypes alone.
-      transform: (name, matrix as in `params`) -> what is written in its place, of the same shape and dtype.
+    A stack's layers follow each other: each array is asked for once, and let go before the next. `read` gives the array
+    at a path, if `params` has shapes and dtypes alone; `transform(name, matrix)` what is written in a matrix's place.
     """
     held: dict[tuple[str, ...], jax.Array] = {}
 

@@ -21,7 +21,7 @@ import pathlib
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -41,11 +41,9 @@ _MOST_BLOCKS = 64  # that a checksum is summed in
 
 @functools.cache
 def _quiet_aborted_transfers() -> None:
-    """At the first array that it cannot read or write, Orbax closes its event loop under the transfers of the others.
-
-    Each of those then prints a traceback, from a thread of TensorStore or when it is collected, at any later moment: a
-    full disk prints hundreds of lines. What went wrong is raised to us, and said once.
-    """
+    """At the first array that it cannot read or write, Orbax (0.12.8) closes its event loop under the transfers of the
+    others, and has no option against it. Each of those then prints a traceback, from a thread of TensorStore or when it
+    is collected, at any later moment: a full disk prints hundreds of lines. What went wrong is raised and said once."""
     show = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
@@ -54,10 +52,9 @@ def _quiet_aborted_transfers() -> None:
             show(unraisable)
 
     def from_elsewhere(record: logging.LogRecord) -> bool:
-        if not record.exc_info:
-            return True
-        frames = traceback.extract_tb(record.exc_info[2])
-        return bool(frames) and not any(_is_orbax(frame.filename) for frame in frames)  # no frames: from TensorStore
+        frames = record.exc_info and traceback.extract_tb(record.exc_info[2])
+        # Those of TensorStore have none.
+        return not record.exc_info or bool(frames) and not any(_is_orbax(frame.filename) for frame in frames)
 
     sys.unraisablehook = hook
     logging.getLogger("asyncio").addFilter(from_elsewhere)
@@ -70,22 +67,17 @@ def _is_orbax(filename: str) -> bool:
 
 
 class _Manager(ocp.CheckpointManager):
-    """Leaves the question whether SIGTERM came to others. JAX takes each question for the number of the host's last
-    one, so those of Orbax, numbered by its steps, would undo the count of `parallel.hosts.stop_requested`."""
+    """Leaves the question whether SIGTERM came to others: JAX takes each question for the number of the host's last
+    one, so those of Orbax, which asks at every save, would undo the count of `parallel.hosts.stop_requested`."""
 
     def reached_preemption(self, step: int) -> bool:
         return False
 
 
 class Checkpoints:
-    """The checkpoints of one run, newest `keep` of them. Every host calls every method, at the same step.
-
-    Args:
-        folder: shared by all hosts, local or a URL as gs://bucket/folder; made if missing.
-        identity: hash of all that determines the run. Restoring a checkpoint of another identity is a UserError.
-        keep: how many checkpoints stay on disk, 1 or more.
-        config: parameters and inputs of the run, as JSON; each checkpoint tells them to who finds it.
-    """
+    """The newest `keep` checkpoints of a run, in a folder that all hosts share, local or a URL. Every host calls every
+    method, at the same step. `identity` is a hash of all that determines the run; `config` is its parameters and
+    inputs as JSON, which each checkpoint tells to who finds it."""
 
     def __init__(self, folder: str | os.PathLike, identity: str, keep: int, config: Mapping[str, Any] | None = None):
         _quiet_aborted_transfers()
@@ -101,31 +93,22 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest checkpoint, or None. One whose save is under way counts."""
+        """Step of the newest checkpoint, also of one whose save is under way."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, data: dict[str, Any]) -> None:
-        """Copies `state` to the host, then writes it in the background; first waits for a save still under way.
-
-        Args:
-            step: number of finished steps, the name of the checkpoint.
-            state: pytree of arrays. It may be donated as soon as this returns.
-            data: JSON that restores the input pipeline, `{"next_index": int, ...}`.
-        """
+        """Copies `state`, a pytree of arrays, to the host, so that it may be donated, then writes it in the background;
+        first waits for a save still under way. `data` is JSON that restores the input pipeline."""
         meta = {"identity": self._identity, "config": self._config, "data": data, "arrays": _describe(state)}
-        meta = _sealed(meta)
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(_sealed(meta)))
         self._manager.save(step, args=arguments)
 
     def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """Newest good checkpoint as `(step, state, data)`, or None if there is none.
+        """Newest good checkpoint as `(step, state, data)`, or None. Raises: UserError if it belongs to another run.
 
-        `like` gives structure, shapes, dtypes and shardings (arrays or ShapeDtypeStructs); they may differ from the
-        saved ones in the sharding, so another number of devices is fine. A damaged checkpoint is renamed to
-        `damaged-STEP`, with a warning, and the one before it is tried.
-
-        Raises:
-            UserError: the checkpoint belongs to another run.
+        `like` gives structure, shapes, dtypes and shardings (arrays or ShapeDtypeStructs); the sharding may differ from
+        the saved one, so another number of devices is fine. A damaged checkpoint is renamed to `damaged-STEP`, with a
+        warning, and the one before it is tried.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             damage = None
@@ -140,7 +123,7 @@ class Checkpoints:
         return None
 
     def wait(self) -> None:
-        """Returns when the last save is on disk. Raises what went wrong with it."""
+        """Until the last save is on disk. Raises what went wrong with it."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -164,8 +147,7 @@ class Checkpoints:
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:
             aside = self._folder / f"damaged-{step}"
-            if aside.exists():
-                aside.rmtree()
+            remove(aside)
             (self._folder / str(step)).rename(aside)
         multihost_utils.sync_global_devices(f"set checkpoint {step} aside")
         self._manager.reload()
@@ -177,8 +159,8 @@ def _place(folder: str | os.PathLike) -> epath.Path:
 
 
 def exists(folder: str | os.PathLike) -> bool:
-    """Whether there is such a folder of weights, and whole. On a disk Orbax makes it appear at once; in an object
-    store, where nothing can be renamed, it writes a mark when all is there."""
+    """Whether the weights are there, and whole. On a disk Orbax makes their folder appear at once; in an object store,
+    where nothing can be renamed, it writes a mark when all is there."""
     place = _place(folder)
     return place.exists() and ocp.utils.is_checkpoint_finalized(place)
 
@@ -194,13 +176,12 @@ def save_params(folder: str | os.PathLike, params: Any) -> None:
 
     On the way the host holds the shards of its devices once, and no more.
     """
-    meta = _sealed({"arrays": _describe(params)})
+    meta = ocp.args.JsonSave(_sealed({"arrays": _describe(params)}))
     # One chunk per shard, however large, which is not compressed: then it is written from where it lies. A file that is
     # cut at some size cuts chunks too, and these are copied, all at once.
     arrays = ocp.args.PyTreeSave(params, ocdbt_target_data_file_size=0)
-    arguments = ocp.args.Composite(params=arrays, meta=ocp.args.JsonSave(meta))
     with _params_checkpointer() as checkpointer:
-        checkpointer.save(_place(folder), args=arguments, force=True)
+        checkpointer.save(_place(folder), args=ocp.args.Composite(params=arrays, meta=meta), force=True)
 
 
 def load_params(folder: str | os.PathLike, like: Any, keep_dtypes: bool = False) -> Any:
@@ -209,8 +190,7 @@ def load_params(folder: str | os.PathLike, like: Any, keep_dtypes: bool = False)
     They are read in the dtypes in which they were saved, checked, and then, without `keep_dtypes`, cast to those of
     `like`.
 
-    Raises:
-        UserError: no weights there, weights of another model, or damaged files.
+    Raises: UserError if no weights are there, those of another model, or damaged ones.
     """
     saved, read = open_params(folder, like)
     params = read(saved)
@@ -218,35 +198,34 @@ def load_params(folder: str | os.PathLike, like: Any, keep_dtypes: bool = False)
 
 
 def open_params(folder: str | os.PathLike, like: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """`like` with the dtypes of the arrays that `save_params` wrote, and what reads any part of that tree.
+    """`like` with the dtypes of the arrays that `save_params` wrote, and what reads any part of that tree: so they need
+    never be in memory as a whole. While an array is read, it is there twice.
 
-    Read in parts, the weights need never be in memory as a whole. While an array is read, it is there twice.
-
-    Raises:
-        UserError: no weights there, weights of another model, or damaged files, these also while a part is read.
+    Raises: UserError as `load_params` does, for damaged files also while a part is read.
     """
     folder = _place(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of weights")
-    with _damage_is_told(folder), _params_checkpointer() as checkpointer, _damage_on_any_host():
+    with _read(folder) as checkpointer:
         meta = checkpointer.restore(folder, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
         _check_seal(meta)
     saved = meta["arrays"]
     _check_fit(folder, saved, like)
 
     def read(part: Any) -> Any:
-        arguments = ocp.checkpoint_utils.construct_restore_args(part)
-        target = ocp.args.PyTreeRestore(part, restore_args=arguments, partial_restore=True)
-        with _damage_is_told(folder), _params_checkpointer() as checkpointer, _damage_on_any_host():
+        placed = ocp.checkpoint_utils.construct_restore_args(part)
+        target = ocp.args.PyTreeRestore(part, restore_args=placed, partial_restore=True)
+        with _read(folder) as checkpointer:
             params = checkpointer.restore(folder, args=ocp.args.Composite(params=target)).params
             _check_arrays(params, saved)
         return params
 
-    return _abstract(like, [saved[name]["dtype"] for name in _names(like)]), read
+    dtypes = jax.tree.unflatten(jax.tree.structure(like), [saved[name]["dtype"] for name in _named(like)])
+    return jax.tree.map(lambda leaf, dtype: leaf.update(dtype=jnp.dtype(dtype)), _abstract(like), dtypes), read
 
 
 class _Damaged(Exception):
-    """A checkpoint cannot be read back as it was saved."""
+    """What is read back is not as it was saved."""
 
 
 @contextlib.contextmanager
@@ -267,9 +246,11 @@ def _damage_on_any_host() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _damage_is_told(folder: epath.Path) -> Iterator[None]:
+def _read(folder: epath.Path) -> Iterator[ocp.Checkpointer]:
+    """Tells of damage that is found in the body."""
     try:
-        yield
+        with _params_checkpointer() as checkpointer, _damage_on_any_host():
+            yield checkpointer
     except _Damaged as damage:
         raise UserError(f"{folder}: the weights are damaged ({damage})") from None
 
@@ -280,17 +261,13 @@ def _params_checkpointer() -> ocp.Checkpointer:
     return ocp.Checkpointer(ocp.CompositeCheckpointHandler(params=arrays, meta=ocp.JsonCheckpointHandler()))
 
 
-def _abstract(like: Any, dtypes: Sequence[str] | None = None) -> Any:
-    leaves, structure = jax.tree.flatten(like)
-    dtypes = [leaf.dtype for leaf in leaves] if dtypes is None else dtypes
-    return structure.unflatten(
-        jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
-        for leaf, dtype in zip(leaves, dtypes, strict=True)
-    )
+def _abstract(like: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like)
 
 
-def _names(tree: Any) -> list[str]:
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(tree)]
+def _named(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _describe(tree: Any) -> dict[str, dict[str, Any]]:
@@ -298,7 +275,7 @@ def _describe(tree: Any) -> dict[str, dict[str, Any]]:
     # One at a time: on CPUs of several hosts, programs that are begun at once wait for each other for ever.
     return {
         name: {"shape": list(leaf.shape), "dtype": leaf.dtype.name, "checksum": int(_checksum(leaf, *_blocks(leaf)))}
-        for name, leaf in zip(_names(tree), jax.tree.leaves(tree), strict=True)
+        for name, leaf in _named(tree).items()
     }
 
 
@@ -338,21 +315,18 @@ def _checksum(leaf: jax.Array, axis: int, count: int) -> jax.Array:
 
 
 def _check_arrays(tree: Any, saved: dict[str, dict[str, Any]]) -> None:
-    found = _describe(tree)
-    wrong = [name for name in found if found[name] != saved[name]]
-    if wrong:
+    if wrong := [name for name, found in _describe(tree).items() if found != saved[name]]:
         raise ValueError(f"checksum of {wrong[0]} differs")
 
 
 def _check_fit(folder: epath.Path, saved: dict[str, dict[str, Any]], like: Any) -> None:
-    """Raises UserError, with the first array that differs, unless `like` has the saved names and shapes."""
-    wanted = {name: list(leaf.shape) for name, leaf in zip(_names(like), jax.tree.leaves(like), strict=True)}
+    wanted = {name: list(leaf.shape) for name, leaf in _named(like).items()}
     found = {name: entry["shape"] for name, entry in saved.items()}
     for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
+        there, asked = found.get(name, "missing"), wanted.get(name, "missing")
+        if there != asked:
             raise UserError(
-                f"{folder}: weights of another model: {name} is {found.get(name, 'missing')} in the folder "
-                f"and {wanted.get(name, 'missing')} in the config"
+                f"{folder}: weights of another model: {name} is {there} in the folder and {asked} in the config"
             )
 
 

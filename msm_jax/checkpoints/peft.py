@@ -39,12 +39,8 @@ _OTHER_TENSORS = {
 
 
 def lora_of(config: Mapping[str, Any], tensor_names: Collection[str], num_layers: int, folder: str = ".") -> LoraConfig:
-    """The adapter that `config`, a parsed adapter_config.json, describes.
-
-    Args:
-      tensor_names: those of adapter_model.safetensors. They must be of the modules that `config` targets.
-      num_layers: of the base.
-      folder: names the files in errors.
+    """What `config`, a parsed adapter_config.json, and the names in adapter_model.safetensors describe: an adapter of
+    a base of `num_layers`. `folder` names the files in errors.
 
     Raises: UserError for another method than LoRA, for a field that is not built here, for a tensor that is no matrix
         of plain LoRA, for modules that `config` and the tensors do not share, and for an adapter of some layers only.
@@ -159,19 +155,9 @@ def peft_config(lora: LoraConfig, base: str, revision: str | None = None) -> dic
     `revision`."""
     alpha = int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha
     return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "revision": revision,
-        "r": lora.rank,
-        "lora_alpha": alpha,
-        "lora_dropout": 0.0,
+        **{"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "revision": revision},
+        **{"r": lora.rank, "lora_alpha": alpha, "lora_dropout": 0.0},
         "target_modules": [peft_module(target) for target in lora.targets],
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "modules_to_save": None,
-        "use_dora": False,
-        "use_rslora": False,
+        **{"bias": "none", "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True},
+        **{"modules_to_save": None, "use_dora": False, "use_rslora": False},
     }

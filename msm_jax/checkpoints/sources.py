@@ -2,6 +2,7 @@
 
 import contextlib
 import fnmatch
+import functools
 import os
 import re
 import sys
@@ -27,19 +28,16 @@ def is_hub_id(path: str | os.PathLike) -> bool:
 def resolve(path: str | os.PathLike, revision: str | None = None, weights: bool = True) -> str:
     """The folder or URL that holds a model: `path` itself, or the hub's cache if `path` is an id as ORG/NAME.
 
-    From the hub come safetensors, configuration and tokenizer; files that are there already are not fetched again. The
-    hub's own variables count (HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE, ...).
-
-    Args:
-      revision: branch, tag or commit on the hub.
-      weights: whether those on the hub are fetched too; without them, shape and tokenizer are known in seconds.
+    From the hub come configuration, tokenizer and, with `weights`, safetensors, at `revision`: branch, tag or commit.
+    Files that are there already are not fetched again. The hub's own variables count (HF_HOME, HF_TOKEN, HF_ENDPOINT,
+    HF_HUB_OFFLINE, ...).
 
     Raises: UserError if there is no such folder, or if the repository cannot be had: it says what to do.
     """
     path = os.fspath(path)
     if not path:
         raise UserError("the path of the model is empty; give a folder, a URL of one or ORG/NAME")
-    here = os.path.abspath(os.path.expanduser(path))
+    here = path if is_url(path) else os.path.abspath(os.path.expanduser(path))
     if not is_url(path) and not os.path.isdir(here):
         if os.path.exists(here):
             raise UserError(f"{path}: this is a file; name the folder that it is in")
@@ -53,7 +51,7 @@ def resolve(path: str | os.PathLike, revision: str | None = None, weights: bool 
         raise UserError(
             f"{path}: revision {revision} is for ids on the Hugging Face hub; this is a folder, leave it out"
         )
-    return path if is_url(path) else here
+    return here
 
 
 def read_file(folder: str | os.PathLike, name: str) -> bytes | None:
@@ -68,10 +66,7 @@ def file_names(folder: str | os.PathLike) -> set[str]:
 
 
 def small_files(folder: str | os.PathLike) -> dict[str, bytes]:
-    """Name -> content of all that belongs to a model besides its weights: config, tokenizer, chat template, licence.
-
-    Raises: UserError if there is no such folder, or if it cannot be read.
-    """
+    """Name -> content of all that belongs to a model besides its weights. Raises: UserError if it cannot be read."""
     source = Folder(folder)
     sizes = source.sizes()
     if sizes is None:
@@ -87,10 +82,8 @@ def copy_small_files(source: str | os.PathLike, destination: str | os.PathLike) 
 
 
 def _is_small(name: str) -> bool:
-    def fits(patterns):
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-    return fits(_SMALL_FILES) and not fits(_NOT_SMALL)
+    fits = functools.partial(fnmatch.fnmatchcase, name)
+    return any(map(fits, _SMALL_FILES)) and not any(map(fits, _NOT_SMALL))
 
 
 def _from_hub(name: str, revision: str | None, weights: bool) -> str:

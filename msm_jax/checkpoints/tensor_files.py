@@ -21,22 +21,11 @@ import numpy as np
 from msm_jax.errors import UserError
 from msm_jax.storage import files
 from msm_jax.storage.folders import CHUNK_BYTES, Folder, Part, is_part
-from msm_jax.storage.progress import Progress
 
 _DTYPES = {
-    "BOOL": np.dtype(np.bool_),
-    "U8": np.dtype(np.uint8),
-    "I8": np.dtype(np.int8),
-    "U16": np.dtype(np.uint16),
-    "I16": np.dtype(np.int16),
-    "U32": np.dtype(np.uint32),
-    "I32": np.dtype(np.int32),
-    "U64": np.dtype(np.uint64),
-    "I64": np.dtype(np.int64),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F32": np.dtype(np.float32),
-    "F64": np.dtype(np.float64),
+    **{"BOOL": np.dtype(bool), "BF16": np.dtype(ml_dtypes.bfloat16)},
+    **{f"{kind}{8 * size}": np.dtype(f"{kind.lower()}{size}") for kind in "UI" for size in (1, 2, 4, 8)},
+    **{f"F{8 * size}": np.dtype(f"f{size}") for size in (2, 4, 8)},
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _SUFFIX = ".safetensors"
@@ -70,8 +59,7 @@ class TensorInfo:
 class TensorFiles:
     """The tensors of `STEM.safetensors`, or of the files that `STEM.safetensors.index.json` names.
 
-    Opening reads headers only. `tensors`: name -> `TensorInfo`, in the order of the files. `metadata`: what the first
-    file says besides its tensors. Threads may read at once.
+    Opening reads headers only. `tensors`: name -> `TensorInfo`, in the order of the files. Threads may read at once.
 
     Raises: UserError if the folder, its index or a file is missing, damaged or cut off, or holds what NumPy cannot.
     """
@@ -83,28 +71,23 @@ class TensorFiles:
         if sizes is None:
             raise UserError(f"{self.url}: no such folder")
         single, index = stem + _SUFFIX, stem + _INDEX_SUFFIX
-        # The single file comes first, as in transformers.
-        if single in sizes:
-            owners = None
-            names = [single]
+        if single in sizes:  # it comes first, as in transformers
+            owners, names = None, [single]
         elif index in sizes:
             owners = self._read_index(index)
             names = sorted(set(owners.values()))
         else:
             raise UserError(_nothing_there(self.url, single, sizes))
         self.tensors: dict[str, TensorInfo] = {}
-        self.metadata: dict[str, str] = {}
         self._headers: dict[str, _Header] = {}
         for name in names:
             if name not in sizes and owners and {key for key in owners if owners[key] == name} <= _TIED:
                 continue
             if name not in sizes:
                 raise UserError(f"{self._folder.path(name)}: no such file, but {index} names it; {_AGAIN}")
-            header = self._headers[name] = _read_header(self._folder, name, sizes[name])
-            self.metadata = self.metadata or header.metadata
-            self.tensors |= {
-                key: info for key, info in header.tensors.items() if owners is None or owners.get(key) == name
-            }
+            self._headers[name] = _read_header(self._folder, name, sizes[name])
+            found = self._headers[name].tensors.items()
+            self.tensors |= {key: info for key, info in found if owners is None or owners.get(key) == name}
         for key, name in (owners or {}).items():
             if key not in self.tensors and key not in _TIED:
                 raise UserError(f"{self._folder.path(name)}: no tensor {key}, but {index} names it; {_AGAIN}")
@@ -113,8 +96,7 @@ class TensorFiles:
     def fingerprint(self) -> str:
         """Hex digest of the headers, the sizes and eight samples of each file's data.
 
-        Tells whether the weights at a path have changed without reading them all; equal wherever they lie. A change of
-        a small part of them can go unseen.
+        Equal wherever they lie. A change of a small part of the weights can go unseen.
         """
         seen = {}
         for name, header in sorted(self._headers.items()):
@@ -131,44 +113,32 @@ class TensorFiles:
 
         Raises: UserError if there is no such tensor, or if its file has become shorter.
         """
-        try:
-            info = self.tensors[name]
-        except KeyError:
-            raise UserError(f"{self.url}: no tensor {name}; there are {_some(self.tensors)}") from None
+        if name not in self.tensors:
+            raise UserError(f"{self.url}: no tensor {name}; there are {_some(self.tensors)}")
+        info = self.tensors[name]
         index = index or ()
         if len(index) > len(info.shape) or any(part.step not in (None, 1) for part in index):
             raise ValueError(f"{name} has shape {info.shape}; not to be cut by {index}")
         index += (slice(None),) * (len(info.shape) - len(index))
         bounds = [part.indices(size)[:2] for part, size in zip(index, info.shape, strict=True)]
         result = np.empty([max(stop - start, 0) for start, stop in bounds], info.dtype)
-        if result.size:
-            self._fill(result, info.file, info.offset, info.shape, bounds)
-        return result
-
-    def _fill(
-        self, result: np.ndarray, file: str, offset: int, shape: tuple[int, ...], bounds: list[tuple[int, int]]
-    ) -> None:
-        """Reads what lies within `bounds` of the array of `shape` that begins at `offset` of `file`."""
-        if all(bound == (0, size) for bound, size in zip(bounds[1:], shape[1:], strict=True)):
-            start = bounds[0][0] if bounds else 0
-            row_bytes = math.prod(shape[1:]) * result.itemsize
-            self._folder.read_into(file, offset + start * row_bytes, _bytes(result))
-            return
-        (start, stop), *inner = bounds
-        row_bytes = math.prod(shape[1:]) * result.itemsize
-        most = min(CHUNK_BYTES, _LOCAL_CHUNK_BYTES) if self._folder.is_local else CHUNK_BYTES
-        if row_bytes > most:
-            for row in range(start, stop):
-                self._fill(result[row - start], file, offset + row * row_bytes, shape[1:], inner)
-            return
+        if not result.size:
+            return result
+        row_bytes = math.prod(info.shape[1:]) * info.dtype.itemsize
+        start, stop = bounds[0] if bounds else (0, 1)
+        if result.shape[1:] == info.shape[1:]:
+            self._folder.read_into(info.file, info.offset + start * row_bytes, _bytes(result))
+            return result
         # Whole rows, though only a part of each is wanted: one long read takes less time than many short ones.
-        step = most // row_bytes
-        cut = (slice(None), *(slice(*bound) for bound in inner))
-        buffer = np.empty((min(step, stop - start), *shape[1:]), result.dtype)
+        most = min(CHUNK_BYTES, _LOCAL_CHUNK_BYTES) if self._folder.is_local else CHUNK_BYTES
+        step = max(most // row_bytes, 1)
+        cut = (slice(None), *(slice(*bound) for bound in bounds[1:]))
+        buffer = np.empty((min(step, stop - start), *info.shape[1:]), info.dtype)
         for row in range(start, stop, step):
             chunk = buffer[: stop - row]
-            self._folder.read_into(file, offset + row * row_bytes, _bytes(chunk))
+            self._folder.read_into(info.file, info.offset + row * row_bytes, _bytes(chunk))
             result[row - start : row - start + len(chunk)] = chunk[cut]
+        return result
 
     def _read_index(self, name: str) -> dict[str, str]:
         path = self._folder.path(name)
@@ -183,7 +153,7 @@ class TensorFiles:
 
 
 class NewTensor(NamedTuple):
-    """A tensor to write; `read` is asked for the array just before its turn."""
+    """A tensor to write; `read` gives the array."""
 
     name: str
     shape: tuple[int, ...]
@@ -193,21 +163,14 @@ class NewTensor(NamedTuple):
 
 def write_tensors(
     folder: str | os.PathLike,
-    tensors: Iterable[tuple[str, tuple[int, ...], Any, Callable[[], np.ndarray]]],
+    tensors: Iterable[tuple[str, tuple[int, ...], Any, Callable[[], np.ndarray]]],  # of NewTensor, in their order
     stem: str = "model",
     max_shard_bytes: int = 5_000_000_000,
-    metadata: dict[str, str] | None = None,
-    label: str | None = None,
 ) -> None:
     """Writes `STEM.safetensors`, or as many files of at most `max_shard_bytes` as it takes and their index.
 
     Each array is asked for just before it is written, and dropped after. All is written under other names first, so
     that what is interrupted leaves nothing that looks whole; files of an earlier writing are replaced.
-
-    Args:
-      tensors: (name, shape, dtype, function that gives the array), in the order to write.
-      metadata: `{"format": "pt"}`, as transformers wants it, if not given.
-      label: shows progress under this label.
 
     Raises: UserError if the folder cannot be written to, or if its disk has no room for all of it.
     """
@@ -215,37 +178,26 @@ def write_tensors(
     if len({tensor.name for tensor in tensors}) < len(tensors):
         raise ValueError("two tensors of one name")
     shards = _shards(tensors, max_shard_bytes)
-    count = len(shards)
-    names = (
-        [f"{stem}{_SUFFIX}"] if count == 1 else [f"{stem}-{i:05}-of-{count:05}{_SUFFIX}" for i in range(1, count + 1)]
-    )
+    names = [f"{stem}-{i:05}-of-{len(shards):05}{_SUFFIX}" for i in range(1, len(shards) + 1)]
+    names = names if len(shards) > 1 else [f"{stem}{_SUFFIX}"]
     target = Folder(folder)
     before = target.sizes() or {}
     for name in before:
-        # Left by a writing that was killed.
-        if is_part(name) and name.startswith(f".{stem}"):
+        if is_part(name) and name.startswith(f".{stem}"):  # left by a writing that was killed
             target.remove(name)
     total = sum(map(_size, tensors))
     if target.is_local:
         files.check_room(target.url, total)
-    progress = Progress(label, max(total, 1), "byte") if label else None
-    done = 0
     try:
         for name, shard in zip(names, shards, strict=True):
             with target.begin(name) as file:
-                file.write(_header_of(shard, {"format": "pt"} if metadata is None else metadata))
+                file.write(_header_of(shard))
                 for tensor in shard:
                     _write_array(file, tensor)
-                    done += _size(tensor)
-                    if progress:
-                        progress.update(done)
     except BaseException:
         for name in names:
             target.abandon(name)
         raise
-    finally:
-        if progress:
-            progress.close()
     # Old files under a new index, or new ones under an old index, would look whole: so there is none meanwhile.
     target.remove(f"{stem}{_INDEX_SUFFIX}")
     for name in names:
@@ -254,7 +206,7 @@ def write_tensors(
         ours = name == f"{stem}{_SUFFIX}" or (name.startswith(f"{stem}-") and "-of-" in name and name.endswith(_SUFFIX))
         if ours and name not in names:
             target.remove(name)
-    if count > 1:
+    if len(shards) > 1:
         owners = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(owners.items()))}
         target.write(f"{stem}{_INDEX_SUFFIX}", (json.dumps(index, indent=2) + "\n").encode())
@@ -262,62 +214,52 @@ def write_tensors(
 
 class _Header(NamedTuple):
     tensors: dict[str, TensorInfo]
-    metadata: dict[str, str]
     digest: str
     data_start: int
     file_bytes: int
 
 
 def _read_header(folder: Folder, name: str, file_bytes: int) -> _Header:
-    path = folder.path(name)
+    def refused(what: str, cure: str = _AGAIN) -> UserError:
+        return UserError(f"{folder.path(name)}: {what}; {cure}")
+
     length = int.from_bytes(folder.read(name, 0, _LENGTH_BYTES), "little")
     if file_bytes < _LENGTH_BYTES or length > _MAX_HEADER_BYTES:
-        raise UserError(f"{path}: not a safetensors file (its header would have {length:,} bytes); {_AGAIN}")
+        raise refused(f"not a safetensors file (its header would have {length:,} bytes)")
     start = _LENGTH_BYTES + length
     if start > file_bytes:
-        raise UserError(f"{path}: cut off within its header ({file_bytes:,} of {start:,} bytes and the data); {_AGAIN}")
+        raise refused(f"cut off within its header ({file_bytes:,} of {start:,} bytes and the data)")
     raw = folder.read(name, _LENGTH_BYTES, start)
     try:
         header = json.loads(raw)
-        metadata = header.pop("__metadata__", None) or {}
+        header.pop("__metadata__", None)
     except (ValueError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{path}: not a safetensors file (its header is not a JSON object); {_AGAIN}") from None
+        raise refused("not a safetensors file (its header is not a JSON object)") from None
     tensors = {}
-    ends = []
     for key, entry in header.items():
-        info, begin, end = _read_entry(path, name, start, key, entry)
-        tensors[key] = info
-        ends.append((begin, end, key))
-    reached = 0
-    for begin, end, key in sorted(ends):
+        try:
+            dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+            sound = isinstance(dtype, str) and all(type(size) is int and size >= 0 for size in (*shape, begin, end))
+        except (KeyError, TypeError, ValueError):
+            sound = False
+        if not sound:
+            raise refused(f"damaged header, tensor {key} lacks a sound dtype, shape or place")
+        if dtype not in _DTYPES:
+            raise refused(f"tensor {key} is stored as {dtype}", "convert the weights to BF16, F16 or F32")
+        tensors[key] = info = TensorInfo(_DTYPES[dtype], tuple(shape), name, start + begin)
+        if info.size_bytes != end - begin:
+            takes = f"but {dtype} {shape} takes {info.size_bytes:,}"
+            raise refused(f"damaged header, tensor {key} has {end - begin:,} bytes, {takes}")
+    reached = start
+    for begin, size, key in sorted((info.offset, info.size_bytes, key) for key, info in tensors.items()):
         if begin != reached:
             what = "overlaps the one before" if begin < reached else "comes after a gap"
-            raise UserError(f"{path}: damaged header, tensor {key} {what} (byte {begin:,}, not {reached:,}); {_AGAIN}")
-        reached = end
-    if start + reached != file_bytes:
-        what = "cut off" if start + reached > file_bytes else "longer than its header says"
-        raise UserError(f"{path}: {what} ({file_bytes:,} bytes, not {start + reached:,}); {_AGAIN}")
-    return _Header(tensors, metadata, hashlib.sha256(raw).hexdigest(), start, file_bytes)
-
-
-def _read_entry(path: str, file: str, data_start: int, key: str, entry: Any) -> tuple[TensorInfo, int, int]:
-    try:
-        dtype_name, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        sizes = [*shape, begin, end]
-        sound = isinstance(dtype_name, str) and all(type(size) is int and size >= 0 for size in sizes)
-    except (KeyError, TypeError, ValueError):
-        sound = False
-    if not sound:
-        raise UserError(f"{path}: damaged header, tensor {key} lacks a sound dtype, shape or place; {_AGAIN}")
-    if dtype_name not in _DTYPES:
-        raise UserError(f"{path}: tensor {key} is stored as {dtype_name}; convert the weights to BF16, F16 or F32")
-    info = TensorInfo(_DTYPES[dtype_name], tuple(shape), file, data_start + begin)
-    if info.size_bytes != end - begin:
-        raise UserError(
-            f"{path}: damaged header, tensor {key} has {end - begin:,} bytes, but {dtype_name} {list(shape)} takes "
-            f"{info.size_bytes:,}; {_AGAIN}"
-        )
-    return info, begin, end
+            raise refused(f"damaged header, tensor {key} {what} (at byte {begin:,}, not {reached:,})")
+        reached += size
+    if reached != file_bytes:
+        what = "cut off" if reached > file_bytes else "longer than its header says"
+        raise refused(f"{what} ({file_bytes:,} bytes, not {reached:,})")
+    return _Header(tensors, hashlib.sha256(raw).hexdigest(), start, file_bytes)
 
 
 def _nothing_there(url: str, single: str, sizes: dict[str, int]) -> str:
@@ -355,17 +297,13 @@ def _size(tensor: NewTensor) -> int:
     return math.prod(tensor.shape) * tensor.dtype.itemsize
 
 
-def _header_of(shard: list[NewTensor], metadata: dict[str, str]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+def _header_of(shard: list[NewTensor]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # which transformers wants
     offset = 0
     for tensor in shard:
-        end = offset + _size(tensor)
-        header[tensor.name] = {
-            "dtype": _NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
+        place = [offset, offset + _size(tensor)]
+        header[tensor.name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}
+        offset = place[1]
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _LENGTH_BYTES)
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text

@@ -45,30 +45,19 @@ KEPT_FOLDER = "huggingface"  # of a checkpoint of ours: the files beside the wei
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A model on disk.
+    """A model on disk."""
 
-    Attributes:
-        folder: where the weights are: local, or a URL.
-        ours: whether it is Orbax's `final/` that holds them; else safetensors.
-        lora: the shape of the adapter that the folder holds; None if it holds a base.
-        base: folder or id of an adapter's base, as far as it is told; None for a base.
-        tokenizer: folder of the tokenizer and its chat template; None if there is none.
-        origin: the Hugging Face id or folder that the base came from; None for one that was pretrained here.
-        revision: the commit, if that is an id.
-        arrays: folder or URL of `final/`, if it lies elsewhere than the rest.
-        chat: the template that it was trained on, as `make_template` takes it, and "name", who speaks; None: its own.
-    """
-
-    folder: str
-    ours: bool
+    folder: str  # where the weights are: local, or a URL
+    ours: bool  # whether it is Orbax's `final/` that holds them; else safetensors
     decoder: DecoderConfig
-    lora: LoraConfig | None = None
-    base: str | None = None
-    tokenizer: str | None = None
-    origin: str | None = None
-    revision: str | None = None
+    lora: LoraConfig | None = None  # the shape of the adapter that the folder holds; None if it holds a base
+    base: str | None = None  # folder or id of an adapter's base, as far as it is told
+    tokenizer: str | None = None  # folder of the tokenizer and its chat template
+    origin: str | None = None  # the id or folder that the base came from; None for one that was pretrained here
+    revision: str | None = None  # the commit, if that is an id
+    # The template that it was trained on, as `make_template` takes it, and "name", who speaks; None: its own.
     chat: Mapping[str, Any] | None = None
-    arrays: str | None = None
+    arrays: str | None = None  # folder or URL of `final/`, if it lies elsewhere than the rest
 
     @property
     def final(self) -> str:
@@ -81,10 +70,8 @@ class Stored:
 
 
 def open_model(path: str | os.PathLike, revision: str | None = None, **numerics: Any) -> Stored:
-    """What lies at `path`: a folder of ours, a Hugging Face folder, a URL of either, or a Hugging Face id.
-
-    Args:
-      numerics: dtype, in the place of the one that a folder of ours names.
+    """What lies at `path`: a folder of ours, a Hugging Face folder, a URL of either, or a Hugging Face id. `numerics`:
+    the dtype, in the place of the one that a folder of ours names.
 
     Raises: UserError if nothing is there, or nothing that can be read, and for an adapter whose base is not told.
     """
@@ -99,14 +86,10 @@ def open_model(path: str | os.PathLike, revision: str | None = None, **numerics:
         base = _named_base(described, folder)
         if not base:
             raise UserError(f"{folder}/adapter_config.json: names no base; open the base, and this as its adapter")
-        revision = described.get("revision")
-        if not isinstance(revision, str | None):
-            raise UserError(f"{folder}/adapter_config.json: revision is {revision!r}; it must be a name or a commit")
-        return open_adapter(folder, open_base(base, f"{folder}/adapter_config.json", revision or None, **numerics))
+        revision = _named(described, "revision", "name or a commit", folder)
+        return open_adapter(folder, open_base(base, f"{folder}/adapter_config.json", revision, **numerics))
     if "config.json" not in names:
-        raise UserError(
-            f"{folder}: holds no model; there is neither {MODEL_FILE} (ours) nor config.json (Hugging Face)"
-        )
+        raise _nothing(folder, "model", "config.json (Hugging Face)")
     decoder = decoder_of(_json(folder, "config.json"), f"{folder}/config.json", **numerics)
     tokenizer = _own_tokenizer(folder)
     origin, commit = (os.fspath(path), pathlib.Path(folder).name) if is_hub_id(path) else (folder, None)
@@ -130,26 +113,22 @@ def locate(path: str, revision: str | None = None, **numerics: Any) -> tuple[dic
     stored = open_model(folder, **numerics)
     if is_hub_id(path):  # its commit tells what it is
         return {"path": path, "revision": pathlib.Path(folder).name, "fingerprint": None}, stored
-    fingerprint = None if stored.lora else fingerprint_of(stored)
-    return {"path": folder, "revision": None, "fingerprint": fingerprint}, stored
+    return {"path": folder, "revision": None, "fingerprint": None if stored.lora else fingerprint_of(stored)}, stored
 
 
 def open_adapter(path: str | os.PathLike, base: Stored) -> Stored:
-    """The adapter at `path`, of ours or of `peft`, over `base`.
-
-    Raises: UserError if it is no adapter, or of another shape than `base`.
-    """
+    """The adapter at `path`, of ours or of `peft`, over `base`. Raises: UserError if it is none, or does not fit."""
     folder = resolve(os.fspath(path))
     described = _json(folder, MODEL_FILE)
     if described is not None:
         stored = _open_ours(folder, described, {})
         if stored.lora is None:
             raise UserError(f"{folder}: holds a whole model, not an adapter")
-        for field in [field.name for field in dataclasses.fields(DecoderConfig) if field.name not in _OTHERS]:
-            found, wanted = getattr(stored.decoder, field), getattr(base.decoder, field)
-            if found != wanted:
+        theirs = dataclasses.asdict(base.decoder)
+        for field, found in dataclasses.asdict(stored.decoder).items():
+            if field not in _OTHERS and found != theirs[field]:
                 raise UserError(
-                    f"{folder}: an adapter for another model: its {field} is {found}, the base's is {wanted}"
+                    f"{folder}: an adapter for another model: its {field} is {found}, the base's is {theirs[field]}"
                 )
         return dataclasses.replace(
             stored,
@@ -161,9 +140,7 @@ def open_adapter(path: str | os.PathLike, base: Stored) -> Stored:
         )
     config = _json(folder, "adapter_config.json")
     if config is None:
-        raise UserError(
-            f"{folder}: holds no adapter; there is neither {MODEL_FILE} (ours) nor adapter_config.json (peft)"
-        )
+        raise _nothing(folder, "adapter", "adapter_config.json (peft)")
     tensors = TensorFiles(folder, "adapter_model").tensors
     lora = lora_of(config, tensors, base.decoder.num_layers, folder)
     # Some lay the template beside the adapter that they trained with it.
@@ -178,6 +155,10 @@ def open_adapter(path: str | os.PathLike, base: Stored) -> Stored:
     return Stored(folder, False, base.decoder, lora, _name_of(base), tokenizer, base.origin, base.revision, chat)
 
 
+def _nothing(folder: str, what: str, theirs: str) -> UserError:
+    return UserError(f"{folder}: holds no {what}; there is neither {MODEL_FILE} (ours) nor {theirs}")
+
+
 def _own_tokenizer(folder: str) -> str | None:
     """`folder` if a tokenizer lies in it."""
     return folder if {"tokenizer.json", "tokenizer.model"} & file_names(folder) else None
@@ -188,11 +169,14 @@ def _name_of(base: Stored) -> str:
     return base.origin if not base.ours and base.origin and is_hub_id(base.origin) else base.folder
 
 
+def _named(config: Mapping[str, Any], field: str, what: str, folder: str) -> str | None:
+    if not isinstance(config.get(field), str | None):
+        raise UserError(f"{folder}/adapter_config.json: {field} is {config[field]!r}; it must be a {what}")
+    return config.get(field) or None
+
+
 def _named_base(config: Mapping[str, Any], folder: str) -> str | None:
-    named = config.get("base_model_name_or_path")
-    if not isinstance(named, str | None):
-        raise UserError(f"{folder}/adapter_config.json: base_model_name_or_path is {named!r}; it must be a path or id")
-    return named
+    return _named(config, "base_model_name_or_path", "path or id", folder)
 
 
 def load(stored: Stored, mesh: Mesh, dtype: str | None = "float32") -> PyTree:
@@ -206,31 +190,30 @@ def load(stored: Stored, mesh: Mesh, dtype: str | None = "float32") -> PyTree:
     like = abstract_params(stored.model, mesh, dtype or "float32")
     if stored.ours:
         return load_params(stored.final, like, keep_dtypes=dtype is None)
-    return huggingface.read_params(*_tensors(stored), like, keep_dtypes=dtype is None)
+    shapes, read = huggingface.open_params(*_tensors(stored, like), like, keep_dtypes=dtype is None)
+    return jax.tree_util.tree_map_with_path(lambda path, _: read(tuple(key.key for key in path)), shapes)
 
 
-def _tensors(stored: Stored) -> tuple[TensorFiles, dict[str, huggingface.Place]]:
-    if stored.lora is None:
-        return TensorFiles(stored.folder), huggingface.base_table(stored.decoder)
-    table = huggingface.adapter_table(stored.decoder, stored.lora)
-    return TensorFiles(stored.folder, "adapter_model"), table
+def _tensors(stored: Stored, like: PyTree) -> tuple[TensorFiles, dict[str, huggingface.Place]]:
+    tensors = TensorFiles(stored.folder, "adapter_model" if stored.lora else "model")
+    table = huggingface.base_table(stored.decoder)
+    if stored.lora:
+        table = huggingface.adapter_table(stored.decoder, stored.lora)
+    huggingface.check_tensors(tensors, table, like)
+    return tensors, table
 
 
 def load_lazily(stored: Stored, mesh: Mesh) -> tuple[PyTree, Callable[[tuple[str, ...]], jax.Array]]:
-    """The weights of `stored` as they are stored, for who needs one array after the other.
-
-    Returns: a tree of shapes and dtypes, and what reads the array at a path.
-    Raises: UserError as `load` does, and so does the reading.
-    """
+    """The weights as they are stored, one array after the other: a tree of shapes and dtypes, and what reads the array
+    at a path. Raises: UserError as `load` does, and so does the reading."""
     like = abstract_params(stored.model, mesh, "float32")
     if not stored.ours:
-        return huggingface.open_params(*_tensors(stored), like)
+        return huggingface.open_params(*_tensors(stored, like), like, keep_dtypes=True)
     shapes, read_part = open_params(stored.final, like)
 
     def read(path: tuple[str, ...]) -> jax.Array:
         part = functools.reduce(lambda tree, key: tree[key], path, shapes)
-        for key in reversed(path):
-            part = {key: part}
+        part = functools.reduce(lambda tree, key: {key: tree}, reversed(path), part)
         [array] = jax.tree.leaves(read_part(part))
         return array
 
@@ -269,25 +252,18 @@ def write_description(
         inside = pathlib.Path(other).absolute().parent == folder.absolute().parent
         return os.path.relpath(other, folder) if inside else other
 
-    files.write_json(
-        folder / MODEL_FILE,
-        {
-            "decoder": dataclasses.asdict(model.config),
-            "lora": dataclasses.asdict(model.lora) if model.lora else None,
-            "int8_base": model.int8_base,
-            "base": relative(base),
-            "tokenizer": relative(tokenizer),
-            "origin": origin,
-            "revision": revision,
-            "source": source,
-            "chat": chat,
-            "arrays": arrays,
-        },
-    )
+    described = {
+        "decoder": dataclasses.asdict(model.config),
+        "lora": dataclasses.asdict(model.lora) if model.lora else None,
+        "int8_base": model.int8_base,
+        **{"base": relative(base), "tokenizer": relative(tokenizer), "origin": origin, "revision": revision},
+        **{"source": source, "chat": chat, "arrays": arrays},
+    }
+    files.write_json(folder / MODEL_FILE, described)
 
 
 def read_description(folder: pathlib.Path) -> Model:
-    """The model that `write_description` described. Raises: UserError if there is no description."""
+    """What `write_description` described. Raises: UserError if there is no description."""
     described = files.read_object(pathlib.Path(folder, MODEL_FILE), files.anew(folder))
     return Model(*_shapes(described, folder), int8_base=described.get("int8_base", False))
 
@@ -328,22 +304,20 @@ def _open_ours(folder: str, described: Mapping[str, Any], numerics: Mapping[str,
             return f"{scheme}://{os.path.normpath(os.path.join(there, other))}"
         return os.path.normpath(os.path.join(os.path.realpath(folder), other)) if is_path else other
 
-    tokenizer = described.get("tokenizer")
-    tokenizer = tokenizer_folder(place(tokenizer)) if tokenizer else None
-    base, origin = place(described.get("base")), described.get("origin")
-    source = described.get("source")
-    if source:
+    tokenizer = place(described.get("tokenizer"))
+    tokenizer = tokenizer_folder(tokenizer) if tokenizer else None
+    if source := described.get("source"):
         there = open_model(source["path"], source["revision"])
         if source["fingerprint"] not in (None, fingerprint_of(there)):
             raise UserError(
                 f"{source['path']}: the weights changed since {folder} was made from them; choose another --workdir"
             )
         return dataclasses.replace(there, decoder=decoder, tokenizer=tokenizer)
-    chat, revision = described.get("chat"), described.get("revision")
     # In a store, and where a folder of one was copied to, the weights lie beside their description.
     beside = is_url(folder) or os.path.isdir(os.path.join(folder, "final"))
+    told = {name: described.get(name) for name in ("origin", "revision", "chat")}
     arrays = None if beside else described.get("arrays")
-    return Stored(folder, True, decoder, lora, base, tokenizer, origin, revision, chat, arrays)
+    return Stored(folder, True, decoder, lora, place(described.get("base")), tokenizer, **told, arrays=arrays)
 
 
 def fingerprint_of(stored: Stored) -> str:
@@ -355,13 +329,11 @@ def fingerprint_of(stored: Stored) -> str:
 
 
 def _shapes(described: Mapping[str, Any], folder: str | os.PathLike) -> tuple[DecoderConfig, LoraConfig | None]:
-    """Of the model that a folder's description tells of. Raises: UserError if it tells of none."""
     try:
         # Folders of before name two fields that have moved to `Execution`.
         moved = ("remat", "scan_unroll")
         decoder = {name: value for name, value in described["decoder"].items() if name not in moved}
-        lora = described["lora"]
-        return DecoderConfig(**decoder), LoraConfig(**lora) if lora else None
+        return DecoderConfig(**decoder), LoraConfig(**described["lora"]) if described["lora"] else None
     except (KeyError, TypeError, AttributeError, UserError):
         raise UserError(f"{folder}/{MODEL_FILE}: not the description of a model; {files.anew(folder)}") from None
 

@@ -1,7 +1,7 @@
 import fsspec
 import pytest
 
-from msm_jax.checkpoints.gguf import convert_gguf
+from launch.smollm2 import convert
 from tests.artefacts import artefact
 
 
@@ -9,7 +9,7 @@ from tests.artefacts import artefact
 def smollm2(tmp_path_factory):
     """The folder that launch/smollm2.sh makes."""
     folder = tmp_path_factory.mktemp("smollm2")
-    convert_gguf(artefact("smollm2-gguf"), folder)
+    convert(artefact("smollm2-gguf"), folder)
     yield folder
     (folder / "model.safetensors").unlink()
 

@@ -9,6 +9,7 @@ import sys
 
 import fsspec
 import jax
+import jax.numpy as jnp
 import numpy as np
 import peft
 import pytest
@@ -20,8 +21,9 @@ import msm_jax
 from msm_jax import convert
 from msm_jax.checkpoints import conversion, weights
 from msm_jax.checkpoints.orbax import save_params
+from msm_jax.data.tokenizer import train_sentencepiece
 from msm_jax.errors import UserError
-from msm_jax.models import Model
+from msm_jax.models import DecoderConfig, Model
 from msm_jax.parallel import make_mesh
 from tests.data.checkpoints import read_ids
 from tests.tiny_checkpoints import write_adapter, write_checkpoint
@@ -37,67 +39,53 @@ def their_logits(folder, adapter=None):
         return model.eval()(torch.tensor(TOKENS.astype(np.int64))).logits.numpy()
 
 
-def test_there_and_back(qwen3, imported, tmp_path, capsys):
+def edit(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_there_and_back(qwen3, tmp_path, capsys):
     """bf16 stays bf16, bit for bit, and every file beside the weights is kept; what ends an answer is entered."""
-    assert convert.main(["export", f"--checkpoint={imported}", f"--out={tmp_path / 'hf'}", "--verify"]) == 0
+    ours, back = tmp_path / "ours", tmp_path / "hf"
+    assert convert.main(["import", f"--hf={qwen3}", f"--out={ours}", "--verify"]) == 0
+    difference, kl = capsys.readouterr().out.splitlines()[1].split("logits ")[1].split(", max KL ")
+    assert float(difference) < 1e-4 and float(kl.split()[0]) < 1e-6
+    assert convert.main(["export", f"--checkpoint={ours}", f"--out={back}", "--verify"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "a model of" in lines[0] and "max KL" in lines[1]
-    back = tmp_path / "hf"
     for path in qwen3.iterdir():
         if path.name not in ("model.safetensors", "generation_config.json"):
             assert (back / path.name).read_bytes() == path.read_bytes(), path.name
     assert sorted(path.name for path in back.iterdir()) == sorted(path.name for path in qwen3.iterdir())
     before, after = (json.loads((folder / "generation_config.json").read_text()) for folder in (qwen3, back))
     assert after == before | {"eos_token_id": read_ids(qwen3, "<|endoftext|>", "<|im_end|>")}
-    before, after = (load_file(folder / "model.safetensors") for folder in (qwen3, back))
-    assert {name: (a.dtype, a.tobytes()) for name, a in before.items()} == {
-        name: (a.dtype, a.tobytes()) for name, a in after.items()
-    }
-    np.testing.assert_array_equal(their_logits(back), their_logits(qwen3))
+    before, after = (
+        {name: (x.dtype, x.tobytes()) for name, x in load_file(folder / "model.safetensors").items()}
+        for folder in (qwen3, back)
+    )
+    assert before == after
     ids = transformers.AutoTokenizer.from_pretrained(back)("Which chair?")["input_ids"]
-    assert ids == msm_jax.load(imported).tokenizer.encode("Which chair?")
+    assert ids == msm_jax.load(ours).tokenizer.encode("Which chair?")
 
 
-def test_import_verifies(qwen3, tmp_path, capsys):
-    assert convert.main(["import", f"--hf={qwen3}", f"--out={tmp_path / 'ours'}", "--verify"]) == 0
-    difference, kl = capsys.readouterr().out.splitlines()[1].split("logits ")[1].split(", max KL ")
-    assert float(difference) < 1e-4 and float(kl.split()[0]) < 1e-6
-
-
-def test_verify_finds_another_model(qwen3, imported, tmp_path, capsys, monkeypatch):
-    other = write_checkpoint(tmp_path / "other", "qwen3")
-    model = transformers.AutoModelForCausalLM.from_pretrained(other)
-    with torch.no_grad():
-        model.model.layers[1].mlp.up_proj.weight.mul_(1.5)
-    model.save_pretrained(other)
-    monkeypatch.setattr(conversion, "import_model", lambda *_: weights.open_model(imported))
-    assert convert.main(["import", f"--hf={other}", f"--out={tmp_path / 'ours'}", "--verify"]) == 2
+def test_verify_finds_another_model(qwen3, tmp_path, capsys, monkeypatch):
+    save = conversion.save_params
+    monkeypatch.setattr(conversion, "save_params", lambda folder, tree: save(folder, jax.tree.map(jnp.negative, tree)))
+    assert convert.main(["import", f"--hf={qwen3}", f"--out={tmp_path / 'ours'}", "--verify"]) == 2
     assert "the two differ by more than" in capsys.readouterr().err
 
 
-def test_verify_looks_at_what_was_exported(adapter, tmp_path, capsys, monkeypatch):
-    """Written with a quarter of its scale, an adapter is found out, alone and merged."""
+def test_verify_looks_at_the_adapter_that_was_exported(adapter, tmp_path, capsys, monkeypatch):
+    """Written with a quarter of its scale, it is found out."""
     right = conversion.peft_config
     monkeypatch.setattr(conversion, "peft_config", lambda lora, *more: right(lora, *more) | {"lora_alpha": 2})
     assert convert.main(["export", f"--checkpoint={adapter}", f"--out={tmp_path / 'peft'}", "--verify"]) == 2
     assert "the two differ by more than" in capsys.readouterr().err
-    merge = conversion.merged
-    monkeypatch.setattr(
-        conversion,
-        "merged",
-        lambda base, params, lora, *more: merge(base, params, dataclasses.replace(lora, alpha=2.0), *more),
-    )
-    arguments = ["export", f"--checkpoint={adapter}", f"--out={tmp_path / 'merged'}", "--merge", "--verify"]
-    assert convert.main(arguments) == 2
-    assert "the merged matrices are not base plus adapter" in capsys.readouterr().err
 
 
 def test_a_link_to_a_stage_is_the_stage(adapter, imported, tmp_path):
-    stage = tmp_path / "stages" / "adapter"
-    shutil.copytree(adapter, stage)
+    stage = shutil.copytree(adapter, tmp_path / "stages" / "adapter")
     shutil.copytree(imported, tmp_path / "stages" / "base")
-    described = json.loads((stage / "model.json").read_text())
-    (stage / "model.json").write_text(json.dumps(described | {"base": "../base", "tokenizer": "../base"}))
+    edit(stage / "model.json", base="../base", tokenizer="../base")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "best").symlink_to(stage)
     np.testing.assert_array_equal(
@@ -107,8 +95,7 @@ def test_a_link_to_a_stage_is_the_stage(adapter, imported, tmp_path):
 
 def test_a_base_that_is_gone(qwen3, adapter, tmp_path, capsys):
     assert convert.main(["export", f"--checkpoint={adapter}", f"--out={tmp_path / 'peft'}"]) == 0
-    path = tmp_path / "peft" / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "/gone/base"}))
+    edit(tmp_path / "peft" / "adapter_config.json", base_model_name_or_path="/gone/base")
     with pytest.raises(UserError, match="/gone/base: no such folder.*adapter_config.json names it as the base"):
         msm_jax.load(tmp_path / "peft")
     msm_jax.load(qwen3, adapter=tmp_path / "peft")
@@ -153,14 +140,17 @@ def test_an_adapter_goes_to_peft(qwen3, imported, adapter, tmp_path, capsys):
     np.testing.assert_array_equal(msm_jax.load(imported, adapter=again).logits(TOKENS), ours)
 
 
-def test_merged(qwen3, adapter, tmp_path):
-    out = tmp_path / "merged"
-    assert convert.main(["export", f"--checkpoint={adapter}", f"--out={out}", "--merge", "--verify"]) == 0
+@pytest.mark.parametrize("scale", [0.02, 0.6])
+def test_a_merged_model_differs_by_rounding_alone(qwen3, imported, tmp_path, capsys, scale):
+    """Whether the adapter does much or little."""
+    stage, out = write_adapter(tmp_path / "stage", imported, scale=scale), tmp_path / "merged"
+    assert convert.main(["export", f"--checkpoint={stage}", f"--out={out}", "--merge", "--verify"]) == 0
+    assert 0.5 < float(capsys.readouterr().out.split("max error of a weight ")[1].split()[0]) <= 1
     assert {array.dtype.name for array in load_file(out / "model.safetensors").values()} == {"bfloat16"}
-    ours = msm_jax.load(adapter).logits(TOKENS)
-    rounding = np.abs(their_logits(out) - ours).max()
-    assert rounding < 0.05 * np.abs(their_logits(qwen3) - ours).max()
     assert transformers.AutoTokenizer.from_pretrained(out).chat_template
+    if scale > 0.1:
+        ours = msm_jax.load(stage).logits(TOKENS)
+        assert np.abs(their_logits(out) - ours).max() < 0.05 * np.abs(their_logits(qwen3) - ours).max()
 
 
 def test_a_base_is_read_at_the_commit_that_an_adapter_names(qwen3, imported, adapter, tmp_path, monkeypatch, caplog):
@@ -168,24 +158,19 @@ def test_a_base_is_read_at_the_commit_that_an_adapter_names(qwen3, imported, ada
     shutil.copytree(qwen3, commits["v1"])
     write_checkpoint(commits[None], "qwen3", seed=1)
     resolve = weights.resolve
-    monkeypatch.setattr(
-        weights,
-        "resolve",
-        lambda path, revision=None, **more: (
-            str(commits[revision]) if path == "org/base" else resolve(path, revision, **more)
-        ),
-    )
+
+    def from_hub(path, revision=None, **more):
+        return str(commits[revision]) if path == "org/base" else resolve(path, revision, **more)
+
+    monkeypatch.setattr(weights, "resolve", from_hub)
     peft_folder, ours, again = tmp_path / "peft", tmp_path / "ours", tmp_path / "again"
     assert convert.main(["export", f"--checkpoint={adapter}", f"--out={peft_folder}"]) == 0
-    described = json.loads((peft_folder / "adapter_config.json").read_text())
-    described |= {"base_model_name_or_path": "org/base", "revision": "v1"}
-    (peft_folder / "adapter_config.json").write_text(json.dumps(described))
+    edit(peft_folder / "adapter_config.json", base_model_name_or_path="org/base", revision="v1")
     wanted = msm_jax.load(adapter).logits(TOKENS)
     np.testing.assert_array_equal(msm_jax.load(peft_folder).logits(TOKENS), wanted)
     assert not caplog.messages
-    no_text = tmp_path / "no_text"
-    shutil.copytree(peft_folder, no_text)
-    (no_text / "adapter_config.json").write_text(json.dumps(described | {"revision": False}))
+    no_text = shutil.copytree(peft_folder, tmp_path / "no_text")
+    edit(no_text / "adapter_config.json", revision=False)
     with pytest.raises(UserError, match="adapter_config.json: revision is False; it must be a name or a commit"):
         msm_jax.load(no_text)
     # On the way through a folder of ours it stays an id, and the commit that the revision stood for.
@@ -210,10 +195,7 @@ def test_a_base_is_read_at_the_commit_that_an_adapter_names(qwen3, imported, ada
 
 def test_thinking_is_as_in_training_unless_asked_for(imported, tmp_path):
     stage = write_adapter(tmp_path / "stage", imported)
-    described = json.loads((stage / "model.json").read_text())
-    (stage / "model.json").write_text(
-        json.dumps(described | {"chat": {"template": "", "thinking": "tag", "name": "Q"}})
-    )
+    edit(stage / "model.json", chat={"template": "", "thinking": "tag", "name": "Q"})
     for asked, wanted in ((None, "tag"), ("default", "default"), ("on", "on")):
         model = msm_jax.load(stage, thinking=asked)
         assert (model.template.thinking, model.name) == (wanted, "Q")
@@ -227,46 +209,31 @@ def test_thinking_is_as_in_training_unless_asked_for(imported, tmp_path):
     assert msm_jax.load(tmp_path / "peft").template.source == template
 
 
-@pytest.mark.parametrize("scale", [0.02, 0.6])
-def test_a_merged_model_may_differ_by_rounding_alone(imported, tmp_path, capsys, scale):
-    """Whether the adapter does much or little."""
-    stage = write_adapter(tmp_path / "stage", imported, scale=scale)
-    arguments = ["export", f"--checkpoint={stage}", "--merge", "--verify", f"--out={tmp_path / 'hf'}"]
-    assert convert.main(arguments) == 0
-    assert 0.5 < float(capsys.readouterr().out.split("max error of a weight ")[1].split()[0]) <= 1
+def test_a_wrong_merge_is_found(imported, tmp_path, monkeypatch):
+    def nine_tenths(params, adapter, lora):
+        return params, adapter, dataclasses.replace(lora, alpha=0.9 * lora.alpha)
 
+    def without_v(params, adapter, lora):
+        return params, {"layers": {name: part for name, part in adapter["layers"].items() if name != "v"}}, lora
 
-def nine_tenths(params, adapter, lora):
-    return params, adapter, dataclasses.replace(lora, alpha=0.9 * lora.alpha)
+    def with_another_norm(params, adapter, lora):
+        return params | {"norm": jax.tree.map(lambda x: x * 1.01, params["norm"])}, adapter, lora
 
-
-def without_v(params, adapter, lora):
-    layers = {name: part for name, part in adapter["layers"].items() if name != "v"}
-    return params, adapter | {"layers": layers}, lora
-
-
-def with_another_norm(params, adapter, lora):
-    return params | {"norm": jax.tree.map(lambda x: x * 1.01, params["norm"])}, adapter, lora
-
-
-@pytest.mark.parametrize("change", [nine_tenths, without_v, with_another_norm])
-def test_a_wrong_merge_is_found(imported, tmp_path, capsys, monkeypatch, change):
     stage = write_adapter(tmp_path / "stage", imported, scale=0.6)
     merge, whole = conversion.merged, weights.load(weights.open_model(imported), conversion._mesh(), dtype=None)
-    # From the whole base, so that each part of it can be changed.
-    monkeypatch.setattr(
-        conversion, "merged", lambda _, adapter, lora, table, __: merge(*change(whole, adapter, lora), table)
-    )
-    arguments = ["export", f"--checkpoint={stage}", "--merge", "--verify", f"--out={tmp_path / 'hf'}"]
-    assert convert.main(arguments) == 2
-    assert "the merged matrices are not base plus adapter" in capsys.readouterr().err
+    for change in (nine_tenths, without_v, with_another_norm):
+        out = tmp_path / change.__name__
+        # From the whole base, so that each part of it can be changed.
+        monkeypatch.setattr(
+            conversion, "merged", lambda _, a, lora, table, __, f=change: merge(*f(whole, a, lora), table)
+        )
+        assert convert.main(["export", f"--checkpoint={stage}", "--merge", f"--out={out}"]) == 0
+        with pytest.raises(UserError, match="the merged matrices are not base plus adapter"):
+            conversion.verify_merge(weights.open_model(stage), weights.open_model(out))
 
 
 def test_a_model_that_was_pretrained_here_is_exported(tmp_path):
     """As the base of the micro-world: float32, no config.json of Hugging Face, a tokenizer of SentencePiece."""
-    from msm_jax.data.tokenizer import train_sentencepiece
-    from msm_jax.models import DecoderConfig
-
     folder, tokenizer = tmp_path / "pretrain", tmp_path / "tokenizer"
     train_sentencepiece(["which chair is this " * 20, "the people say"], tokenizer, 400)
     model = Model(DecoderConfig(384, 2, 16, 24, 4, 2, 4, tied_head=True, dtype="float32"))
@@ -289,23 +256,20 @@ def test_a_folder_elsewhere(qwen3, imported):
     assert len({answer.text for answer in answers}) > 1
 
 
-@pytest.mark.parametrize(
-    ("prompts", "message"),
-    [
+def test_prompts_that_are_neither_texts_nor_chats(imported):
+    model = msm_jax.load(imported)
+    for prompts, message in (
         ("Why?", "prompts must be a list of texts or of chats"),
         ([[]], r"a chat is a list of .*, not \[\]"),
         (["Why?", [{"role": "user", "content": "Why?"}]], "some prompts are texts and some are chats"),
-    ],
-)
-def test_prompts_that_are_neither_texts_nor_chats(imported, prompts, message):
-    with pytest.raises(UserError, match=f"generate: {message}"):
-        msm_jax.load(imported).generate(prompts)
+    ):
+        with pytest.raises(UserError, match=f"generate: {message}"):
+            model.generate(prompts)
 
 
 @pytest.mark.parametrize("template", ["{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}", "{% for %}"])
 def test_a_template_that_cannot_be_trained_on_does_not_forbid_the_model(qwen3, tmp_path, template):
-    folder = tmp_path / "untrainable"
-    shutil.copytree(qwen3, folder)
+    folder = shutil.copytree(qwen3, tmp_path / "untrainable")
     (folder / "chat_template.jinja").write_text(template)
     model = msm_jax.load(folder)
     assert model.encode("Why?") == model.tokenizer.encode("Why?")
@@ -316,16 +280,12 @@ def test_a_template_that_cannot_be_trained_on_does_not_forbid_the_model(qwen3, t
 
 
 def test_tokens_that_the_embedding_lacks_do_not_forbid_the_model(qwen3, tmp_path):
-    folder = tmp_path / "more tokens"
-    shutil.copytree(qwen3, folder)
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    config |= {"pad_token": "[PAD]", "extra_special_tokens": [f"<|{i}|>" for i in range(100)]}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    folder = shutil.copytree(qwen3, tmp_path / "more tokens")
+    more = {"pad_token": "[PAD]", "extra_special_tokens": [f"<|{i}|>" for i in range(100)]}
+    edit(folder / "tokenizer_config.json", **more)
     model = msm_jax.load(folder)
     assert model.tokenizer.vocab_size == 384 and model.encode("a<|0|>")
-    with pytest.raises(
-        UserError, match=r"token '<\|99\|>' has id [0-9]+, for which the embedding of 384 rows has none"
-    ):
+    with pytest.raises(UserError, match=r"token '<\|99\|>' has id .* the embedding of 384 rows has none"):
         model.encode("a<|99|>")
 
 
@@ -337,12 +297,10 @@ def test_the_command_helps():
 
 def test_shards_of_an_export_on_a_mesh(imported, tmp_path):
     """Read onto four devices and written from them, the files are those of one."""
-    script = (
-        "import sys; from msm_jax import convert; "
-        f"sys.exit(convert.main(['export', '--checkpoint={imported}', '--out={tmp_path / 'four'}']))"
-    )
+    four = tmp_path / "four"
+    command = [sys.executable, "-m", "msm_jax.convert", "export", f"--checkpoint={imported}", f"--out={four}"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
-    assert subprocess.run([sys.executable, "-c", script], env=environment).returncode == 0
+    assert subprocess.run(command, env=environment).returncode == 0
     assert convert.main(["export", f"--checkpoint={imported}", f"--out={tmp_path / 'one'}"]) == 0
     one, four = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "four"))
     assert one == four

@@ -7,90 +7,29 @@ import sys
 import types
 
 import pytest
-import transformers
 
 from msm_jax import convert
 from tests.tiny_checkpoints import write_checkpoint
 
 
-def both(folder):
-    (folder / "adapter_config.json").write_text("{}")
-
-
-def two_ropes(folder):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"rope_scaling": {"rope_theta": 5e5}}))
-
-
-def not_an_object(folder):
-    (folder / "config.json").write_text("[]")
-
-
-def a_word_for_a_number(folder):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": "32"}))
-
-
-def half_a_description(folder):
-    (folder / "model.json").write_text("{}")
-
-
-def damaged(folder, tmp_path, change):
-    copy = tmp_path / "damaged"
-    shutil.copytree(folder, copy)
-    change(copy)
-    return copy
-
-
-def cut(folder):
-    os.truncate(folder / "model.safetensors", 20_000)
-
-
-def scramble(folder):
-    with open(folder / "model.safetensors", "r+b") as file:
-        file.write(b"\xff" * 64)
-
-
-def lose_shard(folder):
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    (folder / "model.safetensors").unlink()
-    model.save_pretrained(folder, max_shard_size="20KB")
-    sorted(folder.glob("model-*-of-*.safetensors"))[1].unlink()
-
-
-def pickled(folder):
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-
-def rename_field(folder):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
-
-
-def not_json(folder):
-    (folder / "config.json").write_text("{")
+def edit(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (cut, "model.safetensors"),
-        (scramble, "model.safetensors"),
-        (lose_shard, "no such file, but model.safetensors.index.json names it"),
-        (pickled, "pickled weights"),
-        (rename_field, "mlp.gate_proj.weight has shape [48, 32], and the model needs [64, 32]"),
-        (not_json, "config.json:1: not JSON"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 20_000), "model.safetensors"),
+        (lambda folder: edit(folder / "config.json", intermediate_size=64), "and the model needs [64, 32]"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json:1: not JSON"),
         (lambda folder: (folder / "config.json").unlink(), "holds no model"),
-        (both, "holds a whole model and an adapter"),
-        (two_ropes, "rope_theta is 10000.0 and rope_scaling.rope_theta is 500000.0; make them the same"),
-        (not_an_object, "config.json: not a JSON object"),
-        (a_word_for_a_number, "hidden_size is '32'; it must be a whole number"),
-        (half_a_description, "model.json: not the description of a model"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{}"), "holds a whole model and an adapter"),
+        (lambda folder: (folder / "model.json").write_text("{}"), "model.json: not the description of a model"),
     ],
 )
 def test_damage_is_told_in_one_line(qwen3, tmp_path, capsys, change, message):
-    folder = damaged(qwen3, tmp_path, change)
-    capsys.readouterr()
+    folder = shutil.copytree(qwen3, tmp_path / "damaged")
+    change(folder)
     assert convert.main(["import", f"--hf={folder}", f"--out={tmp_path / 'ours'}"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
@@ -130,18 +69,13 @@ def no_permission(monkeypatch, stage):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
 
 
-def described(stage, **fields):
-    path = stage / "model.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-
 def no_origin(monkeypatch, stage):
     """Its base was pretrained here."""
-    described(stage / "base", origin=None)
+    edit(stage / "base" / "model.json", origin=None)
 
 
 def gone_origin(monkeypatch, stage):
-    described(stage / "base", origin="/gone/model")
+    edit(stage / "base" / "model.json", origin="/gone/model")
 
 
 VERIFY = ["--verify"]
@@ -157,7 +91,7 @@ IMPORT, EXPORT, MERGE = (
     [
         *((no_torch, [*do, *VERIFY], "torch is missing: pip install -e '.[hf]'") for do in (IMPORT, EXPORT, MERGE)),
         *((no_room, do, " GB are to be written, and 1e-06 GB are free there") for do in (IMPORT, EXPORT, MERGE)),
-        (no_permission, EXPORT, "cannot be written; choose another folder"),
+        (no_permission, EXPORT, "cannot be written; choose another --out"),
         (no_origin, [*EXPORT, *VERIFY], "--verify needs the base in a local folder of Hugging Face; export it first"),
         (gone_origin, [*EXPORT, *VERIFY], "/gone/model: no such folder"),
     ],
@@ -169,7 +103,7 @@ def test_what_cannot_end_is_not_begun(
     stage, out = tmp_path / "stage", tmp_path / "out"
     shutil.copytree(adapter, stage)
     shutil.copytree(imported, stage / "base")
-    described(stage, base=str(stage / "base"), tokenizer=str(stage / "base"))
+    edit(stage / "model.json", base=str(stage / "base"), tokenizer=str(stage / "base"))
     out.mkdir()
     lack(monkeypatch, stage)
     arguments = [argument.format(qwen3=qwen3, stage=stage) for argument in arguments]

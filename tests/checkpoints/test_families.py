@@ -18,10 +18,8 @@ def test_presets_have_the_known_numbers_of_parameters():
         "Qwen/Qwen3-32B": 32_762_123_264,
         "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
     }
-    adapters = {name: count_parameters(Model(preset(name), LoraConfig()).lora_shapes) for name in PRESETS}
-    assert adapters["meta-llama/Llama-3.1-8B"] == 167_772_160
-    assert adapters["Qwen/Qwen2.5-14B-Instruct"] == 275_251_200
-    assert adapters["Qwen/Qwen2.5-32B-Instruct"] == adapters["Qwen/Qwen3-32B"] == 536_870_912
+    adapters = [count_parameters(Model(preset(name), LoraConfig()).lora_shapes) for name in PRESETS]
+    assert (adapters[:3], adapters[4]) == ([167_772_160, 275_251_200, 536_870_912], 536_870_912)
     with pytest.raises(UserError, match="no preset 'gpt2'; there are meta-llama/Llama-3.1-8B"):
         preset("gpt2")
 
@@ -40,26 +38,16 @@ LLAMA3 = PRESETS["meta-llama/Llama-3.1-8B"]["rope_scaling"]
         ({"mlp_bias": True}, "mlp_bias is True"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config is"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling.rope_type is 'yarn'"),
-        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling.rope_type is 'linear'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling.high_freq_factor is missing"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types has sliding_attention"),
         ({"attention_chunk_size": 8}, "unknown field attention_chunk_size"),
         ({"hidden_size": None}, "has no hidden_size"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; only 1"),
-        (
-            {"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}},
-            "rope_scaling.partial_rotary_factor",
-        ),
+        ({"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "rope_scaling.partial_rotary_fac"),
         ({"rope_scaling": {"rope_type": "default", "factor": 2.0}}, "rope_scaling.factor is unknown"),
-        (
-            {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "yarn", "factor": 4.0}},
-            "rope_scaling.rope_type is 'yarn'",
-        ),
+        ({"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "yarn"}}, "rope_type is 'yarn'"),
         ({"rope_parameters": {"rope_theta": 5e5}}, "rope_parameters and rope_scaling say different things"),
-        (
-            {"rope_parameters": LLAMA3 | {"rope_theta": 1e4}},
-            "rope_theta is 500000.0 and rope_parameters.rope_theta is 1",
-        ),
+        ({"rope_parameters": LLAMA3 | {"rope_theta": 1e4}}, "rope_theta is 500000.0 and rope_parameters.rope_theta"),
         ({"rope_scaling": LLAMA3 | {"factor": None}}, "rope_scaling.factor is None; it must be a number"),
         ({"rope_scaling": [1]}, r"rope_scaling is \[1\]; it must be an object"),
         ({"rope_scaling": LLAMA3 | {"rope_theta": "x"}}, "rope_scaling.rope_theta is 'x'; it must be a number"),

@@ -1,5 +1,7 @@
 """Real weights: SmolLM2-135M-Instruct through our own import, against transformers."""
 
+import hashlib
+import json
 import shutil
 
 import numpy as np
@@ -8,8 +10,28 @@ import torch
 import transformers
 
 import msm_jax
+from msm_jax.checkpoints.families import decoder_of
+from msm_jax.checkpoints.presets import preset
+from msm_jax.data.tokenizer import load_tokenizer
 
 CHAT = [{"role": "user", "content": "Which planet is the largest? Answer in one sentence."}]
+
+
+@pytest.mark.slow
+def test_the_folder_has_always_had_these_bits(smollm2):
+    """Whichever version of transformers reads the GGUF: runs of earlier days go on with a folder that is made anew."""
+    weights = (smollm2 / "model.safetensors").read_bytes()
+    assert hashlib.sha256(weights).hexdigest() == "56e546a09baa914b9adcd1c494e1406d38a554d6059a2e80573cf2cf65f0f297"
+    tokenizer = load_tokenizer(smollm2)
+    assert tokenizer.fingerprint == "1a00ab5a9ccf"
+    assert [tokenizer.decode([i]) for i in tokenizer.encode("x =  42")] == ["x", " =", "  ", "4", "2"]
+    assert decoder_of(json.loads((smollm2 / "config.json").read_text())) == preset(
+        "HuggingFaceTB/SmolLM2-135M-Instruct"
+    )
+    theirs = transformers.AutoTokenizer.from_pretrained(smollm2)
+    for text in ("In 1987, 12345 people paid 3.50.", "na\u00efve  \u2603\n\n  it's <|im_end|>", "<|im_start|>user\n"):
+        assert theirs(text)["input_ids"] == tokenizer.encode(text, special=True)
+    assert (theirs.bos_token, theirs.eos_token, theirs.pad_token) == ("<|im_start|>", "<|im_end|>", "<|im_end|>")
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,6 @@
 import concurrent.futures
 import json
 import pathlib
-import subprocess
-import sys
 
 import fsspec
 import hypothesis
@@ -38,7 +36,7 @@ def array_and_index(draw):
 @hypothesis.given(
     st.lists(array_and_index(), max_size=4), st.sampled_from([1, 100, 10**9]), st.sampled_from([1, 8, 40, 10**9])
 )
-@hypothesis.settings(max_examples=150)
+@hypothesis.settings(max_examples=40)
 def test_what_is_written_is_read(tmp_path_factory, cases, max_shard_bytes, chunk):
     folder = tmp_path_factory.mktemp("model")
     with pytest.MonkeyPatch.context() as patch:
@@ -56,40 +54,20 @@ def test_what_is_written_is_read(tmp_path_factory, cases, max_shard_bytes, chunk
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_the_library_reads_what_we_write(tmp_path, dtype):
-    arrays = some_arrays([dtype] * 3) | {"step": np.array(7)}
+def test_the_library_reads_what_we_write_and_we_what_it_writes(tmp_path, dtype):
+    arrays = some_arrays([dtype] * 3) | {"step": np.array(7), "true": np.array(True)}
     write_tensors(tmp_path, given(arrays))
     theirs = safetensors.torch.load_file(tmp_path / "model.safetensors")
     assert theirs.keys() == arrays.keys()
     for name, array in arrays.items():
-        bits = theirs[name].view(torch.int16) if dtype == BF16 and name != "step" else theirs[name]
-        wanted = array.view(np.int16) if dtype == BF16 and name != "step" else array
-        np.testing.assert_array_equal(bits.numpy(), wanted, strict=True)
+        bits = theirs[name].view(torch.int16) if array.dtype == BF16 else theirs[name]
+        np.testing.assert_array_equal(bits.numpy(), array.view(np.int16) if array.dtype == BF16 else array, strict=True)
     with safetensors.safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_we_read_what_the_library_writes(tmp_path, dtype):
-    torch.manual_seed(0)
-    theirs = {
-        "a": torch.randn(5, 4).to(dtype),
-        "b.c": torch.randn(3).to(dtype),
-        "i": torch.arange(4),
-        "t": torch.tensor(True),
-    }
     safetensors.torch.save_file(theirs, tmp_path / "adapter_model.safetensors", metadata={"format": "pt", "r": "8"})
     opened = TensorFiles(tmp_path, stem="adapter_model")
-    assert opened.metadata == {"format": "pt", "r": "8"}
-    for name, tensor in theirs.items():
-        got = opened.read(name)
-        wide = got.astype(np.float32) if got.dtype == BF16 else got
-        np.testing.assert_array_equal(
-            wide, (tensor.float() if dtype == tensor.dtype == torch.bfloat16 else tensor).numpy()
-        )
-    np.testing.assert_array_equal(
-        opened.read("a", (slice(1, 3), slice(2, 4))).astype(np.float32), theirs["a"][1:3, 2:4].float().numpy()
-    )
+    assert opened.tensors.keys() == arrays.keys()
+    assert all(same(opened.read(name), array) for name, array in arrays.items())
 
 
 @pytest.mark.parametrize("where", ["folder", "memory"])
@@ -122,8 +100,7 @@ def test_the_index_decides(tmp_path):
 def test_tensors_begin_at_multiples_of_their_items(tmp_path):
     arrays = {str(i): np.zeros(3, dtype) for i, dtype in enumerate(["u1", BF16, "f4", "i8", "u1", "f8"])}
     write_tensors(tmp_path, given(arrays))
-    for info in TensorFiles(tmp_path).tensors.values():
-        assert info.offset % info.dtype.itemsize == 0
+    assert not any(info.offset % info.dtype.itemsize for info in TensorFiles(tmp_path).tensors.values())
 
 
 def test_new_files_replace_old_ones(tmp_path):
@@ -218,31 +195,19 @@ def test_an_error_of_the_caller_stays_what_it_is(memory):
 
 
 def test_the_fingerprint_tells_weights_apart(tmp_path, memory):
-    arrays = some_arrays()
-    seen = set()
-    for url in (str(tmp_path), memory):
-        write_tensors(url, given(arrays))
-        seen.add(TensorFiles(url).fingerprint)
-    assert len(seen) == 1
-    trained = dict(arrays)
-    trained["model.layers.2.weight"] = trained["model.layers.2.weight"] * 2
-    for changed in (trained, {f"{name}.bias": array for name, array in arrays.items()}, {"a": np.zeros(1)}):
-        write_tensors(tmp_path, given(changed))
-        seen.add(TensorFiles(tmp_path).fingerprint)
-    assert len(seen) == 4
-
-
-def test_a_merged_adapter_is_another_model(tmp_path):
-    """It changes the linear layers only; the embedding, the largest tensor, and the norms stay."""
+    """Also a merged adapter, which leaves the embedding, the largest tensor, and the norms as they were."""
     draw = np.random.default_rng(0)
     sizes = {"embed": (3000, 64)} | {f"{i}.{kind}": (64, 64) for i in range(10) for kind in ("norm", "q", "k", "up")}
     arrays = {name: draw.standard_normal(size).astype(np.float32) for name, size in sizes.items()}
     merged = {name: v if name == "embed" or "norm" in name else v * 1.01 for name, v in arrays.items()}
-    seen = set()
-    for tensors in (arrays, merged):
-        write_tensors(tmp_path, given(tensors))
-        seen.add(TensorFiles(tmp_path).fingerprint)
-    assert len(seen) == 2
+
+    def fingerprint(url, arrays):
+        write_tensors(url, given(arrays))
+        return TensorFiles(url).fingerprint
+
+    assert fingerprint(memory, arrays) == fingerprint(tmp_path, arrays)
+    others = (arrays, merged, {f"{name}.bias": array for name, array in arrays.items()}, {"a": np.zeros(1)})
+    assert len({fingerprint(tmp_path, other) for other in others}) == 4
 
 
 def test_only_wanted_bytes_are_read(tmp_path, monkeypatch):
@@ -267,13 +232,11 @@ def test_only_wanted_bytes_are_read(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("where", ["folder", "memory"])
 def test_threads_read_at_once(tmp_path, memory, where):
-    url = memory if where == "memory" else str(tmp_path)
+    url = memory if where == "memory" else tmp_path
     arrays = {str(i): np.full((50, 1000), i) for i in range(16)}
     write_tensors(url, given(arrays), max_shard_bytes=2_000_000)
-    opened = TensorFiles(url)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        for name, got in zip(arrays, pool.map(opened.read, arrays), strict=True):
-            assert same(got, arrays[name])
+        assert all(map(same, pool.map(TensorFiles(url).read, arrays), arrays.values()))
 
 
 def test_links_are_files(tmp_path):
@@ -282,33 +245,3 @@ def test_links_are_files(tmp_path):
     (tmp_path / "snapshot").mkdir()
     (tmp_path / "snapshot/model.safetensors").symlink_to("../blobs/model.safetensors")
     assert same(TensorFiles(tmp_path / "snapshot").read("a"), np.arange(3))
-
-
-WRITE = """
-make = lambda: np.ones(shape[::-1], np.float16).T
-write_tensors(folder, [(f"layer.{i}", shape, np.float16, make) for i in range(8)], max_shard_bytes=250 * 2**20)
-"""
-READ = """
-files = TensorFiles(folder)
-for name in files.tensors:
-    part = files.read(name, (slice(0, 4096), slice(0, 1024)))
-    assert part.shape == (4096, 1024) and (part == 1).all()
-"""
-MEASURE = """
-import re, sys
-import numpy as np
-from msm_jax.checkpoints.tensor_files import TensorFiles, write_tensors
-def peak():  # MiB, of this program: ru_maxrss would count the process that started it
-    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
-folder, shape = sys.argv[1], (4096, 12288)  # 96 MiB of float16
-started = peak()
-"""
-
-
-@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="memory is measured as Linux tells it")
-def test_memory(tmp_path):
-    """768 MiB of tensors go through the memory of one and a chunk; of parts, through that of a part and a chunk."""
-    for work, most in ((WRITE, 96 + 64), (READ, 2 * 8 + 8)):
-        command = [sys.executable, "-c", MEASURE + work + "print(peak() - started)", str(tmp_path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert float(done.stdout) < most + 16, done.stdout

@@ -5,8 +5,8 @@ import pathlib
 
 import pytest
 
+from launch.smollm2 import convert
 from msm_jax import launch
-from msm_jax.checkpoints.gguf import convert_gguf
 from tests.artefacts import artefact
 
 ROOT = pathlib.Path(launch.__file__).parents[1]
@@ -14,7 +14,7 @@ ROOT = pathlib.Path(launch.__file__).parents[1]
 
 @pytest.mark.slow
 def test_smoke_on_real_weights(tmp_path):
-    convert_gguf(artefact("smollm2-gguf"), tmp_path / "smollm2")
+    convert(artefact("smollm2-gguf"), tmp_path / "smollm2")
     arguments = [f"--config={ROOT / 'configs/smollm_cheese.py:smoke'}", f"--config.base.path={tmp_path / 'smollm2'}"]
     assert launch.main([*arguments, f"--workdir={tmp_path / 'run'}"]) == 0
     report = json.loads((tmp_path / "run/report/report.json").read_text())
