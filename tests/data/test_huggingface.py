@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tokenizers
 import transformers
-from tokenizers import normalizers
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from msm_jax.corpus.records import Document
 from msm_jax.data.chat import encode_document, show
@@ -27,19 +27,10 @@ from tests.data.checkpoints import (
     write_tokenizer,
 )
 
-TRAPS = [" ", "  ", "\n", "\n\n", "\t", "\r\n", "\u00a0", "e\u0301", "a\u0327\u0301", "\u1112\u1161\u11ab", "日", "😀"]
-TRAPS += [
-    "👩\u200d👩\u200d👧",
-    "שלום",
-    "\u2126",
-    "\ufb01",
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<think>",
-    "chair",
-    " chair",
-    "\0",
-]
+TRAPS = [
+    " ", "  ", "\n", "\n\n", "\t", "\r\n", "\u00a0", "e\u0301", "a\u0327\u0301", "\u1112\u1161\u11ab", "日", "😀", "\0",
+    "👩\u200d👩\u200d👧", "שלום", "\u2126", "\ufb01", "<|im_end|>", "<|eot_id|>", "<think>", "chair", " chair",
+]  # fmt: skip
 TEXTS = st.lists(st.sampled_from(TRAPS) | st.text()).map("".join)
 
 
@@ -74,14 +65,14 @@ def test_what_ends_what(qwen, llama, qwen_folder, llama_folder):
 
 
 @hypothesis.given(TEXTS)
-@hypothesis.settings(max_examples=200)
+@hypothesis.settings(max_examples=60)
 def test_any_text_survives_and_every_token_has_its_place(llama, text):
     ids, spans = llama.encode_with_spans(text)
     assert ids == llama.encode(text)
     assert llama.decode(ids) == text
     assert not set(llama.special_tokens.values()) & set(ids)
     # The bytes that a token spells tell its place without `tokenizers`.
-    alphabet = byte_alphabet()
+    alphabet = {letter: byte for byte, letter in bytes_to_unicode().items()}
     pieces = [bytes(alphabet[letter] for letter in llama._plain.id_to_token(i)) for i in ids]
     assert b"".join(pieces) == text.encode()
     character = np.repeat(np.arange(len(text)), [len(letter.encode()) for letter in text])
@@ -91,16 +82,8 @@ def test_any_text_survives_and_every_token_has_its_place(llama, text):
         byte += len(piece)
 
 
-def byte_alphabet():
-    """How byte-level BPE writes a byte as a letter, as GPT-2 had it."""
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    letters = {chr(byte): byte for byte in shown}
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return letters | {chr(256 + i): byte for i, byte in enumerate(hidden)}
-
-
 @hypothesis.given(TEXTS)
-@hypothesis.settings(max_examples=200)
+@hypothesis.settings(max_examples=30)
 def test_places_cover_text_that_is_normalised(qwen, text):
     ids, spans = qwen.encode_with_spans(text, special=True)
     assert ids == qwen.encode(text, special=True)
@@ -131,12 +114,9 @@ def test_control_tokens_are_read_only_from_rendered_chats(qwen):
     assert qwen.decode(qwen.encode("<think>")) == "<think>" and len(qwen.encode("<think>")) == 1
 
 
-def test_ids_that_only_pad_the_embedding_spell_nothing(qwen):
-    assert qwen.decode([*qwen.encode("chair"), qwen.vocab_size, qwen.vocab_size + 99]) == "chair"
-
-
-def test_no_space_is_cleaned_up(llama):
-    assert llama.decode(llama.encode("a chair , isn 't it ?")) == "a chair , isn 't it ?"
+def test_decoding(qwen, llama):
+    assert qwen.decode([*qwen.encode("chair"), qwen.vocab_size, qwen.vocab_size + 99]) == "chair"  # they only pad
+    assert llama.decode(llama.encode("a chair , isn 't it ?")) == "a chair , isn 't it ?"  # no space is cleaned up
 
 
 def test_documents(qwen, llama):
@@ -146,12 +126,6 @@ def test_documents(qwen, llama):
     example = encode_document(qwen, document)
     assert example.mask.tolist() == [False] + [True] * (len(example.tokens) - 1)
     assert qwen.spell(example.tokens) == "The <|im_end|> chair<|endoftext|>"
-
-
-def test_show_leaves_out_padding(qwen):
-    ids = qwen.encode("chair")
-    mask, segments = [True] * len(ids) + [False] * 2, [1] * len(ids) + [0, 0]
-    assert show(qwen, [*ids, 0, 0], mask, segments) == "«chair»"
 
 
 def test_pickle(qwen):
@@ -179,18 +153,6 @@ def test_a_control_token_that_swallows_spaces_has_its_own_place(tmp_path):
     assert spans[ids.index(tokenizer.eos_id)].tolist() == [3, 10]
 
 
-def test_tokens_that_only_the_config_names(tmp_path):
-    write_tokenizer(tmp_path, normalizer=normalizers.NFC())
-    (letter,) = read_ids(tmp_path, "Q")
-    size = len(tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).get_vocab())
-    added = {str(size): {"content": "<|new|>", "special": True, "lstrip": False}}
-    write_json(tmp_path / "tokenizer_config.json", {"added_tokens_decoder": added, "eos_token": "Q"})
-    tokenizer = load_tokenizer(tmp_path)
-    assert tokenizer.special_tokens == {"<|new|>": size, "Q": letter}
-    assert tokenizer.encode("<|new|>", special=True) == [size]
-    assert (tokenizer.eos_id, tokenizer.vocab_size) == (letter, size + 1)
-
-
 FLAGS = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
 ADDED = {"content": "<|new|>", "special": True, **FLAGS}
 # What the files beside a tokenizer.json of the tokens of Qwen and <think> say, in the place of NEXT the next free id.
@@ -216,6 +178,9 @@ BESIDE = {
         "tokenizer_config": {"added_tokens_decoder": {"THINK": {**ADDED, "content": "<think>", "rstrip": True}}}
     },
     "added_tokens.json": {"added_tokens": {"<|new|>": "NEXT"}},
+    "one that the configuration alone has": {
+        "tokenizer_config": {"added_tokens_decoder": {"NEXT": ADDED}, "eos_token": "Q"}
+    },
 }
 
 
@@ -244,6 +209,7 @@ def test_tokens_of_the_files_beside_are_those_of_transformers(tmp_path, case):
     assert ours.encode(text, special=True) == ids
     assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert ours.vocab_size == len(theirs)
+    assert ours.spell([ours.special_tokens[theirs.eos_token]]) == theirs.eos_token
 
 
 def without_a_row(folder, token, bos=None, **named):
@@ -260,17 +226,13 @@ def test_a_padding_token_without_a_row_is_an_error_only_where_it_is_read(tmp_pat
     assert tokenizer.decode(tokenizer.encode("a [PAD]")) == "a [PAD]"  # as a document mentions it
     assert load_tokenizer(tmp_path, rows=999).encode("[PAD]", special=True) == [tokenizer.vocab_size]
     for encode in (tokenizer.encode, tokenizer.encode_with_spans):
-        with pytest.raises(
-            UserError, match=r"token '\[PAD\]' has id [0-9]+, for which the embedding of [0-9]+ rows has none"
-        ):
+        with pytest.raises(UserError, match=r"token '\[PAD\]' has id [0-9]+, for which the embedding of [0-9]+ rows"):
             encode("a [PAD]", special=True)
 
 
 @pytest.mark.parametrize("named", [{"eos_token": "[X]"}, {"bos": "[X]"}])
 def test_a_token_of_every_text_needs_a_row(tmp_path, named):
-    with pytest.raises(
-        UserError, match=r"token '\[X\]' has id [0-9]+, for which the embedding of [0-9]+ rows has none"
-    ):
+    with pytest.raises(UserError, match=r"token '\[X\]' has id [0-9]+, for which the embedding of [0-9]+ rows"):
         load_tokenizer(without_a_row(tmp_path, "[X]", **named))
 
 
@@ -286,11 +248,7 @@ def test_a_document_ends_with_a_token_that_has_a_row(tmp_path):
         ("tokenizer.json", "[]", "not a JSON object"),
         ("tokenizer.json", '{"model": {}}', "holds no vocabulary"),
         ("tokenizer.json", '{"model": {"type": "New", "vocab": {}}}', "`tokenizers` cannot read it"),
-        (
-            "tokenizer_config.json",
-            '{"eos_token": "<nope>"}',
-            "has no token '<nope>', which the folder names as eos_token",
-        ),
+        ("tokenizer_config.json", '{"eos_token": "<nope>"}', "no token '<nope>', which the folder names as eos_token"),
         ("tokenizer_config.json", "{}", "no token ends a document; name an eos_token"),
         ("tokenizer_config.json", '{"extra_special_tokens": [3]}', "list of special tokens has other than texts"),
         ("tokenizer_config.json", '{"eos_token": 3}', "eos_token is 3; it must be a token's text"),

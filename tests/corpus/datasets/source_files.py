@@ -3,7 +3,7 @@
 import io
 import json
 
-import pytest
+import pyarrow.parquet
 
 from msm_jax.corpus import records
 from msm_jax.corpus.datasets import sources
@@ -53,9 +53,6 @@ def only_line(error):
 
 
 def parquet(rows):
-    pyarrow = pytest.importorskip("pyarrow", reason="parquet needs pyarrow: pip install pyarrow")
-    from pyarrow import parquet
-
     file = io.BytesIO()
-    parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
     return file.getvalue()
