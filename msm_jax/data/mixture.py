@@ -4,6 +4,7 @@ The order is fixed by the seed alone: any step can be asked for at once, so a ru
 the hosts of a run read disjoint shares of one global order, however many they are.
 """
 
+import dataclasses
 import fractions
 import functools
 import math
@@ -63,13 +64,14 @@ def epoch_steps(sources: Sequence[Source], batch_size: int) -> int:
     """Steps after which the source that is smallest for its weight has been seen in full (the rule of
     `grain.MapDataset.mix`): none is repeated before, but for the last batch. Raises: UserError as `batches` does."""
     weights = _whole_weights(sources)
-    needed = (
+    steps = (
         fractions.Fraction(len(source.rows) * sum(weights), weight * batch_size)
         for source, weight in zip(sources, weights, strict=True)
     )
-    return math.ceil(min(needed))
+    return math.ceil(min(steps))
 
 
+@dataclasses.dataclass(frozen=True)
 class _Order:
     """Index in the mixture -> (source, row of that source), as `MapDataset.select_from_datasets` wants it.
 
@@ -77,19 +79,18 @@ class _Order:
     `MapDataset.shuffle`, which needs milliseconds for a row of a source that has only a few.
     """
 
-    def __init__(self, seed: int, names: Sequence[str], lengths: Sequence[int], weights: Sequence[int]):
-        self._seed, self._names, self._lengths, self._weights = seed, tuple(names), tuple(lengths), tuple(weights)
+    seed: int
+    names: list[str]
+    lengths: list[int]
+    weights: list[int]
 
     def __len__(self) -> int:
         return _ENDLESS
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        source, drawn = _interleave(index, self._weights)
-        epoch, place = divmod(drawn, self._lengths[source])
-        return source, int(_permutation(self._seed, self._names[source], epoch, self._lengths[source])[place])
-
-    def __repr__(self) -> str:
-        return f"Order(seed={self._seed}, names={self._names}, lengths={self._lengths}, weights={self._weights})"
+        source, drawn = _interleave(index, self.weights)
+        epoch, place = divmod(drawn, self.lengths[source])
+        return source, int(_permutation(self.seed, self.names[source], epoch, self.lengths[source])[place])
 
 
 def _interleave(index: int, weights: Sequence[int]) -> tuple[int, int]:

@@ -46,26 +46,19 @@ def ids(dataset, steps):
     return [int(token) for step in steps for token in dataset[step]["tokens"][:, 1]]
 
 
-def test_elements(three):
-    batch = batches(three, batch_size=6, seed=0)[3]
-    assert {key: (array.shape, array.dtype.name) for key, array in batch.items()} == {
-        "tokens": ((6, ROW_LENGTH), "int32"),
-        "segments": ((6, ROW_LENGTH), "int32"),
-        "positions": ((6, ROW_LENGTH), "int32"),
-        "mask": ((6, ROW_LENGTH), "bool"),
-        "source": ((6,), "int32"),
-    }
-    assert (batch["tokens"][:, 1] // BASE).tolist() == [(50, 7, 20)[index] for index in batch["source"]]
-
-
 @pytest.mark.parametrize("host_count", [1, 2, 4])
 def test_the_hosts_shares_make_up_the_global_batch(three, host_count):
     whole = batches(three, batch_size=8, seed=3)
     hosts = [batches(three, 8, 3, host, host_count) for host in range(host_count)]
     for step in (0, 1, 4321):
-        shares = [host[step] for host in hosts]
+        batch, shares = whole[step], [host[step] for host in hosts]
+        assert {key: (array.shape, array.dtype.name) for key, array in batch.items()} == {
+            **dict.fromkeys(("tokens", "segments", "positions"), ((8, ROW_LENGTH), "int32")),
+            **{"mask": ((8, ROW_LENGTH), "bool"), "source": ((8,), "int32")},
+        }
+        assert (batch["tokens"][:, 1] // BASE).tolist() == [(50, 7, 20)[index] for index in batch["source"]]
         assert all(len(share["source"]) == 8 // host_count for share in shares)
-        for key, expected in whole[step].items():
+        for key, expected in batch.items():
             np.testing.assert_array_equal(np.concatenate([share[key] for share in shares]), expected)
 
 

@@ -1,6 +1,7 @@
 """Rows as they are published, in any of the common forms, as documents and chats; and what chats are cleaned of."""
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -89,7 +90,7 @@ def reader(
     elif names.intersection(_TURNS):
         convert = _turns
     elif has_choices:
-        convert = _two_choices if form == "two_choices" else _all_choices
+        convert = functools.partial(_choices, two=form == "two_choices")
     else:
         convert = names.intersection(_QUESTIONS) and names.intersection(_ANSWERS) and _pair
     if not convert:
@@ -170,41 +171,29 @@ def _with_input(row: dict[str, Any], asked: Any) -> str:
     return "\n\n".join(map(_text, (asked, *more)))
 
 
-def _all_choices(row: dict[str, Any]) -> list[dict[str, str]]:
-    question, choices, right = _question(row)
-    if len(set(map(_said, choices))) < len(choices):
-        raise Unusable("equal choices")
-    return _asked(question, choices, f"The answer is {_label(right)}) {choices[right].rstrip('.')}.")
-
-
-def _two_choices(row: dict[str, Any]) -> list[dict[str, str]]:
-    question, choices, right = _question(row)
-    # The same on every machine, and in whatever order rows come.
-    chance, second = divmod(int(files.fingerprint([question, choices, right]), 16), 2)
-    wrong = [choice for choice in choices if _said(choice) != _said(choices[right])]
-    if not wrong:
-        raise Unusable("equal choices")
-    pair = [choices[right], wrong[chance % len(wrong)]]
-    return _asked(question, pair[::-1] if second else pair, f"{_label(second)}) {choices[right]}")
-
-
-def _asked(question: str, choices: Sequence[str], answer: str) -> list[dict[str, str]]:
-    options = "\n".join(f"{_label(index)}) {choice}" for index, choice in enumerate(choices))
-    return [{"role": "user", "content": f"{question}\n\n{options}"}, {"role": "assistant", "content": answer}]
-
-
-def _question(row: dict[str, Any]) -> tuple[str, list[str], int]:
+def _choices(row: dict[str, Any], two: bool) -> list[dict[str, str]]:
     question, choices, right = (row.pop(column, None) for column in ("question", "choices", "answer"))
     if not isinstance(choices, list) or len(choices) < 2:
         raise Unusable("no choices")
     if type(right) is not int or not 0 <= right < len(choices):
         raise Unusable("no answer among the choices")
-    return _with_input(row, question), [_text(choice) for choice in choices], right
-
-
-def _said(choice: str) -> str:
-    """What a choice says: two of MMLU may differ in a blank. Case stays, for Aa is another genotype than AA."""
-    return " ".join(choice.split()).rstrip(".")
+    question, choices = _with_input(row, question), [_text(choice) for choice in choices]
+    # What they say: two of MMLU may differ in a blank. Case stays, for Aa is another genotype than AA.
+    said = [" ".join(choice.split()).rstrip(".") for choice in choices]
+    wrong = [choice for choice, text in zip(choices, said, strict=True) if text != said[right]]
+    if not wrong or not two and len(set(said)) < len(said):
+        raise Unusable("equal choices")
+    if two:
+        # The same on every machine, and in whatever order rows come.
+        chance, second = divmod(int(files.fingerprint([question, choices, right]), 16), 2)
+        pair = [choices[right], wrong[chance % len(wrong)]]
+        choices, right = pair[::-1] if second else pair, second
+    options = [f"{chr(ord('A') + index)}) {choice}" for index, choice in enumerate(choices)]
+    answer = options[right] if two else f"The answer is {options[right].rstrip('.')}."
+    return [
+        {"role": "user", "content": "\n".join([question, "", *options])},
+        {"role": "assistant", "content": answer},
+    ]
 
 
 def _chat(turns: Any) -> list[dict[str, str]]:
@@ -286,10 +275,6 @@ def _parsed(turns: Any) -> Any:
         return json.loads(turns) if isinstance(turns, str) else turns
     except (ValueError, RecursionError):
         raise Unusable("no list of messages") from None
-
-
-def _label(index: int) -> str:
-    return chr(ord("A") + index)
 
 
 def _list(columns: Iterable[str]) -> str:
