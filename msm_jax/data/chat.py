@@ -35,7 +35,7 @@ class Template(Protocol):
     special: bool  # whether the rendered text is tokenised with `special=True`
 
     def render(self, messages: Sequence[Message], name: str = "", generation_prompt: bool = False) -> Rendered:
-        """The text of a chat, and the part of it that the model is to write.
+        """The text of a chat; and, unless it is a prompt, the part of it that the model is to write.
 
         Args:
             name: speaker of the assistant turns, for templates that name one.

@@ -153,7 +153,7 @@ class JinjaTemplate:
         try:
             return _compiled(self.source, self.date).render(
                 dict(self.named_tokens),
-                messages=list(map(dataclasses.asdict, messages)),
+                messages=[{"role": message.role, "content": message.content} for message in messages],
                 add_generation_prompt=generation_prompt,
                 bos_token=self.bos_token,
                 eos_token=self.eos_token,

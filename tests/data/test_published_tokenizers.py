@@ -47,8 +47,8 @@ def read_once():
 
 
 @pytest.fixture(scope="module")
-def tokenizers():
-    return {name: load_tokenizer(artefact(f"{name}-tokenizer")) for name in ("qwen3", "llama3")}
+def tokenizers(read_once):
+    return {name: jinja_template.load_tokenizer(artefact(f"{name}-tokenizer")) for name in ("qwen3", "llama3")}
 
 
 def read_tiktoken(path, pattern, special_tokens):

@@ -38,7 +38,7 @@ def write(folder, files):
     return folder
 
 
-DECODER = {"0": {"content": "!", "special": False}}
+DECODED = {"eos_token": START, "added_tokens_decoder": {"0": {"content": "!", "special": False}}}
 
 
 @pytest.mark.parametrize(
@@ -59,13 +59,7 @@ DECODER = {"0": {"content": "!", "special": False}}
         # transformers asks the map first, but not beside an added_tokens_decoder.
         ({"special_tokens_map": {"eos_token": TURN}}, [END, TURN]),
         ({"special_tokens_map": {"eos_token": {"content": TURN, "lstrip": False}}}, [END, TURN]),
-        (
-            {
-                "tokenizer_config": {"eos_token": START, "added_tokens_decoder": DECODER},
-                "special_tokens_map": {"eos_token": TURN},
-            },
-            [END, START],
-        ),
+        ({"tokenizer_config": DECODED, "special_tokens_map": {"eos_token": TURN}}, [END, START]),
     ],
 )
 def test_every_file_that_says_what_ends_an_answer(tmp_path, files, wanted):
@@ -119,16 +113,8 @@ def turns(before, after):
         (turns("'<|im_start|>'", "'<|im_end|>' if loop.last else '<|eom_id|>'"), TURN),
         # What is trained ends with the token, whatever stands before it.
         (turns("'<|im_start|>' + m['role'] + '\\n'", "'.\\n[done]<|im_end|>\\n'"), TURN),
-        (
-            "{{ messages[0].content }}: "
-            + turns("'<|im_start|>'", "(m['content'] if loop.first else '') + '<|im_end|>'"),
-            TURN,
-        ),
-        (
-            "{{ raise_exception('a system message first') if messages[0].role != 'system' }}"
-            + turns("''", "eos_token"),
-            END,
-        ),
+        ("{{ messages[0].content }}: " + turns("''", "(m['content'] if loop.first else '') + '<|im_end|>'"), TURN),
+        ("{{ raise_exception('a system first') if messages[0].role != 'system' }}" + turns("''", "eos_token"), END),
         (turns("m['role'] + ': '", "'\\n'"), None),
         ("{{ raise_exception('no') }}", None),
     ],
