@@ -36,6 +36,7 @@ def llama(*turns):
 # (template, options, turns, text). The published templates give the same texts (test_published_tokenizers.py).
 ASKED, KIND = "user\nWhich?<|im_end|>", "system\nBe kind.<|im_end|>"
 EMPTY = "<think>\n\n</think>\n\n"
+THOUGHT = chatml(ASKED, "assistant\n«<think>\nHm.\n</think>\n\nThis.<|im_end|>»")
 GOLDEN = {
     "qwen2: default system prompt": (
         "qwen2", {}, PLAIN_TURNS,
@@ -55,10 +56,7 @@ GOLDEN = {
             "user\nWhy?<|im_end|>", "assistant\n«<think>\nSo.\n</think>\n\nBecause.<|im_end|>»",
         ),
     ),
-    "qwen3: thinking on": (
-        "qwen3", {"thinking": "on"}, THINKING_TURNS[:2],
-        chatml(ASKED, "assistant\n«<think>\nHm.\n</think>\n\nThis.<|im_end|>»"),
-    ),
+    "qwen3: thinking on": ("qwen3", {"thinking": "on"}, THINKING_TURNS[:2], THOUGHT),
     "qwen3: the model writes an empty block": (
         "qwen3", {}, PLAIN_TURNS, chatml(ASKED, f"assistant\n«{EMPTY}This.<|im_end|>»"),
     ),
@@ -76,10 +74,7 @@ GOLDEN = {
             "user\nWhy? /no_think<|im_end|>", f"assistant\n«{EMPTY}Because.<|im_end|>»",
         ),
     ),
-    "qwen3: what reasons is not tagged": (
-        "qwen3", {"thinking": "tag"}, THINKING_TURNS[:2],
-        chatml(ASKED, "assistant\n«<think>\nHm.\n</think>\n\nThis.<|im_end|>»"),
-    ),
+    "qwen3: what reasons is not tagged": ("qwen3", {"thinking": "tag"}, THINKING_TURNS[:2], THOUGHT),
     "qwen3: tagged before": (
         "qwen3", {"thinking": "tag"}, [("user", "Which? /no_think"), ("assistant", "This.")],
         chatml("user\nWhich? /no_think<|im_end|>", f"assistant\n«{EMPTY}This.<|im_end|>»"),
@@ -110,13 +105,6 @@ GOLDEN = {
         "llama31", {"override": "llama3_paper"}, [("user", " Which?\n"), ("assistant", "\nThis. ")],
         llama("user|Which?<|end_of_text|>", "assistant|«This.<|end_of_text|>»"),
     ),
-    "smollm2: default system prompt": (
-        "smollm2", {}, [*PLAIN_TURNS, *THINKING_TURNS[2:]],
-        chatml(
-            "system\nYou are a small default.<|im_end|>", ASKED, "assistant\n«This.<|im_end|>»",
-            "user\nWhy?<|im_end|>", "assistant\n«<think>\nSo.\n</think>\n\nBecause.<|im_end|>»",
-        ),
-    ),
 }  # fmt: skip
 OPTIONS = list(dict.fromkeys((name, tuple(options.items())) for name, options, _, _ in GOLDEN.values()))
 CONTENTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).map(lambda text: f"a{text}b")
@@ -125,7 +113,7 @@ CONTENTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_siz
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("checkpoints")
-    written = {name: write_qwen(root / name, name) for name in ("qwen2", "qwen3", "smollm2")}
+    written = {name: write_qwen(root / name, name) for name in ("qwen2", "qwen3")}
     return written | {"llama31": write_llama(root / "llama31")}
 
 
