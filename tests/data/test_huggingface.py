@@ -157,6 +157,7 @@ def described(*tokens):
         ({"pad_token": "[PAD]", "extra_special_tokens": ["<|new|>"]}, {}, {}),
         ({"mask_token": "<|new|>", "tool_token": "<|end|>", "unk_token": "[PAD]"}, {}, {}),  # out of order
         ({"extra_special_tokens": ["<think>"]}, {}, {}),  # it stays plain
+        ({"mask_token": "<think>"}, {}, {}),  # it does not, having a name
         (described(("THINK", THINK)), {}, {}),  # special in the configuration alone
         (described(("NEXT", {**ADDED, "lstrip": True})), {}, {}),  # swallows spaces
         (described(("THINK", {**THINK, "rstrip": True})), {}, {}),  # so does one that is known
