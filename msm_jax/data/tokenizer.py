@@ -82,6 +82,7 @@ class SentencePieceTokenizer:
         self.special_tokens = {self._model.id_to_piece(i): i for i in controls}
         self.added_tokens = {}
         self.fingerprint = hashlib.sha256(model).hexdigest()[:12]
+        self._chars = np.array([self._spelled_chars(i) for i in range(self.vocab_size)])
         self._space_ids = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
         probe = f"a  b\n\n c\u00a0\u0133\u2603{_SPACE} "
         self.lossless = True  # else the probe itself would be encoded the other way
@@ -96,6 +97,11 @@ class SentencePieceTokenizer:
         for start, part, known in self._parts(text, special):
             if known is not None:
                 new, places = known, np.tile([0, len(part)], (len(known), 1))
+            elif self.lossless:  # as any version of the library can
+                new = self._model.encode(part)
+                chars = self._chars[np.array(new, np.intp)]
+                ends = np.cumsum(chars)
+                places = np.stack([ends - np.maximum(chars, 1), ends], axis=1)
             else:
                 found = self._model.encode(part, out_type="offset_mapping")
                 new, places = found["ids"], _widen(np.array(found["offsets"], np.int64).reshape(-1, 2))
@@ -139,6 +145,11 @@ class SentencePieceTokenizer:
             if part:
                 yield start, part, known.get(part)
             start += len(part)
+
+    def _spelled_chars(self, token: int) -> int:
+        """How many characters begin in `token`: 0 for the second and later bytes of one."""
+        piece = self._model.id_to_piece(token)
+        return int(not 0x80 <= int(piece[1:-1], 16) < 0xC0) if self._model.is_byte(token) else len(piece)
 
 
 def _widen(spans: np.ndarray) -> np.ndarray:

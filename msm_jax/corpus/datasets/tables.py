@@ -106,15 +106,19 @@ def _read_parquet(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
 
 
 def _rows(batch: Any) -> list[dict[str, Any]]:
-    names = batch.schema.names
     try:
         return batch.to_pylist()
-    except UnicodeDecodeError:  # of one value; it shall not take the others with it
+    except UnicodeDecodeError:  # of one row; it shall not take the others with it
         if len(batch) > 1:
             return [row for index in range(len(batch)) for row in _rows(batch.slice(index, 1))]
-        if len(names) > 1:
-            return [{name: _rows(batch.select([index]))[0][name] for index, name in enumerate(names)}]
-        return [{names[0]: _NOT_UTF8}]
+        return [{name: _one(column) for name, column in zip(batch.schema.names, batch.columns, strict=True)}]
+
+
+def _one(column: Any) -> Any:
+    try:
+        return column[0].as_py()
+    except UnicodeDecodeError:
+        return _NOT_UTF8
 
 
 def _read_array_record(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
