@@ -294,6 +294,10 @@ def test_text_that_is_no_utf8_takes_no_other_row_with_it(tmp_path, kind):
     loaded = sources.load(f"{tmp_path}/a.parquet", False)
     assert [(row["text"], row["id"]) for row in loaded.rows] == [("one", "a"), ("three", "c")]
     assert loaded.parts[0]["dropped"] == {"not UTF-8": 1}
+    # Nor its own row, in a column that is not trained on.
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b", "c"], "note": words}), tmp_path / "a.parquet")
+    rows = sources.load(f"{tmp_path}/a.parquet", False).rows
+    assert [row["text"] for row in rows] == ["a", "b", "c"] and rows[1]["note"].endswith("\udcff")
 
 
 def test_half_a_character_in_a_field_that_is_not_trained_on_takes_no_row_with_it(tmp_path):
