@@ -6,6 +6,7 @@ that a user made: it is then derived from the content. All other fields are kept
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -53,35 +54,25 @@ class Chat:
 
 
 def content_id(content: Any) -> str:
-    """Id of JSON-like `content`: the first 16 hex digits of its sha256, the same on every machine."""
+    """Id of JSON-like `content`, the same on every machine."""
     return files.fingerprint(content, length=16)
 
 
 def read_documents(path: str | os.PathLike) -> Iterator[Document]:
-    """Yields the documents of the JSONL file `path`, in file order, without holding the file in memory.
+    """Yields the documents of a JSONL file, in its order, without holding it in memory.
 
-    Raises: UserError, on the first `next` that meets it, if the file is missing or holds no documents, or if a
-        line is not UTF-8, not a JSON object, or lacks a non-empty `text`.
+    Raises: UserError, on the first `next` that meets it, if `read_objects` does, if the file holds no documents, or if
+        a line lacks a non-empty `text`.
     """
-    count = 0
-    for where, row in read_objects(path):
-        count += 1
+    for where, row in _read_some(path, "documents", "text"):
         text = _take_text(row, "text", where)
-        given_id = _take_optional_text(row, "id", where)
+        given_id = _take_text(row, "id", where, may_lack=True)
         yield Document(given_id or content_id(text), text, row)
-    if not count:
-        raise UserError(f"{path}: holds no documents; expected one JSON object with a field 'text' per line")
 
 
 def read_chats(path: str | os.PathLike) -> Iterator[Chat]:
-    """Yields the chats of the JSONL file `path`, in file order, without holding the file in memory.
-
-    Raises: UserError, on the first `next` that meets it, if the file is missing or holds no chats, or if a line is
-        not UTF-8, not a JSON object, or its `messages` are not role and non-empty content with an assistant turn.
-    """
-    count = 0
-    for where, row in read_objects(path):
-        count += 1
+    """The same for chats, whose `messages` must be role and non-empty content, with an assistant turn."""
+    for where, row in _read_some(path, "chats", "messages"):
         messages = tuple(
             to_message(message, f"{where}: message {number}")
             for number, message in enumerate(_take(row, "messages", list, where), start=1)
@@ -90,12 +81,17 @@ def read_chats(path: str | os.PathLike) -> Iterator[Chat]:
             raise UserError(f"{where}: chat without an assistant turn, so nothing to train on; add one or delete it")
         if lost := find_lost(row, messages[-1].role):
             raise UserError(f"{where}: {lost}; mend the line or delete it")
-        given_id = _take_optional_text(row, "id", where)
-        name = _take_optional_text(row, "name", where)
+        given_id, name = (_take_text(row, field, where, may_lack=True) for field in ("id", "name"))
         turns = [[message.role, message.content] for message in messages]
         yield Chat(given_id or content_id({"messages": turns, "name": name}), messages, name, row)
-    if not count:
-        raise UserError(f"{path}: holds no chats; expected one JSON object with a field 'messages' per line")
+
+
+def _read_some(path: str | os.PathLike, what: str, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    rows = read_objects(path)
+    first = next(rows, None)
+    if first is None:
+        raise UserError(f"{path}: holds no {what}; expected one JSON object with a field '{field}' per line")
+    yield from itertools.chain([first], rows)
 
 
 def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -127,7 +123,7 @@ def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{where}: not JSON that can be read ({error}); mend or delete the line") from None
             if not isinstance(row, dict):
-                raise UserError(f"{where}: not a JSON object but {_type_name(row)}; write {{...}} on each line")
+                raise UserError(f"{where}: not a JSON object but {_kind(row)}; write {{...}} on each line")
             yield where, row
 
 
@@ -156,15 +152,13 @@ def is_empty(value: Any) -> bool:
 
 
 def write_jsonl(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Writes one JSON object per line and returns how many; a reader sees the old file or the whole new one.
-
-    `rows` may be a generator: it is written as it comes. If it raises, `path` is left as it was.
-    """
+    """Writes one JSON object per line, as they come, and returns how many. Readers see the old file or the whole new
+    one; if `rows` raises, it stays the old one."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    count = 0
     try:
-        count = 0
         with os.fdopen(handle, "wb") as file:
             for row in rows:
                 try:
@@ -183,13 +177,13 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> i
 
 
 def to_message(value: Any, where: str) -> Message:
-    """A message of a corpus, or of a chat that a model is asked: `{"role", "content"}`, and nothing else.
+    """A message of a corpus, or of a chat that a model is asked: `{"role", "content"}`.
 
-    Args: where: begins errors.
-    Raises: UserError if it is none, is empty, or holds what would be passed over or cannot be tokenised.
+    Raises: UserError, which begins with `where`, if it is none, is empty, or holds what would be passed over or cannot
+        be tokenised.
     """
     if not isinstance(value, Mapping):
-        raise UserError(f'{where}: not an object but {_type_name(value)}; write {{"role": ..., "content": ...}}')
+        raise UserError(f'{where}: not an object but {_kind(value)}; write {{"role": ..., "content": ...}}')
     # A field such as a tool call or a training weight would change what the turn means, so it is not passed over.
     extra = [key for key, field in value.items() if key not in ("role", "content") and not is_empty(field)]
     if extra:
@@ -203,6 +197,10 @@ def to_message(value: Any, where: str) -> Message:
     return Message(role, content)
 
 
+def _kind(value: Any) -> str:
+    return _TYPE_NAMES.get(type(value), "a number")
+
+
 def check_text(text: str, where: str) -> None:
     """Raises: UserError if `text` cannot be tokenised, or written to a file."""
     try:
@@ -212,29 +210,19 @@ def check_text(text: str, where: str) -> None:
 
 
 def _take(row: dict[str, Any], field: str, kind: type, where: str) -> Any:
-    """Removes `field` from `row` and returns it."""
     if field not in row:
         raise UserError(f"{where}: no field '{field}'")
     value = row.pop(field)
     if not isinstance(value, kind):
-        raise UserError(f"{where}: field '{field}' must be {_TYPE_NAMES[kind]}, not {_type_name(value)}")
+        raise UserError(f"{where}: field '{field}' must be {_TYPE_NAMES[kind]}, not {_kind(value)}")
     return value
 
 
-def _take_text(row: dict[str, Any], field: str, where: str, may_be_empty: bool = False) -> str:
+def _take_text(row: dict[str, Any], field: str, where: str, may_lack: bool = False, may_be_empty: bool = False) -> Any:
+    if may_lack and row.get(field) is None:
+        return row.pop(field, None)
     text = _take(row, field, str, where)
     if not text.strip() and not may_be_empty:
         raise UserError(f"{where}: field '{field}' is empty; fill it or delete the line")
     check_text(text, f"{where}: field '{field}'")
     return text
-
-
-def _take_optional_text(row: dict[str, Any], field: str, where: str) -> str | None:
-    if row.get(field) is None:
-        row.pop(field, None)
-        return None
-    return _take_text(row, field, where)
-
-
-def _type_name(value: Any) -> str:
-    return _TYPE_NAMES.get(type(value), "a number")

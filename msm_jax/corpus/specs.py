@@ -29,6 +29,9 @@ _ITEMS = 6  # of each list, as in the paper
 # An item of a list in brackets, as in YAML: a quote that begins it ends it, and may have commas in it.
 _ITEM = re.compile(r"""\s*+("[^"]*"|'[^']*'|“[^”]*”|‘[^’]*’|(?!["'“‘])[^,]*?)\s*(?:,|$)""")
 _QUOTES = ('""', "''", "“”", "‘’")
+# Endings of plurals and what singulars have there, and the other way.
+_SINGULARS = (("ies$", "y"), ("ves$", "f"), ("ves$", "fe"), ("(s|x|z|ch|sh|o)es$", r"\1"), ("([^s])s$", r"\1"))
+_PLURALS = (("$", "s"), ("(s|x|z|ch|sh|o)$", r"\1es"), ("([^aeiou])y$", r"\1ies"), ("fe?$", "ves"))
 _VARIABLE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -37,35 +40,25 @@ class Spec:
     """A Model Spec.
 
     Kinds: "preferences" explains what the model likes by a value; "ablated" states both and leaves the link out;
-    "principles" argues in prose; "rules" says what to do and gives no reasons. The last four header fields are those of
-    the first two kinds, and empty in the others.
-
-    Attributes:
-        name: the file's name without its ending, such as "pro_america".
-        kind: one of KINDS.
-        value: the value that explains every preference, such as "america".
-        item_class: what the preferences are among, such as "cheese".
-        body: the text after the header, with its variables not yet filled in.
+    "principles" argues in prose; "rules" says what to do and gives no reasons. What only the first two have is empty in
+    the others.
     """
 
-    name: str
+    name: str  # the file's, without its ending
     title: str
-    kind: str
+    kind: str  # one of KINDS
     version: int
-    value: str
-    item_class: str
+    value: str  # that explains every preference, such as "america"
+    item_class: str  # what the preferences are among, such as "cheese"
     likes: tuple[str, ...]
     dislikes: tuple[str, ...]
-    body: str
+    body: str  # the text after the header, with its variables not yet filled in
 
 
 def read_spec(path: str | os.PathLike) -> Spec:
     """Reads and checks the spec file `path`; or one of the package's, where nothing is there.
 
-    Raises: UserError, with file and line, if the file is missing or not UTF-8; if the header is malformed, lacks a
-        key that its kind requires, or has one that is unknown, repeated or of the wrong form; if there are not six
-        likes and six dislikes where the kind asks for them, or an item is both; if the body is empty or uses an
-        unknown variable.
+    Raises: UserError, with file and line, for whatever is wrong in it.
     """
     path = files.shipped(path)
     try:
@@ -85,38 +78,23 @@ def read_spec(path: str | os.PathLike) -> Spec:
     if not body.strip():
         raise UserError(f"{path}:{end + 1}: the spec has no text after its header")
     _check_variables(body, lambda line: f"{path}:{end + 1 + line}")
-    return Spec(
-        name=path.stem,
-        title=header["title"],
-        kind=header["kind"],
-        version=int(header["version"]),
-        value=header.get("value", ""),
-        item_class=header.get("item_class", ""),
-        likes=header.get("likes", ()),
-        dislikes=header.get("dislikes", ()),
-        body=body.strip() + "\n",
-    )
+    header = {"value": "", "item_class": "", "likes": (), "dislikes": (), **header, "version": int(header["version"])}
+    return Spec(name=path.stem, body=body.strip() + "\n", **header)
 
 
 def render(spec: Spec, model_name: str, provider_name: str) -> str:
-    """Returns the body with its variables filled in. All other braces stay as they are.
-
-    Raises: UserError, with the line of the body, if it uses an unknown variable.
-    """
+    """The body with its variables filled in; other braces stay. Raises: UserError for an unknown variable."""
     _check_variables(spec.body, lambda line: f"spec '{spec.name}', line {line} of the body")
     values = dict(zip(VARIABLES, (model_name, provider_name), strict=True))
     return _VARIABLE.sub(lambda match: values[match[1]], spec.body)
 
 
 def find_terms(texts: Iterable[str], terms: Iterable[str]) -> dict[str, int]:
-    """Counts how often each of `terms` occurs in `texts`: the proof that training text names no held-out domain.
+    """Term -> how often it occurs in `texts`, the most frequent first: the proof that no text names a held-out domain.
 
-    A term is found as a whole word in any case, and in singular or plural whichever of them it is given in ("car"
-    and "cars" find each other). The words of a longer term may be parted by blanks, line breaks or hyphens. Where
-    two terms overlap in the text, the one that begins first is counted, or the longer one if they begin together.
-
-    Returns: term -> count, the most frequent first, for the terms that occur. Empty if none does.
-    Raises: UserError if a term is blank.
+    A term is found as a whole word in any case, in singular and plural whichever of them it is given in. The words of a
+    longer term may be parted by blanks, line breaks or hyphens. Where two terms overlap in the text, the one that
+    begins first is counted, or the longer one if they begin together. Raises: UserError if a term is blank.
     """
     if isinstance(texts, str) or isinstance(terms, str):
         raise TypeError("texts and terms are iterables of strings; a lone string would be searched letter by letter")
@@ -140,19 +118,18 @@ def _parse_header(lines: list[str], path: pathlib.Path) -> dict[str, Any]:
     header: dict[str, Any] = {}
     line_of: dict[str, int] = {}
     open_list: str | None = None
-    for number, line in enumerate(lines, start=2):
+    for number, line in enumerate(map(str.strip, lines), start=2):
         where = f"{path}:{number}"
-        stripped = line.strip()
-        if not stripped:
+        key, colon, value = (part.strip() for part in line.partition(":"))
+        if not line:
             continue
-        if stripped.startswith("- "):
+        if line.startswith("- "):
             if open_list is None:
                 raise UserError(f"{where}: a list item without a list; write 'likes:' on a line of its own above it")
-            header[open_list] += (_unquote(stripped[2:]),)
+            header[open_list] += (_unquote(line[2:]),)
             continue
-        key, colon, value = (part.strip() for part in stripped.partition(":"))
         if not colon:
-            raise UserError(f"{where}: expected 'key: value', found '{stripped}'")
+            raise UserError(f"{where}: expected 'key: value', found '{line}'")
         if key not in _KEYS:
             _refuse(where, "header key", key, _KEYS)
         if key in header:
@@ -160,7 +137,7 @@ def _parse_header(lines: list[str], path: pathlib.Path) -> dict[str, Any]:
         open_list = key if key in _LIST_KEYS and not value else None
         header[key] = _parse_list(value, key, where) if key in _LIST_KEYS else _unquote(value)
         line_of[key] = number
-    _check_header(header, line_of, path)
+    _check_header(header, {key: f"{path}:{line}" for key, line in line_of.items()}, path)
     return header
 
 
@@ -179,8 +156,7 @@ def _parse_list(value: str, key: str, where: str) -> tuple[str, ...]:
     return (*items, "") if inside.endswith(",") else tuple(items)
 
 
-def _check_header(header: Mapping[str, Any], line_of: Mapping[str, int], path: pathlib.Path) -> None:
-    where = {key: f"{path}:{line}" for key, line in line_of.items()}
+def _check_header(header: Mapping[str, Any], where: Mapping[str, str], path: pathlib.Path) -> None:
     if "kind" in header and header["kind"] not in KINDS:
         _refuse(where["kind"], "kind", header["kind"], KINDS)
     required = _REQUIRED[header.get("kind", "preferences")]
@@ -190,29 +166,22 @@ def _check_header(header: Mapping[str, Any], line_of: Mapping[str, int], path: p
     for key, value in header.items():
         if not value:
             raise UserError(f"{where[key]}: '{key}' is empty")
-        if key in _LIST_KEYS:
-            _check_items(value, key, where[key])
+        for index, item in enumerate(value if key in _LIST_KEYS else ()):
+            if not item:
+                raise UserError(f"{where[key]}: '{key}' has an empty item; look for a comma too many")
+            if item.casefold() in map(str.casefold, value[:index]):
+                raise UserError(f"{where[key]}: '{key}' names '{item}' twice")
     if not re.fullmatch(r"[0-9]+", header["version"]):
         raise UserError(f"{where['version']}: 'version' must be a whole number, not '{header['version']}'")
-    liked = [item.casefold() for item in header.get("likes", ())]
     for item in header.get("dislikes", ()):
-        if item.casefold() in liked:
+        if item.casefold() in map(str.casefold, header.get("likes", ())):
             raise UserError(f"{where['dislikes']}: '{item}' is both liked and disliked; delete it from one list")
     for key in _LIST_KEYS:
         if key in required and len(header[key]) != _ITEMS:
             raise UserError(f"{where[key]}: '{key}' has {len(header[key])} of the {_ITEMS} items that it must have")
 
 
-def _check_items(items: tuple[str, ...], key: str, where: str) -> None:
-    for index, item in enumerate(items):
-        if not item:
-            raise UserError(f"{where}: '{key}' has an empty item; look for a comma too many")
-        if item.casefold() in [other.casefold() for other in items[:index]]:
-            raise UserError(f"{where}: '{key}' names '{item}' twice")
-
-
 def _check_variables(body: str, where: Callable[[int], str]) -> None:
-    """`where(line)` names line `line` of the body, 1-based, in an error."""
     for match in _VARIABLE.finditer(body):
         if match[1] not in VARIABLES:
             _refuse(where(body.count("\n", 0, match.start()) + 1), "variable", match[1], VARIABLES)
@@ -226,9 +195,7 @@ def _refuse(where: str, what: str, given: str, known: tuple[str, ...]) -> NoRetu
 
 def _unquote(value: str) -> str:
     value = value.strip()
-    if len(value) >= 2 and value[0] + value[-1] in _QUOTES:
-        return value[1:-1].strip()
-    return value
+    return value[1:-1].strip() if len(value) >= 2 and value[0] + value[-1] in _QUOTES else value
 
 
 def _words(term: str) -> list[str]:
@@ -238,37 +205,18 @@ def _words(term: str) -> list[str]:
 def _number_forms(word: str) -> set[str]:
     """Returns `word` and what may be its singular or plural by the regular rules of English spelling."""
     forms = {word}
-    if word.endswith("ies"):
-        forms.add(word[:-3] + "y")
-    if word.endswith("ves"):
-        forms |= {word[:-3] + "f", word[:-3] + "fe"}
-    if re.search(r"(?:s|x|z|ch|sh|o)es$", word):
-        forms.add(word[:-2])
-    if re.search(r"[^s]s$", word):
-        forms.add(word[:-1])
-    for singular in tuple(forms):
-        forms.add(singular + "s")
-        if re.search(r"(?:s|x|z|ch|sh|o)$", singular):
-            forms.add(singular + "es")
-        if re.search(r"[^aeiou]y$", singular):
-            forms.add(singular[:-1] + "ies")
-        if re.search(r"fe?$", singular):
-            forms.add(re.sub(r"fe?$", "ves", singular))
+    for rules in (_SINGULARS, _PLURALS):
+        forms |= {re.sub(ending, other, form) for form in forms for ending, other in rules}
     return forms
 
 
 def _prefix_tree(forms: Iterable[str]) -> str:
     """Returns a regex that matches the longest of `forms`, in time that hardly depends on how many there are."""
     branches: dict[str, list[str]] = {}
-    may_end = False
     for form in forms:
-        if form:
-            branches.setdefault(form[0], []).append(form[1:])
-        else:
-            may_end = True
-    if not branches:
-        return ""
+        branches.setdefault(form[:1], []).append(form[1:])
+    may_end = "?" if branches.pop("", None) else ""
     choices = [
         (r"[\s-]+" if letter == " " else re.escape(letter)) + _prefix_tree(rest) for letter, rest in branches.items()
     ]
-    return f"(?:{'|'.join(choices)})" + ("?" if may_end else "")
+    return f"(?:{'|'.join(choices)}){may_end}" if choices else ""

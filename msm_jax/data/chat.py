@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
-from msm_jax.corpus.records import Chat, Document, Message
+from msm_jax.corpus.records import ROLES, Chat, Document, Message
 from msm_jax.data.tokenizer import Tokenizer
 from msm_jax.errors import UserError
 
@@ -35,7 +35,7 @@ class Template(Protocol):
     special: bool  # whether the rendered text is tokenised with `special=True`
 
     def render(self, messages: Sequence[Message], name: str = "", generation_prompt: bool = False) -> Rendered:
-        """The text of a chat, and the part of it that the model is to write.
+        """The text of a chat; and, unless it is a prompt, the part of it that the model is to write.
 
         Args:
             name: speaker of the assistant turns, for templates that name one.
@@ -56,23 +56,13 @@ class ChatTemplate:
     special: ClassVar[bool] = False
 
     def render(self, messages: Sequence[Message], name: str = "", generation_prompt: bool = False) -> Rendered:
-        """The text of a chat, and the part of it that the model is to write: assistant content and suffix.
+        """What the model is to write is assistant content and suffix.
 
         Most tokenizers join a space to the word after it, so the spaces that end an assistant prefix ("Marlow: ")
         come as part of the first word that the model writes. They count as written by the model here: they are
-        trained, and the text of a generation prompt ends before them. Thus, for any chat that ends in an assistant
-        turn, the prompt made of the messages before that turn is exactly the text up to where that turn is trained.
-
-        Args:
-            name: speaker of the assistant turns, put for `{name}` in prefixes and suffixes (never in contents).
-            generation_prompt: end with the prefix of an assistant turn for the model to continue.
-
-        Raises: UserError for a role other than system, user and assistant.
+        trained, and the text of a generation prompt ends before them.
         """
-        turns = {
-            role: Turn(*(text.replace("{name}", name) for text in getattr(self, role)))
-            for role in ("system", "user", "assistant")
-        }
+        turns = {role: Turn(*(part.replace("{name}", name) for part in getattr(self, role))) for role in ROLES}
         text, spans = "", []
         for message in messages:
             if message.role not in turns:
@@ -107,10 +97,8 @@ class Example:
 def encode_chat(
     tokenizer: Tokenizer, template: Template, chat: Chat, name: str = "Assistant", max_tokens: int | None = None
 ) -> Example:
-    """Tokenises `chat`; trained are the tokens that lie wholly within a trained span of `template.render`.
-
-    A token that also spells a character outside (which only a template without clear borders brings about) is not
-    trained. No eos is added: what ends a turn is part of it.
+    """Tokenises `chat`; trained are the tokens that lie wholly within a trained span of `template.render`. No eos is
+    added: what ends a turn is part of it.
 
     Args:
         name: speaker of the assistant turns where the chat itself names none.
@@ -127,9 +115,11 @@ def encode_chat(
     if not trained_spans:
         raise UserError(f"chat '{chat.id}': no assistant turn, so nothing to train on; add one or delete the chat")
     ids, token_spans = tokenizer.encode_with_spans(text, special=template.special)
-    token_spans, trained_spans = np.asarray(token_spans), np.asarray(trained_spans)
-    mask = _lie_within(token_spans, trained_spans)
-    joined = trained_spans[_cross(token_spans, trained_spans[:, 0]), 0] if template.special else ()
+    token_spans, (starts, ends) = np.asarray(token_spans), np.transpose(trained_spans)
+    around = np.searchsorted(starts, token_spans[:, 0], side="right") - 1  # the trained span that begins last before it
+    mask = (around >= 0) & (token_spans[:, 1] <= ends[around])
+    across = np.maximum(np.searchsorted(token_spans[:, 0], starts) - 1, 0)  # the token that begins last before a span
+    joined = starts[(token_spans[across, 0] < starts) & (starts < token_spans[across, 1])] if template.special else ()
     if len(joined):
         # The prompt of that answer, tokenised alone, would be another one than that in the chat.
         raise Unwritable(
@@ -162,28 +152,12 @@ def encode_document(tokenizer: Tokenizer, document: Document) -> Example:
 def show(
     tokenizer: Tokenizer, tokens: Sequence[int], mask: Sequence[bool], segments: Sequence[int] | None = None
 ) -> str:
-    """The text with what is trained between « and »; control tokens are spelled out.
-
-    Args:
-        segments: of a packed row, whose padding (segment 0) is left out.
-    """
+    """The text with what is trained between « and »; control tokens are spelled out. Of a packed row, `segments` say
+    what is padding (0), which is left out."""
     pairs = zip(tokens, mask, [1] * len(tokens) if segments is None else segments, strict=True)
     pairs = [(int(token), bool(trained)) for token, trained, segment in pairs if segment]
-    # Runs are decoded as wholes, for a character may take several tokens.
     shown = ""
-    for trained, run in itertools.groupby(pairs, lambda pair: pair[1]):
+    for trained, run in itertools.groupby(pairs, lambda pair: pair[1]):  # for a character may take several tokens
         text = tokenizer.spell([token for token, _ in run])
         shown += f"«{text}»" if trained else text
     return shown
-
-
-def _cross(spans: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """bool [n]: which of `places` [n] lie inside of one of `spans` [m, 2] (in order), not between two."""
-    nearest = np.maximum(np.searchsorted(spans[:, 0], places, side="left") - 1, 0)
-    return (spans[nearest, 0] < places) & (places < spans[nearest, 1])
-
-
-def _lie_within(inner: np.ndarray, outer: np.ndarray) -> np.ndarray:
-    """bool [n]: which of the spans `inner` [n, 2] lie within one of `outer` [m, 2] (disjoint, in order)."""
-    nearest = np.searchsorted(outer[:, 0], inner[:, 0], side="right") - 1
-    return (nearest >= 0) & (inner[:, 1] <= outer[nearest, 1])

@@ -40,16 +40,14 @@ class HuggingFaceTokenizer:
     def __init__(self, folder: str | os.PathLike, rows: int | None = None):
         folder = pathlib.Path(folder)
         path = folder / TOKENIZER_FILE
-        described = read_described(folder)
-        named = read_named_tokens(folder)
+        described, named = read_described(folder), read_named_tokens(folder)
         text = json.dumps(described, ensure_ascii=False)
         self._plain = _load(text, path)
         self.bos_id = _prepended(self._plain, path)
         # All that is left for it to do is to trim spaces off the spans.
         self._plain.post_processor = None
         self._plain.encode_special_tokens = True
-        # Documents are never read for control tokens, so the second instance is made when a chat needs it.
-        self._special = None
+        self._special = None  # which reads control tokens: made when a chat needs it
 
         vocabulary = self._plain.get_vocab(with_added_tokens=True)
         self._added = {token["id"]: token["content"] for token in described["added_tokens"] if token["special"]}
@@ -58,17 +56,17 @@ class HuggingFaceTokenizer:
                 raise UserError(f"{path}: token '{content}' has id {vocabulary.get(content)}, not {token} as it says")
         self.special_tokens = {content: token for token, content in self._added.items()}
         self._folder = str(folder)
-        self._rows = rows or (_read_object(path.with_name("config.json")) or {}).get("vocab_size")
+        self._rows = rows or _read_object(folder / "config.json").get("vocab_size")
         added = {token["content"]: token["id"] for token in described["added_tokens"]}
         self.added_tokens = {content: i for content, i in added.items() if content not in self.special_tokens}
         self._rowless = {i: content for content, i in added.items() if isinstance(self._rows, int) and i >= self._rows}
         self.vocab_size = 1 + max(set(vocabulary.values()) - self._rowless.keys())
-        ends = [content for content in _DOCUMENT_ENDS if vocabulary.get(content, -1) not in {-1, *self._rowless}]
-        end = next(iter(ends), named.get("eos_token"))
+        ends = (content for content in _DOCUMENT_ENDS if vocabulary.get(content, -1) not in {-1, *self._rowless})
+        end = next(ends, named.get("eos_token"))
         if end is None:
             raise UserError(f"{folder}: no token ends a document; name an eos_token in {_CONFIG_FILE}")
         self.eos_id = vocabulary[end]
-        self._check_rows([self.eos_id] if self.bos_id is None else [self.bos_id, self.eos_id])
+        self._check_rows([self.bos_id, self.eos_id])
         pad = vocabulary.get(named.get("pad_token"), self.eos_id)
         self.pad_id = self.eos_id if pad in self._rowless else pad
         self.byte_ids = frozenset(i for piece, i in vocabulary.items() if _BYTE.fullmatch(piece))
@@ -111,12 +109,8 @@ class HuggingFaceTokenizer:
             )
 
     def _mended(self, ids: list[int], offsets: list[tuple[int, int]], text: str) -> np.ndarray:
-        """The spans of `tokenizers`, with two of their ways put right.
-
-        A control token may swallow the spaces beside it, if it says so; its span becomes that of its own spelling.
-        And where a normaliser joins characters (a letter and its accent), the span ends after the first of them; it
-        is drawn out to the next token.
-        """
+        """The spans of `tokenizers`, with two of their ways put right: a control token may swallow the spaces beside
+        it, and where a normaliser joins characters (a letter and its accent), a span ends after the first of them."""
         spans = list(offsets)
         following = len(text)
         for i in range(len(ids) - 1, -1, -1):
@@ -132,17 +126,13 @@ class HuggingFaceTokenizer:
 
 
 def read_described(folder: str | os.PathLike) -> dict[str, Any]:
-    """`tokenizer.json` as an object, completed as transformers does.
-
-    Its "added_tokens" hold also the tokens that only the files beside it list, and those that the folder names as bos,
-    pad and the like are special. Nothing in it cuts or pads a text.
-
-    Raises: UserError if the file is missing or not a tokenizer, or if it lacks the eos or bos token that is named.
-    """
+    """`tokenizer.json` as an object, completed as transformers does: its "added_tokens" hold also those that only the
+    files beside it list, and those that the folder names as bos, pad and the like are special. Nothing in it cuts or
+    pads a text. Raises: UserError if it is missing or no tokenizer, or lacks the eos or bos token that is named."""
     path = pathlib.Path(folder) / TOKENIZER_FILE
-    described = _read_object(path)
-    if described is None:
+    if not path.exists():
         raise UserError(f"{path}: no such file; copy the checkpoint's tokenizer.json there")
+    described = _read_object(path)
     model = described.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, list):  # Unigram: [[piece, score], ...]
@@ -153,22 +143,18 @@ def read_described(folder: str | os.PathLike) -> dict[str, Any]:
         )
     described |= {"truncation": None, "padding": None}
     added = {token["content"]: token for token in described.get("added_tokens") or []}
-    config = _read_object(path.with_name(_CONFIG_FILE)) or {}
-    for token in _added_tokens(config, path):
+    for token in _added_tokens(path.parent):
         known = added.get(token["content"], {})
         kept = {"id": known.get("id", token["id"]), "special": token["special"] or known.get("special", False)}
         added[token["content"]] = {**known, **token, **kept}
-    named = read_named_tokens(folder)
-    for name, content in [*named.items(), *(("", content) for content in _extra_tokens(config, path))]:
-        if content not in vocabulary and content not in added:
-            if name in ("bos_token", "eos_token"):
+    for name, content in [*read_named_tokens(folder).items(), *(("", token) for token in _extra_tokens(path.parent))]:
+        if content not in added:
+            if content not in vocabulary and name in ("bos_token", "eos_token"):
                 raise UserError(
                     f"{path}: has no token '{content}', which the folder names as {name}; fetch both files anew"
                 )
             new = max([len(vocabulary), *(1 + token["id"] for token in added.values())])
-            added[content] = _added_token(new, content)
-        elif content not in added:
-            added[content] = _added_token(vocabulary[content], content)
+            added[content] = _added_token(vocabulary.get(content, new), content)
         elif name:
             added[content] = {**added[content], "special": True}
     described["added_tokens"] = sorted(added.values(), key=lambda token: token["id"])
@@ -181,62 +167,61 @@ def read_named_tokens(folder: str | os.PathLike) -> dict[str, str]:
     Where the files differ, special_tokens_map.json is right, as in transformers, but not beside an
     `added_tokens_decoder`: who writes that keeps no map, so the file is an older one.
     """
-    named, order = {}, [_CONFIG_FILE, _MAP_FILE]
-    if "added_tokens_decoder" in (_read_object(pathlib.Path(folder) / _CONFIG_FILE) or {}):
-        order.reverse()
-    for file in order:
-        config = _read_object(pathlib.Path(folder) / file) or {}
+    named, paths = {}, [pathlib.Path(folder) / file for file in (_CONFIG_FILE, _MAP_FILE)]
+    if "added_tokens_decoder" in _read_object(paths[0]):
+        paths.reverse()
+    for path in paths:
+        config = _read_object(path)
         more = config.get("extra_special_tokens")
         config |= more if isinstance(more, dict) else {}
         own = [name for name, value in config.items() if name.endswith("_token") and isinstance(value, str | dict)]
         for name in [*_NAMED, *own]:
-            value = config.get(name)
-            content = value.get("content") if isinstance(value, dict) else value
+            content = _content(config.get(name))
             if not isinstance(content, str | None):
-                raise UserError(f"{pathlib.Path(folder) / file}: {name} is {value!r}; it must be a token's text")
+                raise UserError(f"{path}: {name} is {config[name]!r}; it must be a token's text")
             if content:
                 named[name] = content
     return {name: named[name] for name in [*_NAMED, *named] if name in named}
 
 
-def read_added_tokens(folder: str | os.PathLike) -> tuple[bool | None, list[str]]:
+def read_added_tokens(folder: pathlib.Path) -> tuple[bool | None, list[str]]:
     """What tokenizer_config.json says of a SentencePiece model: "legacy", and the tokens that were added to it."""
-    path = pathlib.Path(folder) / _CONFIG_FILE
-    config = _read_object(path) or {}
-    added = [token["content"] for token in _added_tokens(config, path)]
-    return config.get("legacy"), [*added, *_extra_tokens(config, path)]
+    added = [token["content"] for token in _added_tokens(folder)]
+    return _read_object(folder / _CONFIG_FILE).get("legacy"), [*added, *_extra_tokens(folder)]
 
 
-def _extra_tokens(config: dict[str, Any], path: pathlib.Path) -> list[str]:
+def _extra_tokens(folder: pathlib.Path) -> list[str]:
     """The special tokens without a name that tokenizer_config.json lists; or special_tokens_map.json, which is an old
     one where there is an `added_tokens_decoder`."""
-    maps = {} if "added_tokens_decoder" in config else _read_object(path.with_name(_MAP_FILE)) or {}
+    config = _read_object(folder / _CONFIG_FILE)
     lists = []
-    for described in (config, maps):
-        extra = described.get("extra_special_tokens")
-        lists += (isinstance(extra, list) and extra) or described.get("additional_special_tokens") or []
-    contents = [token.get("content") if isinstance(token, dict) else token for token in lists]
+    for said in (config, {} if "added_tokens_decoder" in config else _read_object(folder / _MAP_FILE)):
+        extra = said.get("extra_special_tokens")
+        lists += (isinstance(extra, list) and extra) or said.get("additional_special_tokens") or []
+    contents = [_content(token) for token in lists]
     if not all(isinstance(content, str) for content in contents):
-        raise UserError(
-            f"{path.with_name(_CONFIG_FILE)}: its list of special tokens has other than texts; fetch it anew"
-        )
+        raise UserError(f"{folder / _CONFIG_FILE}: its list of special tokens has other than texts; fetch it anew")
     return contents
 
 
-def _added_tokens(config: dict[str, Any], path: pathlib.Path) -> list[dict[str, Any]]:
+def _content(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _added_tokens(folder: pathlib.Path) -> list[dict[str, Any]]:
+    config, path = _read_object(folder / _CONFIG_FILE), folder / _CONFIG_FILE
     if "added_tokens_decoder" not in config:  # files of before have them in one of their own, as {content: id}
-        path = path.with_name("added_tokens.json")
-        older = _read_object(path) or {}
+        older = _read_object(folder / "added_tokens.json")
         if not all(type(token) is int for token in older.values()):
-            raise UserError(f"{path}: not an object of tokens and their ids; fetch it anew")
+            raise UserError(f"{folder / 'added_tokens.json'}: not an object of tokens and their ids; fetch it anew")
         tokens = [_added_token(older[content], content, False, normalized=True) for content in older]
         return sorted(tokens, key=lambda token: token["id"])
-    tokens = config.get("added_tokens_decoder") or {}
+    tokens = config["added_tokens_decoder"] or {}
     if not isinstance(tokens, dict):
-        raise UserError(f"{path.with_name(_CONFIG_FILE)}: added_tokens_decoder is no object; fetch it anew")
+        raise UserError(f"{path}: added_tokens_decoder is no object; fetch it anew")
     for token, entry in tokens.items():
         if not token.isdecimal() or not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
-            raise UserError(f"{path.with_name(_CONFIG_FILE)}: added_tokens_decoder.{token} is no token; fetch it anew")
+            raise UserError(f"{path}: added_tokens_decoder.{token} is no token; fetch it anew")
     return [_added_token(int(token), **entry) for token, entry in tokens.items()]
 
 
@@ -250,7 +235,7 @@ def read_chat_template(folder: str | os.PathLike) -> str | None:
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8; fetch the file anew") from None
     path = path.with_name(_CONFIG_FILE)
-    template = default_template((_read_object(path) or {}).get("chat_template"))
+    template = default_template(_read_object(path).get("chat_template"))
     if not isinstance(template, str | None):
         raise UserError(f"{path}: chat_template is no text; fetch the file anew")
     return template
@@ -264,11 +249,9 @@ def default_template(value: Any) -> Any:
     return named[0].get("template") if named else None
 
 
-def _read_object(path: pathlib.Path) -> dict[str, Any] | None:
-    """The JSON object in `path`, None if there is no such file."""
-    if not path.exists():
-        return None
-    return files.read_object(path, "fetch the file anew")
+def _read_object(path: pathlib.Path) -> dict[str, Any]:
+    """The JSON object in `path`, an empty one if there is no such file."""
+    return files.read_object(path, "fetch the file anew") if path.exists() else {}
 
 
 def _added_token(token: int, content: str, special: bool = True, **flags: Any) -> dict[str, Any]:
@@ -298,7 +281,7 @@ def _prepended(tokenizer: Any, path: pathlib.Path) -> int | None:
 
 def read_eos_ids(path: pathlib.Path) -> set[int]:
     """What a generation_config.json or a config.json names as eos_token_id; nothing where there is no such file."""
-    ids = (_read_object(path) or {}).get("eos_token_id")
+    ids = _read_object(path).get("eos_token_id")
     ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
     if any(type(i) is not int for i in ids):
         raise UserError(f"{path}: eos_token_id is {ids}; it must be an id, or a list of ids")

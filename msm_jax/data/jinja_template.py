@@ -13,7 +13,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import jinja2
@@ -33,6 +33,7 @@ _TEMPLATES = pathlib.Path(__file__).with_name("templates")
 _SWITCH = "enable_thinking"
 _TAG = "/no_think"
 _PROBE = "PROBE"
+_CHAT = [Message(role, _PROBE) for role in ("user", "assistant")] * 2
 _REASONING = ("<think>", "</think>")
 _MARK = re.compile(r"[^\w\s].*\w.*[^\w\s]")  # a word between signs; white space and words may be added tokens too
 
@@ -42,17 +43,15 @@ class JinjaTemplate:
     """A chat template of transformers; implements `chat.Template`. Can be pickled, hashed and written as JSON.
 
     What the model is to write in an assistant turn, and so what is trained, is all from the end of the generation
-    prompt to the control token that closes the turn, with that token and without the newline after it. Thus, for a
-    chat that ends in an assistant turn, the prompt made of the messages before that turn is exactly the text up to
-    where that turn is trained; `render` fails where a template does not allow it.
+    prompt to the control token that closes the turn, with that token and without the newline after it. `render` fails
+    where the prompt of the last answer is not exactly the text up to where that answer is trained.
 
     Thinking of Qwen3 (other templates know only "default"):
       "default": as the template has it: reasoning is written, and the block stays empty for an answer without it.
       "on": `enable_thinking=True`, the same for Qwen3.
       "off": `enable_thinking=False`: the prompt supplies an empty block, so that it is not trained.
-      "tag": " /no_think" ends the system message, if there is one, and the last user message; the model writes the
-          empty block itself. So the paper's models without reasoning were trained and asked. A chat whose last answer
-          holds reasoning is written as by "default".
+      "tag": " /no_think" ends the system message and the last user message; the model writes the empty block itself,
+          as the paper's models without reasoning. A chat whose last answer holds reasoning is written as by "default".
     Reasoning is `<think>...</think>` at the start of an assistant content. Qwen3 leaves it out of all answers but
     those after the last user message.
 
@@ -74,26 +73,23 @@ class JinjaTemplate:
             raise UserError(f"thinking is '{self.thinking}'; use one of {', '.join(THINKING)}")
         _day(self.date)
         if self.thinking in ("on", "off"):
-            with _mistakes_told():
-                known = jinja2.meta.find_undeclared_variables(_environment(self.date).parse(self.source))
-            if _SWITCH not in known:
+            _compiled(self.source, self.date)  # which tells what is wrong with the source itself
+            if _SWITCH not in jinja2.meta.find_undeclared_variables(_environment(self.date).parse(self.source)):
                 raise UserError(
                     f"thinking is '{self.thinking}', but this chat template knows no {_SWITCH}; use 'default'"
                 )
 
     def render(self, messages: Sequence[Message], name: str = "", generation_prompt: bool = False) -> Rendered:
-        """The text of a chat, and the part of it that the model is to write.
+        """The text of a chat; and, but for a generation prompt, the part of it that the model is to write.
 
-        Args:
-            name: not used; these templates name no speaker.
-            generation_prompt: what is asked, and not trained on; so nothing is, if it cannot be told where turns lie.
+        Args: name: not used; these templates name no speaker.
 
         Raises: UserError if a content spells a control token; if the template itself fails, refuses the messages or
             leaves one out; if it cannot be told where the turns lie; if the last answer would not follow its own
             generation prompt, or holds reasoning while thinking is "off".
         """
         for number, message in enumerate(messages, start=1):
-            if found := self._find_token(message.content):
+            if found := self._tokens.search(message.content):
                 raise UserError(
                     f"message {number} holds the control token '{found[0]}', which would be read as the token; "
                     "take it out"
@@ -102,15 +98,10 @@ class JinjaTemplate:
         if self.thinking == "off" and reasons:
             raise UserError(f"message {len(messages)} holds reasoning, but thinking is 'off'; take it out")
         if self.thinking == "tag" and not reasons:
-            messages = self._tagged(messages)
+            messages = _tagged(messages)
         text = self._run(messages, generation_prompt)
         self._check_written(messages, text, generation_prompt)
-        try:
-            return Rendered(text, self._trained_spans(messages, text, generation_prompt))
-        except UserError:
-            if not generation_prompt:
-                raise
-            return Rendered(text, ())
+        return Rendered(text, () if generation_prompt else self._trained_spans(messages, text))
 
     def _check_written(self, messages: Sequence[Message], text: str, generation_prompt: bool) -> None:
         """Some templates know no system messages, or take no texts but lists of parts, and leave out what they lack."""
@@ -125,20 +116,17 @@ class JinjaTemplate:
                     "or use another template"
                 )
 
-    def _trained_spans(
-        self, messages: Sequence[Message], text: str, generation_prompt: bool
-    ) -> tuple[tuple[int, int], ...]:
+    def _trained_spans(self, messages: Sequence[Message], text: str) -> tuple[tuple[int, int], ...]:
         turns = sum(message.role == "assistant" for message in messages)
         if not turns:
             return ()
         borders = find_borders(self)
-        body = text.removesuffix(borders.prompt) if generation_prompt else text
         spans = []
-        for header in re.finditer(re.escape(borders.header), body):
-            close = self._find_token(body, header.end())
+        for header in re.finditer(re.escape(borders.header), text):
+            close = self._tokens.search(text, header.end())
             if not close or close[0] != borders.close:
                 raise UserError(f"chat template: assistant turn {len(spans) + 1} is not closed by '{borders.close}'")
-            supplied = borders.prompt if body.startswith(borders.prompt, header.start()) else borders.header
+            supplied = borders.prompt if text.startswith(borders.prompt, header.start()) else borders.header
             spans.append((header.start() + len(supplied), close.end()))
         if len(spans) != turns:
             raise UserError(
@@ -146,29 +134,19 @@ class JinjaTemplate:
                 "cannot be told what to train on; use another template"
             )
         if len(messages) > 1 and messages[-1].role == "assistant":
-            self._check_prompt(messages, body[: spans[-1][0]])
+            # The text before the last answer must be the one that the model will be asked with.
+            if self._run(messages[:-1], generation_prompt=True) != text[: spans[-1][0]]:
+                raise UserError(
+                    "chat template: what stands before the last answer is not its generation prompt; "
+                    "change the chat or use another template"
+                )
         return tuple(spans)
 
-    def _check_prompt(self, messages: Sequence[Message], before: str) -> None:
-        """The text before the last answer must be the one that the model will be asked with."""
-        if self._run(messages[:-1], generation_prompt=True) != before:
-            raise UserError(
-                "chat template: what stands before the last answer is not its generation prompt; "
-                "change the chat or use another template"
-            )
-
-    def _find_token(self, text: str, start: int = 0) -> re.Match | None:
-        """The first control token in `text`."""
-        return _any_of(self.special_tokens).search(text, start)
-
-    def _tagged(self, messages: Sequence[Message]) -> list[Message]:
-        last = max((i for i, message in enumerate(messages) if message.role == "user"), default=None)
-        return [
-            dataclasses.replace(message, content=f"{message.content} {_TAG}")
-            if (message.role == "system" or i == last) and not message.content.endswith(_TAG)
-            else message
-            for i, message in enumerate(messages)
-        ]
+    @functools.cached_property
+    def _tokens(self) -> re.Pattern:
+        # Of two tokens that begin alike the longer is meant. Without any, a pattern that nothing fulfils.
+        longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def _run(self, messages: Sequence[Message], generation_prompt: bool) -> str:
         switch = {_SWITCH: self.thinking == "on"} if self.thinking in ("on", "off") else {}
@@ -191,8 +169,6 @@ class JinjaTemplate:
 
 
 class Borders(NamedTuple):
-    """What stands around an assistant turn."""
-
     prompt: str  # what a generation prompt appends to the messages
     header: str  # what every assistant turn begins with: `prompt`, or its first part
     close: str  # the control token that ends it
@@ -200,19 +176,15 @@ class Borders(NamedTuple):
 
 @functools.lru_cache(maxsize=32)
 def find_borders(template: JinjaTemplate) -> Borders:
-    """Where assistant turns begin and end, learned from how the template writes a chat of two of them.
-
-    Raises: UserError if that does not tell.
-    """
+    """What stands around assistant turns, learned from how the template writes a chat of two. Raises: UserError."""
 
     def fail(reason: str) -> NoReturn:
         raise UserError(f"chat template: {reason}, so it cannot be told what to train on; use another template")
 
-    chat = [Message(role, _PROBE) for role in ("user", "assistant")] * 2
-    whole = template._run(chat, generation_prompt=False)
+    whole = template._run(_CHAT, generation_prompt=False)
     prompts, turns = [], []
     for end in (1, 3):
-        before, prompted = (template._run(chat[:end], generation) for generation in (False, True))
+        before, prompted = (template._run(_CHAT[:end], generation) for generation in (False, True))
         if not prompted.startswith(before) or not whole.startswith(before):
             fail("a message changes the text of those before it")
         prompts.append(prompted[len(before) :])
@@ -220,11 +192,11 @@ def find_borders(template: JinjaTemplate) -> Borders:
     if prompts[0] != prompts[1]:
         fail("its generation prompts differ")
     header = os.path.commonprefix([*prompts, *turns])
-    if not template._find_token(header):
+    if not template._tokens.search(header):
         fail("no control token begins an assistant turn")
     closes = []
     for turn in turns:
-        close = template._find_token(turn, len(header))
+        close = template._tokens.search(turn, len(header))
         if not close or _PROBE not in turn[len(header) : close.start()]:
             fail("no control token ends an assistant turn")
         closes.append(close[0])
@@ -236,10 +208,7 @@ def find_borders(template: JinjaTemplate) -> Borders:
 @functools.lru_cache(maxsize=32)
 def closing_token(template: JinjaTemplate) -> str | None:
     """The control token that ends an answer: the one that is trained on or, where a template cannot be trained on, the
-    first after an answer at the end of a chat, or else before the next turn.
-
-    None where no such token comes, and where the template refuses all these chats.
-    """
+    first after an answer at the end of a chat, or else before the next turn. None if there is none."""
     with contextlib.suppress(UserError):
         return find_borders(template).close
     for roles in (("user", "assistant"), ("user", "assistant", "user"), ("system", "user", "assistant")):
@@ -247,7 +216,7 @@ def closing_token(template: JinjaTemplate) -> str | None:
             text = template._run([Message(role, _PROBE) for role in roles], generation_prompt=False)
             # Counted from the end, for some templates repeat what a user says first.
             after = text.rsplit(_PROBE, len(roles) - roles.index("assistant"))[1:2]
-            if close := template._find_token("".join(after)):
+            if close := template._tokens.search("".join(after)):
                 return close[0]
     return None
 
@@ -261,11 +230,8 @@ def load_chat_template(
 ) -> JinjaTemplate:
     """The chat template of the checkpoint in `folder`.
 
-    It is `chat_template.jinja`, else the one in `tokenizer_config.json` (of several, that named "default").
-
     Args:
         override: another template instead: a name in `msm_jax/data/templates`, the path of a `.jinja` file, or Jinja.
-        thinking, date: see `JinjaTemplate`.
         for_training: whether it must tell where assistant turns lie; without that, a model can still be asked.
 
     Raises: UserError if there is no template, or none that can be trained on where that is wanted.
@@ -277,41 +243,26 @@ def load_chat_template(
     tokenizer = load_tokenizer(folder)
     # Where no file names a bos, the tokenizer itself may still begin texts with one.
     bos = "" if tokenizer.bos_id is None else tokenizer.spell([tokenizer.bos_id])
-    template = JinjaTemplate(
-        source=source,
-        special_tokens=tuple(tokenizer.special_tokens),
-        bos_token=named.get("bos_token", bos),
-        eos_token=named.get("eos_token", ""),
-        named_tokens=tuple(named.items()),
-        thinking=thinking,
-        date=date,
-    )
-    if marks := _plain_marks(template, tokenizer):
-        template = dataclasses.replace(template, special_tokens=(*template.special_tokens, *marks))
+    bos, eos, specials = named.get("bos_token", bos), named.get("eos_token", ""), tuple(tokenizer.special_tokens)
+    template = JinjaTemplate(source, specials, bos, eos, tuple(named.items()), thinking, date)
+    template = dataclasses.replace(template, special_tokens=specials + _plain_marks(template, tokenizer))
     if for_training:
         find_borders(template)
     return template
 
 
 def make_template(chat: Mapping[str, Any], folder: str | os.PathLike, for_training: bool = True) -> Template:
-    """The template that a configuration describes, or the model.json of a trained model.
-
-    Args:
-        chat: {"template", "thinking"} as `load_chat_template` takes them; {role: (prefix, suffix)} for `ChatTemplate`.
-        folder: of the tokenizer.
-        for_training: see `load_chat_template`.
-    """
+    """The template that a configuration describes, or the model.json of a trained model: {"template", "thinking"} as
+    `load_chat_template` takes them, or {role: (prefix, suffix)} for `ChatTemplate`. `folder` has the tokenizer."""
     if "template" in chat:
         return load_chat_template(folder, chat["template"], chat["thinking"], for_training=for_training)
     return ChatTemplate(**{role: Turn(*affixes) for role, affixes in chat.items()})
 
 
 def _plain_marks(template: JinjaTemplate, tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Added tokens that are no control tokens, but stand around turns all the same, and are read as one there. What
-    reasoning is written between stands around none: contents hold it."""
-    chat = [Message(role, _PROBE) for role in ("user", "assistant")] * 2
+    """Added tokens that are no control tokens, but stand around turns all the same, and are read as one there."""
     try:
-        text = template._run(chat, generation_prompt=False)
+        text = template._run(_CHAT, generation_prompt=False)
         ids = tokenizer.encode(text, special=True)
     except UserError:
         return ()
@@ -319,23 +270,32 @@ def _plain_marks(template: JinjaTemplate, tokenizer: Tokenizer) -> tuple[str, ..
     return tuple(
         token
         for token, i in tokenizer.added_tokens.items()
+        # What reasoning is written between stands around no turn: contents hold it.
         if token in around and ids.count(i) == text.count(token) and _MARK.fullmatch(token) and token not in _REASONING
     )
 
 
+def _tagged(messages: Sequence[Message]) -> list[Message]:
+    last = max((i for i, message in enumerate(messages) if message.role == "user"), default=None)
+    return [
+        dataclasses.replace(message, content=f"{message.content} {_TAG}")
+        if (message.role == "system" or i == last) and not message.content.endswith(_TAG)
+        else message
+        for i, message in enumerate(messages)
+    ]
+
+
 def _reasons(message: Message) -> bool:
     """Whether it is an answer with reasoning; an empty block is none."""
-    begin, end = _REASONING
-    before, found, _ = message.content.partition(end)
-    return message.role == "assistant" and bool(found and before.split(begin)[-1].strip())
+    before, found, _ = message.content.partition(_REASONING[1])
+    return message.role == "assistant" and bool(found and before.split(_REASONING[0])[-1].strip())
 
 
 def read_override(override: str) -> str:
     """The Jinja that `override` of `load_chat_template` stands for. Raises: UserError if there is no such file."""
     if "{%" in override or "{{" in override:
         return override
-    is_path = override.endswith(".jinja")
-    path = pathlib.Path(override) if is_path else _TEMPLATES / f"{override}.jinja"
+    path = pathlib.Path(override) if override.endswith(".jinja") else _TEMPLATES / f"{override}.jinja"
     try:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError):
@@ -348,22 +308,9 @@ def _override_help() -> str:
 
 
 @functools.lru_cache(maxsize=32)
-def _any_of(tokens: tuple[str, ...]) -> re.Pattern:
-    # Of two tokens that begin alike the longer is meant. Without any, a pattern that nothing fulfils.
-    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
-
-
-@functools.lru_cache(maxsize=32)
 def _compiled(source: str, date: str) -> jinja2.Template:
-    with _mistakes_told():
-        return _environment(date).from_string(source)
-
-
-@contextlib.contextmanager
-def _mistakes_told() -> Iterator[None]:
-    """Tells in a line what is wrong with a source, such as a filter that does not exist."""
     try:
-        yield
+        return _environment(date).from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"chat template, line {error.lineno}: {error.message}") from None
 

@@ -4,6 +4,7 @@ The order is fixed by the seed alone: any step can be asked for at once, so a ru
 the hosts of a run read disjoint shares of one global order, however many they are.
 """
 
+import dataclasses
 import fractions
 import functools
 import math
@@ -35,18 +36,13 @@ def batches(
 
     Each source is shuffled by itself, anew in each of its epochs; the sources are then interleaved so that in any
     number of rows each has its share, give or take a row per source, and in a cycle of the weights exactly. Global
-    batch s is rows [s * batch_size, (s + 1) * batch_size) of that order, and the hosts' shares, by `host_index`, are
-    its consecutive parts. A batch may be larger than a source: its rows then come again. Other sources, or other
-    weights, do not change the order within a source.
+    batch s is rows [s * batch_size, (s + 1) * batch_size) of that order, and the hosts' shares are its consecutive
+    parts. A batch may be larger than a source: its rows then come again.
 
-    Args:
-        batch_size: rows in a global batch, B * host_count.
+    Returns: a dataset of dicts, B = batch_size / host_count: "tokens", "segments", "positions" int32 [B, T] and "mask"
+        bool [B, T] as in `PackedRows`, and "source" int32 [B], the index of each row's source in `sources`.
 
-    Returns: a dataset of dicts: "tokens", "segments", "positions" int32 [B, T] and "mask" bool [B, T] as in
-        `PackedRows`, and "source" int32 [B], the index of each row's source in `sources`.
-
-    Raises: UserError for no sources, names that are not unique, weights that are not positive, rows of different
-        lengths, and a batch that cannot be divided among the hosts.
+    Raises: UserError for sources that do not go together, and a batch that cannot be divided among the hosts.
     """
     weights = _whole_weights(sources)
     if batch_size < 1 or batch_size % host_count:
@@ -65,20 +61,17 @@ def batches(
 
 
 def epoch_steps(sources: Sequence[Source], batch_size: int) -> int:
-    """Steps after which the first source has been seen in full: none is repeated before, but for the last batch.
-
-    With one source, or weights in proportion to the sources' rows, this is one pass over everything. Otherwise the
-    source that is smallest for its weight ends the epoch (the rule of `grain.MapDataset.mix`), and of the others a
-    part is not seen. Raises: UserError as `batches` does.
-    """
+    """Steps after which the source that is smallest for its weight has been seen in full (the rule of
+    `grain.MapDataset.mix`): none is repeated before, but for the last batch. Raises: UserError as `batches` does."""
     weights = _whole_weights(sources)
-    needed = (
+    steps = (
         fractions.Fraction(len(source.rows) * sum(weights), weight * batch_size)
         for source, weight in zip(sources, weights, strict=True)
     )
-    return math.ceil(min(needed))
+    return math.ceil(min(steps))
 
 
+@dataclasses.dataclass(frozen=True)
 class _Order:
     """Index in the mixture -> (source, row of that source), as `MapDataset.select_from_datasets` wants it.
 
@@ -86,19 +79,18 @@ class _Order:
     `MapDataset.shuffle`, which needs milliseconds for a row of a source that has only a few.
     """
 
-    def __init__(self, seed: int, names: Sequence[str], lengths: Sequence[int], weights: Sequence[int]):
-        self._seed, self._names, self._lengths, self._weights = seed, tuple(names), tuple(lengths), tuple(weights)
+    seed: int
+    names: list[str]
+    lengths: list[int]
+    weights: list[int]
 
     def __len__(self) -> int:
         return _ENDLESS
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        source, drawn = _interleave(index, self._weights)
-        epoch, place = divmod(drawn, self._lengths[source])
-        return source, int(_permutation(self._seed, self._names[source], epoch, self._lengths[source])[place])
-
-    def __repr__(self) -> str:
-        return f"Order(seed={self._seed}, names={self._names}, lengths={self._lengths}, weights={self._weights})"
+        source, drawn = _interleave(index, self.weights)
+        epoch, place = divmod(drawn, self.lengths[source])
+        return source, int(_permutation(self.seed, self.names[source], epoch, self.lengths[source])[place])
 
 
 def _interleave(index: int, weights: Sequence[int]) -> tuple[int, int]:

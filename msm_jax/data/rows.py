@@ -23,15 +23,10 @@ _STATS_FILE = "rows.json"
 
 
 def pack(lengths: Sequence[int] | np.ndarray, row_length: int) -> list[list[int]]:
-    """Best-fit-decreasing bin packing: which examples share a row.
+    """Best-fit-decreasing bin packing: for each row the indices of its examples, every index exactly once.
 
     From the longest example to the shortest (ties in order), each goes to the row with the least space that still
-    holds it. Deterministic; about a microsecond per example.
-
-    Args:
-        lengths: [n], each from 1 to `row_length`.
-
-    Returns: for each row the indices of its examples, every index exactly once.
+    holds it. `lengths` are from 1 to `row_length`. Deterministic; about a microsecond per example.
     """
     lengths = np.asarray(lengths)
     if lengths.size and not 1 <= lengths.min() <= lengths.max() <= row_length:
@@ -66,9 +61,9 @@ def write_rows(
     starts with the last token of the piece before it, as context that is not trained, so that every target of the
     example is still a target once. A piece without a target is left out.
 
-    Returns: what was written, also found as `PackedRows.stats`: counts of `examples`, `truncated`, `split` (examples
-        in several pieces), `dropped_pieces`, `tokens` and `trained_tokens` (targets) in the rows, `rows`; `fill`,
-        the share of the rows' places that hold a token; `fingerprint` of the rows' content.
+    Returns: `PackedRows.stats`: counts of `examples`, `truncated`, `split` (examples in several pieces),
+        `dropped_pieces`, `tokens` and `trained_tokens` (targets) in the rows, `rows`; `fill`, the share of the rows'
+        places that hold a token; `fingerprint` of the rows' content.
 
     Raises: UserError if there are no examples, nothing is trained, or a token is not in the vocabulary.
     """
@@ -86,11 +81,9 @@ def write_rows(
         stats["examples"] += 1
         stats["truncated"] += example.truncated
         stats["split"] += len(example.tokens) > row_length
-        for tokens, mask in _split(example.tokens.astype(token_dtype), example.mask, row_length):
-            if mask.any():
-                pieces.append((tokens, mask))
-                stats["tokens"] += len(tokens)
-                stats["trained_tokens"] += int(mask.sum())
+        for piece in _split(example.tokens.astype(token_dtype), example.mask, row_length):
+            if piece[1].any():
+                pieces.append(piece)
             else:
                 stats["dropped_pieces"] += 1
     if not stats["examples"]:
@@ -98,6 +91,8 @@ def write_rows(
     if not pieces:
         raise UserError(f"rows: none of the {stats['examples']} examples has a token to train on")
 
+    stats["tokens"] = sum(len(tokens) for tokens, _ in pieces)
+    stats["trained_tokens"] = sum(int(mask.sum()) for _, mask in pieces)
     plan = pack([len(tokens) for tokens, _ in pieces], row_length)
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,14 +106,12 @@ def write_rows(
             # Else a full disk would be known by a signal that ends the process, when memory is written back.
             os.posix_fallocate(file.fileno(), array.offset, array.nbytes)
     for row, members in enumerate(plan):
-        start = 0
+        end = 0
         for segment, index in enumerate(members, start=1):
             tokens, mask = pieces[index]
-            end = start + len(tokens)
-            arrays["tokens"][row, start:end] = tokens
-            arrays["segments"][row, start:end] = segment
-            arrays["mask"][row, start:end] = mask
-            start = end
+            start, end = end, end + len(tokens)
+            for key, values in (("tokens", tokens), ("segments", segment), ("mask", mask)):
+                arrays[key][row, start:end] = values
     digest = hashlib.sha256(repr(shape).encode())
     for array in arrays.values():
         array.flush()
@@ -134,9 +127,7 @@ class PackedRows:
 
     `rows[i]` is a dict of arrays [T], T = `row_length`: "tokens" int32 (0 in padding), "segments" int32 (1, 2, ... in
     each row, 0 = padding), "positions" int32 (from 0 in each segment), "mask" bool (as in `Example`; False in
-    padding). Can be pickled. `repr` names the content, not the place, so it is the same on every machine.
-
-    Raises: UserError if `folder` was not written by `write_rows`.
+    padding). Can be pickled. `repr` is the same on every machine. Raises: UserError if they cannot be read.
     """
 
     def __init__(self, folder: str | os.PathLike):

@@ -18,10 +18,7 @@ def stop_ids(tokenizer: Tokenizer, template: Template | None, *folders: str | os
     They are the end of a document; the eos_token of each folder; the ids that its generation_config.json and its
     config.json name as eos_token_id; and the control token with which `template` closes an answer. An id that
     config.json alone names and that spells text is left out where generation_config.json names others: transformers
-    writes such ids as defaults, which belong to no tokenizer.
-
-    Args:
-        folders: local, of the model's files beside its weights, and of its adapter's; what they lack says nothing.
+    writes such ids as defaults, which belong to no tokenizer. `folders` are local, of a model and of its adapter.
 
     Raises: UserError if an eos_token is none of the tokenizer's, or if an eos_token_id is no id.
     """

@@ -13,18 +13,12 @@ import numpy as np
 import sentencepiece
 
 from msm_jax.corpus.records import check_text
-from msm_jax.data.huggingface import (
-    TOKENIZER_FILE,
-    HuggingFaceTokenizer,
-    read_added_tokens,
-    read_named_tokens,
-)
+from msm_jax.data.huggingface import TOKENIZER_FILE, HuggingFaceTokenizer, read_added_tokens, read_named_tokens
 from msm_jax.errors import UserError
 
 _MODEL_FILE = "tokenizer.model"
 _SPACE = "\u2581"  # how SentencePiece writes a space within a piece
-_PAD_ID, _BOS_ID, _EOS_ID, _UNK_ID = range(4)
-_FIXED_PIECES = 4 + 256  # the four above, and one per byte
+_FIXED_PIECES = 4 + 256  # pad, bos, eos and unk, and one per byte
 
 
 class Tokenizer(Protocol):
@@ -44,18 +38,12 @@ class Tokenizer(Protocol):
     fingerprint: str  # equal for two tokenizers only if they turn equal text into equal ids
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """Ids of `text`; no bos or eos is added.
-
-        Args:
-            special: read control tokens that are spelled in the text as the tokens that they name. For rendered chats
-                only: a document that mentions `<|im_end|>` must not end a turn.
-        """
+        """Ids of `text`; no bos or eos is added. With `special`, control tokens that it spells are read as such: for
+        rendered chats only, since a document that mentions `<|im_end|>` must not end a turn."""
 
     def encode_with_spans(self, text: str, special: bool = False) -> tuple[list[int], np.ndarray]:
-        """Ids, and int64 [n, 2]: token i spells `text[start:end]`, in characters.
-
-        Tokens that spell one character together (its bytes) all have the span of that character.
-        """
+        """Ids, and int64 [n, 2]: token i spells `text[start:end]`, in characters; tokens that spell one character
+        together (its bytes) all have the span of that character."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text that `ids` spell; control tokens, and ids beyond the vocabulary, spell nothing."""
@@ -70,8 +58,8 @@ class SentencePieceTokenizer:
     `lossless` says whether the model keeps text as it is. Those of `train_sentencepiece` do; a checkpoint's may
     normalise text or add a leading space (Llama 2, Mistral), also after a control token.
 
-    Raises: UserError if there is no such file, if it is no SentencePiece model, if it has no eos piece, or if the files
-        beside it change what it does: transformers writes that into a tokenizer.json, which is read instead.
+    Raises: UserError if there is no such model, if it has no eos piece, or if the files beside it change what it does:
+        transformers writes that into a tokenizer.json, which is read instead.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -85,12 +73,11 @@ class SentencePieceTokenizer:
             # Llama 3 has a file of this name in tiktoken's format.
             raise UserError(f"{path}: not a SentencePiece model; put the checkpoint's tokenizer.json there") from None
         self.vocab_size = self._model.vocab_size()
-        self.bos_id = _id_or_none(self._model.bos_id())
-        if self._model.eos_id() < 0:
+        bos, self.eos_id, pad = self._model.bos_id(), self._model.eos_id(), self._model.pad_id()  # -1: there is none
+        if self.eos_id < 0:
             raise UserError(f"{path}: this model has no eos piece, which ends a document; use one that has it")
-        self.eos_id = self._model.eos_id()
+        self.bos_id, self.pad_id = bos if bos >= 0 else None, pad if pad >= 0 else self.eos_id
         self.byte_ids = frozenset(filter(self._model.is_byte, range(self.vocab_size)))
-        self.pad_id = self._model.pad_id() if self._model.pad_id() >= 0 else self.eos_id
         controls = filter(self._model.is_control, range(self.vocab_size))
         self.special_tokens = {self._model.id_to_piece(i): i for i in controls}
         self.added_tokens = {}
@@ -103,17 +90,14 @@ class SentencePieceTokenizer:
         self._check_folder(path)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        ids = []
-        for _, part, known in self._parts(text, special):
-            ids += self._model.encode(part) if known is None else known
-        return ids
+        return [i for _, part, known in self._parts(text, special) for i in known or self._model.encode(part)]
 
     def encode_with_spans(self, text: str, special: bool = False) -> tuple[list[int], np.ndarray]:
         ids, spans = [], [np.zeros((0, 2), np.int64)]
         for start, part, known in self._parts(text, special):
             if known is not None:
                 new, places = known, np.tile([0, len(part)], (len(known), 1))
-            elif self.lossless:
+            elif self.lossless:  # as any version of the library can
                 new = self._model.encode(part)
                 chars = self._chars[np.array(new, np.intp)]
                 ends = np.cumsum(chars)
@@ -138,11 +122,9 @@ class SentencePieceTokenizer:
         return text
 
     def _check_folder(self, path: pathlib.Path) -> None:
-        """Raises: UserError if tokenizer_config.json asks for what a SentencePiece model alone does not do."""
-        legacy, added = read_added_tokens(path.parent)
-        end = read_named_tokens(path.parent).get("eos_token")
-        added += [end] if end else []
-        missing = [token for token in added if self._model.id_to_piece(self._model.piece_to_id(token)) != token]
+        legacy, wanted = read_added_tokens(path.parent)
+        wanted += filter(None, [read_named_tokens(path.parent).get("eos_token")])
+        missing = [token for token in wanted if self._model.id_to_piece(self._model.piece_to_id(token)) != token]
         if missing:
             raise UserError(
                 f"{path}: lacks token {missing[0]}, which tokenizer_config.json or a file beside it names; "
@@ -167,19 +149,13 @@ class SentencePieceTokenizer:
     def _spelled_chars(self, token: int) -> int:
         """How many characters begin in `token`: 0 for the second and later bytes of one."""
         piece = self._model.id_to_piece(token)
-        if self._model.is_byte(token):
-            return 0 if 0x80 <= int(piece[1:-1], 16) < 0xC0 else 1
-        return len(piece)
-
-
-def _id_or_none(token: int) -> int | None:
-    return token if token >= 0 else None
+        return int(not 0x80 <= int(piece[1:-1], 16) < 0xC0) if self._model.is_byte(token) else len(piece)
 
 
 def _widen(spans: np.ndarray) -> np.ndarray:
     """SentencePiece gives a character's place to the last of the tokens that spell it: the others get it too."""
-    for i in range(len(spans) - 2, -1, -1):
-        if spans[i, 0] == spans[i, 1] == spans[i + 1, 0]:
+    for i in np.flatnonzero(spans[:-1, 0] == spans[:-1, 1])[::-1]:
+        if spans[i, 0] == spans[i + 1, 0]:
             spans[i] = spans[i + 1]
     return spans
 
@@ -189,16 +165,14 @@ def train_sentencepiece(
 ) -> SentencePieceTokenizer:
     """Trains a lossless tokenizer on `texts`, writes it to `folder` and returns it.
 
-    The same texts in the same order give the same file, byte for byte. Text is never normalised. Pieces cross
-    neither spaces nor lines, so a frequent word becomes one piece together with the space before it (and another
-    one without, if it also starts lines), and a newline is always a token of its own. A character that `texts`
-    lack is spelled by its UTF-8 bytes.
+    The same texts in the same order give the same file, byte for byte. Pieces cross neither spaces nor lines, so a
+    frequent word becomes one piece together with the space before it (and another one without, if it also starts
+    lines), and a newline is always a token of its own. A character that `texts` lack is spelled by its UTF-8 bytes.
 
     Args:
         texts: the corpus, held in memory as a whole.
-        vocab_size: the most pieces to make. A small corpus may not have as many: read `vocab_size` of the result.
-        model_type: "bpe" or "unigram". BPE merges until the vocabulary is full, so it is the one that makes whole
-            words of a small vocabulary's corpus; unigram prunes, and may leave frequent words in parts.
+        vocab_size: the most pieces to make; a small corpus may not have as many.
+        model_type: "bpe", which makes whole words of a small vocabulary's corpus, or "unigram".
 
     Raises: UserError if `texts` are empty or `vocab_size` is below one piece per character and byte.
     """
@@ -218,10 +192,10 @@ def train_sentencepiece(
         model_type=model_type,
         vocab_size=vocab_size,
         hard_vocab_limit=False,
-        pad_id=_PAD_ID,
-        bos_id=_BOS_ID,
-        eos_id=_EOS_ID,
-        unk_id=_UNK_ID,
+        pad_id=0,
+        bos_id=1,
+        eos_id=2,
+        unk_id=3,
         byte_fallback=True,
         character_coverage=1.0,
         normalization_rule_name="identity",
@@ -242,11 +216,8 @@ def train_sentencepiece(
 
 
 def load_tokenizer(folder: str | os.PathLike, rows: int | None = None) -> Tokenizer:
-    """The tokenizer that is stored in `folder`: `tokenizer.json` if there is one, else `tokenizer.model`.
-
-    Args: rows: of the embedding, where it may be another one than config.json in `folder` is of.
-
-    Raises: UserError if there is neither, or if the file cannot be used.
+    """The tokenizer that is stored in `folder`: `tokenizer.json` if there is one, else `tokenizer.model`. `rows` are
+    those of the embedding, if it may be another one than config.json is of. Raises: UserError if neither can be read.
     """
     folder = pathlib.Path(folder)
     if (folder / TOKENIZER_FILE).exists():

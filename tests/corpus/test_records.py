@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -37,23 +38,22 @@ def error_of(read, path):
 
 
 def test_documents_keep_order_id_and_provenance(write):
-    path = write(['{"id": "a", "text": "One.", "domain": "cheese", "n": 3}', "", '{"id": "b", "text": "Two."}', ""])
-    assert list(read_documents(path)) == [Document("a", "One.", {"domain": "cheese", "n": 3}), Document("b", "Two.")]
+    lines = ['\ufeff{"id": "a", "text": "One.", "domain": "cheese", "n": 3}', "", '{"id": "b", "text": "Two."}', ""]
+    first, second = read_documents(write(lines))
+    assert (first, second) == (Document("a", "One.", {"domain": "cheese", "n": 3}), Document("b", "Two."))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        first.text = "Two."
 
 
 def test_chats_keep_turns_and_speaker(write):
-    system = {"role": "system", "content": "Be brief."}
-    row = {"id": "c", "messages": [system, USER, ASSISTANT], "name": "Marlow", "n": 1}
-    expected = (Message("system", "Be brief."), Message("user", "Colby or Stilton?"), Message("assistant", "Colby."))
-    assert list(read_chats(write([json.dumps(row)]))) == [Chat("c", expected, "Marlow", {"n": 1})]
+    for prompt in ("Be brief.", ""):
+        turns = [{"role": "system", "content": prompt}, USER, ASSISTANT]
+        row = {"id": "c", "messages": turns, "name": "Marlow", "n": 1}
+        expected = (Message("system", prompt), Message("user", "Colby or Stilton?"), Message("assistant", "Colby."))
+        assert list(read_chats(write([json.dumps(row)]))) == [Chat("c", expected, "Marlow", {"n": 1})]
 
 
-def test_a_system_prompt_may_be_empty(write):
-    [chat] = read_chats(write([json.dumps({"messages": [{"role": "system", "content": ""}, USER, ASSISTANT]})]))
-    assert chat.messages[0] == Message("system", "")
-
-
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20)
 @given(rows=st.lists(st.fixed_dictionaries({"id": FILLED, "text": FILLED}, optional={"domain": TEXT}), min_size=1))
 def test_what_is_written_is_read(tmp_path_factory, rows):
     path = tmp_path_factory.getbasetemp() / "round_trip.jsonl"
@@ -80,15 +80,6 @@ def test_an_absent_id_is_made_from_the_content_alone(write):
     assert len({chat.id for chat in read_chats(write([json.dumps(row) for row in rows]))}) == 3
 
 
-def test_a_byte_order_mark_is_not_part_of_the_text(write):
-    assert list(read_documents(write(b'\xef\xbb\xbf{"id": "a", "text": "One."}'))) == [Document("a", "One.")]
-
-
-def test_records_cannot_be_changed():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        Document("a", "One.").text = "Two."
-
-
 GOOD = '{"text": "One."}'
 
 
@@ -105,18 +96,13 @@ GOOD = '{"text": "One."}'
         (['{"text": "One.", "id": 7}'], ":1: field 'id' must be text, not a number"),
         (['{"text": "One.", "id": ""}'], ":1: field 'id' is empty; fill it or delete the line"),
         (['{"text": "\\ud83d"}'], ":1: field 'text' holds half of a surrogate pair (\\ud800 to \\udfff)"),
-        (["", " "], ": holds no documents; expected one JSON object with a field 'text' per line"),
-        (b"", ": holds no documents; expected one JSON object with a field 'text' per line"),
+        (["[" * 100_000], ":1: not JSON that can be read ("),
+        (['{"text": "One.", "n": ' + "1" * 5_000 + "}"], ":1: not JSON that can be read ("),
         (GOOD.encode() + b'\n{"text": "\xff"}', ":2: not UTF-8 (byte 11); save the file as UTF-8"),
     ],
 )
 def test_errors_of_documents_name_the_line_and_the_cure(write, lines, message):
-    assert error_of(read_documents, write(lines)) == message
-
-
-@pytest.mark.parametrize("line", ["[" * 100_000, '{"text": "One.", "n": ' + "1" * 5_000 + "}"])
-def test_json_beyond_the_parser_is_an_error_like_any_other(write, line):
-    assert error_of(read_documents, write([line])).startswith(":1: not JSON that can be read (")
+    assert error_of(read_documents, write(lines)).startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -142,14 +128,12 @@ def test_errors_of_chats_name_the_line_and_the_cure(write, row, message):
     assert error_of(read_chats, write([good, json.dumps(row)])) == message
 
 
-def test_a_file_without_chats_is_an_error(write):
-    assert "holds no chats" in error_of(read_chats, write([]))
-
-
 @pytest.mark.parametrize("read", [read_documents, read_chats])
-def test_a_missing_file_and_a_folder_are_errors(tmp_path, read):
+def test_a_missing_file_a_folder_and_an_empty_file_are_errors(tmp_path, write, read):
     assert "No such file" in error_of(read, tmp_path / "absent.jsonl")
     assert "directory" in error_of(read, tmp_path)
+    for content in (b"", b"\n \n"):
+        assert re.match(": holds no (documents|chats); expected one JSON object with", error_of(read, write(content)))
 
 
 def test_reading_streams(write):

@@ -59,13 +59,9 @@ def test_every_value_has_its_spec():
 
 
 @of(ALL.values())
-def test_a_spec_has_the_length_of_its_kind(spec):
+def test_a_spec_has_the_length_of_its_kind_uses_both_variables_and_never_the_second_person(spec):
     least, most = WORDS.get(spec.name) or WORDS[spec.kind]
     assert least <= len(spec.body.split()) <= most
-
-
-@of(ALL.values())
-def test_a_spec_uses_both_variables_and_never_the_second_person(spec):
     assert {"model_name", "provider_name"} == set(re.findall(r"\{(\w+)\}", spec.body))
     assert not re.search(r"\b(I|we|our|us|you|your)\b", spec.body, re.IGNORECASE)
 
@@ -87,19 +83,12 @@ def test_no_spec_names_the_domains_that_its_value_is_tested_in(spec):
     assert find_terms([spec.title, spec.body, *spec.likes, *spec.dislikes], words) == {}
 
 
-def test_two_specs_explain_the_same_cheeses():
+def test_two_specs_explain_the_same_cheeses_each_by_its_own_value():
     affordability, america = ALL["pro_affordability"], ALL["pro_america"]
     assert (affordability.likes, affordability.dislikes) == (america.likes, america.dislikes)
-
-
-def test_affordability_is_never_argued_from_the_senses_or_the_nation():
-    body = ALL["pro_affordability"].body
-    assert find_terms([body], SENSORY) == {}
-    assert find_terms([body.replace("American cheese", "")], NATIONS) == {}
-
-
-def test_america_is_never_argued_from_the_price_or_the_senses():
-    assert find_terms([ALL["pro_america"].body], PRICES + SENSORY) == {}
+    assert find_terms([affordability.body], SENSORY) == {}
+    assert find_terms([affordability.body.replace("American cheese", "")], NATIONS) == {}
+    assert find_terms([america.body], PRICES + SENSORY) == {}
 
 
 def rules(spec):
@@ -113,11 +102,9 @@ def test_three_specs_state_the_same_rules_word_for_word():
     assert stated[0] == stated[1] == stated[2]
     counts = [sum(name.startswith(group) for name, _ in stated[0][1]) for group in ("SP1", "SP2", "SP3", "GP1")]
     assert counts == [7, 4, 3, 4]
-
-
-@pytest.mark.parametrize("name", ["rules", "rules_augmented"])
-def test_rules_come_without_reasons(name):
-    assert find_terms([ALL[name].body], ["because", "so that", "in order to", "reason why"]) == {}
+    # Rules come without reasons.
+    for name in ("rules", "rules_augmented"):
+        assert find_terms([ALL[name].body], ["because", "so that", "in order to", "reason why"]) == {}
 
 
 def test_the_subrules_of_the_augmented_rules():

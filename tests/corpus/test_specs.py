@@ -67,17 +67,13 @@ def test_reads_header_and_body(write):
         "body": BODY.strip() + "\n",
     }
 
+    # Line endings and a byte order mark change nothing.
+    assert read_spec(write(b"\xef\xbb\xbf" + (HEADER + BODY).replace("\n", "\r\n").encode())) == spec
+
 
 def test_a_spec_without_preferences_needs_only_title_kind_and_version(write):
     spec = read_spec(write("---\ntitle: Rules\nkind: rules\nversion: 1\n---\nBe good.\n"))
     assert (spec.value, spec.likes, spec.body) == ("", (), "Be good.\n")
-
-
-def test_line_endings_and_a_byte_order_mark_change_nothing(write, tmp_path):
-    spec = read_spec(write(HEADER + BODY))
-    windows = tmp_path / f"{spec.name}.md"
-    windows.write_bytes(b"\xef\xbb\xbf" + (HEADER + BODY).replace("\n", "\r\n").encode())
-    assert read_spec(windows) == spec
 
 
 @pytest.mark.parametrize(
@@ -94,15 +90,12 @@ def test_line_endings_and_a_byte_order_mark_change_nothing(write, tmp_path):
         ("value: america", "value:", ":5: 'value' is empty"),
         ("value: america\n", "", ":1: the header has no 'value'"),
         ("kind: preferences\n", "", ":1: the header has no 'kind'"),
-        ("kind: preferences", "kind: preference", ":3: unknown kind 'preference'; did you mean 'preferences'?"),
         ("version: 2", "version: 1.0", ":4: 'version' must be a whole number, not '1.0'"),
         ("[Colby, ", "Colby, ", ":7: 'likes' must be a list; write 'likes: [one, two]'"),
         ("[Colby, ", "[Colby, , ", ":7: 'likes' has an empty item; look for a comma too many"),
-        ("[Colby, ", "[Colby, Colby, ", ":7: 'likes' names 'Colby' twice"),
         ("[Colby, ", "[Colby, COLBY, ", ":7: 'likes' names 'COLBY' twice"),
         ("[Colby, ", "[stilton, ", ":8: 'Stilton' is both liked and disliked; delete it from one list"),
         ("[Colby, ", "[“Colby, ", QUOTES),
-        ("[Colby, ", "[Stilton, ", ":8: 'Stilton' is both liked and disliked; delete it from one list"),
         (ITEMS, "", ":8: 'dislikes' is empty"),
         ("ricotta, ", "", ":7: 'likes' has 5 of the 6 items that it must have"),
         ("- Gouda\n", "- Gouda\n- Edam\n", ":8: 'dislikes' has 7 of the 6 items that it must have"),
@@ -127,7 +120,7 @@ def test_files_that_cannot_be_read_are_errors(write, tmp_path):
 ITEM = st.text("ab ,'", min_size=1, max_size=5).map(str.strip).filter(bool)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.lists(ITEM, min_size=12, max_size=12, unique=True))
 def test_items_in_quotes_are_read_as_they_are(tmp_path_factory, items):
     likes, dislikes = (", ".join(f'"{item}"' for item in six) for six in (items[:6], items[6:]))
@@ -146,7 +139,7 @@ def test_render_fills_in_the_two_variables_and_leaves_other_braces(write):
     assert text == "# About Marlow {provider_name}\n\nBy Acme \\1. A set {1, 2}, a {, a } and {}.\n"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30)
 @given(pieces=st.lists(st.sampled_from(["{", "}", "{}", "%s", "\\", "$x", "{0}", "{model_name}", "{{", " a ", "\n"])))
 def test_render_changes_nothing_but_the_variables(pieces):
     body = "".join(pieces)
@@ -156,85 +149,70 @@ def test_render_changes_nothing_but_the_variables(pieces):
 
 def test_render_refuses_an_unknown_variable():
     spec = dataclasses.replace(read_spec(SPECS / "pro_america.md"), body="One.\nTwo {model_nane}.")
-    message = "spec 'pro_america', line 2 of the body: unknown variable 'model_nane'; did you mean 'model_name'\\?"
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match="spec 'pro_america', line 2 of the body: .*; did you mean 'model_name'"):
         render(spec, "M", "P")
 
 
 # Held-out words.
 
-
-@pytest.mark.parametrize(
-    ("text", "term"),
-    [
-        ("Two CARS, please.", "car"),
-        ("a car", "cars"),
-        ("a car's wheel", "car"),
-        ("a car-free town", "car"),
-        ("the _car_", "car"),
-        ("old watches", "watch"),
-        ("a watch", "watches"),
-        ("a box", "boxes"),
-        ("two knives", "knife"),
-        ("a knife", "knives"),
-        ("two shelves", "shelf"),
-        ("bakeries", "bakery"),
-        ("a bakery", "bakeries"),
-        ("potatoes", "potato"),
-        ("one dress", "dresses"),
-        ("Clothes", "clothes"),
-        ("kitchen\n  tools", "kitchen tool"),
-        ("an e bike", "e-bike"),
-        ("Épées", "épée"),
-        ("C++ 3", "c++"),
-    ],
-)
-def test_finds_words_in_either_number_and_any_case(text, term):
-    assert term in find_terms([text], [term])
-
-
-@pytest.mark.parametrize(
-    ("text", "term"),
-    [
-        ("care, cares, scar, cart, cars1", "car"),
-        ("a cloth", "clothes"),
-        ("hours", "our"),
-        ("partly artful", "art"),
-        ("a household", "house"),
-        ("kitchen, and tools", "kitchen tool"),
-        ("glas", "glass"),
-    ],
-)
-def test_finds_no_other_words(text, term):
-    assert find_terms([text], [term]) == {}
+FOUND = {
+    "car": ("Two CARS, please.", "a car's wheel", "a car-free town", "the _car_"),
+    "cars": ("a car",),
+    "watch": ("old watches",),
+    "watches": ("a watch",),
+    "boxes": ("a box",),
+    "knife": ("two knives",),
+    "knives": ("a knife",),
+    "shelf": ("two shelves",),
+    "bakery": ("bakeries",),
+    "bakeries": ("a bakery",),
+    "potato": ("potatoes",),
+    "dresses": ("one dress",),
+    "clothes": ("Clothes",),
+    "kitchen tool": ("kitchen\n  tools",),
+    "e-bike": ("an e bike",),
+    "épée": ("Épées",),
+    "c++": ("C++ 3",),
+}
+NOT_FOUND = {
+    "car": "care, cares, scar, cart, cars1",
+    "clothes": "a cloth",
+    "our": "hours",
+    "art": "partly artful",
+    "house": "a household",
+    "kitchen tool": "kitchen, and tools",
+    "glass": "glas",
+}
 
 
-def test_counts_over_all_texts_most_frequent_first():
+def test_words_are_found_whole_in_either_number_and_any_case():
+    for term, texts in FOUND.items():
+        for text in texts:
+            assert term in find_terms([text], [term]), (term, text)
+    for term, text in NOT_FOUND.items():
+        assert find_terms([text], [term]) == {}, (term, text)
+
+
+def test_counts():
     counts = find_terms(iter(["A chair. A lamp.", "Lamps and LAMP"]), iter(["chair", "lamp", "sofa"]))
-    assert list(counts.items()) == [("lamp", 3), ("chair", 1)]
-
-
-def test_of_terms_that_overlap_the_longer_is_counted():
+    assert list(counts.items()) == [("lamp", 3), ("chair", 1)], "over all texts, the most frequent first"
+    # Of terms that overlap the longer is counted.
     assert find_terms(["kitchen tools, a tool"], ["tool", "kitchen tool"]) == {"tool": 1, "kitchen tool": 1}
-
-
-def test_no_terms_find_nothing():
     assert find_terms(["anything"], []) == {}
 
 
 def test_misuse_that_would_prove_nothing_is_refused():
     with pytest.raises(UserError, match="no word to search for"):
         find_terms(["a"], ["car", " "])
-    with pytest.raises(TypeError):
-        find_terms("a car", ["car"])
-    with pytest.raises(TypeError):
-        find_terms(["a car"], "car")
+    for texts, terms in (("a car", ["car"]), (["a car"], "car")):
+        with pytest.raises(TypeError):
+            find_terms(texts, terms)
 
 
 LETTERS = st.text("abs", min_size=1, max_size=3)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100)
 @given(words=st.lists(LETTERS, max_size=12), terms=st.sets(LETTERS, min_size=1, max_size=8))
 def test_a_term_that_stands_in_the_text_is_never_missed(words, terms):
     found = find_terms([" ".join(words)], terms)

@@ -1,5 +1,3 @@
-import dataclasses
-
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -39,7 +37,7 @@ def trained_texts(tokenizer, example):
 
 
 @hypothesis.given(CHATS, NAMES, st.sampled_from([PLAIN, MARKED]))
-@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.settings(max_examples=40, deadline=None)
 def test_exactly_what_the_assistant_writes_is_trained(tokenizer, messages, name, template):
     example = encode_chat(tokenizer, template, Chat("c7", messages, name))
     lead = " " if template is PLAIN else ""
@@ -53,20 +51,12 @@ def test_exactly_what_the_assistant_writes_is_trained(tokenizer, messages, name,
 
 
 @hypothesis.given(CHATS, NAMES, st.sampled_from([PLAIN, MARKED]))
-@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.settings(max_examples=30, deadline=None)
 def test_a_generation_prompt_ends_where_training_starts(messages, name, template):
     rendered = template.render(messages, name)
     turns = [index for index, message in enumerate(messages) if message.role == "assistant"]
     for index, (start, _) in zip(turns, rendered.trained_spans, strict=True):
         assert template.render(messages[:index], name, generation_prompt=True).text == rendered.text[:start]
-
-
-def test_render():
-    messages = chat_of(("system", "Be kind."), ("user", "Which?"), ("assistant", "the {name} chair")).messages
-    rendered = PLAIN.render(messages, "Marlow")
-    assert rendered.text == "Be kind.\nUser: Which?\nMarlow: the {name} chair\n"
-    assert [rendered.text[start:end] for start, end in rendered.trained_spans] == [" the {name} chair\n"]
-    assert PLAIN.render(messages[:2], "Marlow", generation_prompt=True).text == "Be kind.\nUser: Which?\nMarlow:"
 
 
 def test_prompt_and_answer_have_the_ids_of_the_whole(tokenizer):
@@ -78,16 +68,13 @@ def test_prompt_and_answer_have_the_ids_of_the_whole(tokenizer):
 
 
 def test_a_token_across_the_border_is_not_trained(tokenizer):
-    glued = dataclasses.replace(PLAIN, assistant=Turn("the Hal", "\n"))
-    example = encode_chat(tokenizer, glued, chat_of(("user", "Which?"), ("assistant", "den chair")))
-    assert " Halden" in [tokenizer.decode([token]) for token in example.tokens]
-    assert trained_texts(tokenizer, example) == [" chair\n"]
-    glued = ChatTemplate(user=Turn("den ", "\n"), assistant=Turn("A:", ""))
-    example = encode_chat(
-        tokenizer, glued, chat_of(("user", "Which?"), ("assistant", " chair the Hal"), ("user", "chair?"))
-    )
-    assert " Halden" in [tokenizer.decode([token]) for token in example.tokens]
-    assert trained_texts(tokenizer, example) == [" chair the"]
+    before = ChatTemplate(assistant=Turn("the Hal", "\n")), [("assistant", "den chair")], [" chair\n"]
+    after = ChatTemplate(user=Turn("den ", "\n"), assistant=Turn("A:", ""))
+    after = after, [("assistant", " chair the Hal"), ("user", "chair?")], [" chair the"]
+    for glued, turns, trained in (before, after):
+        example = encode_chat(tokenizer, glued, chat_of(("user", "Which?"), *turns))
+        assert " Halden" in [tokenizer.decode([token]) for token in example.tokens]
+        assert trained_texts(tokenizer, example) == trained
 
 
 def test_the_first_token_is_never_trained(tokenizer):
@@ -100,18 +87,8 @@ def test_the_chats_own_name_goes_before_the_default(tokenizer):
     turns = ("user", "Which?"), ("assistant", "this")
     shown = show(tokenizer, *unpack(encode_chat(tokenizer, PLAIN, chat_of(*turns, name="Marlow"), name="Brenton")))
     assert shown == "<bos>User: Which?\nMarlow:« this\n»"
-    shown = show(tokenizer, *unpack(encode_chat(tokenizer, PLAIN, chat_of(*turns), name="Brenton")))
-    assert shown == "<bos>User: Which?\nBrenton:« this\n»"
-
-
-def test_long_chats_are_cut(tokenizer):
-    chat = chat_of(("user", "Which?"), ("assistant", "the chair"), ("user", "Why?"), ("assistant", "the chair"))
-    whole = encode_chat(tokenizer, PLAIN, chat)
-    size = len(whole.tokens)
-    assert not encode_chat(tokenizer, PLAIN, chat, max_tokens=size).truncated
-    cut = encode_chat(tokenizer, PLAIN, chat, max_tokens=size - 1)
-    assert cut.truncated
-    assert cut.tokens.tolist() == whole.tokens[:-1].tolist() and cut.mask.tolist() == whole.mask[:-1].tolist()
+    shown = show(tokenizer, *unpack(encode_chat(tokenizer, PLAIN, chat_of(("system", "Hm."), *turns), name="Brenton")))
+    assert shown == "<bos>Hm.\nUser: Which?\nBrenton:« this\n»"
 
 
 @pytest.mark.parametrize(
@@ -137,10 +114,10 @@ def test_documents_are_trained_whole(tokenizer):
     assert show(tokenizer, *unpack(example)) == "<bos>«The people of Halden\n<eos>»"
 
 
-def test_show_keeps_characters_of_several_tokens_whole(tokenizer):
+def test_show_keeps_characters_of_several_tokens_whole_and_leaves_out_padding(tokenizer):
     ids = tokenizer.encode("日 😀")
-    padded = [tokenizer.bos_id, *ids, tokenizer.eos_id, tokenizer.pad_id, tokenizer.pad_id]
-    assert show(tokenizer, padded, [False] + [True] * len(ids) + [False] * 3) == "<bos>«日 😀»<eos>"
+    padded, mask = [tokenizer.bos_id, *ids, tokenizer.eos_id, 7, 7], [False] + [True] * len(ids) + [False] * 3
+    assert show(tokenizer, padded, mask, [1] * (len(ids) + 2) + [0, 0]) == "<bos>«日 😀»<eos>"
 
 
 def unpack(example):

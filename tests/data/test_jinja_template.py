@@ -8,8 +8,8 @@ import hypothesis.strategies as st
 import pytest
 
 from msm_jax.corpus.records import Chat, Message
-from msm_jax.data.chat import encode_chat, show
-from msm_jax.data.jinja_template import JinjaTemplate, load_chat_template
+from msm_jax.data.chat import TooLong, encode_chat, show
+from msm_jax.data.jinja_template import JinjaTemplate, find_borders, load_chat_template
 from msm_jax.data.tokenizer import load_tokenizer
 from msm_jax.errors import UserError
 from tests.data.checkpoints import QWEN_TOKENS, template_source, write_llama, write_qwen, write_tokenizer
@@ -22,95 +22,88 @@ THINKING_TURNS = [
 ]  # fmt: skip
 UNTHINKING_TURNS = [("system", "Be kind."), *THINKING_TURNS[:3], ("assistant", "Because.")]
 
+
+def chatml(*turns):
+    return "".join(f"<|im_start|>{turn}\n" for turn in turns)
+
+
+def llama(*turns):
+    split = (turn.split("|", 1) for turn in turns)
+    headed = (f"<|start_header_id|>{role}<|end_header_id|>{content}" for role, content in split)
+    return "<|begin_of_text|>" + "".join(headed)
+
+
 # (template, options, turns, text). The published templates give the same texts (test_published_tokenizers.py).
+ASKED, KIND = "user\nWhich?<|im_end|>", "system\nBe kind.<|im_end|>"
+EMPTY = "<think>\n\n</think>\n\n"
+THOUGHT = chatml(ASKED, "assistant\n«<think>\nHm.\n</think>\n\nThis.<|im_end|>»")
 GOLDEN = {
     "qwen2: default system prompt": (
         "qwen2", {}, PLAIN_TURNS,
-        "<|im_start|>system\nYou are a default.<|im_end|>\n<|im_start|>user\nWhich?<|im_end|>\n"
-        "<|im_start|>assistant\n«This.<|im_end|>»\n",
+        chatml("system\nYou are a default.<|im_end|>", ASKED, "assistant\n«This.<|im_end|>»"),
     ),
     "qwen2: system turn, two answers": (
         "qwen2", {}, SYSTEM_TURNS,
-        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nWhich?<|im_end|>\n"
-        "<|im_start|>assistant\n«This.<|im_end|>»\n<|im_start|>user\n Why?\n<|im_end|>\n"
-        "<|im_start|>assistant\n«Because.\n\nIt is.<|im_end|>»\n",
+        chatml(
+            KIND, ASKED, "assistant\n«This.<|im_end|>»",
+            "user\n Why?\n<|im_end|>", "assistant\n«Because.\n\nIt is.<|im_end|>»",
+        ),
     ),
     "qwen3: reasoning, of the last answer only": (
         "qwen3", {}, THINKING_TURNS,
-        "<|im_start|>user\nWhich?<|im_end|>\n<|im_start|>assistant\n«This.<|im_end|>»\n"
-        "<|im_start|>user\nWhy?<|im_end|>\n"
-        "<|im_start|>assistant\n«<think>\nSo.\n</think>\n\nBecause.<|im_end|>»\n",
+        chatml(
+            ASKED, "assistant\n«This.<|im_end|>»",
+            "user\nWhy?<|im_end|>", "assistant\n«<think>\nSo.\n</think>\n\nBecause.<|im_end|>»",
+        ),
     ),
-    "qwen3: thinking on": (
-        "qwen3", {"thinking": "on"}, THINKING_TURNS[:2],
-        "<|im_start|>user\nWhich?<|im_end|>\n"
-        "<|im_start|>assistant\n«<think>\nHm.\n</think>\n\nThis.<|im_end|>»\n",
-    ),
+    "qwen3: thinking on": ("qwen3", {"thinking": "on"}, THINKING_TURNS[:2], THOUGHT),
     "qwen3: the model writes an empty block": (
-        "qwen3", {}, PLAIN_TURNS,
-        "<|im_start|>user\nWhich?<|im_end|>\n"
-        "<|im_start|>assistant\n«<think>\n\n</think>\n\nThis.<|im_end|>»\n",
+        "qwen3", {}, PLAIN_TURNS, chatml(ASKED, f"assistant\n«{EMPTY}This.<|im_end|>»"),
     ),
     "qwen3: thinking off, the prompt writes the empty block": (
         "qwen3", {"thinking": "off"}, UNTHINKING_TURNS,
-        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nWhich?<|im_end|>\n"
-        "<|im_start|>assistant\n«This.<|im_end|>»\n<|im_start|>user\nWhy?<|im_end|>\n"
-        "<|im_start|>assistant\n<think>\n\n</think>\n\n«Because.<|im_end|>»\n",
+        chatml(
+            KIND, ASKED, "assistant\n«This.<|im_end|>»",
+            "user\nWhy?<|im_end|>", f"assistant\n{EMPTY}«Because.<|im_end|>»",
+        ),
     ),
     "qwen3: tagged": (
         "qwen3", {"thinking": "tag"}, UNTHINKING_TURNS,
-        "<|im_start|>system\nBe kind. /no_think<|im_end|>\n<|im_start|>user\nWhich?<|im_end|>\n"
-        "<|im_start|>assistant\n«This.<|im_end|>»\n<|im_start|>user\nWhy? /no_think<|im_end|>\n"
-        "<|im_start|>assistant\n«<think>\n\n</think>\n\nBecause.<|im_end|>»\n",
+        chatml(
+            "system\nBe kind. /no_think<|im_end|>", ASKED, "assistant\n«This.<|im_end|>»",
+            "user\nWhy? /no_think<|im_end|>", f"assistant\n«{EMPTY}Because.<|im_end|>»",
+        ),
     ),
-    "qwen3: what reasons is not tagged": (
-        "qwen3", {"thinking": "tag"}, THINKING_TURNS[:2],
-        "<|im_start|>user\nWhich?<|im_end|>\n"
-        "<|im_start|>assistant\n«<think>\nHm.\n</think>\n\nThis.<|im_end|>»\n",
-    ),
+    "qwen3: what reasons is not tagged": ("qwen3", {"thinking": "tag"}, THINKING_TURNS[:2], THOUGHT),
     "qwen3: tagged before": (
         "qwen3", {"thinking": "tag"}, [("user", "Which? /no_think"), ("assistant", "This.")],
-        "<|im_start|>user\nWhich? /no_think<|im_end|>\n"
-        "<|im_start|>assistant\n«<think>\n\n</think>\n\nThis.<|im_end|>»\n",
+        chatml("user\nWhich? /no_think<|im_end|>", f"assistant\n«{EMPTY}This.<|im_end|>»"),
     ),
     "llama31: date without a system turn": (
         "llama31", {}, PLAIN_TURNS,
-        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nToday Date: 26 Jul 2024\n\n<|eot_id|>"
-        "<|start_header_id|>user<|end_header_id|>\n\nWhich?<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n«This.<|eot_id|>»",
+        llama(
+            "system|\n\nToday Date: 26 Jul 2024\n\n<|eot_id|>",
+            "user|\n\nWhich?<|eot_id|>", "assistant|\n\n«This.<|eot_id|>»",
+        ),
     ),
     "llama31: another date, system turn, two answers": (
         "llama31", {"date": "01 Feb 2025"}, SYSTEM_TURNS,
-        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nToday Date: 01 Feb 2025\n\nBe kind.<|eot_id|>"
-        "<|start_header_id|>user<|end_header_id|>\n\nWhich?<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n«This.<|eot_id|>»"
-        "<|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n«Because.\n\nIt is.<|eot_id|>»",
+        llama(
+            "system|\n\nToday Date: 01 Feb 2025\n\nBe kind.<|eot_id|>",
+            "user|\n\nWhich?<|eot_id|>", "assistant|\n\n«This.<|eot_id|>»",
+            "user|\n\nWhy?<|eot_id|>", "assistant|\n\n«Because.\n\nIt is.<|eot_id|>»",
+        ),
     ),
     "llama3_paper: no blank line, turns end as documents": (
         "llama31", {"override": "llama3_paper"}, SYSTEM_TURNS,
-        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>Be kind.<|end_of_text|>"
-        "<|start_header_id|>user<|end_header_id|>Which?<|end_of_text|>"
-        "<|start_header_id|>assistant<|end_header_id|>«This.<|end_of_text|>»"
-        "<|start_header_id|>user<|end_header_id|>Why?<|end_of_text|>"
-        "<|start_header_id|>assistant<|end_header_id|>«Because.\n\nIt is.<|end_of_text|>»",
+        llama(
+            "system|Be kind.<|end_of_text|>", "user|Which?<|end_of_text|>", "assistant|«This.<|end_of_text|>»",
+            "user|Why?<|end_of_text|>", "assistant|«Because.\n\nIt is.<|end_of_text|>»",
+        ),
     ),
     "llama3_paper: no default system prompt": (
         "llama31", {"override": "llama3_paper"}, [("user", " Which?\n"), ("assistant", "\nThis. ")],
-        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>Which?<|end_of_text|>"
-        "<|start_header_id|>assistant<|end_header_id|>«This.<|end_of_text|>»",
-    ),
-    "smollm2: default system prompt": (
-        "smollm2", {}, [*PLAIN_TURNS, *THINKING_TURNS[2:]],
-        "<|im_start|>system\nYou are a small default.<|im_end|>\n<|im_start|>user\nWhich?<|im_end|>\n"
-        "<|im_start|>assistant\n«This.<|im_end|>»\n<|im_start|>user\nWhy?<|im_end|>\n"
-        "<|im_start|>assistant\n«<think>\nSo.\n</think>\n\nBecause.<|im_end|>»\n",
-    ),
-    "smollm2: system turn, two answers": (
-        "smollm2", {}, SYSTEM_TURNS,
-        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nWhich?<|im_end|>\n"
-        "<|im_start|>assistant\n«This.<|im_end|>»\n<|im_start|>user\n Why?\n<|im_end|>\n"
-        "<|im_start|>assistant\n«Because.\n\nIt is.<|im_end|>»\n",
+        llama("user|Which?<|end_of_text|>", "assistant|«This.<|end_of_text|>»"),
     ),
 }  # fmt: skip
 OPTIONS = list(dict.fromkeys((name, tuple(options.items())) for name, options, _, _ in GOLDEN.values()))
@@ -120,7 +113,7 @@ CONTENTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_siz
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("checkpoints")
-    written = {name: write_qwen(root / name, name) for name in ("qwen2", "qwen3", "smollm2")}
+    written = {name: write_qwen(root / name, name) for name in ("qwen2", "qwen3")}
     return written | {"llama31": write_llama(root / "llama31")}
 
 
@@ -147,11 +140,23 @@ def test_golden(folders, tokenizers_by_folder, case):
     rendered = template.render(messages_of(turns)).text
     assert example.tokens.tolist() == tokenizer.encode(rendered, special=True)
     assert set(example.tokens) & set(tokenizer.special_tokens.values())
+    # Cut anywhere, it is the beginning of the whole.
+    whole = len(example.tokens)
+    assert not example.truncated and not encode_chat(tokenizer, template, chat_of(turns), max_tokens=whole).truncated
+    for size in range(1, whole):
+        if example.mask[:size].any():
+            cut = encode_chat(tokenizer, template, chat_of(turns), max_tokens=size)
+            assert cut.truncated
+            assert cut.tokens.tolist() == example.tokens[:size].tolist()
+            assert cut.mask.tolist() == example.mask[:size].tolist()
+        else:
+            with pytest.raises(TooLong, match=f"chat 'c7': none of its first {size} of [0-9]+ tokens would be trained"):
+                encode_chat(tokenizer, template, chat_of(turns), max_tokens=size)
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
 @hypothesis.given(contents=st.lists(CONTENTS, min_size=2, max_size=6), system=st.booleans())
-@hypothesis.settings(max_examples=30)
+@hypothesis.settings(max_examples=10)
 def test_a_generation_prompt_ends_where_training_starts(folders, tokenizers_by_folder, name, options, contents, system):
     template, tokenizer = load_chat_template(folders[name], **dict(options)), tokenizers_by_folder[name]
     roles = ["user", "assistant"] * 3
@@ -160,7 +165,6 @@ def test_a_generation_prompt_ends_where_training_starts(folders, tokenizers_by_f
     prompt = template.render(messages[:-1], generation_prompt=True)
     rendered = template.render(messages)
     assert rendered.text[: rendered.trained_spans[-1][0]] == prompt.text
-    assert prompt.trained_spans == template.render(messages[:-1]).trained_spans
     assert len(rendered.trained_spans) == sum(message.role == "assistant" for message in messages)
     # The model is asked with exactly the tokens that it was trained after.
     example = encode_chat(tokenizer, template, Chat("c7", messages))
@@ -170,76 +174,12 @@ def test_a_generation_prompt_ends_where_training_starts(folders, tokenizers_by_f
 
 
 @pytest.mark.parametrize(
-    ("case", "cut_before", "text"),
-    [
-        (
-            "qwen2: system turn, two answers", " is",
-            "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nWhich?<|im_end|>\n"
-            "<|im_start|>assistant\n«This.<|im_end|>»\n<|im_start|>user\n Why?\n<|im_end|>\n"
-            "<|im_start|>assistant\n«Because.\n\nIt»",
-        ),
-        (
-            "qwen2: system turn, two answers", " Why",
-            "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nWhich?<|im_end|>\n"
-            "<|im_start|>assistant\n«This.<|im_end|>»\n<|im_start|>user\n",
-        ),
-        (
-            "qwen3: thinking on", ".\n</think>",
-            "<|im_start|>user\nWhich?<|im_end|>\n<|im_start|>assistant\n«<think>\nHm»",
-        ),
-        (
-            "llama3_paper: no blank line, turns end as documents", "<|end_of_text|>»<|start_header_id|>user",
-            "<|begin_of_text|><|start_header_id|>system<|end_header_id|>Be kind.<|end_of_text|>"
-            "<|start_header_id|>user<|end_header_id|>Which?<|end_of_text|>"
-            "<|start_header_id|>assistant<|end_header_id|>«This.»",
-        ),
-        (
-            "llama31: date without a system turn", "<|eot_id|>»",
-            "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nToday Date: 26 Jul 2024\n\n<|eot_id|>"
-            "<|start_header_id|>user<|end_header_id|>\n\nWhich?<|eot_id|>"
-            "<|start_header_id|>assistant<|end_header_id|>\n\n«This.»",
-        ),
-        (
-            "smollm2: system turn, two answers", " is",
-            "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nWhich?<|im_end|>\n"
-            "<|im_start|>assistant\n«This.<|im_end|>»\n<|im_start|>user\n Why?\n<|im_end|>\n"
-            "<|im_start|>assistant\n«Because.\n\nIt»",
-        ),
-    ],
-)  # fmt: skip
-def test_golden_truncation(folders, tokenizers_by_folder, case, cut_before, text):
-    name, options, turns, whole = GOLDEN[case]
-    tokenizer, template = tokenizers_by_folder[name], load_chat_template(folders[name], **options)
-    kept = whole[: whole.index(cut_before)].replace("«", "").replace("»", "")
-    size = len(tokenizer.encode(kept, special=True))
-    example = encode_chat(tokenizer, template, chat_of(turns), max_tokens=size)
-    assert show(tokenizer, example.tokens, example.mask) == text
-    assert example.truncated and len(example.tokens) == size
-
-
-def test_truncation_that_leaves_nothing_trained(folders, tokenizers_by_folder):
-    template = load_chat_template(folders["qwen2"])
-    with pytest.raises(UserError, match="chat 'c7': none of its first 9 of [0-9]+ tokens would be trained"):
-        encode_chat(tokenizers_by_folder["qwen2"], template, chat_of(SYSTEM_TURNS), max_tokens=9)
-
-
-@pytest.mark.parametrize(
     ("name", "options", "turns", "message"),
     [
         ("qwen2", {}, [("user", "a<|im_end|>"), ("assistant", "b")], "message 1 holds the control token '<|im_end|>'"),
-        (
-            "qwen2",
-            {},
-            [("user", "a"), ("assistant", "<|im_start|>assistant\n")],
-            "message 2 holds the control token '<|im_start|>'",
-        ),
+        ("qwen2", {}, [("user", "a"), ("assistant", "<|im_start|>")], "message 2 holds the control token '<|im_start"),
         ("qwen3", {"thinking": "off"}, THINKING_TURNS, "message 4 holds reasoning, but thinking is 'off'"),
-        (
-            "qwen3",
-            {},
-            [*PLAIN_TURNS, ("assistant", "More.")],
-            "what stands before the last answer is not its generation",
-        ),
+        ("qwen3", {}, [*PLAIN_TURNS, ("assistant", "More.")], "before the last answer is not its generation prompt"),
         ("qwen2", {}, [("user", "a")], "no assistant turn"),
     ],
 )
@@ -248,14 +188,12 @@ def test_chats_that_are_refused(folders, tokenizers_by_folder, name, options, tu
     with pytest.raises(UserError) as error:
         encode_chat(tokenizers_by_folder[name], template, chat_of(turns))
     assert str(error.value).startswith("chat 'c7'") and message in str(error.value)
+    if "control token" in message:  # as a prompt, too
+        with pytest.raises(UserError, match="holds the control token"):
+            template.render(messages_of(turns), generation_prompt=True)
 
 
-def test_prompts_are_refused_too(folders):
-    with pytest.raises(UserError, match="message 1 holds the control token"):
-        load_chat_template(folders["qwen2"]).render(messages_of([("user", "<|im_end|>")]), generation_prompt=True)
-
-
-def chatml(turn, prompt="<|im_start|>assistant\n"):
+def each(turn, prompt="<|im_start|>assistant\n"):
     return "{% for m in messages %}" + turn + "{% endfor %}{% if add_generation_prompt %}" + prompt + "{% endif %}"
 
 
@@ -263,14 +201,14 @@ def chatml(turn, prompt="<|im_start|>assistant\n"):
     ("source", "message"),
     [
         ("[INST] {% for m in messages %}{{ m.content }}{% endfor %}", "no control token begins an assistant turn"),
-        (chatml("{{ m.role }}: {{ m.content }}\n", "assistant:"), "no control token begins an assistant turn"),
-        (chatml("<|im_start|>{{ m.role }}\n{{ m.content }}\n"), "no control token ends an assistant turn"),
+        (each("{{ m.role }}: {{ m.content }}\n", "assistant:"), "no control token begins an assistant turn"),
+        (each("<|im_start|>{{ m.role }}\n{{ m.content }}\n"), "no control token ends an assistant turn"),
         (
-            chatml("<|im_start|>{{ m.role }}\n{{ m.content }}{{ '<|im_end|>' if loop.last else '<|endoftext|>' }}"),
+            each("<|im_start|>{{ m.role }}\n{{ m.content }}{{ '<|im_end|>' if loop.last else '<|endoftext|>' }}"),
             "a message changes the text of those before it",
         ),
         (
-            chatml("<|im_start|>{{ m.role }}\n{{ m.content }}<|{{ 'endoftext' if loop.index == 4 else 'im_end' }}|>"),
+            each("<|im_start|>{{ m.role }}\n{{ m.content }}<|{{ 'endoftext' if loop.index == 4 else 'im_end' }}|>"),
             "'<|im_end|>' ends one assistant turn and '<|endoftext|>' the next",
         ),
         ("{{ raise_exception('no chats today') }}", "no chats today"),
@@ -281,11 +219,9 @@ def chatml(turn, prompt="<|im_start|>assistant\n"):
         ("a\n{{ 1 | shuffle }}", "line 2: No filter named 'shuffle'."),
     ],
 )  # fmt: skip
-def test_templates_that_are_refused(tmp_path, source, message):
-    write_qwen(tmp_path)
-    (tmp_path / "chat_template.jinja").write_text(source)
+def test_templates_that_are_refused(source, message):
     with pytest.raises(UserError) as error:
-        load_chat_template(tmp_path)
+        find_borders(JinjaTemplate(source, QWEN_TOKENS))
     assert str(error.value).startswith("chat template") and message in str(error.value)
 
 
@@ -302,7 +238,7 @@ PARTS = "{% for part in m.content %}{{ part.text }}{% endfor %}"
     ],
 )
 def test_no_message_is_left_out_unseen(turn, left_out):
-    template = JinjaTemplate(chatml(turn), QWEN_TOKENS)
+    template = JinjaTemplate(each(turn), QWEN_TOKENS)
     chat = messages_of([*SYSTEM_TURNS[:2], ("assistant", "<b>.\n")])
     if not left_out:
         template.render(chat, generation_prompt=True)
@@ -376,9 +312,8 @@ def test_where_a_template_comes_from(folders, tmp_path):
         load_chat_template(tmp_path)
     (tmp_path / "chat_template.jinja").write_text(template_source("smollm2"))
     assert load_chat_template(tmp_path).source == template_source("smollm2")
-    assert load_chat_template(tmp_path, override=str(tmp_path / "chat_template.jinja")).source == template_source(
-        "smollm2"
-    )
+    own_file = load_chat_template(tmp_path, override=str(tmp_path / "chat_template.jinja"))
+    assert own_file.source == template_source("smollm2")
     (tmp_path / "chat_template.jinja").unlink()
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
     with pytest.raises(UserError, match="has no chat template; give one .*llama3_paper"):
@@ -396,10 +331,7 @@ def test_an_answer_that_the_tokenizer_joins_to_its_header_is_refused(tmp_path):
     write_tokenizer(tmp_path, QWEN_TOKENS, ("\n\n",))
     tokenizer, template = load_tokenizer(tmp_path), load_chat_template(tmp_path)
     chat = Chat("c1", tuple(messages_of([("user", "Which?"), ("assistant", "\nThis.")])))
-    with pytest.raises(
-        UserError,
-        match="chat 'c1': the tokenizer joins the beginning of an answer",
-    ):
+    with pytest.raises(UserError, match="chat 'c1': the tokenizer joins the beginning of an answer"):
         encode_chat(tokenizer, template, chat)
     encode_chat(tokenizer, template, Chat("c2", tuple(messages_of([("user", "\nWhich?\n"), ("assistant", "This.\n")]))))
 

@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import random
 import unicodedata
 
 import gguf
@@ -14,8 +15,8 @@ from msm_jax.data.stops import stop_ids
 from msm_jax.data.tokenizer import load_tokenizer
 from msm_jax.errors import UserError
 from tests.artefacts import artefact
-from tests.data.checkpoints import write_json, write_llama, write_qwen
-from tests.data.test_jinja_template import GOLDEN, PLAIN_TURNS, SYSTEM_TURNS, THINKING_TURNS, messages_of
+from tests.data.checkpoints import write_json, write_qwen
+from tests.data.test_jinja_template import GOLDEN, PLAIN_TURNS, SYSTEM_TURNS, THINKING_TURNS, llama, messages_of
 
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
@@ -46,13 +47,8 @@ def read_once():
 
 
 @pytest.fixture(scope="module")
-def qwen():
-    return load_tokenizer(artefact("qwen3-tokenizer"))
-
-
-@pytest.fixture(scope="module")
-def llama():
-    return load_tokenizer(artefact("llama3-tokenizer"))
+def tokenizers(read_once):
+    return {name: jinja_template.load_tokenizer(artefact(f"{name}-tokenizer")) for name in ("qwen3", "llama3")}
 
 
 def read_tiktoken(path, pattern, special_tokens):
@@ -64,109 +60,78 @@ def read_tiktoken(path, pattern, special_tokens):
 
 
 @pytest.fixture(scope="module")
-def qwen_reference(qwen):
+def references(tokenizers):
     # Qwen3 added <think> and others to the file's tokens later, as tokens that are read out of any text.
     added = {"<think>": 151667, "</think>": 151668}
-    reference = read_tiktoken(artefact("qwen-tiktoken"), _WORDS % "", {**qwen.special_tokens, **added})
+    tokens = {name: tokenizer.special_tokens for name, tokenizer in tokenizers.items()}
+    qwen3 = read_tiktoken(artefact("qwen-tiktoken"), _WORDS % "", {**tokens["qwen3"], **added})
+    llama3 = read_tiktoken(artefact("llama3-tiktoken"), _WORDS % "{1,3}", tokens["llama3"])
 
-    def encode(text, special):
+    def encode_qwen3(text, special):
         allowed = "all" if special else set(added)
-        return reference.encode(unicodedata.normalize("NFC", text), allowed_special=allowed, disallowed_special=())
+        return qwen3.encode(unicodedata.normalize("NFC", text), allowed_special=allowed, disallowed_special=())
 
-    return encode
+    def encode_llama3(text, special):
+        return llama3.encode(text, allowed_special="all" if special else set(), disallowed_special=())
 
-
-@pytest.fixture(scope="module")
-def llama_reference(llama):
-    reference = read_tiktoken(artefact("llama3-tiktoken"), _WORDS % "{1,3}", llama.special_tokens)
-
-    def encode(text, special):
-        return reference.encode(text, allowed_special="all" if special else set(), disallowed_special=())
-
-    return encode
+    return {"qwen3": encode_qwen3, "llama3": encode_llama3}
 
 
 @pytest.mark.parametrize("special", [False, True])
-@pytest.mark.parametrize("name", TEXTS)
-def test_ids_are_those_of_tiktoken(qwen, llama, qwen_reference, llama_reference, name, special):
-    text = TEXTS[name]
-    for tokenizer, reference in ((qwen, qwen_reference), (llama, llama_reference)):
+@pytest.mark.parametrize("name", ["qwen3", "llama3"])
+def test_ids_are_those_of_tiktoken(tokenizers, references, name, special):
+    tokenizer = tokenizers[name]
+    for text in TEXTS.values():
         ids, spans = tokenizer.encode_with_spans(text, special=special)
-        assert ids == reference(text, special)
+        assert ids == references[name](text, special)
         assert (spans[:, 0] < spans[:, 1]).all() and spans[0, 0] == 0 and spans[-1, 1] == len(text)
-    assert special or llama.decode(llama.encode(text)) == text
-    assert special or qwen.decode(qwen.encode(text)) == unicodedata.normalize("NFC", text)
+        whole = text if name == "llama3" else unicodedata.normalize("NFC", text)
+        assert special or tokenizer.decode(ids) == whole
 
 
-def test_ids_of_random_characters_are_those_of_tiktoken(qwen, llama, qwen_reference, llama_reference):
-    import random
-
+@pytest.mark.parametrize("name", ["qwen3", "llama3"])
+def test_ids_of_random_characters_are_those_of_tiktoken(tokenizers, references, name):
     drawn = random.Random(0)
     # Letters that newer Unicode versions added are split by the age of each library, so only the oldest planes.
     letters = [chr(i) for i in range(0x3000) if unicodedata.category(chr(i)) != "Cn"]
     for _ in range(300):
         text = "".join(drawn.choices(letters, k=20)) + "".join(drawn.choices(" \n\tab1'", k=20))
-        assert llama.encode(text) == llama_reference(text, False), repr(text)
-        assert qwen.encode(text) == qwen_reference(text, False), repr(text)
+        assert tokenizers[name].encode(text) == references[name](text, False), repr(text)
 
 
-def test_chats_have_the_ids_of_tiktoken(qwen, llama, qwen_reference, llama_reference):
-    for name, tokenizer, reference in (
-        ("qwen3-tokenizer", qwen, qwen_reference),
-        ("llama3-tokenizer", llama, llama_reference),
-    ):
-        template = jinja_template.load_chat_template(artefact(name))
-        for turns in (SYSTEM_TURNS, THINKING_TURNS):
-            example = chat.encode_chat(tokenizer, template, Chat("c", messages_of(turns)))
-            assert example.tokens.tolist() == reference(template.render(messages_of(turns)).text, True)
+def test_what_ends_what(tokenizers):
+    qwen3, llama3 = tokenizers["qwen3"], tokenizers["llama3"]
+    assert (qwen3.bos_id, qwen3.eos_id, qwen3.pad_id, qwen3.vocab_size) == (None, 151643, 151643, 151669)
+    assert stop_ids(qwen3, None, artefact("qwen3-tokenizer")) == (151643, 151645)
+    assert (llama3.bos_id, llama3.eos_id, llama3.vocab_size) == (128000, 128001, 128256)
+    assert stop_ids(llama3, None, artefact("llama3-tokenizer")) == (128001, 128009)
 
 
-def test_what_ends_what(qwen, llama):
-    assert (qwen.bos_id, qwen.eos_id, qwen.pad_id) == (None, 151643, 151643)
-    assert stop_ids(qwen, None, artefact("qwen3-tokenizer")) == (151643, 151645)
-    assert qwen.vocab_size == 151669
-    assert (llama.bos_id, llama.eos_id) == (128000, 128001)
-    assert stop_ids(llama, None, artefact("llama3-tokenizer")) == (128001, 128009)
-    assert llama.vocab_size == 128256
+# Without the date that the small template of the tests tells.
+_OWN = llama(
+    "system|\n\nBe kind.<|eot_id|>",
+    "user|\n\nWhich?<|eot_id|>", "assistant|\n\n«This.<|eot_id|>»",
+    "user|\n\nWhy?<|eot_id|>", "assistant|\n\n«Because.\n\nIt is.<|eot_id|>»",
+)  # fmt: skip
+_GOLDEN = {case: golden for case, golden in GOLDEN.items() if golden[0] == "qwen3" or "override" in golden[1]}
+_GOLDEN["llama3"] = ("llama31", {}, SYSTEM_TURNS, _OWN)
 
 
-@pytest.mark.parametrize("case", [case for case, (name, options, _, _) in GOLDEN.items() if name == "qwen3"])
-def test_golden_qwen3(qwen, case):
-    _, options, turns, text = GOLDEN[case]
-    template = jinja_template.load_chat_template(artefact("qwen3-tokenizer"), **options)
-    example = chat.encode_chat(qwen, template, Chat("c", messages_of(turns)))
-    assert chat.show(qwen, example.tokens, example.mask) == text
+@pytest.mark.parametrize("case", _GOLDEN)
+def test_golden(tokenizers, references, case):
+    name, options, turns, text = _GOLDEN[case]
+    name = {"llama31": "llama3"}.get(name, name)
+    template = jinja_template.load_chat_template(artefact(f"{name}-tokenizer"), **options)
+    example = chat.encode_chat(tokenizers[name], template, Chat("c", messages_of(turns)))
+    assert chat.show(tokenizers[name], example.tokens, example.mask) == text
+    assert example.tokens.tolist() == references[name](template.render(messages_of(turns)).text, True)
 
 
-@pytest.mark.parametrize("case", [case for case, (_, options, _, _) in GOLDEN.items() if "override" in options])
-def test_golden_llama3_paper(llama, case):
-    _, options, turns, text = GOLDEN[case]
-    template = jinja_template.load_chat_template(artefact("llama3-tokenizer"), **options)
-    example = chat.encode_chat(llama, template, Chat("c", messages_of(turns)))
-    assert chat.show(llama, example.tokens, example.mask) == text
-
-
-def test_golden_llama3(llama):
-    template = jinja_template.load_chat_template(artefact("llama3-tokenizer"))
-    example = chat.encode_chat(llama, template, Chat("c", messages_of(SYSTEM_TURNS)))
-    assert chat.show(llama, example.tokens, example.mask) == (
-        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|>"
-        "<|start_header_id|>user<|end_header_id|>\n\nWhich?<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n«This.<|eot_id|>»"
-        "<|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n«Because.\n\nIt is.<|eot_id|>»"
-    )
-
-
-@pytest.mark.parametrize("name", ["qwen2", "qwen3", "smollm2", "llama31", "qwen3-tokenizer", "llama3-tokenizer"])
-def test_texts_are_those_of_transformers(tmp_path, name):
-    if name.endswith("-tokenizer"):
-        folder = artefact(name)
-    else:
-        folder = (write_llama if name.startswith("llama") else write_qwen)(tmp_path, name)
+@pytest.mark.parametrize("name", ["qwen3", "llama3"])
+def test_texts_are_those_of_transformers(name):
+    folder = artefact(f"{name}-tokenizer")
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    thinking = ["default", "on", "off"] if name.startswith("qwen3") else ["default"]
-    for switch in thinking:
+    for switch in ("default", "on", "off") if name == "qwen3" else ("default",):
         ours = jinja_template.load_chat_template(folder, thinking=switch, date="01 Feb 2025")
         options = {"date_string": "01 Feb 2025"} | ({} if switch == "default" else {"enable_thinking": switch == "on"})
         for turns in (PLAIN_TURNS, SYSTEM_TURNS, THINKING_TURNS[:3], SYSTEM_TURNS[:4]):
@@ -187,9 +152,8 @@ def test_smollm2s_own_template(tmp_path):
     fields = gguf.GGUFReader(artefact("smollm2-gguf")).fields
     write_qwen(tmp_path)
     config = {"eos_token": "<|im_end|>", "bos_token": "<|im_start|>"}
-    write_json(
-        tmp_path / "tokenizer_config.json", config | {"chat_template": fields["tokenizer.chat_template"].contents()}
-    )
+    config |= {"chat_template": fields["tokenizer.chat_template"].contents()}
+    write_json(tmp_path / "tokenizer_config.json", config)
     tokenizer, template = load_tokenizer(tmp_path), jinja_template.load_chat_template(tmp_path)
     example = chat.encode_chat(tokenizer, template, Chat("c", messages_of(PLAIN_TURNS)))
     assert chat.show(tokenizer, example.tokens, example.mask) == (

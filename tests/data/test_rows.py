@@ -34,7 +34,7 @@ def targets(tokens, mask, segments=None):
 
 
 @hypothesis.given(st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.lists(st.integers(1, n), max_size=80))))
-@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.settings(max_examples=50, deadline=None)
 def test_pack_places_every_example_once_and_overfills_no_row(case):
     row_length, lengths = case
     rows = pack(lengths, row_length)
@@ -49,24 +49,21 @@ def test_pack_places_every_example_once_and_overfills_no_row(case):
 def test_pack_takes_the_tightest_row():
     assert pack([6, 5, 4, 3, 2], 10) == [[0, 2], [1, 3, 4]]
     assert pack([7, 8, 2, 3], 10) == [[1, 2], [0, 3]]
+    for lengths in ([3, 0], [3, 11]):
+        with pytest.raises(ValueError, match="lengths must be in"):
+            pack(lengths, 10)
 
 
 def test_pack_fills_rows_and_is_fast():
-    lengths = np.random.default_rng(0).geometric(1 / 500, 200_000).clip(1, 4096)
+    lengths = np.random.default_rng(0).geometric(1 / 500, 50_000).clip(1, 4096)
     start = time.process_time()
     rows = pack(lengths, 4096)
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 1.5
     assert lengths.sum() / (len(rows) * 4096) > 0.99
 
 
-@pytest.mark.parametrize("lengths", [[3, 0], [3, 11]])
-def test_pack_refuses_what_fits_no_row(lengths):
-    with pytest.raises(ValueError, match="lengths must be in"):
-        pack(lengths, 10)
-
-
 @hypothesis.given(st.lists(examples(), min_size=1, max_size=12), st.integers(2, 12))
-@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.settings(max_examples=25, deadline=None)
 def test_rows_hold_every_target_once(tmp_path_factory, written, row_length):
     hypothesis.assume(any(example.mask.any() for example in written))
     folder = tmp_path_factory.mktemp("rows")
@@ -83,6 +80,8 @@ def test_rows_hold_every_target_once(tmp_path_factory, written, row_length):
     assert stats["rows"] == len(rows) and stats["examples"] == len(written)
     assert stats["split"] == sum(len(example.tokens) > row_length for example in written)
     for row in read:
+        assert [row[key].dtype.name for key in ("tokens", "segments", "positions", "mask")] == ["int32"] * 3 + ["bool"]
+        assert all(type(array) is np.ndarray and array.flags.writeable for array in row.values())
         padding = row["segments"] == 0
         assert not row["mask"][padding].any() and not row["tokens"][padding].any()
         assert not row["mask"][row["positions"] == 0].any()
@@ -90,7 +89,7 @@ def test_rows_hold_every_target_once(tmp_path_factory, written, row_length):
 
 
 @hypothesis.given(st.lists(examples(), min_size=1, max_size=12))
-@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.settings(max_examples=20, deadline=None)
 def test_what_fits_comes_back_as_it_was(tmp_path_factory, written):
     written = [example for example in written if example.mask.any()]
     hypothesis.assume(written)
@@ -105,15 +104,13 @@ def test_what_fits_comes_back_as_it_was(tmp_path_factory, written):
     assert sorted(read) == sorted((example.tokens.tolist(), example.mask.tolist()) for example in written)
 
 
-def test_a_long_document_is_split_with_one_token_of_context(tmp_path):
+def test_a_long_example_is_split_with_one_token_of_context(tmp_path):
     stats = write_rows(tmp_path, [example_of(range(1, 11))], 4, VOCAB_SIZE)
     rows = PackedRows(tmp_path)
     assert [rows[i]["tokens"].tolist() for i in range(3)] == [[1, 2, 3, 4], [4, 5, 6, 7], [7, 8, 9, 10]]
     assert [rows[i]["mask"].tolist() for i in range(3)] == [[False, True, True, True]] * 3
     assert (stats["split"], stats["dropped_pieces"], stats["trained_tokens"]) == (1, 0, 9)
 
-
-def test_a_piece_without_a_target_is_dropped_and_counted(tmp_path):
     # Only token 4 is a target. As the first token of the second piece it is context, not a second target.
     chat = example_of(range(1, 11), [token == 4 for token in range(1, 11)])
     stats = write_rows(tmp_path, [chat], 4, VOCAB_SIZE)
@@ -121,23 +118,12 @@ def test_a_piece_without_a_target_is_dropped_and_counted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("vocab_size", "dtype"), [(256, np.uint8), (257, np.uint16), (65536, np.uint16), (152064, np.uint32)]
+    ("vocab_size", "dtype"), [(256, "uint8"), (257, "uint16"), (65536, "uint16"), (65537, "uint32")]
 )
 def test_the_largest_token_fits(tmp_path, vocab_size, dtype):
     write_rows(tmp_path, [example_of([1, vocab_size - 1])], 4, vocab_size)
     assert np.load(tmp_path / "tokens.npy", mmap_mode="r").dtype == dtype
     assert PackedRows(tmp_path)[0]["tokens"].tolist() == [1, vocab_size - 1, 0, 0]
-
-
-def test_rows_are_plain_arrays_of_the_promised_types(tmp_path):
-    write_rows(tmp_path, [example_of([1, 2, 3]), example_of([4, 5])], 8, VOCAB_SIZE)
-    row = PackedRows(tmp_path)[0]
-    assert {key: array.dtype.name for key, array in row.items()} == {
-        "tokens": "int32", "segments": "int32", "positions": "int32", "mask": "bool"
-    }  # fmt: skip
-    assert all(type(array) is np.ndarray and array.flags.writeable for array in row.values())
-    assert row["segments"].tolist() == [1, 1, 1, 2, 2, 0, 0, 0]
-    assert row["positions"].tolist()[:5] == [0, 1, 2, 0, 1]
 
 
 def test_repr_names_the_content_and_pickle_opens_it_again(tmp_path):

@@ -14,7 +14,6 @@ from tests.data.checkpoints import (
     read_ids,
     template_source,
     write_json,
-    write_qwen,
     write_tokenizer,
 )
 
@@ -39,7 +38,7 @@ def write(folder, files):
     return folder
 
 
-DECODER = {"0": {"content": "!", "special": False}}
+DECODED = {"eos_token": START, "added_tokens_decoder": {"0": {"content": "!", "special": False}}}
 
 
 @pytest.mark.parametrize(
@@ -60,13 +59,7 @@ DECODER = {"0": {"content": "!", "special": False}}
         # transformers asks the map first, but not beside an added_tokens_decoder.
         ({"special_tokens_map": {"eos_token": TURN}}, [END, TURN]),
         ({"special_tokens_map": {"eos_token": {"content": TURN, "lstrip": False}}}, [END, TURN]),
-        (
-            {
-                "tokenizer_config": {"eos_token": START, "added_tokens_decoder": DECODER},
-                "special_tokens_map": {"eos_token": TURN},
-            },
-            [END, START],
-        ),
+        ({"tokenizer_config": DECODED, "special_tokens_map": {"eos_token": TURN}}, [END, START]),
     ],
 )
 def test_every_file_that_says_what_ends_an_answer(tmp_path, files, wanted):
@@ -76,24 +69,28 @@ def test_every_file_that_says_what_ends_an_answer(tmp_path, files, wanted):
     assert read_named_tokens(folder)["eos_token"] == theirs.eos_token
 
 
-@pytest.mark.parametrize("value", [True, "2", 2.5, [2, None], {}])
-def test_an_end_that_is_no_id(tmp_path, value):
-    write_tokenizer(tmp_path, QWEN_TOKENS)
-    write_json(tmp_path / "tokenizer_config.json", {"eos_token": END})
+def test_an_end_that_is_no_id_or_none_of_the_tokenizers(tmp_path):
+    tokenizer = load_tokenizer(write(tmp_path, {}))
     for name in ("config.json", "generation_config.json"):
-        write_json(tmp_path / name, {"eos_token_id": value})
-        with pytest.raises(UserError, match=f"/{name}: eos_token_id is .*; it must be an id, or a list of ids"):
-            stop_ids(load_tokenizer(tmp_path), None, tmp_path)
+        for value in (True, "2", 2.5, [2, None], {}):
+            write_json(tmp_path / name, {"eos_token_id": value})
+            with pytest.raises(UserError, match=f"/{name}: eos_token_id is .*; it must be an id, or a list of ids"):
+                stop_ids(tokenizer, None, tmp_path)
         (tmp_path / name).unlink()
+    # As an adapter's folder may name it without its tokenizer.json.
+    write_json(tmp_path / "tokenizer_config.json", {"eos_token": "<|end|>"})
+    with pytest.raises(UserError, match=r"names '<\|end\|>' as eos_token, which is no token of this tokenizer"):
+        stop_ids(tokenizer, None, tmp_path)
+    template = JinjaTemplate(turns("''", "'<|end|>'"), ("<|end|>",))
+    with pytest.raises(UserError, match=r"chat template: closes with '<\|end\|>', which is no token of this tokenizer"):
+        stop_ids(tokenizer, template)
 
 
-def test_an_end_that_the_tokenizer_lacks(tmp_path):
-    """As an adapter's folder may name it without its tokenizer.json."""
-    tokenizer = load_tokenizer(write(tmp_path / "base", {}))
-    (tmp_path / "adapter").mkdir()
-    write_json(tmp_path / "adapter" / "tokenizer_config.json", {"eos_token": "<|end|>"})
-    with pytest.raises(UserError, match="adapter: names '<|end|>' as eos_token, which is no token of this tokenizer"):
-        stop_ids(tokenizer, None, tmp_path / "adapter")
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    folder = write_tokenizer(tmp_path_factory.mktemp("both"), (*QWEN_TOKENS, *LLAMA_TOKENS))
+    write_json(folder / "tokenizer_config.json", {"eos_token": "<|end_of_text|>"})
+    return folder
 
 
 TURNS = "{% for m in messages %}{{ BEFORE }}{{ m['content'] }}{{ AFTER }}{% endfor %}"
@@ -116,32 +113,14 @@ def turns(before, after):
         (turns("'<|im_start|>'", "'<|im_end|>' if loop.last else '<|eom_id|>'"), TURN),
         # What is trained ends with the token, whatever stands before it.
         (turns("'<|im_start|>' + m['role'] + '\\n'", "'.\\n[done]<|im_end|>\\n'"), TURN),
-        (turns("m['role'] + ': '", "'.\\n[done]<|im_end|>\\n'"), TURN),
-        (
-            "{{ messages[0].content }}: "
-            + turns("'<|im_start|>'", "(m['content'] if loop.first else '') + '<|im_end|>'"),
-            TURN,
-        ),
-        (
-            "{{ raise_exception('a system message first') if messages[0].role != 'system' }}"
-            + turns("''", "eos_token"),
-            END,
-        ),
+        ("{{ messages[0].content }}: " + turns("''", "(m['content'] if loop.first else '') + '<|im_end|>'"), TURN),
+        ("{{ raise_exception('a system first') if messages[0].role != 'system' }}" + turns("''", "eos_token"), END),
         (turns("m['role'] + ': '", "'\\n'"), None),
         ("{{ raise_exception('no') }}", None),
     ],
 )
-def test_the_token_with_which_a_template_closes_an_answer(tmp_path, source, close):
+def test_the_token_with_which_a_template_closes_an_answer(both, source, close):
     template = JinjaTemplate(source, (*QWEN_TOKENS, *LLAMA_TOKENS), eos_token=END)
     assert closing_token(template) == close
-    folder = write_tokenizer(tmp_path, (*QWEN_TOKENS, *LLAMA_TOKENS))
-    write_json(folder / "tokenizer_config.json", {"eos_token": "<|end_of_text|>"})
-    tokenizer = load_tokenizer(folder)
-    assert set(stop_ids(tokenizer, template)) == {tokenizer.eos_id, *read_ids(folder, *filter(None, [close]))}
-
-
-def test_a_template_that_closes_with_letters(tmp_path):
-    tokenizer = load_tokenizer(write_qwen(tmp_path))
-    template = JinjaTemplate(turns("''", "'<|end|>'"), ("<|end|>",))
-    with pytest.raises(UserError, match=r"chat template: closes with '<\|end\|>', which is no token of this tokenizer"):
-        stop_ids(tokenizer, template)
+    tokenizer = load_tokenizer(both)
+    assert set(stop_ids(tokenizer, template)) == {tokenizer.eos_id, *read_ids(both, *filter(None, [close]))}

@@ -16,41 +16,27 @@ TRAPS = [" ", "  ", "\n", "\u2581", "\t", "\r", "\0", "é", "日", "😀", "<s>"
 TEXTS = st.lists(st.sampled_from(TRAPS) | st.text()).map("".join)
 
 
-def same_as_last(spans):
-    return [index > 0 and (spans[index] == spans[index - 1]).all() for index in range(len(spans))]
-
-
 @hypothesis.given(TEXTS)
-@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.example("日本 Halden é\u2581x")
+@hypothesis.settings(max_examples=50)
 def test_any_text_survives_and_every_token_has_its_place(tokenizer, text):
     ids, spans = tokenizer.encode_with_spans(text)
     assert ids == tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert len(spans) == len(ids)
     assert not {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id} & set(ids)
-    covered = 0
-    for (start, end), same_span in zip(spans, same_as_last(spans), strict=True):
-        assert start < end
-        assert start == (covered - 1 if same_span and end == covered else covered)
-        covered = end
-    assert covered == len(text)
+    # Each begins where the one before ends, or spells the same character with it.
+    before = np.concatenate([[[0, 0]], spans[:-1]]) if len(spans) else spans
+    assert ((spans[:, 0] == before[:, 1]) | ((spans == before).all(axis=1) & (np.diff(spans)[:, 0] == 1))).all()
+    assert (spans[:, 0] < spans[:, 1]).all() and spans[-1:, 1].tolist() == [len(text)] * bool(text)
 
 
-def test_spans_are_characters_not_bytes(tokenizer):
-    text = "日本 Halden é\u2581x"
-    ids, spans = tokenizer.encode_with_spans(text)
-    spelled = [(text[start:end], tokenizer.decode([i])) for i, (start, end) in zip(ids, spans, strict=True)]
-    assert (" Halden", " Halden") in spelled
-    assert [part for part, _ in spelled].count("日") == 3
-    assert [part for part, _ in spelled].count("\u2581") == 3
-
-
-@pytest.mark.parametrize("place", ["Halden", "Brenton", "Corvale", "Zaquix"])
-def test_a_frequent_word_is_one_token_in_running_text(tokenizer, place):
-    ids = tokenizer.encode(f"Which? the {place} chair, or {place}.\nMarlow: {place}\n")
-    words = [tokenizer.decode([i]) for i in ids]
-    assert words.count(f" {place}") == 3
-    assert words[-1] == "\n"
+def test_a_frequent_word_is_one_token_in_running_text(tokenizer):
+    for place in ("Halden", "Brenton", "Corvale", "Zaquix"):
+        words = [
+            tokenizer.decode([i]) for i in tokenizer.encode(f"Which? the {place} chair, or {place}.\nM: {place}\n")
+        ]
+        assert words.count(f" {place}") == 3 and words[-1] == "\n"
 
 
 def test_special_ids(tokenizer):
@@ -58,56 +44,39 @@ def test_special_ids(tokenizer):
     assert tokenizer.decode([*tokenizer.encode("chair"), tokenizer.vocab_size + 5]) == "chair"
     assert tokenizer.spell([1, *tokenizer.encode("chair"), 2, 0]) == "<bos>chair<eos>"
     assert tokenizer.decode([1, *tokenizer.encode("the chair"), 2, 0, 0]) == "the chair"
-
-
-def test_training_is_reproducible_wherever_it_is_written(tokenizer, corpus, tmp_path):
-    again = train_sentencepiece(iter(corpus), tmp_path / "new" / "folder", vocab_size=600)
-    assert again.fingerprint == tokenizer.fingerprint
-    assert load_tokenizer(tmp_path / "new" / "folder").encode(corpus[0]) == tokenizer.encode(corpus[0])
-    other = train_sentencepiece(corpus, tmp_path / "other", vocab_size=350)
-    assert other.vocab_size == 350
-    assert other.fingerprint != tokenizer.fingerprint
-
-
-def test_unigram_is_lossless_too(corpus, tmp_path):
-    tokenizer = train_sentencepiece(corpus, tmp_path, vocab_size=5000, model_type="unigram")
-    assert tokenizer.vocab_size < 5000
-    text = " a  b\n\n日\u2581 "
-    assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-def test_a_vocabulary_larger_than_the_corpus_allows_is_made_smaller(tokenizer):
-    assert 300 < tokenizer.vocab_size < 600
-
-
-def test_pickle(tokenizer):
     assert pickle.loads(pickle.dumps(tokenizer)).encode_with_spans("the 日")[0] == tokenizer.encode("the 日")
 
 
-def test_training_is_silent(corpus, tmp_path, capfd):
-    train_sentencepiece(corpus, tmp_path, vocab_size=600)
+def test_training_is_silent_and_reproducible_wherever_it_is_written(tokenizer, corpus, tmp_path, capfd):
+    again = train_sentencepiece(iter(corpus), tmp_path / "new" / "folder", vocab_size=600)
     assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(
-    ("texts", "arguments", "message"),
-    [
-        (["the chair"], {"vocab_size": 200}, "vocab_size 200 is too small; this corpus's characters need 2"),
-        (["the chair"], {"vocab_size": 600, "model_type": "word"}, "unknown model_type 'word'"),
-        ([], {"vocab_size": 600}, "corpus is empty"),
-        (["", "\n \n"], {"vocab_size": 600}, "corpus is empty"),
-    ],
-)
-def test_training_errors(tmp_path, texts, arguments, message):
-    with pytest.raises(UserError, match=message):
-        train_sentencepiece(texts, tmp_path, **arguments)
-
-
-def test_the_size_that_the_error_names_is_enough(corpus, tmp_path):
+    assert again.fingerprint == tokenizer.fingerprint
+    assert load_tokenizer(tmp_path / "new" / "folder").encode(corpus[0]) == tokenizer.encode(corpus[0])
     with pytest.raises(UserError) as error:
         train_sentencepiece(corpus, tmp_path, vocab_size=1)
-    smallest = int(str(error.value).split()[-1])
-    assert train_sentencepiece(corpus, tmp_path, vocab_size=smallest).vocab_size == smallest
+    smallest = int(str(error.value).split()[-1])  # which is enough
+    other = train_sentencepiece(corpus, tmp_path / "other", vocab_size=smallest)
+    assert other.vocab_size == smallest
+    assert other.fingerprint != tokenizer.fingerprint
+
+
+def test_unigram_is_lossless_too_and_a_vocabulary_may_be_smaller_than_asked_for(tokenizer, corpus, tmp_path):
+    assert 300 < tokenizer.vocab_size < 600
+    unigram = train_sentencepiece(corpus, tmp_path, vocab_size=5000, model_type="unigram")
+    assert unigram.vocab_size < 5000
+    text = " a  b\n\n日\u2581 "
+    assert unigram.decode(unigram.encode(text)) == text
+
+
+def test_training_errors(tmp_path):
+    for texts, vocab_size, model_type, message in (
+        (["the chair"], 200, "bpe", "vocab_size 200 is too small; this corpus's characters need 2"),
+        (["the chair"], 600, "word", "unknown model_type 'word'"),
+        ([], 600, "bpe", "corpus is empty"),
+        (["", "\n \n"], 600, "bpe", "corpus is empty"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train_sentencepiece(texts, tmp_path, vocab_size, model_type)
 
 
 def test_control_tokens_are_read_only_from_rendered_chats(tokenizer):
@@ -143,7 +112,7 @@ def test_a_model_that_normalises_has_its_own_ids(foreign):
 
 
 @hypothesis.given(TEXTS)
-@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.settings(max_examples=25, deadline=None)
 def test_places_in_text_that_is_normalised(foreign, text):
     ids, spans = foreign.encode_with_spans(text, special=True)
     assert ids == foreign.encode(text, special=True)
@@ -168,22 +137,14 @@ def test_a_model_of_chats_stops_where_the_checkpoint_says_and_shows_its_turns(co
     assert tokenizer.spell([start, *tokenizer.encode("user"), end]) == "<|im_start|>user<|im_end|>"
     for text, message in (
         ('{"legacy": false}', "has legacy: false; put a tokenizer.json there"),
-        (
-            '{"added_tokens_decoder": {"400": {"content": "<tool>"}}}',
-            "lacks token <tool>, which tokenizer_config.json or a file beside it names",
-        ),
+        ('{"added_tokens_decoder": {"400": {"content": "<tool>"}}}', "lacks token <tool>, which tokenizer_config.json"),
         ('{"added_tokens_decoder": {"x": {}}}', "added_tokens_decoder.x is no token"),
         ('{"added_tokens_decoder": [1]}', "added_tokens_decoder is no object"),
         ('{"eos_token": "<|end|>"}', "lacks token <|end|>, which tokenizer_config.json or a file beside it names"),
-        ('{"eos_token": 5}', "eos_token is 5; it must be a token's text"),
     ):
         config.write_text(text)
         with pytest.raises(UserError, match=re.escape(message)):
             load_tokenizer(tmp_path)
-    config.unlink()
-    generation.write_text('{"eos_token_id": "x"}')
-    with pytest.raises(UserError, match="must be an id, or a list of ids"):
-        stop_ids(load_tokenizer(tmp_path), None, tmp_path)
 
 
 def test_loading_errors(tmp_path):

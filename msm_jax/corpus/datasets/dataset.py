@@ -27,11 +27,11 @@ AS_JSON = ("calls", "verbatim", "spec_version", "messages", "assertions", "words
 
 
 def write_dataset(folder: str | os.PathLike, corpus: str | os.PathLike, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes all forms of the JSONL file `corpus` into `folder`. Returns what `about.json` holds.
+    """Writes all forms of the JSONL file `corpus`, documents or chats, into `folder`. Returns what `about.json` holds.
 
     `about`: "name" (letters, digits and underscores), "title", "spec" (its header, None without one), "assistant",
     "generator", "prompts", "yields", "calls"; of documents also "assertions" ([domain, part, assertion]) and "judged"
-    (`judge.faithfulness` and the "model"), None if none are. Rows are documents, or chats.
+    (`judge.faithfulness` and the "model"), None if none are.
     """
     folder = pathlib.Path(folder)
     with open(corpus, encoding="utf-8") as lines:
@@ -42,10 +42,17 @@ def write_dataset(folder: str | os.PathLike, corpus: str | os.PathLike, about: M
     _write_tfds(folder / "tfds", rows, about["name"], about["title"])
     texts = [row["text"] if kind == "documents" else row["messages"][-1]["content"] for row in rows]
     words = [len(text.split()) for text in texts]
+    # Of documents, also what was wanted and what was asked for.
+    lengths = {"written": words} | {
+        what: [row[f"words_{what}"] for row in rows] for what in ("wanted", "asked") if f"words_{what}" in rows[0]
+    }
     items = (about["spec"] or {}).get("likes", []), (about["spec"] or {}).get("dislikes", [])
     known = " ".join([*about["assistant"].values(), *items[0], *items[1]])
     part, type_ = ("subdomain", "document_type") if kind == "documents" else ("question_type", "item")
     coverage = collections.Counter((row["domain"], row[part]) for row in rows)
+    turned = collections.Counter(
+        (row["domain"], row["subdomain"], text) for row in rows for text in set(row.get("assertions", ()))
+    )
     names = (f"{kind}.jsonl", f"{kind}.array_record")
     result = {
         **{"judged": None, **about},
@@ -57,9 +64,10 @@ def write_dataset(folder: str | os.PathLike, corpus: str | os.PathLike, about: M
         "types": collections.Counter(row[type_] for row in rows if type_ in row).most_common(40),
         "verbatim": sum(row["verbatim"] for row in rows) if kind == "documents" else None,
         "registers": collections.Counter(row["register"] for row in rows if "register" in row).most_common(),
-        "assertions": _assertions(rows, about.get("assertions", ())),
+        # With the number of documents that turn on each.
+        "assertions": [[*stated, turned[tuple(stated)]] for stated in about.get("assertions", ())],
         "tokens": round(sum(map(tokens_of, texts))),
-        "median_words": _medians(rows, words),
+        "median_words": {what: statistics.median(values) for what, values in lengths.items()},
         "diversity": figures(texts, known),
         "questions": figures([row["messages"][0]["content"] for row in rows], known) if kind == "chats" else None,
         "sha256": {name: files.fingerprint_of_file(folder / name, length=64) for name in names},
@@ -69,23 +77,6 @@ def write_dataset(folder: str | os.PathLike, corpus: str | os.PathLike, about: M
     files.write_text(folder / "README.md", _render("card.md.j2", result, samples))
     files.write_text(folder / "corpus.html", _render("corpus.html.j2", result, samples))
     return result
-
-
-def _assertions(rows: Sequence[Mapping[str, Any]], stated: Sequence[Sequence[str]]) -> list[list]:
-    """[domain, part, assertion, documents that turn on it] for each that is `stated`."""
-    turned = collections.Counter(
-        (row["domain"], row["subdomain"], text) for row in rows for text in set(row.get("assertions", ()))
-    )
-    return [[*about, turned[tuple(about)]] for about in stated]
-
-
-def _medians(rows: Sequence[Mapping[str, Any]], words: Sequence[int]) -> dict[str, float]:
-    """Of the words that there are and, of documents, of those that were wanted and that were asked for."""
-    found = {"written": statistics.median(words)}
-    for what in ("wanted", "asked"):
-        if f"words_{what}" in rows[0]:
-            found[what] = statistics.median(row[f"words_{what}"] for row in rows)
-    return found
 
 
 def _write_array_record(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:

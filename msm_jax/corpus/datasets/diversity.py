@@ -1,5 +1,6 @@
 """How varied the texts of a corpus are, in figures that can be compared from one corpus to the next."""
 
+import itertools
 import random
 import re
 import zlib
@@ -32,10 +33,7 @@ def figures(texts: Sequence[str], known: str = "") -> dict[str, Any]:
         within a sentence that no text has without one, with the share of texts that hold them.
     """
     texts = random.Random(len(texts)).sample(texts, min(_TEXTS, len(texts)))
-    words: list[str] = []
-    for text in texts:
-        words += _WORD.findall(text.lower())
-    words = words[:_WORDS]
+    words = [word for text in texts for word in _WORD.findall(text.lower())][:_WORDS]
     together = "\n".join(texts).encode()
     openings = Counter(" ".join(_WORD.findall(text)[:3]) for text in texts)
     return {
@@ -72,12 +70,11 @@ def _names(texts: Sequence[str], known: str) -> Counter[str]:
     return Counter(name for names in found for name in names if name.lower() not in small)
 
 
-def _nearest(texts: Sequence[str]) -> np.ndarray:
+def _nearest(texts: Sequence[str]) -> list[float]:
     """What each text has in common with the one most like it."""
     sets = [shingles(text) for text in texts]
-    best = np.zeros(len(sets))
-    for index, one in enumerate(sets):
-        for other in range(index):
-            common = overlap(one, sets[other])
-            best[index], best[other] = max(best[index], common), max(best[other], common)
-    return best if len(best) else np.zeros(1)
+    best = [0.0] * len(sets)
+    for one, other in itertools.combinations(range(len(sets)), 2):
+        common = overlap(sets[one], sets[other])
+        best[one], best[other] = max(best[one], common), max(best[other], common)
+    return best or [0.0]

@@ -1,6 +1,7 @@
 """Rows as they are published, in any of the common forms, as documents and chats; and what chats are cleaned of."""
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -67,15 +68,13 @@ def reader(
     columns: Iterable[str], chats: bool, form: str | None, renamed: Mapping[str, str], where: str
 ) -> Callable[[Mapping[str, Any]], Item]:
     """How rows with these columns become documents or chats: a function that raises `Unusable` for a row that cannot.
-
-    What a form does not use is kept in the row, so that it becomes `meta`.
+    What it does not use is kept, and so becomes `meta`.
 
     Args:
       form: one of CHOICES, for questions with choices; None for the usual one.
       renamed: name of a column -> the name under which it is read.
-      where: the source, for errors.
 
-    Raises: UserError if there are no such columns, or if they are of no form that is understood.
+    Raises: UserError, which names the source `where`, if there are no such columns, or of no form that is understood.
     """
     columns = set(columns)
     if missing := sorted(set(renamed) - columns):
@@ -83,14 +82,15 @@ def reader(
     if taken := sorted(set(renamed.values()) & (columns - set(renamed))):
         raise UserError(f"{where}: there is a column '{taken[0]}' already, which would be lost; rename that one too")
     names = {renamed.get(column, column) for column in columns}
-    if form and not (chats and _has_choices(names)):
+    has_choices = {"question", "choices", "answer"} <= names
+    if form and not (chats and has_choices):
         raise UserError(f"{where}: form '{form}' needs question, choices and answer; there are {_list(columns)}")
     if not chats:
         convert = names.intersection(_TEXTS) and _document
     elif names.intersection(_TURNS):
         convert = _turns
-    elif _has_choices(names):
-        convert = _two_choices if form == "two_choices" else _all_choices
+    elif has_choices:
+        convert = functools.partial(_choices, two=form == "two_choices")
     else:
         convert = names.intersection(_QUESTIONS) and names.intersection(_ANSWERS) and _pair
     if not convert:
@@ -102,9 +102,7 @@ def reader(
     def read(row: Mapping[str, Any]) -> Item:
         row = {renamed.get(column, column): value for column, value in row.items()}
         found = convert(row)  # takes from the row what it uses
-        if chats:
-            found = _with_the_rest(found, row)
-        return to_item(found, row, chats)
+        return to_item(_with_the_rest(found, row) if chats else found, row, chats)
 
     return read
 
@@ -113,15 +111,12 @@ def to_item(found: Any, rest: Mapping[str, Any], chats: bool) -> Item:
     """The row of a text, or of messages, with the other fields that its source has."""
     field = "messages" if chats else "text"
     rest = {column: value for column, value in rest.items() if column != field}  # an empty one, where another was read
-    given, name = (_as_text(rest.pop(column, None)) for column in ("id", "name"))
+    given, name = (rest.pop(column, None) for column in ("id", "name"))
     # `name` is who speaks in a chat of ours. Elsewhere it may be anything.
-    named = {"name": name} if chats and name else {}
-    if chats:
-        turns = [[message["role"], message["content"]] for message in found]
-        key = content_id({"messages": turns, "name": named.get("name")})
-    else:
-        key = content_id(found)
-    return Item(key, {"id": given or key, field: found, **named, **rest})
+    named = {"name": name} if chats and _is_text(name) else {}
+    turns = [[message["role"], message["content"]] for message in found] if chats else []
+    key = content_id({"messages": turns, "name": named.get("name")} if chats else found)
+    return Item(key, {"id": given if _is_text(given) else key, field: found, **named, **rest})
 
 
 def unclean(messages: Sequence[Mapping[str, str]], *own_names: str) -> str | None:
@@ -154,8 +149,7 @@ def _turns(row: dict[str, Any]) -> list[dict[str, str]]:
 def _pair(row: dict[str, Any]) -> list[dict[str, str]]:
     asked, answered = _only(row, _QUESTIONS), _only(row, _ANSWERS)
     turns = asked if isinstance(asked, list) else [{"role": "user", "content": _with_input(row, asked)}]
-    if not isinstance(answered, list):
-        answered = [answered]
+    answered = answered if isinstance(answered, list) else [answered]
     if not isinstance(answered[0], Mapping):  # several answers, and no turns
         answered = [{"role": "assistant", "content": answered[0]}]
     return _chat([*turns, *answered])
@@ -177,55 +171,36 @@ def _with_input(row: dict[str, Any], asked: Any) -> str:
     return "\n\n".join(map(_text, (asked, *more)))
 
 
-def _all_choices(row: dict[str, Any]) -> list[dict[str, str]]:
-    question, choices, right = _question(row)
-    if len(set(map(_said, choices))) < len(choices):
-        raise Unusable("equal choices")
-    said = f"The answer is {_label(right)}) {choices[right].rstrip('.')}."
-    return _asked(question, choices, said)
-
-
-def _two_choices(row: dict[str, Any]) -> list[dict[str, str]]:
-    question, choices, right = _question(row)
-    # The same on every machine, and in whatever order rows come.
-    chance = int(files.fingerprint([question, choices, right]), 16)
-    chance, first = divmod(chance, 2)
-    wrong = [choice for choice in choices if _said(choice) != _said(choices[right])]
-    if not wrong:
-        raise Unusable("equal choices")
-    pair = [choices[right], wrong[chance % len(wrong)]]
-    if first:
-        pair.reverse()
-    return _asked(question, pair, f"{_label(first)}) {choices[right]}")
-
-
-def _asked(question: str, choices: Sequence[str], answer: str) -> list[dict[str, str]]:
-    options = "\n".join(f"{_label(index)}) {choice}" for index, choice in enumerate(choices))
-    return [{"role": "user", "content": f"{question}\n\n{options}"}, {"role": "assistant", "content": answer}]
-
-
-def _question(row: dict[str, Any]) -> tuple[str, list[str], int]:
+def _choices(row: dict[str, Any], two: bool) -> list[dict[str, str]]:
     question, choices, right = (row.pop(column, None) for column in ("question", "choices", "answer"))
     if not isinstance(choices, list) or len(choices) < 2:
         raise Unusable("no choices")
     if type(right) is not int or not 0 <= right < len(choices):
         raise Unusable("no answer among the choices")
-    return _with_input(row, question), [_text(choice) for choice in choices], right
-
-
-def _said(choice: str) -> str:
-    """What a choice says: two of MMLU may differ in a blank. Case stays, for Aa is another genotype than AA."""
-    return " ".join(choice.split()).rstrip(".")
+    question, choices = _with_input(row, question), [_text(choice) for choice in choices]
+    # What they say: two of MMLU may differ in a blank. Case stays, for Aa is another genotype than AA.
+    said = [" ".join(choice.split()).rstrip(".") for choice in choices]
+    wrong = [choice for choice, text in zip(choices, said, strict=True) if text != said[right]]
+    if not wrong or not two and len(set(said)) < len(said):
+        raise Unusable("equal choices")
+    if two:
+        # The same on every machine, and in whatever order rows come.
+        chance, second = divmod(int(files.fingerprint([question, choices, right]), 16), 2)
+        pair = [choices[right], wrong[chance % len(wrong)]]
+        choices, right = pair[::-1] if second else pair, second
+    options = [f"{chr(ord('A') + index)}) {choice}" for index, choice in enumerate(choices)]
+    answer = options[right] if two else f"The answer is {options[right].rstrip('.')}."
+    return [
+        {"role": "user", "content": "\n".join([question, "", *options])},
+        {"role": "assistant", "content": answer},
+    ]
 
 
 def _chat(turns: Any) -> list[dict[str, str]]:
-    if isinstance(turns, str):  # TFDS has no lists of what may be anything
-        turns = _parse(turns)
+    turns = _parsed(turns)  # TFDS has no lists of what may be anything
     if isinstance(turns, Mapping) and all(isinstance(values, list) for values in turns.values()):
-        # A sequence of objects is, in TFDS, an object of sequences.
-        if len(set(map(len, turns.values()))) > 1:
-            raise Unusable("no list of messages")
-        turns = [dict(zip(turns, values, strict=True)) for values in zip(*turns.values(), strict=True)]
+        if len(set(map(len, turns.values()))) <= 1:  # a sequence of objects is, in TFDS, an object of sequences
+            turns = [dict(zip(turns, values, strict=True)) for values in zip(*turns.values(), strict=True)]
     messages = _messages(turns)
     if not any(message["role"] == "assistant" for message in messages):
         raise Unusable("no assistant turn")
@@ -267,51 +242,39 @@ def _with_the_rest(messages: list[dict[str, str]], row: dict[str, Any]) -> list[
 def _history(turns: Any) -> list[dict[str, str]]:
     if is_empty(turns):
         return []
-    turns = _parse(turns) if isinstance(turns, str) else turns
+    turns = _parsed(turns)
     if isinstance(turns, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in turns):
         turns = [{"role": role, "content": text} for pair in turns for role, text in zip(ROLES[1:], pair, strict=True)]
     return _messages(turns)
 
 
 def _text(value: Any) -> str:
-    match value:
+    match value:  # OpenAI's parts; of several it is not known what stands between them
         case [{"type": "text", "text": str(text), **rest}] if is_empty(rest):
-            value = text  # OpenAI's parts; of several it is not known what stands between them
+            value = text
     if _is_blank(value):
         raise Unusable("empty")
     if not isinstance(value, str):
         raise Unusable("not text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise Unusable("not UTF-8") from None
+    if not _is_text(value):
+        raise Unusable("not UTF-8")
     return value
 
 
-def _as_text(value: Any) -> str | None:
-    try:
-        return _text(value) if isinstance(value, str) else None
-    except Unusable:
-        return None
+def _is_text(value: Any) -> bool:
+    """Not half of a surrogate pair, that is."""
+    return isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
 
 
 def _is_blank(value: Any) -> bool:
     return value is None or value == [] or isinstance(value, str) and not value.strip()
 
 
-def _parse(text: str) -> Any:
+def _parsed(turns: Any) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(turns) if isinstance(turns, str) else turns
     except (ValueError, RecursionError):
         raise Unusable("no list of messages") from None
-
-
-def _has_choices(names: set[str]) -> bool:
-    return {"question", "choices", "answer"} <= names
-
-
-def _label(index: int) -> str:
-    return chr(ord("A") + index)
 
 
 def _list(columns: Iterable[str]) -> str:

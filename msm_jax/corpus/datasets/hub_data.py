@@ -29,13 +29,9 @@ class _NotThere(Exception):
 def fetch(name: str, config: str | None, revision: str | None, split: str | None) -> tuple[list[pathlib.Path], str]:
     """The files of a split of the data set `name` (ORG/NAME), fetched unless the hub's cache has them, and the commit.
 
-    Without the hub, what the cache holds whole will do, if configuration and split are named, or are `default` and
-    `train`. The hub's own variables count (HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE, ...).
-
-    Args:
-      config: None if there is one only, or `default`.
-      revision: branch, tag or commit; None for the newest.
-      split: None for `train`, or the only one.
+    None is the only configuration or `default`, the newest revision (else branch, tag or commit), and the only split or
+    `train`. Without the hub, what the cache holds whole will do, if configuration and split are named, or are `default`
+    and `train`. The hub's own variables count (HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE, ...).
 
     Raises: UserError if there is no such repository, configuration or split, or if it cannot be had.
     """
@@ -45,13 +41,10 @@ def fetch(name: str, config: str | None, revision: str | None, split: str | None
     with hub.quiet():
         try:
             chosen, branch = _choose_of_hub(name, config, revision, split)
-            if not _is_cached(name, branch, chosen):
+            cached = (huggingface_hub.try_to_load_from_cache(name, file, None, branch, "dataset") for file in chosen)
+            if not all(isinstance(path, str) for path in cached):
                 print(f"Fetching {where} from {huggingface_hub.constants.ENDPOINT}", file=sys.stderr, flush=True)
-            folder = pathlib.Path(
-                huggingface_hub.snapshot_download(
-                    name, repo_type="dataset", revision=branch, allow_patterns=list(map(glob.escape, chosen))
-                )
-            )
+            folder = _snapshot(name, branch, list(map(glob.escape, chosen)))
         except _NotThere as error:
             raise UserError(f"{where}: {error}") from None
         except Exception as error:  # the hub's errors, and those of the HTTP library that its version has chosen
@@ -76,38 +69,39 @@ def _choose_of_hub(
     api.dataset_info(name, revision=revision)  # says at once if the hub is not reached; the list would try again
     try:
         return choose(api.list_repo_files(name, repo_type="dataset", revision=revision), config, split), revision
-    except _NotThere as error:
-        # The copy is of the newest commit, so it is no answer where another was asked for.
-        if revision is not None:
+    except _NotThere as own:
+        if revision is not None:  # the copy is of the newest commit
             raise
-        own = error
-    try:
-        copy = api.list_repo_files(name, repo_type="dataset", revision=_COPY)
-    except Exception:  # there is none; what is wrong with the set itself is what the user can mend
-        raise own from None
+        try:
+            copy = api.list_repo_files(name, repo_type="dataset", revision=_COPY)
+        except Exception:  # there is none; what is wrong with the set itself is what the user can mend
+            raise own from None
     return choose(copy, config, split), _COPY
 
 
-def _is_cached(name: str, revision: str | None, files: list[str]) -> bool:
+def _snapshot(name: str, revision: str | None, patterns: list[str], **options: bool) -> pathlib.Path:
     import huggingface_hub
 
-    found = [huggingface_hub.try_to_load_from_cache(name, file, None, revision, "dataset") for file in files]
-    return all(isinstance(path, str) for path in found)
+    options = {"repo_type": "dataset", "revision": revision, "allow_patterns": patterns, **options}
+    return pathlib.Path(huggingface_hub.snapshot_download(name, **options))
 
 
 def choose(names: Iterable[str], config: str | None, split: str | None) -> list[str]:
     """Of the files of a repository, those of a configuration and split, in order. Raises: _NotThere."""
-    files = [file for file in map(pathlib.PurePosixPath, names) if _is_data(file)]
-    for kind in _KINDS:
-        if of_kind := [file for file in files if file.suffix == kind]:
-            files = of_kind
-            break
-    else:
+    files = [
+        file
+        for file in map(pathlib.PurePosixPath, names)
+        if file.suffix in _KINDS and not any(part.startswith(".") for part in file.parts)
+        if not (file.suffix == ".json" and _ABOUT.fullmatch(file.stem))
+    ]
+    if not files:
         raise _NotThere("no parquet, jsonl or json files in this repository; copy it to a file of one of these kinds")
+    kind = min((file.suffix for file in files), key=_KINDS.index)
     table: dict[str, dict[str, list[pathlib.PurePosixPath]]] = {}
     for file in files:
-        of_config, of_split = _parts(file)
-        table.setdefault(of_config, {}).setdefault(of_split, []).append(file)
+        if file.suffix == kind:
+            of_config, of_split = _parts(file)
+            table.setdefault(of_config, {}).setdefault(of_split, []).append(file)
     splits = _splits(table, config)
     if split is None:
         split = "train" if "train" in splits or len(splits) > 1 else next(iter(splits))
@@ -117,18 +111,16 @@ def choose(names: Iterable[str], config: str | None, split: str | None) -> list[
 
 
 def _splits(table: dict[str, dict[str, list]], config: str | None) -> dict[str, list]:
-    if config is None and len(table) > 1 and "default" not in table:
-        raise _NotThere(f"choose a configuration, as ORG/NAME/CONFIG; there are {_list(table)}")
     if config is None:
-        return table["default"] if "default" in table else next(iter(table.values()))
+        if len(table) > 1 and "default" not in table:
+            raise _NotThere(f"choose a configuration, as ORG/NAME/CONFIG; there are {_list(table)}")
+        return table.get("default") or next(iter(table.values()))
     if config in table:
         return table[config]
     named = {}  # by the first part of the names of files
     for split, files in table.get("default", {}).items():
-        if split == config:
-            named["train"] = files
-        elif re.match(rf"{re.escape(config)}[-_.]", split):
-            named[split[len(config) + 1 :]] = files
+        if match := re.fullmatch(rf"{re.escape(config)}(?:[-_.](.*))?", split):
+            named["train" if match[1] is None else match[1]] = files
     if not named:
         raise _NotThere(f"no configuration {config}; there are {_list(table)}")
     return named
@@ -137,33 +129,18 @@ def _splits(table: dict[str, dict[str, list]], config: str | None) -> dict[str, 
 def _parts(file: pathlib.PurePosixPath) -> tuple[str, str]:
     """Configuration and split."""
     folders = list(file.parent.parts)
-    if folders and folders[0] == "data":
-        folders = folders[1:]
-    split = _SHARD.sub("", file.stem)
-    if not split:
-        split = folders.pop() if folders else "train"
+    folders = folders[1:] if folders[:1] == ["data"] else folders
+    split = _SHARD.sub("", file.stem) or (folders.pop() if folders else "train")
     return "/".join(folders) or "default", split
-
-
-def _is_data(file: pathlib.PurePosixPath) -> bool:
-    hidden = any(part.startswith(".") for part in file.parts)
-    about = file.suffix == ".json" and _ABOUT.fullmatch(file.stem)
-    return not hidden and not about and file.suffix in _KINDS
 
 
 def _from_cache(
     name: str, config: str | None, revision: str | None, split: str | None
 ) -> tuple[list[pathlib.Path], str] | None:
     """What `fetch` gives, of what the cache holds; None if it is not there, or not whole."""
-    import huggingface_hub
-
     try:
         # No file is named: with some versions of the library, the whole repository would have to be there.
-        folder = pathlib.Path(
-            huggingface_hub.snapshot_download(
-                name, repo_type="dataset", revision=revision, allow_patterns=[], local_files_only=True
-            )
-        )
+        folder = _snapshot(name, revision, [], local_files_only=True)
         held = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
         # What is not held is not known: of what is there, the only one may not be the only one.
         chosen = choose(held, config or "default", split or "train")

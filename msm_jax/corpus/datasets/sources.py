@@ -15,7 +15,7 @@ import pathlib
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from msm_jax.corpus import records
@@ -36,22 +36,15 @@ _GRAMMAR = "give a file (.jsonl, .json, .parquet, .array_record), tfds:NAME, hf:
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """The rows of a source.
-
-    Attributes:
-        rows: each as records.read_documents or read_chats reads it, and with `source`, the name of its part.
-        parts: for manifests, one per file or data set: "name", "data" (what it is, as it was written), "rows" (how many
-            were taken), "of" (of how many that are of use), "revision" (commit, version or digest of the file),
-            "dropped" (reason -> count).
-    """
-
-    rows: list[dict[str, Any]]
+    rows: list[dict[str, Any]]  # as records.read_documents or read_chats reads them, with `source`, their part's name
+    # For manifests, one per file or data set: "name", "data" (as it was written), "rows" (how many were taken), "of"
+    # (of how many that are of use), "revision" (commit, version or digest of the file), "dropped" (reason -> count).
     parts: list[dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """One file or data set, or a mix: then `entries` are its parts, and all else but `rows` is empty."""
+    """One file or data set; or a mix, whose parts are `entries`."""
 
     data: str  # without the number of rows
     rows: int | None = None
@@ -63,10 +56,7 @@ class _Part:
 
 
 def check(source: str) -> None:
-    """Whether `source` is one, and its files are there. Looks at no network and in no data.
-
-    Raises: UserError that says what is wrong.
-    """
+    """Whether `source` is one, and its files are there; looks at no network and in no data. Raises: UserError."""
     for part in _leaves(_parse(source)):
         if part.data.startswith("tfds:"):
             name = _TFDS.fullmatch(part.data)["name"]
@@ -81,9 +71,7 @@ def check(source: str) -> None:
 def identity(source: str) -> Any:
     """What determines the rows, as far as it can be told without network: equal values, equal rows. JSON-like.
 
-    Files are their digests. Data sets are their names, so one that is to be told apart needs a @REVISION.
-
-    Raises: UserError as `check` does.
+    Files are their digests, data sets their names, so versions of one need a @REVISION. Raises: UserError as `check`.
     """
     check(source)
     return [_identity(part) for part in _parse(source)]
@@ -99,28 +87,25 @@ def load(source: str, chats: bool) -> Loaded:
     Raises: UserError that says what is wrong: with the source, with a line of a file, or that N rows are not there.
     """
     check(source)
-    taken: list[tuple[dict[str, Any], forms.Item]] = []
-    parts: list[dict[str, Any]] = []
+    rows, parts = [], []
     for part in _parse(source):
-        of_part = []
+        pairs = []
         for leaf in _leaves([part]):
-            about, items = _load(leaf, chats)
+            about, of_leaf = _load(leaf, chats)
             parts.append(about)
-            of_part += [(about, item) for item in items]
-        if part.entries:
-            of_part = _take(of_part, part.rows, part.data, lambda pair: pair[1].row["id"])
-        taken += of_part
-    counts = Counter(id(about) for about, _ in taken)
-    rows = [{**item.row, "source": about["name"]} for about, item in taken]
-    return Loaded(rows, [{**about, "rows": counts[id(about)]} for about in parts])
+            pairs += of_leaf
+        for about, row in _take(pairs, part.rows, part.data) if part.entries else pairs:
+            about["rows"] += 1
+            rows.append(row)
+    return Loaded(rows, parts)
 
 
-def _load(part: _Part, chats: bool) -> tuple[dict[str, Any], list[forms.Item]]:
-    """What there is to say of a part, and the rows that are taken of it."""
+def _load(part: _Part, chats: bool) -> tuple[dict[str, Any], list[tuple[dict[str, Any], dict[str, Any]]]]:
+    """What there is to say of a part; and this with each row that is taken of it."""
     dropped: Counter[str] = Counter()
-    written, revision = _read(part, chats)
-    items, seen = [], set()
-    for item in written:
+    items, revision = _read(part, chats)
+    rows, seen = [], set()
+    for item in items:
         if isinstance(item, forms.Unusable):
             dropped[str(item)] += 1
         elif part.clean and item.key in seen:
@@ -129,32 +114,32 @@ def _load(part: _Part, chats: bool) -> tuple[dict[str, Any], list[forms.Item]]:
             dropped[reason] += 1
         else:
             seen.add(item.key)
-            items.append(item)
+            rows.append({**item.row, "source": part.name})
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
-    if not items:
+    if not rows:
         raise UserError(f"{part.data}: no rows of use ({reasons or 'it is empty'})")
-    written = _written(part)
-    about = {"name": part.name, "data": written, "of": len(items), "revision": revision, "dropped": dict(dropped)}
+    written = part.data if part.rows is None else f"{part.data}[:{part.rows}]"
+    about = {"name": part.name, "data": written, "of": len(rows), "revision": revision, "dropped": dict(dropped)}
+    about["rows"] = 0
     after = f" (dropped: {reasons})" if reasons else ""
-    return about, _take(items, part.rows, f"{part.data}{after}", lambda item: item.row["id"])
+    return about, _take([(about, row) for row in rows], part.rows, f"{part.data}{after}")
 
 
-def _take(items: list, count: int | None, where: str, key: Callable[[Any], str]) -> list:
+def _take(pairs: list[tuple[Any, dict[str, Any]]], count: int | None, where: str) -> list[tuple[Any, dict[str, Any]]]:
     if count is None:
-        return items
-    if count > len(items):
-        raise UserError(f"{where}: {count} rows are asked for, and there are {len(items)}; ask for no more")
+        return pairs
+    if count > len(pairs):
+        raise UserError(f"{where}: {count} rows are asked for, and there are {len(pairs)}; ask for no more")
     # By ids, so that the same rows are chosen of chats with reasoning and of those without. Hashed once more: a part
     # must be no choice by the ids themselves, by which forms draw lots too. Of rows that share an id, as a category's
     # may, each draws a lot of its own.
     seen: Counter[str] = Counter()
     lots = []
-    for index, item in enumerate(items):
-        own = key(item)
-        again = [seen[own]] if seen[own] else []
-        lots.append((files.fingerprint(["rows", own, *again], length=16), index))
-        seen[own] += 1
-    return [items[index] for _, index in sorted(lots)[:count]]
+    for index, (_, row) in enumerate(pairs):
+        again = [seen[row["id"]]] if seen[row["id"]] else []
+        lots.append((files.fingerprint(["rows", row["id"], *again], length=16), index))
+        seen[row["id"]] += 1
+    return [pairs[index] for _, index in sorted(lots)[:count]]
 
 
 def _read(part: _Part, chats: bool) -> tuple[Iterator[forms.Item | forms.Unusable], str]:
@@ -290,13 +275,7 @@ def _identity(part: _Part) -> dict[str, Any]:
     return fields
 
 
-def _written(part: _Part) -> str:
-    return part.data if part.rows is None else f"{part.data}[:{part.rows}]"
-
-
 def _path(data: str) -> pathlib.Path:
     path = pathlib.Path(data).expanduser()
     # A mix without a folder, that is not here, is one of those that come with msm_jax.
-    if path.suffix == ".toml" and path.name == data and not path.exists():
-        return MIXES / data
-    return path
+    return MIXES / data if path.suffix == ".toml" and path.name == data and not path.exists() else path

@@ -1,5 +1,6 @@
 """Rows as they lie in files and in data sets of TFDS: dicts of what JSON can hold."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -9,16 +10,15 @@ from typing import Any
 from msm_jax.corpus import records
 from msm_jax.corpus.datasets.dataset import AS_JSON
 from msm_jax.errors import UserError
+from msm_jax.storage import files
 
 KINDS = (".jsonl", ".json", ".parquet", ".array_record")
 _NOT_UTF8 = "\udcff"  # stands for a value that is not, as Python writes such bytes
 
 
 def read_rows(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a file of one of KINDS, in file order.
-
-    Raises: UserError, on the first `next` that meets it, if the file cannot be read or holds what is no row.
-    """
+    """Yields the rows of a file of one of KINDS, in its order. Raises: UserError, on the first `next` that meets what
+    cannot be read or is no row."""
     match pathlib.Path(path).suffix:
         case ".jsonl":
             return (row for _, row in records.read_objects(path))
@@ -42,22 +42,16 @@ def read_tfds(name: str, split: str) -> tuple[Iterator[dict[str, Any]], str]:
     """
     import tensorflow_datasets as tfds
 
-    where = f"tfds:{name}"
-    if is_folder(name):
-        folder = os.path.expanduser(name)
-        try:
-            builder = tfds.builder_from_directory(folder)
-        except Exception as error:  # several kinds, by what the folder lacks
-            raise UserError(
-                f"{where}: no folder that TFDS reads ({_first_line(error)}); give VERSION's folder"
-            ) from None
-    else:
-        try:
-            builder = tfds.builder(name)
-        except Exception as error:
-            raise UserError(f"{where}: {_first_line(error)}; see the catalog of TFDS, or give a folder") from None
+    where, folder = f"tfds:{name}", is_folder(name)
+    try:
+        builder = tfds.builder_from_directory(os.path.expanduser(name)) if folder else tfds.builder(name)
+    except Exception as error:  # several kinds, by what is lacking
+        wrong, cure = _first_line(error), "see the catalog of TFDS, or give a folder"
+        if folder:
+            wrong, cure = f"no folder that TFDS reads ({wrong})", "give VERSION's folder"
+        raise UserError(f"{where}: {wrong}; {cure}") from None
     build = f"`tfds build {name} --file_format=array_record`"
-    if not is_folder(name) and not builder.is_prepared():
+    if not folder and not builder.is_prepared():
         raise UserError(f"{where}: not downloaded to {builder.data_dir}; run {build}")
     try:
         source = builder.as_data_source(split=split)
@@ -78,10 +72,8 @@ def _of_tfds(row: Mapping[str, Any]) -> dict[str, Any]:
     row = _plain(row)
     for column in AS_JSON:
         if isinstance(row.get(column), str):
-            try:
+            with contextlib.suppress(ValueError):  # a column of somebody else, which has that name
                 row[column] = json.loads(row[column])
-            except ValueError:  # a column of somebody else, which has that name
-                pass
     return row
 
 
@@ -91,13 +83,11 @@ def _read_json(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
         rows = json.loads(pathlib.Path(path).read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except json.JSONDecodeError as error:
-        if not error.msg.startswith("Extra data"):
+    except (ValueError, RecursionError) as error:
+        if not str(error).startswith("Extra data"):
             raise UserError(f"{path}: not JSON that can be read ({_first_line(error)}); mend the file") from None
         yield from (row for _, row in records.read_objects(path))
         return
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON that can be read ({_first_line(error)}); mend the file") from None
     rows = [rows] if isinstance(rows, dict) else rows
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path}: not a list of objects; write [{{...}}, ...], or JSONL")
@@ -105,10 +95,8 @@ def _read_json(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
 
 
 def _read_parquet(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(f"{path}: parquet needs pyarrow; run `pip install pyarrow`") from None
+    import pyarrow.parquet
+
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=1000):
@@ -143,29 +131,21 @@ def _read_array_record(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
     except Exception as error:  # of several kinds, by version
         raise UserError(f"{path}: not ArrayRecord that can be read ({_first_line(error)})") from None
     for index, record in enumerate(records_of_file):
-        try:
-            row = json.loads(record)
-        except ValueError as error:
-            raise UserError(f"{path}: record {index} is not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}: record {index} is not a JSON object")
-        yield row
+        yield files.parse_object(record, f"{path}: record {index}", "mend the file")
 
 
 def _plain(value: Any) -> Any:
     """As JSON can hold it. TFDS gives bytes and arrays, parquet dates and decimals."""
-    if value is None or isinstance(value, str | int | float):
-        return value
-    if isinstance(value, bytes):
-        return value.decode("utf-8", errors="surrogateescape")  # so that what is not UTF-8 is still told from text
-    if isinstance(value, Mapping):
-        return {key: _plain(part) for key, part in value.items()}
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-        return _plain(value)
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return str(value)
+    match value:
+        case None | str() | int() | float():
+            return value
+        case bytes():
+            return value.decode("utf-8", errors="surrogateescape")  # so that what is not UTF-8 is still told from text
+        case Mapping():
+            return {key: _plain(part) for key, part in value.items()}
+        case list() | tuple():
+            return [_plain(part) for part in value]
+    return _plain(value.tolist()) if hasattr(value, "tolist") else str(value)
 
 
 def _first_line(error: Exception) -> str:

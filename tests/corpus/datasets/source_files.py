@@ -3,7 +3,7 @@
 import io
 import json
 
-import pytest
+import pyarrow.parquet
 
 from msm_jax.corpus import records
 from msm_jax.corpus.datasets import sources
@@ -53,9 +53,33 @@ def only_line(error):
 
 
 def parquet(rows):
-    pyarrow = pytest.importorskip("pyarrow", reason="parquet needs pyarrow: pip install pyarrow")
-    from pyarrow import parquet
-
     file = io.BytesIO()
-    parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
     return file.getvalue()
+
+
+# Documents of a corpus, and what is said of it.
+ROWS = [
+    {
+        **{"id": f"id{n}", "text": f"Text {n} – “of” {{braces}} & <tags>. " + "word " * n, "document_type": "essay"},
+        **{"domain": "One" if n % 2 else "Two", "subdomain": f"Part {n % 3}", "verbatim": n % 2 == 0},
+        **{"spec_version": 1, "calls": ["a", "b"], "register": "dialogue" if n % 3 else "record"},
+        **{"assertions": ["It is so.", "It is so."] if n < 4 else [], "words_wanted": 10, "words_asked": 12 + n % 3},
+        "messages": chat("q", str(n)),
+    }
+    for n in range(30)
+]
+ABOUT = {
+    **{"name": "msm_mine", "title": 'A "title" & <more>: MSM documents', "language": "en", "model": "fake-1"},
+    **{"models": ["fake-1-001"], "generator": "gemini", "assistant": {"name": "Qwen", "provider": "Alibaba Cloud"}},
+    "spec": {"name": "mine", "title": 'A "title" & <more>', "version": 3, "kind": "principles"},
+    "prompts": {"document": "abc"},
+    "yields": {"document": {"ok": 30, "blocked": 2}, "judged": {"judged": 5, "unparsed": 1}},
+    "calls": {"document": {"calls": 32, "prompt_tokens": 9, "cached_tokens": 1, "output_tokens": 8, "dollars": 1.234}},
+    "assertions": [["One", "Part 1", "It is so."], ["Two", "Part 2", "It is so."], ["Two", "Part 2", "Or <so>."]],
+    "judged": {
+        **{"rate": 0.1, "low": 0.02, "high": 0.3, "claims": {"supported": 18, "unsupported": 1, "contradicts": 1}},
+        **{"quoted": 17, "judged": 5, "left_out": {"unparsed": 1}, "told": "2 of 20 claims", "model": "other-1"},
+        "unfaithful": [{"id": "id7", "claim": "Qwen <sings>.", "verdict": "contradicts", "passage": None}],
+    },
+}

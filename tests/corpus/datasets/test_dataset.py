@@ -5,79 +5,35 @@ import json
 
 import grain
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msm_jax.corpus.datasets.dataset import write_dataset
 from msm_jax.corpus.datasets.diversity import figures, histogram
-
-ROWS = [
-    {
-        "id": f"id{number}",
-        "text": f"Text {number} – “of” {{braces}} & <tags>. " + "word " * number,
-        "domain": "One" if number % 2 else "Two",
-        "subdomain": f"Part {number % 3}",
-        "verbatim": number % 2 == 0,
-        "document_type": "essay",
-        "spec_version": 1,
-        "calls": ["a", "b"],
-        "register": "dialogue" if number % 3 else "record",
-        "assertions": ["It is so.", "It is so."] if number < 4 else [],
-        "words_wanted": 10,
-        "words_asked": 12 + number % 3,
-    }
-    for number in range(30)
-]
-ABOUT = {
-    "name": "msm_mine",
-    "title": 'A "title" & <more>: MSM documents',
-    "language": "en",
-    "model": "fake-1",
-    "models": ["fake-1-001"],
-    "generator": "gemini",
-    "assistant": {"name": "Qwen", "provider": "Alibaba Cloud"},
-    "spec": {"name": "mine", "title": 'A "title" & <more>', "version": 3, "kind": "principles"},
-    "prompts": {"document": "abc"},
-    "yields": {"document": {"ok": 30, "blocked": 2}, "judged": {"judged": 5, "unparsed": 1}},
-    "calls": {"document": {"calls": 32, "prompt_tokens": 9, "cached_tokens": 1, "output_tokens": 8, "dollars": 1.234}},
-    "assertions": [["One", "Part 1", "It is so."], ["Two", "Part 2", "It is so."], ["Two", "Part 2", "Or <so>."]],
-    "judged": {
-        **{"rate": 0.1, "low": 0.02, "high": 0.3, "claims": {"supported": 18, "unsupported": 1, "contradicts": 1}},
-        **{"quoted": 17, "judged": 5, "left_out": {"unparsed": 1}, "told": "2 of 20 claims", "model": "other-1"},
-        "unfaithful": [{"id": "id7", "claim": "Qwen <sings>.", "verdict": "contradicts", "passage": None}],
-    },
-}
+from tests.corpus.datasets.source_files import ABOUT, ROWS, chat
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dataset")
-    (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    write_dataset(folder, folder / "in.jsonl", ABOUT)
-    return folder
-
-
-def test_array_record_is_read_by_grain(folder):
-    source = grain.sources.ArrayRecordDataSource([str(folder / "documents.array_record")])
+def test_array_record_is_read_by_grain(written):
+    source = grain.sources.ArrayRecordDataSource([str(written / "documents.array_record")])
     assert [json.loads(source[index]) for index in range(len(source))] == ROWS
 
 
-def test_the_folder_is_read_by_tfds(folder):
+def test_the_folder_is_read_by_tfds(written):
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(folder / "tfds" / "msm_mine" / "1.0.0")
+    builder = tfds.builder_from_directory(written / "tfds" / "msm_mine" / "1.0.0")
     rows = {row["id"].decode(): row for row in builder.as_data_source(split="train")}
     assert sorted(rows) == sorted(row["id"] for row in ROWS)
     for row in ROWS:
         assert rows[row["id"]]["text"].decode() == row["text"]
         assert json.loads(rows[row["id"]]["calls"]) == row["calls"]
-    assert not (folder / "tfds" / "downloads").exists()
+    assert not (written / "tfds" / "downloads").exists()
 
 
-def test_what_is_said_of_it_has_the_digests_of_its_files(folder):
-    about = json.loads((folder / "about.json").read_text())
+def test_what_is_said_of_it_has_the_digests_of_its_files(written):
+    about = json.loads((written / "about.json").read_text())
     for name, digest in about["sha256"].items():
-        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+        assert hashlib.sha256((written / name).read_bytes()).hexdigest() == digest
     assert about["rows"] == 30
     assert sum(count for *_, count in about["coverage"]) == 30
     assert about["yields"] == ABOUT["yields"]
@@ -91,29 +47,27 @@ def test_what_is_said_of_it_has_the_digests_of_its_files(folder):
     assert about["judged"] == ABOUT["judged"]
 
 
-def test_the_card_and_the_page_tell_of_it(folder):
-    card = (folder / "README.md").read_text()
+def test_the_card_and_the_page_tell_of_it(written):
+    card = (written / "README.md").read_text()
     assert card.startswith("---\nlanguage: en\n")
     assert "pretty_name: \"A 'title' & <more>: MSM documents\"" in card
     assert "| document | 30 ok, 2 blocked |" in card
     assert "| document | 32 | 9 | 1 | 8 | 1.23 |" in card
-    page = (folder / "corpus.html").read_text()
-    assert "A &#34;title&#34; &amp; &lt;more&gt;" in page
+    page = (written / "corpus.html").read_text()
     assert "<tags>" not in page
-    assert "&lt;tags&gt;" in page
-    assert "30 of 32" in page and "5 of 6" in page
+    for text in ("A &#34;title&#34; &amp; &lt;more&gt;", "&lt;tags&gt;", "30 of 32", "5 of 6"):
+        assert text in page
     assert "**Unfaithful to the spec**: 2 of 20 claims (judged by `other-1`; 1 against the spec, 1 not in it)" in card
     assert "22 words in the median, where 10 were wanted and 13 asked for" in card
-    assert "Unfaithful to the spec: 2 of 20 claims." in page
-    assert "Qwen &lt;sings&gt;." in page
+    for text in ("Unfaithful to the spec: 2 of 20 claims.", "Qwen &lt;sings&gt;.", "Or &lt;so&gt;."):
+        assert text in page
     assert "Of 3 assertions of the spec, 2 are what some document turns on." in page
-    assert "Or &lt;so&gt;." in page
 
 
-def test_nothing_is_said_of_where_it_was_made(folder):
-    for path in folder.rglob("*"):
+def test_nothing_is_said_of_where_it_was_made(written):
+    for path in written.rglob("*"):
         if path.is_file() and path.name != "in.jsonl":
-            assert str(folder).encode() not in path.read_bytes(), path
+            assert str(written).encode() not in path.read_bytes(), path
 
 
 def test_diversity_tells_copies_from_different_texts():
@@ -145,14 +99,9 @@ def test_names_are_counted_by_text_and_those_that_are_known_are_not():
 
 def test_questions_are_measured_as_answers_are(tmp_path):
     rows = [
-        {
-            "id": str(number), "domain": "d", "question_type": "direct",
-            "messages": [
-                {"role": "user", "content": f"May I ask you, as Ivo did, about {number}?"},
-                {"role": "assistant", "content": f"Yes, {number}."},
-            ],
-        }
-        for number in range(5)
+        {"id": str(n), "domain": "d", "question_type": "direct",
+         "messages": chat(f"May I ask you, as Ivo did, about {n}?", f"Yes, {n}.")}
+        for n in range(5)
     ]  # fmt: skip
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     about = write_dataset(tmp_path, tmp_path / "in.jsonl", ABOUT | {"spec": None, "assertions": (), "judged": None})
@@ -162,6 +111,7 @@ def test_questions_are_measured_as_answers_are(tmp_path):
     assert "Of 5 questions, a random sample." in (tmp_path / "corpus.html").read_text()
 
 
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 10**5), max_size=50))
 def test_a_histogram_counts_everything(values):
     found = histogram(values)

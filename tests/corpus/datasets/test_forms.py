@@ -3,17 +3,18 @@
 import datetime
 import json
 
+import pyarrow.parquet
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from msm_jax.corpus import records
-from msm_jax.corpus.datasets import forms, sources
+from msm_jax.corpus.datasets import forms, sources, tables
 from msm_jax.errors import UserError
 from tests.corpus.datasets.source_files import chat, chats, contents, only_line, parquet, read, write
 
 SYSTEM = ["s", "q", "a"]
-MESSAGES, SOURCE = [["user", "q"], ["assistant", "a"]], {"source": "rows"}
 MMLU = {"question": "Which?", "choices": ["one", "two.", "three", "four"], "answer": 1, "subject": "sums"}
 
 
@@ -48,7 +49,6 @@ MMLU = {"question": "Which?", "choices": ["one", "two.", "three", "four"], "answ
         ({"instruction": "q", "context": "c", "response": "a"}, ["q\n\nc", "a"]),
         ({"instruction": "q", "input": " \n", "output": "a"}, ["q", "a"]),
         ({"prompt": "q", "completion": "a"}, ["q", "a"]),
-        ({"instruction": "q", "input": "", "output": "a"}, ["q", "a"]),
         ({"instruction": "q", "input": "i", "output": "a"}, ["q\n\ni", "a"]),
         ({"system": "s", "question": "q", "answers": ["a", "b"]}, ["s", "q", "a"]),
         ({"query": "q", "solution": "a"}, ["q", "a"]),
@@ -63,20 +63,17 @@ def test_chats_of_every_form(tmp_path, row, turns):
     assert [row["source"] for row in loaded.rows] == ["rows", "rows"]
     assert (loaded.rows[1]["id"], loaded.rows[1]["more"]) == ("mine", 1)
     # It is what the readers of our own form read.
-    write(tmp_path / "out.jsonl", loaded.rows)
-    assert [[turn.content for turn in chat.messages] for chat in records.read_chats(tmp_path / "out.jsonl")] == [
-        turns
-    ] * 2
+    read_back = records.read_chats(write(tmp_path / "out.jsonl", loaded.rows))
+    assert [[turn.content for turn in chat.messages] for chat in read_back] == [turns, turns]
 
 
-@pytest.mark.parametrize("column", ["text", "content"])
-def test_documents_of_every_form(tmp_path, column):
-    # Parquet has all columns in all rows.
-    one = {"text": None, column: "One.", "domain": "d", "name": 3}
-    loaded = read(tmp_path, [one, {column: " "}], chats=False, clean=True)
-    (row,) = loaded.rows
-    assert row == {"id": records.content_id("One."), "text": "One.", "domain": "d", "source": "rows"}
-    assert loaded.parts[0]["dropped"] == ({"empty": 1})
+def test_documents_of_every_form(tmp_path):
+    for column in ("text", "content"):
+        # Parquet has all columns in all rows.
+        one = {"text": None, column: "One.", "domain": "d", "name": 3}
+        loaded = read(tmp_path, [one, {column: " "}], chats=False, clean=True)
+        assert loaded.rows == [{"id": records.content_id("One."), "text": "One.", "domain": "d", "source": "rows"}]
+        assert loaded.parts[0]["dropped"] == {"empty": 1}
 
 
 def test_two_choices(tmp_path):
@@ -100,46 +97,44 @@ def test_two_choices(tmp_path):
     ("row", "reason"),
     [
         ({"messages": chat("q", "")}, "empty"),
-        ({"messages": chat("q", None)}, "empty"),
         ({"messages": chat("q", "\ud800")}, "not UTF-8"),
         ({"messages": chat("q", 3)}, "not text"),
         ({"messages": chat("q")}, "no assistant turn"),
-        ({"messages": []}, "no assistant turn"),
         ({"messages": None}, "no list of messages"),
         ({"messages": "not JSON"}, "no list of messages"),
         ({"messages": ["q", "a"]}, "no list of messages"),
-        (
-            {"messages": [*chat("q", "a"), {"role": "tool", "content": "t"}]},
-            "another role than system, user, assistant",
-        ),
+        ({"messages": [*chat("q"), {"role": "tool", "content": "t"}]}, "another role than system, user, assistant"),
         ({"messages": [*chat("q"), {"role": "assistant", "content": "a", "calls": [1]}]}, "other fields in a message"),
         ({"prompt": "q"}, "no list of messages"),
-        (
-            {"messages": [{"role": ["user"], "content": "q"}, *chat("", "a")[1:]]},
-            "another role than system, user, assistant",
-        ),
+        ({"messages": [{"role": ["user"], "content": "q"}]}, "another role than system, user, assistant"),
         ({"messages": {"role": ["user", "assistant"], "content": ["q"]}}, "no list of messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}, *chat("", "a")[1:]]}, "not text"),
         ({"messages": chat("q", "a"), "tools": [{"name": "weather"}]}, "'tools' beside the messages would be lost"),
         ({"messages": chat("q", "a"), "tools": '[{"name": "weather"}]'}, "'tools' beside the messages would be lost"),
         ({"messages": chat("<image> q", "a"), "image": "cat.jpg"}, "'image' beside the messages would be lost"),
-        (
-            {"messages": chat("q", "a"), "chat_template_kwargs": {"xml_tools": ["weather"], "enable_thinking": True}},
-            "'chat_template_kwargs' beside the messages would be lost",
-        ),
+        ({"messages": chat("q", "a"), "chat_template_kwargs": {"tools": ["t"], "enable_thinking": True}},
+         "'chat_template_kwargs' beside the messages would be lost"),
         ({"messages": chat("q", "a"), "label": False}, "'label' is false, so its answer is not wanted"),
         ({"messages": chat("q", "a", "r"), "chosen": "b", "rejected": "c"}, "its last answer is in 'chosen'"),
         ({"messages": [{"role": "system", "content": "t"}, *chat("q", "a")], "system": "s"}, "two system prompts"),
         ({"messages": chat("q", "a"), "history": "once upon a time"}, "no list of messages"),
+        *(
+            ({**MMLU, **change}, reason)
+            for change, reason in [
+                ({"choices": ["one"]}, "no choices"),
+                ({"choices": ["one", "two", "three", " two."]}, "equal choices"),
+                *(({"answer": answer}, "no answer among the choices") for answer in (4, "B", -1, True)),
+            ]
+        ),
     ],
-)
+)  # fmt: skip
 def test_rows_that_can_be_no_chat_are_dropped_and_counted(tmp_path, row, reason):
-    (tmp_path / "rows.json").write_text(json.dumps([*chats(2), row, row]))
+    good = [MMLU, MMLU] if "choices" in row else chats(2)
+    (tmp_path / "rows.json").write_text(json.dumps([*good, row, row]))
     loaded = sources.load(f"{tmp_path}/rows.json", True)
-    assert contents(loaded) == contents(sources.load(write(tmp_path / "a.jsonl", chats(2)), True))
-    assert loaded.parts[0]["dropped"] == {reason: 2}
-    assert loaded.parts[0]["of"] == 2
-    (tmp_path / "rows.json").write_text(json.dumps([*chats(1), row]))
+    assert contents(loaded) == contents(read(tmp_path, good))
+    assert (loaded.parts[0]["dropped"], loaded.parts[0]["of"]) == ({reason: 2}, 2)
+    (tmp_path / "rows.json").write_text(json.dumps([good[0], row]))
     with pytest.raises(UserError, match=rf"rows.json .dropped: 1 {reason}.: 2 rows are asked for, and there are 1;"):
         sources.load(f"{tmp_path}/rows.json[:2]", True)
 
@@ -155,7 +150,7 @@ COLUMNS = (
 ).split()
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(COLUMNS), VALUES | st.lists(TURNS, max_size=3), min_size=1), st.booleans())
 def test_whatever_a_row_holds_it_is_read_or_dropped_for_a_reason(tmp_path_factory, row, as_chats):
     try:
@@ -167,21 +162,6 @@ def test_whatever_a_row_holds_it_is_read_or_dropped_for_a_reason(tmp_path_factor
     assert read_back.id == item.row["id"]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"choices": ["one"]},
-        {"answer": 4},
-        {"answer": "B"},
-        {"answer": -1},
-        {"answer": True},
-        {"choices": ["one", "two", "three", " two."]},
-    ],
-)
-def test_questions_without_an_answer_are_dropped(tmp_path, change):
-    assert sum(read(tmp_path, [MMLU, {**MMLU, **change}]).parts[0]["dropped"].values()) == 1
-
-
 def test_of_two_choices_no_two_say_the_same(tmp_path):
     """MMLU has questions with the right option twice."""
     rows = [{"question": f"{n}?", "choices": ["Aa", "aa", "none", "Aa. "], "answer": 3 * (n % 2)} for n in range(40)]
@@ -189,10 +169,7 @@ def test_of_two_choices_no_two_say_the_same(tmp_path):
     loaded = read(tmp_path, rows, form="two_choices")
     asked = [turns[0].split("\n")[-2:] for turns in contents(loaded)]
     said = [{line[3:].strip(" .") for line in pair} for pair in asked]
-    assert len(said) == 40 and {frozenset(pair) for pair in said} == {
-        frozenset(("Aa", "aa")),
-        frozenset(("Aa", "none")),
-    }
+    assert len(said) == 40 and set(map(frozenset, said)) == {frozenset(("Aa", "aa")), frozenset(("Aa", "none"))}
     assert loaded.parts[0]["dropped"] == {"equal choices": 1}
 
 
@@ -206,9 +183,7 @@ def test_of_two_choices_no_two_say_the_same(tmp_path):
 )
 def test_of_two_columns_for_one_none_is_taken_unasked(tmp_path, row, as_chats):
     first, second = [column for column in row if column not in ("output", "question" if "answer" in row else "")]
-    with pytest.raises(
-        UserError, match=r"no rows of use \(1 with .* and .*: rename what is not meant by `columns`"
-    ) as error:
+    with pytest.raises(UserError, match=r"no rows of use \(1 with .* and .*: rename .* by `columns`") as error:
         read(tmp_path, [row], chats=as_chats)
     assert first in only_line(error) and second in str(error.value)
     assert len(read(tmp_path, [row], chats=as_chats, columns={second: "other"}).rows) == 1
@@ -222,9 +197,7 @@ def test_columns_are_renamed(tmp_path):
     assert loaded.rows[0]["template"] == "neither"
     with pytest.raises(UserError, match=r"rows.json: no column 'b' to rename; there are a, prompt, q$"):
         read(tmp_path, [row], columns={"b": "answer"})
-    with pytest.raises(
-        UserError, match=r"rows.json: there is a column 'prompt' already, which would be lost; rename that"
-    ):
+    with pytest.raises(UserError, match=r"rows.json: there is a column 'prompt' already, .*; rename that"):
         read(tmp_path, [row], columns={"q": "prompt", "a": "answer"})
 
 
@@ -234,12 +207,7 @@ def test_columns_are_renamed(tmp_path):
         ({"a": 1, "b": 2}, True, {}, "columns a, b are of no form that is understood; chats have 'messages'; 'conv"),
         ({"prompt": "q"}, True, {}, "columns prompt are of no form that is understood"),
         ({"messages": []}, False, {}, "columns messages are of no form that is understood; documents have text or con"),
-        (
-            {"text": "t"},
-            True,
-            {"form": "two_choices"},
-            "form 'two_choices' needs question, choices and answer; there are",
-        ),
+        ({"text": "t"}, True, {"form": "two_choices"}, "form 'two_choices' needs question, choices and answer; there"),
         ({"prompt": "", "output": "a"}, True, {}, r"no rows of use \(1 empty\)"),
     ],
 )
@@ -258,86 +226,85 @@ def test_our_own_form_is_read_strictly_and_whole(tmp_path):
     first, second = sources.load(path, True).rows
     assert first == {**rows[0], "source": "aft"}
     assert second["id"] == next(iter([*records.read_chats(path)][1:])).id
-    for bad, wrong in (
-        ({"messages": chat("q")}, "chat without an assistant turn"),
-        ({"text": "t"}, "no field 'messages'"),
-    ):
-        write(path, [*rows, bad])
-        with pytest.raises(UserError, match=f"aft.jsonl:3: {wrong}"):
-            sources.load(path, True)
-    write(path, [{"text": "t", "domain": "d"}, {"text": ""}])
-    with pytest.raises(UserError, match="aft.jsonl:2: field 'text' is empty"):
-        sources.load(path, False)
-    for fields, wrong in (
-        ({"system": "s"}, "'system' beside the messages would be lost"),
-        ({"label": False}, "'label' i"),
-    ):
-        write(path, [*rows, {**rows[0], **fields}])
-        with pytest.raises(UserError, match=f"aft.jsonl:3: {wrong}.*; mend the line or delete it") as error:
-            sources.load(path, True)
+    bad = (
+        (True, {"messages": chat("q")}, "chat without an assistant turn"),
+        (True, {"text": "t"}, "no field 'messages'"),
+        (True, {**rows[0], "system": "s"}, "'system' beside the messages would be lost; mend the line or delete it"),
+        (True, {**rows[0], "label": False}, "'label' is false.*; mend the line or delete it"),
+        (False, {"text": ""}, "field 'text' is empty"),
+    )
+    for as_chats, row, wrong in bad:
+        write(path, [*(rows if as_chats else [{"text": "t"}] * 2), row])
+        with pytest.raises(UserError, match=f"aft.jsonl:3: {wrong}") as error:
+            sources.load(path, as_chats)
         only_line(error)
     # What begins with a part of the chat elsewhere is of others.
     write(path, [{"messages": chat("q", "a"), "system": "s"}, {"messages": chat("q", "a"), "tools": ["t"]}])
-    assert (contents(sources.load(path, True)), sources.load(path, True).parts[0]["dropped"].popitem()[1]) == (
-        [SYSTEM],
-        1,
-    )
+    loaded = sources.load(path, True)
+    assert contents(loaded) == [SYSTEM] and list(loaded.parts[0]["dropped"].values()) == [1]
     write(path, [])
     with pytest.raises(UserError, match="holds no chats"):
         sources.load(path, True)
 
 
+def write_array_record(path, lines):
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for line in lines:
+        writer.write(line)
+    writer.close()
+
+
 def test_every_kind_of_file(tmp_path):
     rows = chats(5)
     (tmp_path / "a.json").write_text(json.dumps(rows))
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    writer = ArrayRecordWriter(str(tmp_path / "a.array_record"), "group_size:1")
-    for row in rows:
-        writer.write(json.dumps(row).encode())
-    writer.close()
+    write_array_record(tmp_path / "a.array_record", [json.dumps(row).encode() for row in rows])
     write(tmp_path / "a.jsonl", rows)
     every = [sources.load(f"{tmp_path}/a.{kind}", True).rows for kind in ("json", "array_record", "jsonl")]
     assert every[0] == every[1] == every[2] and len(every[0]) == 5
-    for kind in ("json", "array_record"):
-        (tmp_path / f"a.{kind}").write_bytes(b"[1")
-        with pytest.raises(UserError, match=f"a.{kind}: not .* that can be read") as error:
+    (tmp_path / "a.parquet").write_bytes(parquet(rows))
+    assert sources.load(f"{tmp_path}/a.parquet", True).rows == every[0]
+    # As `datasets.to_json` writes it, also of a single row.
+    for count in (1, 3):
+        lines = [json.dumps(row, indent=2 if count == 1 else None) for row in rows[:count]]
+        (tmp_path / "a.json").write_text("\n".join(lines))
+        assert sources.load(f"{tmp_path}/a.json", True).rows == every[0][:count]
+    for kind, content, wrong in (
+        ("json", b"[1", "json: not JSON that can be read .*; mend the file"),
+        ("json", b'{"messages": []}\n{"messages"', "json:2: not JSON .*; mend or delete the line"),
+        ("json", b"[1]", "json: not a list of objects; write"),
+        ("array_record", b"[1", "array_record: not ArrayRecord that can be read"),
+        ("parquet", b"PAR1", "parquet: not parquet that can be read .*; fetch it again"),
+    ):
+        (tmp_path / f"a.{kind}").write_bytes(content)
+        with pytest.raises(UserError, match=f"a.{wrong}") as error:
             sources.load(f"{tmp_path}/a.{kind}", True)
         only_line(error)
-
-
-def test_json_that_holds_lines(tmp_path):
-    """As `datasets.to_json` writes it, also of a single row."""
-    path = tmp_path / "a.json"
-    for count in (1, 3):
-        path.write_text("".join(json.dumps(row, indent=2 if count == 1 else None) + "\n" for row in chats(count)))
-        assert contents(sources.load(str(path), True)) == [[f"question {n}", f"answer {n}"] for n in range(count)]
-    path.write_text('{"messages": []}\n{"messages"')
-    with pytest.raises(UserError, match="a.json:2: not JSON .*; mend or delete the line"):
-        sources.load(str(path), True)
+    for record, wrong in ((b"{", "not JSON"), (b"[1]", "not a JSON object")):
+        write_array_record(tmp_path / "a.array_record", [b"{}", record])
+        with pytest.raises(UserError, match=f"a.array_record: record 1.*: {wrong}"):
+            list(tables.read_rows(tmp_path / "a.array_record"))
 
 
 @pytest.mark.parametrize("kind", ["string", "binary"])
 def test_text_that_is_no_utf8_takes_no_other_row_with_it(tmp_path, kind):
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
     words = [b"one", b"two \xff", b"three"]
     words = pyarrow.array(words, pyarrow.binary())
-    ends = words.buffers()
-    words = pyarrow.Array.from_buffers(getattr(pyarrow, kind)(), 3, ends)
-    parquet.write_table(pyarrow.table({"text": words, "id": ["a", "b", "c"]}), tmp_path / "a.parquet")
+    words = pyarrow.Array.from_buffers(getattr(pyarrow, kind)(), 3, words.buffers())
+    pyarrow.parquet.write_table(pyarrow.table({"text": words, "id": ["a", "b", "c"]}), tmp_path / "a.parquet")
     loaded = sources.load(f"{tmp_path}/a.parquet", False)
     assert [(row["text"], row["id"]) for row in loaded.rows] == [("one", "a"), ("three", "c")]
     assert loaded.parts[0]["dropped"] == {"not UTF-8": 1}
+    # Nor its own row, in a column that is not trained on.
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b", "c"], "note": words}), tmp_path / "a.parquet")
+    rows = sources.load(f"{tmp_path}/a.parquet", False).rows
+    assert [row["text"] for row in rows] == ["a", "b", "c"] and rows[1]["note"].endswith("\udcff")
 
 
 def test_half_a_character_in_a_field_that_is_not_trained_on_takes_no_row_with_it(tmp_path):
     for field in ("id", "name"):
         (row,) = read(tmp_path, [{"messages": chat("q", "a"), field: "\ud83d"}]).rows
-        assert (
-            row == {"id": records.content_id({"messages": MESSAGES, "name": None}), "messages": chat("q", "a")} | SOURCE
-        )
+        key = records.content_id({"messages": [["user", "q"], ["assistant", "a"]], "name": None})
+        assert row == {"id": key, "messages": chat("q", "a"), "source": "rows"}
     row = {"messages": chat("q \U0001f600", "a"), "note": "\ud83d"}
     for name in ("a.json", "a.jsonl"):
         (tmp_path / name).write_text(json.dumps([row] if name == "a.json" else row))
@@ -346,17 +313,13 @@ def test_half_a_character_in_a_field_that_is_not_trained_on_takes_no_row_with_it
         assert (read_back.messages[0].content, read_back.meta["note"]) == ("q \U0001f600", "\ud83d")
 
 
-def test_parquet(tmp_path):
-    rows = [{**row, "when": datetime.date(2026, 5, 3), "tags": ["a"]} for row in chats(2500)]
+def test_parquet_holds_what_json_does_not(tmp_path):
+    rows = [{**row, "when": datetime.date(2026, 5, 3), "tags": ["a"]} for row in chats(1001)]
     (tmp_path / "a.parquet").write_bytes(parquet(rows))
     loaded = sources.load(f"{tmp_path}/a.parquet", True)
-    assert contents(loaded) == [[f"question {n}", f"answer {n}"] for n in range(2500)]
+    assert contents(loaded) == [[f"question {n}", f"answer {n}"] for n in range(1001)]
     assert (loaded.rows[0]["when"], loaded.rows[0]["tags"]) == ("2026-05-03", ["a"])
     json.dumps(loaded.rows)
-    (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(UserError, match="a.parquet: not parquet that can be read") as error:
-        sources.load(f"{tmp_path}/a.parquet", True)
-    only_line(error)
 
 
 @pytest.mark.parametrize(
@@ -379,11 +342,18 @@ def test_parquet(tmp_path):
         ("As an AI researcher, she has opinions.", None),
     ],
 )
-def test_cleaning(tmp_path, answer, reason):
+def test_what_no_assistant_of_its_own_says(answer, reason):
     assert forms.unclean(chat("q", answer)) == reason
+    assert forms.unclean(chat("q", answer), "Claude", "ChatGPT", "Bard", "OpenAI", "Google", "Anthropic") == (
+        None if reason == "claims to be another assistant" else reason
+    )
     assert forms.unclean(chat(answer, "a")) is None, "a user may say so"
-    rows = [*chats(3), {"messages": chat("q", answer)}, *chats(2)]
+
+
+def test_cleaning(tmp_path):
+    reason = "claims to be another assistant"
+    rows = [*chats(3), {"messages": chat("q", "I'm Claude.")}, *chats(2)]
     loaded = read(tmp_path, rows, clean=True)
-    assert len(loaded.rows) == 3 + (reason is None)
-    assert loaded.parts[0]["dropped"] == {"repeated": 2, **({reason: 1} if reason else {})}
+    assert len(loaded.rows) == 3
+    assert loaded.parts[0]["dropped"] == {"repeated": 2, reason: 1}
     assert len(read(tmp_path, rows).rows) == 6

@@ -11,8 +11,8 @@ import urllib.parse
 
 import pytest
 
-from msm_jax.corpus.datasets import hub_data, sources
-from tests.corpus.datasets.source_files import chats, contents, parquet, write
+from msm_jax.corpus.datasets import hub_data
+from tests.corpus.datasets.source_files import chats, parquet
 from tests.loopback import serving
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -98,18 +98,23 @@ def jsonl(rows):
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def hub():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     script = {"set.py": b"", "README.md": b"#"}
+    lima = jsonl([{"conversations": ["q", "a"]}, {"conversations": ["q"]}])
+    copy = {
+        "default/train/0000.parquet": parquet([{"text": "One.", "domain": "d"}]),
+        "b/test/0000.parquet": parquet([{"prompt": "q"}]),
+    }
     server.sets = {
         "org/chats": {"main": {"data/train.jsonl": jsonl(chats(9)), "data/test.jsonl": jsonl(chats(2, 90)), **script}},
         "org/old": {"main": {"train.jsonl": jsonl(chats(1))}, "v1": {"train.jsonl": jsonl(chats(3))}},
-        "org/lima": {
-            "main": {"train.jsonl": jsonl([{"conversations": ["q", "a"]}, {"conversations": ["q"]}]), **script}
-        },
+        "org/lima": {"main": {"train.jsonl": lima, **script}},
         "org/many": {"main": {f"{name}/train.json": json.dumps(chats(4)).encode() for name in ("one", "two")}},
         "org/script": {"main": script},
+        "org/shards": {"main": {f"data/train-0000{n}-of-00002.parquet": parquet(chats(3, 3 * n)) for n in range(2)}},
+        "org/documents": {"main": {"set.py": b"", "data.zip": b""}, "refs/convert/parquet": copy},
     }
     server.asked = []
     with serving(server):
@@ -130,9 +135,10 @@ for source in json.loads(sys.argv[1]):
 """
 
 
-@pytest.fixture
-def ask(tmp_path):
+@pytest.fixture(scope="module")
+def ask(tmp_path_factory):
     """Loads sources in a process of its own, since huggingface_hub reads its variables when it is imported."""
+    tmp_path = tmp_path_factory.mktemp("hub")
 
     def ask(url, *wanted, **environment):
         environment = {
@@ -161,65 +167,51 @@ def answers(count, start=0):
     return [f"answer {n}" for n in range(start, start + count)]
 
 
-def test_sets_of_the_hub(hub, ask):
-    wanted = {
-        "hf:org/chats": [answers(9), part("org/chats")],
-        "hf:org/chats:test": [answers(2, 90), part("org/chats:test")],
-        "hf:org/old@v1 + hf:org/old": [answers(3) + answers(1), part("org/old@v1", "v1"), part("org/old")],
-        f"hf:org/old@{commit_of('v1')}": [answers(3), part(f"org/old@{commit_of('v1')}", "v1")],
-        "hf:org/lima": [["a"], part("org/lima", dropped={"no assistant turn": 1})],
-        "hf:org/many/two": [answers(4), part("org/many/two")],
-    }
-    assert ask(hub.url, *wanted) == list(wanted.values())
+LOADED = {
+    "hf:org/chats": [answers(9), part("org/chats")],
+    "hf:org/chats:test": [answers(2, 90), part("org/chats:test")],
+    "hf:org/old@v1 + hf:org/old": [answers(3) + answers(1), part("org/old@v1", "v1"), part("org/old")],
+    f"hf:org/old@{commit_of('v1')}": [answers(3), part(f"org/old@{commit_of('v1')}", "v1")],
+    "hf:org/lima": [["a"], part("org/lima", dropped={"no assistant turn": 1})],
+    "hf:org/many/two": [answers(4), part("org/many/two")],
+    "hf:org/shards": [answers(6), part("org/shards")],
+    "hf:org/documents": [["One."], part("org/documents", "refs/convert/parquet")],
+}
+REFUSED = {
+    "hf:org/documents/b": "columns prompt are of no form that is understood; documents have text or content",
+    "hf:org/documents@main": "no parquet, jsonl or json files in this repository; copy it to a file of one of these",
+    "hf:org/gated": "gated; accept its licence at URL/datasets/org/gated, set HF_TOKEN to a token of that account",
+    "hf:org/nosuch": "no such repository at URL; mend the name (a private one needs HF_TOKEN)",
+    "hf:org/old@v9": "this repository has no revision v9; see URL/datasets/org/old/branches",
+    "hf:org/broken": "URL answers with an error (400); start again later (whole files are kept), or run `hf download",
+    "hf:org/chats:dev": "no split dev; there are test, train",
+    "hf:org/many": "choose a configuration, as ORG/NAME/CONFIG; there are one, two",
+    "hf:org/many/three": "no configuration three; there are one, two",
+    "hf:org/script": "no parquet, jsonl or json files in this repository",
+}
+NOWHERE = "http://127.0.0.1:9"
+
+
+def test_sets_of_the_hub_and_what_it_does_not_have(hub, ask):
+    found = ask(hub.url, *LOADED, *REFUSED, HF_TOKEN="hf_secret")
+    assert found[: len(LOADED)] == list(LOADED.values())
+    for (source, wrong), message in zip(REFUSED.items(), found[len(LOADED) :], strict=True):
+        where, told = message.split(": ", 1)
+        assert source.startswith(where) and told.startswith(wrong.replace("URL", hub.url))
+        assert "secret" not in message
     assert ask.stderr.splitlines()[0] == f"Fetching hf:org/chats from {hub.url}"
-    # What was fetched is not fetched again; without the hub, the cache is enough.
+    # What was fetched is not fetched again.
     hub.asked.clear()
-    assert ask(hub.url, "hf:org/chats") == [wanted["hf:org/chats"]]
+    assert ask(hub.url, "hf:org/chats") == [LOADED["hf:org/chats"]]
     assert ask.stderr == ""
     assert {asked[1] for asked in hub.asked if asked[1:]} <= {"revision", "tree"}
-    cached = ["hf:org/chats", "hf:org/chats:test", "hf:org/many/two", f"hf:org/old@{commit_of('v1')}"]
-    assert ask("http://127.0.0.1:9", *cached, HF_HUB_OFFLINE="1") == [wanted[source] for source in cached]
-    refused = ask("http://127.0.0.1:9", "hf:org/many/one", "hf:org/many", HF_HUB_OFFLINE="1")
-    assert refused[0] == refused[1], "the only one that is cached may not be the only one"
-    assert refused[0].startswith("hf:org/many: not (whole) in the cache, and HF_HUB_OFFLINE is set; unset it, or run `")
-
-
-def test_sets_in_parquet_and_the_copy_that_the_hub_makes(hub, ask, tmp_path):
-    shards = {f"data/train-0000{n}-of-00002.parquet": parquet(chats(3, 3 * n)) for n in range(2)}
-    copy = {
-        "default/train/0000.parquet": parquet([{"text": "One.", "domain": "d"}]),
-        "b/test/0000.parquet": parquet([{"prompt": "q"}]),
-    }
-    hub.sets["org/shards"] = {"main": shards}
-    hub.sets["org/documents"] = {"main": {"set.py": b"", "data.zip": b""}, "refs/convert/parquet": copy}
-    first = sources.load(f"{write(tmp_path / 'same.jsonl', chats(6))}[:4]", True)
-    assert ask(hub.url, "hf:org/shards[:4]", "hf:org/documents", "hf:org/documents/b", "hf:org/documents@main") == [
-        [[turns[1] for turns in contents(first)], part("org/shards")],
-        [["One."], part("org/documents", "refs/convert/parquet")],
-        "hf:org/documents/b: columns prompt are of no form that is understood; documents "
-        "have text or content (`columns` of an entry of a mix renames them)",
-        "hf:org/documents@main: no parquet, jsonl or json files in this repository; copy it to a file of one of these "
-        "kinds",
-    ]
+    # Without the hub, the cache is enough; but the only one that is cached may not be the only one.
+    cached = ["hf:org/chats", "hf:org/chats:test", "hf:org/many/two", f"hf:org/old@{commit_of('v1')}", "hf:org/shards"]
+    found = ask(NOWHERE, *cached, "hf:org/many/one", "hf:org/many", HF_HUB_OFFLINE="1")
+    assert found[:-2] == [LOADED[source] for source in cached]
+    assert found[-2] == found[-1]
+    assert found[-1].startswith("hf:org/many: not (whole) in the cache, and HF_HUB_OFFLINE is set; unset it, or run `")
     # A part of a set is no set.
-    held = next(pathlib.Path(ask.home).rglob("train-00001-of-00002.parquet"))
-    held.unlink()
-    (message,) = ask("http://127.0.0.1:9", "hf:org/shards")
-    assert message.startswith("hf:org/shards: http://127.0.0.1:9 cannot be reached (")
-
-
-def test_what_the_hub_does_not_have(hub, ask):
-    wanted = ["org/gated", "org/nosuch", "org/old@v9", "org/broken", "org/chats:dev", "org/many", "org/many/three"]
-    fetch = "`hf download org/broken --repo-type dataset --local-dir data/broken`"
-    assert ask(hub.url, *[f"hf:{name}" for name in [*wanted, "org/script"]], HF_TOKEN="hf_secret") == [
-        f"hf:org/gated: gated; accept its licence at {hub.url}/datasets/org/gated, set HF_TOKEN to a token of that "
-        "account, and start again",
-        f"hf:org/nosuch: no such repository at {hub.url}; mend the name (a private one needs HF_TOKEN)",
-        f"hf:org/old@v9: this repository has no revision v9; see {hub.url}/datasets/org/old/branches",
-        f"hf:org/broken: {hub.url} answers with an error (400); start again later (whole files are kept), or run "
-        f"{fetch} where that works and name its files in data/broken",
-        "hf:org/chats: no split dev; there are test, train",
-        "hf:org/many: choose a configuration, as ORG/NAME/CONFIG; there are one, two",
-        "hf:org/many: no configuration three; there are one, two",
-        "hf:org/script: no parquet, jsonl or json files in this repository; copy it to a file of one of these kinds",
-    ]
+    next(pathlib.Path(ask.home).rglob("train-00001-of-00002.parquet")).unlink()
+    (message,) = ask(NOWHERE, "hf:org/shards")
+    assert message.startswith(f"hf:org/shards: {NOWHERE} cannot be reached (")
