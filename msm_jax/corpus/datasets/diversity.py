@@ -13,6 +13,7 @@ import numpy as np
 from msm_jax.corpus.filters.duplicates import overlap, shingles
 
 _WORD = re.compile(r"\w+")
+_TAG = re.compile(r"<[^<>]*>")  # <think>
 _WITHIN = re.compile(r"(?<=[\w,;] )[^\W\d_]{2,}")  # a word within a sentence; "I" is no name
 # Texts that are compared with each other, and words of each that are counted: enough for a stable figure, and the same
 # for every corpus, since all of these figures fall with the amount of text.
@@ -35,7 +36,7 @@ def figures(texts: Sequence[str], known: str = "") -> dict[str, Any]:
     texts = random.Random(len(texts)).sample(texts, min(_TEXTS, len(texts)))
     words = [word for text in texts for word in _WORD.findall(text.lower())][:_WORDS]
     together = "\n".join(texts).encode()
-    openings = Counter(" ".join(_WORD.findall(text)[:3]) for text in texts)
+    openings = Counter(" ".join(_WORD.findall(_TAG.sub("", text))[:3]) for text in texts)
     return {
         "texts": len(texts),
         "words": len(words),
@@ -67,7 +68,7 @@ def _names(texts: Sequence[str], known: str) -> Counter[str]:
     small = {word for text in texts for word in _WORD.findall(text) if word.islower()}
     small |= {word.lower() for word in _WORD.findall(known)}
     found = ({word for word in _WITHIN.findall(text) if word.istitle()} for text in texts)
-    return Counter(name for names in found for name in names if name.lower() not in small)
+    return Counter(name for names in found for name in sorted(names) if name.lower() not in small)
 
 
 def _nearest(texts: Sequence[str]) -> list[float]:

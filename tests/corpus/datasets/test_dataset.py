@@ -79,6 +79,7 @@ def test_diversity_tells_copies_from_different_texts():
     assert (varied["nearest"][4], copied["nearest"][0]) == (0.0, 1.0)
     assert copied["compression"] > 3 * varied["compression"]
     assert copied["openings"] == [["w0 w1 w2", 1.0]]
+    assert figures(["<think>\nIt is late.\n</think>\n\nNo."])["openings"] == [["It is late", 1.0]]
 
 
 def test_diversity_is_that_of_a_random_sample():
