@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model
-from msm_jax.parallel import flops, peak_flops, train_flops_per_token
+from msm_jax.parallel import chips, peak_flops
 from msm_jax.train.step import flops_per_token, microbatch_loss
 
 

@@ -16,7 +16,7 @@ from msm_jax.errors import Interrupted, UserError
 from msm_jax.train import loop
 from msm_jax.train.loop import LoopConfig, train
 from msm_jax.train.metrics import TIMINGS
-from msm_jax.train.state import TrainState
+from msm_jax.train.step import TrainState
 from msm_jax.train.step import StepMetrics
 
 ROWS, TOKENS, ENDLESS = 4, 8, 2**40
