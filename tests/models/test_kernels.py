@@ -74,10 +74,14 @@ def test_the_decoder_takes_the_kernel_that_it_is_told(packed, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("remat", "widths"),
-    [("full", 1), ("save_attention", 2), ("save_qkv", 5 + 1 / 64), ("save_projections", 9 + 1 / 64)],
+    ("kernel", "remat", "widths"),
+    [
+        ("blocked", "full", 1),
+        *[(kernel, "save_attention", 2) for kernel in ("reference", "blocked", "splash")],
+        ("blocked", "save_qkv", 5 + 1 / 64),
+        ("splash", "save_projections", 9 + 1 / 64),
+    ],
 )
-@pytest.mark.parametrize("kernel", ["reference", "blocked", "splash"])
 def test_a_layer_keeps_what_its_policy_says_and_nothing_twice(kernel, remat, widths):
     """For each token, in widths of the model; here K = M / 2 and F = 2 M, and one head's rank of adapters."""
     M, T, L = 256, 256, 5
@@ -110,18 +114,13 @@ def test_kernels_of_platforms():
     ]  # fmt: skip
 
 
-def test_rows_that_no_tile_divides():
+def test_tiles_divide_the_row():
+    sizes = {(8192, 512): 512, (640, 512): 128, (384, 512): 384, (256, 64): 128}
+    assert {(tokens, block): kernels._divisor(tokens, block) for tokens, block in sizes} == sizes
     check_row_length("reference", 100)
     check_row_length("splash", 384)
     with pytest.raises(UserError, match="row_length=300 is not a multiple of 128, which the splash .* row_length=256"):
         check_row_length("splash", 300)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "block", "tile"), [(8192, 512, 512), (640, 512, 128), (384, 512, 384), (256, 64, 128)]
-)
-def test_tiles_divide_the_row(tokens, block, tile):
-    assert kernels._divisor(tokens, block) == tile
 
 
 def test_the_triton_kernel_is_lowered_for_a_gpu(packed):
