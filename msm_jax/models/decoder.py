@@ -27,13 +27,8 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Shape of a decoder. `dtype` is that of the matrix products; norms and logits are float32.
-
-    The families that Hugging Face calls llama, qwen2 and qwen3 are this decoder with and without `rope_scaling`,
-    `qkv_bias` and `qk_norm` (models/families.py reads their config.json).
-
-    Raises: UserError if the sizes do not fit each other.
-    """
+    """Shape of a decoder: what Hugging Face calls llama, qwen2 and qwen3 (checkpoints/families.py reads their
+    config.json). Raises: UserError if the sizes do not fit each other."""
 
     vocab_size: int
     num_layers: int
@@ -49,7 +44,7 @@ class DecoderConfig:
     qkv_bias: bool = False  # of Qwen2.5
     qk_norm: bool = False  # of Qwen3: RMS norm of each head's query and key, before the rotary embedding
     max_length: int | None = None  # tokens that the model was made for; None: any
-    dtype: str = "bfloat16"
+    dtype: str = "bfloat16"  # of the matrix products; norms and logits are float32
 
     def __post_init__(self):
         if isinstance(self.rope_scaling, dict):  # as JSON has it

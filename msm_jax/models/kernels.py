@@ -66,8 +66,6 @@ def flash_attention(
       kernel: "blocked", "splash" or "triton".
       block: tokens of a tile of splash attention, cut to what divides T; Triton's are those that JAX measured.
       interpret: runs the kernel's operations one by one on any device, for tests.
-
-    Returns: [B, T, H, D] in q's type.
     """
     if kernel == "blocked":  # in plain JAX, which cuts it itself
         return blocked_attention(q_BTHD, k_BTKD, v_BTKD, ids_BT)

@@ -106,9 +106,7 @@ def _check_flags() -> None:
 
 def slice_devices(name: str) -> list[jax.Device]:
     """The devices of a TPU slice, as "v5p:2x2x4", or of several, as "2*v5p:2x2x4", for meshes and the compiler; there
-    is no machine behind them.
-
-    Set `prepare_environment` before JAX is asked for any devices.
+    is no machine behind them. Call `prepare_environment` before JAX is asked for any devices.
 
     Raises: UserError for a slice that there is not, or if the TPU compiler is not installed.
     """

@@ -29,14 +29,11 @@ _SIGNS_OF_LOSS = re.compile(
 
 
 def join(address: str | None, count: int | None, index: int | None, patience: int = 300) -> tuple[int, int]:
-    """Joins the other processes of the run; before JAX is asked for devices.
+    """Joins the other processes of the run; before JAX is asked for devices. Gives index and count of this process.
 
-    Args:
-      address: HOST:PORT of process 0; with all three None, JAX looks for a TPU pod, GKE or Slurm, and a process that
-        is part of none is alone.
-      patience: seconds to wait for the others.
+    `address` is HOST:PORT of process 0; with all three None, JAX looks for a TPU pod, GKE or Slurm, and a process that
+    is part of none is alone. `patience` is in seconds.
 
-    Returns: (index, count) of this process.
     Raises: UserError if the others do not come, or if only some of the three are given.
     """
     missing = [address, count, index].count(None)

@@ -1,8 +1,5 @@
-"""Compiles a training step for a slice that is not there, and says what it would take.
-
-The TPU compiler's own account of memory, from `jax.jit(...).lower(...).compile()` on the devices of a described slice:
-no array is made, and no TPU is asked.
-"""
+"""Compiles a training step for a slice that is not there, and says what it would take, by the TPU compiler's own
+account. No array is made, and no TPU is asked."""
 
 import dataclasses
 import math

@@ -140,13 +140,8 @@ def lower_train_step(
     accumulation: int,
     row_length: int,
 ) -> tuple[jax.stages.Lowered, PyTree]:
-    """The step of `make_train_step` lowered for arrays that need not exist, on devices that need not either.
-
-    Args:
-      frozen: the base under an adapter as ShapeDtypeStructs with shardings, or None.
-
-    Returns: what can be compiled, and its arguments (state, frozen, batch) as ShapeDtypeStructs with shardings.
-    """
+    """The step of `make_train_step` lowered for arrays that need not exist, on devices that need not either: what can
+    be compiled, and its arguments (state, frozen, batch), as `frozen` ShapeDtypeStructs with shardings."""
     of = jax.ShapeDtypeStruct
     shapes = jax.eval_shape(_fresh_state, _trained(model)[1])
     state = jax.tree.map(lambda x, place: of(x.shape, x.dtype, sharding=place), shapes, state_shardings(model, mesh))

@@ -15,17 +15,9 @@ ROWS, TOKENS, HEADS, KEY_HEADS, SIZE = 2, 256, 4, 2, 32
 @pytest.fixture(scope="module")
 def packed():
     """Segments that begin and end inside of tiles of 128, padding, and a row of one segment."""
-    lengths = [[100, 130, 26], [256]]
-    ids = np.zeros((ROWS, TOKENS), np.int32)
-    positions = np.zeros((ROWS, TOKENS), np.int32)
-    for row, parts in enumerate(lengths):
-        start = 0
-        for segment, length in enumerate(parts, 1):
-            # The last segment of three is padding.
-            ids[row, start : start + length] = 0 if segment == 3 else segment
-            positions[row, start : start + length] = np.arange(length)
-            start += length
-    return jnp.asarray(ids), jnp.asarray(positions)
+    ids = [[1] * 100 + [2] * 130 + [0] * 26, [1] * TOKENS]
+    positions = [[*range(100), *range(130), *range(26)], [*range(TOKENS)]]
+    return jnp.asarray(ids, jnp.int32), jnp.asarray(positions, jnp.int32)
 
 
 @pytest.mark.parametrize("kernel", ["blocked", "splash", "triton"])

@@ -90,10 +90,11 @@ def log_softmax(logits):
 
 
 def test_logprobs_are_those_of_each_example_alone(words, pieces, next_logits):
-    prompts = ["the cat likes", "", "a dog, a cat and"]
-    options = [[" cheddar", " brie", " the café of the dog"], ["the", "ξ"], [" a"]]
+    """Whatever shares their rows and calls."""
+    prompts = ["the cat likes", "", "a dog, a cat and", "a dog"]
+    options = [[" cheddar", " brie", " the café of the dog"], ["the", "ξ"], [" a"], [" likes the cat"] * 9]
     got = words.logprobs(prompts, options)
-    assert [len(row) for row in got] == [3, 2, 1]
+    assert [len(row) for row in got] == [3, 2, 1, 9]
     for prompt, row, scores in zip(prompts, options, got, strict=True):
         for option, score in zip(row, scores, strict=True):
             ids, spans = pieces.encode_with_spans(prompt + option)
@@ -111,12 +112,6 @@ def test_a_token_across_the_border_is_the_options(words, pieces, next_logits):
     expected = sum(logprobs[i, token] for i, token in enumerate(ids) if spans[i][1] > 5)
     [[score]] = words.logprobs(["the c"], [["at"]])
     assert score == pytest.approx(expected, abs=1e-4)
-
-
-def test_scores_do_not_depend_on_company(words):
-    [[alone]] = words.logprobs(["the cat likes"], [[" brie"]])
-    together = words.logprobs(["a dog", "the cat likes"], [[" likes the cat"] * 9, [" cheddar", " brie"]])
-    assert together[1][1] == pytest.approx(alone, abs=1e-4)
 
 
 def test_nothing_to_score(words):
@@ -247,7 +242,7 @@ def test_a_text_is_cut_before_the_first_stop_string_or_id(letters, stop_ids, sto
     assert all(any(letter in before.text for before in whole) for letter in pattern.strip("[]xyz"))
 
 
-@pytest.mark.parametrize("top_p", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("top_p", [0.3, 0.9])
 def test_top_p_draws_from_the_fewest_tokens_that_reach_it(letters, next_logits, top_p):
     n = 600
     [completions] = letters.generate(["cab"], n=n, top_p=top_p, max_tokens=1)

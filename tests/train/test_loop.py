@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -50,6 +51,7 @@ def metrics_of(loss, finite, step, source):
     )
 
 
+@functools.cache
 def make_step(bad_token=-1):
     """`history` is a polynomial in the batches seen: it tells their order."""
 
@@ -213,7 +215,7 @@ def test_hosts_save_at_the_same_steps_by_the_clock_of_the_first(monkeypatch, sec
 
 def test_what_is_done_is_not_done_again(run, whole):
     """Outside of the main thread, too, where no signal can be handled."""
-    used, states = make_step(), []
+    used, states = make_step.__wrapped__(), []
     again = {"step_fn": used, "rows": Rows(on_batch=pytest.fail)}
     thread = threading.Thread(target=lambda: states.append(run(whole[1], **again)[0]))
     thread.start()
