@@ -1,15 +1,16 @@
-"""Linear layers, and the low-rank adapters beside them.
+"""Linear layers, the low-rank adapters beside them, and their matrices in 8-bit integers.
 
-Shapes: N rows (of all tokens), M inputs, F outputs, R LoRA rank.
+Shapes: N rows (of all tokens), M inputs, F outputs, R LoRA rank; L layers, I inputs and O outputs of a stack.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import NamedSharding, PartitionSpec
 
 from msm_jax.errors import UserError
 from msm_jax.parallel import cpu
@@ -18,6 +19,7 @@ from msm_jax.parallel.sharding import constrain
 if TYPE_CHECKING:
     from msm_jax.models.model import Model
 
+PyTree = Any
 LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -116,3 +118,33 @@ def project(x: jax.Array, *linears: Linear) -> list[jax.Array]:
         if linear.bias is not None:
             outs[place] += linear.bias[...].astype(linear.dtype)
     return outs
+
+
+def quantize(params: PyTree) -> PyTree:
+    """The parameters of a base -> those of a model with `int8_base`, where they lie: half the memory of bfloat16, and
+    half of what fsdp sends. Frees the matrices that it has read, one by one, so that memory never holds both.
+
+    Each output of a matrix has its own scale (symmetric, from the largest weight), as in LLM.int8() (arXiv 2208.07339)
+    without its outliers: activations stay in the type of the products, so their outliers are no matter. Embedding,
+    head, norms and biases keep their type.
+    """
+    layers = {name: _quantized(part) if "kernel" in part else part for name, part in params["layers"].items()}
+    return params | {"layers": layers}
+
+
+def _quantized(part: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    kernel, places = part["kernel"], None
+    if isinstance(kernel.sharding, NamedSharding):
+        layers, _, outputs = (*kernel.sharding.spec, None, None, None)[:3]
+        places = kernel.sharding, NamedSharding(kernel.sharding.mesh, PartitionSpec(layers, outputs))
+    integers, scale = jax.block_until_ready(jax.jit(_round, out_shardings=places)(kernel))
+    kernel.delete()
+    return part | {"kernel": integers, "kernel_scale": scale}
+
+
+def _round(kernel_LIO: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """int8[L, I, O] and float32[L, O] of a stack of matrices."""
+    kernel_LIO = kernel_LIO.astype(jnp.float32)
+    scale_LO = jnp.max(jnp.abs(kernel_LIO), axis=-2) / 127
+    scale_LO = jnp.where(scale_LO > 0, scale_LO, 1.0)
+    return jnp.round(kernel_LIO / scale_LO[..., None, :]).astype(jnp.int8), scale_LO

@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 
 from msm_jax.models import Model, count_parameters
 from msm_jax.parallel import batch_sharding, compiler_options, param_shardings, replicated
-from msm_jax.train.loss import targets_and_weights
 from msm_jax.train.optimizer import OptimizerConfig, init_optimizer, make_optimizer, make_schedule
 
 PyTree = Any
@@ -51,9 +50,20 @@ class StepMetrics:
 StepFunction = Callable[[TrainState, PyTree, Batch], tuple[TrainState, StepMetrics]]
 
 
+def targets_and_weights(tokens_BT, segments_BT, mask_BT) -> tuple[jax.Array, jax.Array]:
+    """Shifts tokens into targets: int32[B, T] and their weights float32[B, T], 0 or 1. Position t predicts token t+1 if
+    that is trained and of the same segment; the last position has no target."""
+
+    def shift(x_BT: jax.Array) -> jax.Array:
+        return jnp.pad(x_BT[:, 1:], ((0, 0), (0, 1)))
+
+    weights_BT = shift(mask_BT) & (shift(segments_BT) == segments_BT) & (segments_BT > 0)
+    return shift(tokens_BT), weights_BT.astype(jnp.float32)
+
+
 def microbatch_loss(model: Model, trained: PyTree, frozen: PyTree | None, batch: Batch):
-    """Loss sum of one microbatch, and (sums over it, sums over each row). `frozen` is the base if the adapter is what
-    is trained."""
+    """Loss sum of one microbatch, and (sums over it, sums over each row); divided once, globally, by whoever has seen
+    the whole batch. `frozen` is the base if the adapter is what is trained."""
     params, lora = (trained, None) if frozen is None else (frozen, trained)
     targets_BT, weights_BT = targets_and_weights(batch["tokens"], batch["segments"], batch["mask"])
     rows = batch["tokens"], batch["segments"], batch["positions"]

@@ -153,7 +153,7 @@ def test_an_adapter_of_peft_gives_the_same_logits_here(saved, mesh, tmp_path, va
 
 @pytest.mark.parametrize("variant", ["llama 3.1", "qwen2 tied", "qwen3"])
 def test_gradients_of_a_lora_step_equal_those_of_peft(saved, mesh, tmp_path, variant):
-    from msm_jax.train.loss import targets_and_weights
+    from msm_jax.train.step import targets_and_weights
 
     stored = weights.open_model(saved(variant), dtype="float32")
     model = Model(stored.decoder, LoraConfig(4, 8.0, LORA_TARGETS))

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from msm_jax.data.rows import pack
 from msm_jax.models import DecoderConfig, Model
-from msm_jax.train.loss import targets_and_weights
-from msm_jax.train.step import microbatch_loss
+from msm_jax.train.step import microbatch_loss, targets_and_weights
 
 ROWS, TOKENS, VOCABULARY = 6, 12, 11
 
