@@ -19,17 +19,18 @@ DECODER = DecoderConfig(
 )  # fmt: skip
 # With an epsilon that keeps rounding, which differs among processors and versions, from turning updates around.
 OPTIMIZER = OptimizerConfig(
-    learning_rate=2e-2, warmup_fraction=0.25, final_fraction=0.1, weight_decay=0.2, epsilon=1e-5, clip_norm=0.5
-)
+    learning_rate=2e-2, warmup_fraction=0.25, final_fraction=0.1, weight_decay=0.2, beta1=0.8, beta2=0.95, epsilon=1e-5,
+    clip_norm=0.5,
+)  # fmt: skip
 LORA = LoraConfig(rank=3, alpha=6.0, targets=("q", "v", "o", "up", "down"))
 LOSSES = {
     "whole model": [
-        3.98509, 3.72268, 3.78994, 3.30626, 3.12856, 3.17709, 2.92753, 2.689, 2.55171, 2.44819,
-        2.48349, 2.1472, 2.29907, 2.36927, 2.14875, 2.04692, 1.96746, 2.15886, 2.15034, 2.22364,
+        3.98509, 3.72268, 3.78795, 3.28907, 3.12059, 3.17614, 2.90594, 2.64073, 2.47487, 2.38245,
+        2.44686, 2.07215, 2.15981, 2.26267, 1.98111, 1.88397, 1.7987, 1.93232, 1.94889, 2.08043,
     ],
     "adapter": [
-        4.10743, 4.05005, 3.85296, 3.47814, 3.54255, 3.54828, 3.1624, 3.05355, 3.05287, 3.14739,
-        3.23241, 3.09742, 3.13927, 2.99987, 2.91593, 2.97791, 2.83982, 3.03563, 3.04302, 2.97511,
+        4.10743, 4.05005, 3.85331, 3.47625, 3.54513, 3.54288, 3.19873, 3.01273, 3.06908, 3.04255,
+        3.23903, 3.04635, 3.0907, 2.94718, 2.84045, 2.95, 2.74981, 2.92656, 2.95992, 2.80528,
     ],
 }  # fmt: skip
 
