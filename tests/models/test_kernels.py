@@ -34,7 +34,7 @@ def test_kernels_equal_the_reference(packed, kernel):
             out = function(q, k, v)
             return (out * cotangent).sum(), out * (ids > 0)[..., None, None]
 
-        return jax.grad(scalar, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+        return jax.jit(jax.grad(scalar, argnums=(0, 1, 2), has_aux=True))(q, k, v)
 
     expected = results(lambda q, k, v: attention(q, k, v, Segments.of_rows(ids, positions)))
     found = results(lambda q, k, v: flash_attention(q, k, v, ids, kernel=kernel, block=128, interpret=True))
@@ -57,11 +57,11 @@ def test_the_decoder_takes_the_kernel_that_it_is_told(packed, monkeypatch):
     params = model.init(jax.random.key(0))
     ids, positions = packed
     tokens = jax.random.randint(jax.random.key(1), ids.shape, 0, 16)
-    found = model.apply(params, None, tokens, ids, positions)
+    found = jax.jit(model.apply)(params, None, tokens, ids, positions)
     assert called == ["splash"]
-    expected = Model(config).apply(params, None, tokens, ids, positions)
+    expected = jax.jit(Model(config).apply)(params, None, tokens, ids, positions)
     np.testing.assert_allclose(found[ids > 0], expected[ids > 0], atol=1e-5)
-    model.apply(params, None, *(x[:, :100] for x in (tokens, ids, positions)))
+    jax.eval_shape(model.apply, params, None, *(x[:, :100] for x in (tokens, ids, positions)))
     assert called == ["splash", "blocked"]
 
 

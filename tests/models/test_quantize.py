@@ -58,17 +58,18 @@ def test_rounding_is_of_half_a_step_of_each_output(seed, spread, outputs):
 
 def test_logits_and_gradients_are_those_of_the_rounded_base(params, random_tree):
     tokens = np.random.default_rng(0).integers(0, 24, (2, 6)).astype(np.int32)
-    ids, positions = np.ones_like(tokens), np.tile(np.arange(6, dtype=np.int32), (2, 1))
+    rows = tokens, np.ones_like(tokens), np.tile(np.arange(6, dtype=np.int32), (2, 1))
     adapter = random_tree(MODEL.lora_shapes)
 
     def results(model, base):
         def loss(adapter):
-            logits = model.apply(base, adapter, tokens, ids, positions)
+            logits = model.apply(base, adapter, *rows)
             return jnp.sin(logits).sum(), logits
 
-        return *jax.grad(loss, has_aux=True)(adapter), model.apply(base, None, tokens, ids, positions)
+        both = jax.jit(lambda adapter: (*jax.grad(loss, has_aux=True)(adapter), model.apply(base, None, *rows)))
+        return both(adapter)
 
-    before = PLAIN.apply(params, adapter, tokens, ids, positions)
+    before = jax.jit(PLAIN.apply)(params, adapter, *rows)
     integers = quantize(params)
     found, expected = results(MODEL, integers), results(PLAIN, rounded(integers))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)

@@ -114,7 +114,7 @@ def stop(folder, signal_number, at_step, delay=0.0, in_save=False):
     at_step = max(at_step, last_step(folder) + 1)
     worker = start(folder)
     while worker.is_alive() and (last_step(folder) < at_step or (in_save and not half_written(folder))):
-        time.sleep(0.0005)
+        time.sleep(0.001)
     time.sleep(delay)
     with contextlib.suppress(ProcessLookupError):  # it may have ended just now
         os.kill(worker.pid, signal_number)
