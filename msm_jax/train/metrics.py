@@ -103,8 +103,10 @@ class MetricsLog:
             timings = self._timings()
             if self._writes:
                 for name, value in (self._losses(self._window) | state | timings).items():
+                    # TensorBoard shows what stands before the slash as one group of curves.
+                    group = "" if name.startswith("loss") else "speed/" if name in TIMINGS else "state/"
                     if value is not None:
-                        self._board.add_scalar(_board_tag(name), value, step)
+                        self._board.add_scalar(group + name, value, step)
             self._window.clear()
             fields |= timings
         elif self._timed_since is None:
@@ -154,13 +156,6 @@ class MetricsLog:
 
     def _restart_timing(self) -> None:
         self._timed_since, self._timed_steps, self._timed_tokens = time.perf_counter(), 0, 0
-
-
-def _board_tag(name: str) -> str:
-    """TensorBoard shows what stands before the slash as one group of curves."""
-    if name.startswith("loss"):
-        return name
-    return f"speed/{name}" if name in TIMINGS else f"state/{name}"
 
 
 def _open_lines(path: pathlib.Path, start: int):

@@ -37,7 +37,7 @@ MESHES = {
     "all": {"data": -1, "fsdp": 2, "tensor": 2},
     "fsdp": {"data": 1, "fsdp": -1, "tensor": 2},
 }
-RUNS = [f"{model}/{mesh}" for model in MODELS for mesh in ("one", "all")] + ["full/fsdp", "int8/fsdp"]
+RUNS = [f"{model}/{mesh}" for model in MODELS for mesh in ("one", "all")] + ["full/fsdp"]
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, epsilon=1e-4)
 
 

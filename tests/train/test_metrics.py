@@ -69,7 +69,7 @@ def test_a_line_per_step_and_a_point_per_log_step(tmp_path, time):
     assert scalars["loss"] == [(1, pytest.approx((30 + 20 + 40) / 50))]
     assert scalars["loss/msm"] == [(1, pytest.approx(70 / 40))]
     assert scalars["loss/replay"] == [(1, 2.0)]
-    assert scalars["state/tokens"] == [(1, 200.0)]
+    assert scalars["state/tokens"] == [(1, 200.0)] and "speed/goodput" in scalars
     [event] = board.Tensors("batch/text_summary")
     assert b"a [b] c" in event.tensor_proto.string_val[0]
 
