@@ -152,14 +152,14 @@ def lower_train_step(
 ) -> tuple[jax.stages.Lowered, PyTree]:
     """The step of `make_train_step` lowered for arrays that need not exist, on devices that need not either: what can
     be compiled, and its arguments (state, frozen, batch), as `frozen` ShapeDtypeStructs with shardings."""
-    of = jax.ShapeDtypeStruct
+    of, jitted = jax.ShapeDtypeStruct, _jit_step(model, mesh)
     shapes = jax.eval_shape(_fresh_state, _trained(model)[1])
     state = jax.tree.map(lambda x, place: of(x.shape, x.dtype, sharding=place), shapes, state_shardings(model, mesh))
     rows, shape = batch_sharding(mesh, leading=1), (accumulation, batch_size // accumulation, row_length)
     batch = {name: of(shape, jnp.int32, sharding=rows) for name in ("tokens", "segments", "positions")}
     batch |= {"mask": of(shape, jnp.bool_, sharding=rows), "source": of(shape[:2], jnp.int32, sharding=rows)}
-    with jax.set_mesh(mesh):
-        return _jit_step(model, mesh).lower(state, frozen, batch, optimizer, 2), (state, frozen, batch)
+    with jax.set_mesh(mesh):  # under which nothing can be computed, where there are no such devices
+        return jitted.lower(state, frozen, batch, optimizer, 2), (state, frozen, batch)
 
 
 def _trained(model: Model) -> tuple[PyTree, PyTree]:
