@@ -233,8 +233,8 @@ def test_sampling_ends_with_the_longest_answer(letters, monkeypatch):
 )
 def test_a_text_is_cut_before_the_first_stop_string_or_id(letters, stop_ids, stop, pattern):
     ending = Sampler(letters.model, letters.params, letters.lora, Letters(), stop_ids=stop_ids)
-    whole = letters.generate(["ab"], n=40, max_tokens=MAX_TOKENS)[0]
-    cut = ending.generate(["ab"], n=40, max_tokens=MAX_TOKENS, stop=stop)[0]
+    whole = letters.generate(["ab"], n=24, max_tokens=MAX_TOKENS)[0]
+    cut = ending.generate(["ab"], n=24, max_tokens=MAX_TOKENS, stop=stop)[0]
     for before, after in zip(whole, cut, strict=True):
         first, *rest = re.split(pattern, before.text)
         assert after == (Completion(first, True) if rest else before)

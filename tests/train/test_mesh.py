@@ -29,7 +29,6 @@ LORA = LoraConfig(rank=2, alpha=2.0, targets=("q", "down"))
 EXECUTION = Execution(loss_chunk=TOKENS // 2)
 MODELS = {
     "full": Model(DECODER, None, EXECUTION),
-    "lora": Model(DECODER, LORA, EXECUTION),
     "int8": Model(DECODER, LORA, EXECUTION, int8_base=True),
 }
 MESHES = {
@@ -85,7 +84,7 @@ def run(model, mesh, compilations):
     if model.lora is not None:
         base = dataclasses.replace(model, int8_base=False)
         frozen = jax.device_put(random_like(base.shapes, 1), param_shardings(base.axes, base.shapes, mesh))
-        frozen = quantize(frozen) if model.int8_base else frozen
+        frozen = quantize(frozen)
     state = init_state(model, mesh, 0, start)
     before = {"state": layout(state), "frozen": layout(frozen)}
     step = make_train_step(model, OPTIMIZER, STEPS, mesh)
