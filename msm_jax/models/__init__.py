@@ -3,9 +3,8 @@
 from msm_jax.models.attention import Segments, attention
 from msm_jax.models.decoder import Cache, DecoderConfig
 from msm_jax.models.execution import REMAT_POLICIES, Execution
-from msm_jax.models.linear import LORA_TARGETS, LoraConfig
+from msm_jax.models.linear import LORA_TARGETS, LoraConfig, quantize
 from msm_jax.models.model import Model, count_parameters
-from msm_jax.models.quantize import quantize
 
 __all__ = [
     "LORA_TARGETS",

@@ -1,4 +1,4 @@
-"""Attention of packed rows in blocks of queries, in plain JAX: what a CPU computes fastest.
+"""Attention of packed rows in blocks of queries, in plain JAX: for CPUs, and for rows that no other kernel can cut.
 
 As in FlashAttention (arXiv 2205.14135, 2307.08691) the backward pass computes the weights again from the logits and
 each query's log-normaliser, so a layer keeps no array of [T, T]; and each block of queries looks at no key behind its
@@ -22,13 +22,9 @@ _SMALLEST_BLOCK = 64
 
 @jax.custom_vjp
 def blocked_attention(q_BTHD: jax.Array, k_BTKD: jax.Array, v_BTKD: jax.Array, ids_BT: jax.Array) -> jax.Array:
-    """Causal grouped-query attention within segments, as `attention.attention`, of a row to itself.
+    """As `attention.attention`, of a row to itself, where tokens of a segment stand in the order of their positions.
 
-    Args:
-      ids_BT: int32, segments; 0 is padding, whose queries return a finite value of no meaning. The tokens of a segment
-        stand in the order of their positions.
-
-    Returns: [B, T, H, D] in q's type; softmax in float32.
+    `ids_BT`: int32, segments. Queries of padding, 0, return a finite value of no meaning.
     """
     return _forward(q_BTHD, k_BTKD, v_BTKD, ids_BT)[0]
 

@@ -21,18 +21,13 @@ from msm_jax.parallel.sharding import constrain
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def cross_entropy(
-    x_BTM: jax.Array,
-    head_VM: jax.Array,
-    targets_BT: jax.Array,
-    weights_BT: jax.Array,
-    chunk: int,
-    head_is_trained: bool = True,
+    x_BTM, head_VM, targets_BT, weights_BT, chunk: int, head_is_trained: bool = True
 ) -> tuple[jax.Array, jax.Array]:
     """Sum over tokens of weight times cross-entropy, in nats.
 
     Args:
-      x_BTM: normed output of the last layer, in the type of the matrix products.
-      head_VM: in the same type; logits, softmax and loss are float32.
+      x_BTM: normed output of the last layer, in the type of the matrix products, as is `head_VM`; logits, softmax and
+        loss are float32.
       targets_BT: int32; any id where the weight is 0.
       weights_BT: float32; they carry no gradient.
       chunk: tokens of each row whose logits are held at once.
@@ -68,11 +63,8 @@ def _forward(x_BTM, head_VM, targets_BT, weights_BT, chunk, head_is_trained):
 def _backward(chunk, head_is_trained, residuals, cotangents):
     x_gradient_BTM, head_gradient_VM, head_VM = residuals
     scale, _ = cotangents
-    if head_is_trained:
-        by_head = (scale * head_gradient_VM).astype(head_VM.dtype)
-    else:
-        by_head = jnp.zeros_like(head_VM)
-    return (scale * x_gradient_BTM).astype(x_gradient_BTM.dtype), by_head, None, None
+    by_head_VM = (scale * head_gradient_VM).astype(head_VM.dtype) if head_is_trained else jnp.zeros_like(head_VM)
+    return (scale * x_gradient_BTM).astype(x_gradient_BTM.dtype), by_head_VM, None, None
 
 
 cross_entropy.defvjp(_forward, _backward)

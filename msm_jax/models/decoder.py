@@ -6,7 +6,7 @@ R LoRA rank, V vocabulary, S slots of the key-value cache.
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,21 +15,20 @@ from jax.ad_checkpoint import checkpoint_name
 
 from msm_jax.errors import UserError
 from msm_jax.models.attention import RopeScaling, Segments, attention, rope, rope_angles, rope_frequencies
-from msm_jax.models.execution import REMAT_POLICIES, Execution
+from msm_jax.models.execution import REMAT_POLICIES
 from msm_jax.models.kernels import flash_attention, kernel_for
-from msm_jax.models.linear import Linear, LoraConfig, project
+from msm_jax.models.linear import Linear, project
+from msm_jax.parallel import cpu
 from msm_jax.parallel.sharding import constrain
+
+if TYPE_CHECKING:
+    from msm_jax.models.model import Model
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Shape of a decoder. `dtype` is that of the matrix products; norms and logits are float32.
-
-    The families that Hugging Face calls llama, qwen2 and qwen3 are this decoder with and without `rope_scaling`,
-    `qkv_bias` and `qk_norm` (models/families.py reads their config.json).
-
-    Raises: UserError if the sizes do not fit each other.
-    """
+    """Shape of a decoder: what Hugging Face calls llama, qwen2 and qwen3 (checkpoints/families.py reads their
+    config.json). Raises: UserError if the sizes do not fit each other."""
 
     vocab_size: int
     num_layers: int
@@ -45,7 +44,7 @@ class DecoderConfig:
     qkv_bias: bool = False  # of Qwen2.5
     qk_norm: bool = False  # of Qwen3: RMS norm of each head's query and key, before the rotary embedding
     max_length: int | None = None  # tokens that the model was made for; None: any
-    dtype: str = "bfloat16"
+    dtype: str = "bfloat16"  # of the matrix products; norms and logits are float32
 
     def __post_init__(self):
         if isinstance(self.rope_scaling, dict):  # as JSON has it
@@ -84,36 +83,25 @@ class RMSNorm(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm attention and SwiGLU (arXiv 2002.05202), each added to the residual stream."""
 
-    def __init__(
-        self, config: DecoderConfig, lora: LoraConfig | None, execution: Execution, int8: bool, rngs: nnx.Rngs
-    ):
-        c = config
-        merge = execution.merge_adapters
-        linear = functools.partial(Linear, dtype=c.dtype, lora=lora, rngs=rngs, int8=int8, merge=merge)
+    def __init__(self, model: "Model", rngs: nnx.Rngs):
+        self.model, c = model, model.config
+        linear = functools.partial(Linear, model=model, rngs=rngs)
         heads, kv_heads = c.num_heads * c.head_size, c.num_kv_heads * c.head_size
-        self.config = config
-        self.execution = execution
         self.attention_norm = RMSNorm(c.width, c)
-        self.q = linear("q", c.width, heads, ("embed", "heads"), bias=c.qkv_bias)
-        self.k = linear("k", c.width, kv_heads, ("embed", "kv_heads"), bias=c.qkv_bias)
-        self.v = linear("v", c.width, kv_heads, ("embed", "kv_heads"), bias=c.qkv_bias)
+        self.q = linear("q", (c.width, heads), ("embed", "heads"), bias=c.qkv_bias)
+        self.k = linear("k", (c.width, kv_heads), ("embed", "kv_heads"), bias=c.qkv_bias)
+        self.v = linear("v", (c.width, kv_heads), ("embed", "kv_heads"), bias=c.qkv_bias)
         self.q_norm = RMSNorm(c.head_size, c) if c.qk_norm else None
         self.k_norm = RMSNorm(c.head_size, c) if c.qk_norm else None
-        self.o = linear("o", heads, c.width, ("heads", "embed"))
+        self.o = linear("o", (heads, c.width), ("heads", "embed"))
         self.mlp_norm = RMSNorm(c.width, c)
-        self.gate = linear("gate", c.width, c.mlp_width, ("embed", "mlp"))
-        self.up = linear("up", c.width, c.mlp_width, ("embed", "mlp"))
-        self.down = linear("down", c.mlp_width, c.width, ("mlp", "embed"))
+        self.gate = linear("gate", (c.width, c.mlp_width), ("embed", "mlp"))
+        self.up = linear("up", (c.width, c.mlp_width), ("embed", "mlp"))
+        self.down = linear("down", (c.mlp_width, c.width), ("mlp", "embed"))
 
-    def __call__(
-        self,
-        x_BTM: jax.Array,
-        segments: Segments,
-        angles: tuple[jax.Array, jax.Array],
-        cache_kv: tuple[jax.Array, jax.Array, jax.Array] | None,
-    ):
+    def __call__(self, x_BTM: jax.Array, segments: Segments, angles: tuple, cache_kv: tuple | None):
         """Returns the new x_BTM and, if a cache (keys, values, cursor) was given, the keys and values with ours in."""
-        c = self.config
+        c, execution = self.model.config, self.model.execution
         B, T, _ = x_BTM.shape
         x_BTM = checkpoint_name(x_BTM, "input")
         q, k, v = project(self.attention_norm(x_BTM), self.q, self.k, self.v)
@@ -128,12 +116,12 @@ class Block(nnx.Module):
             k_BTKD = jax.lax.dynamic_update_slice_in_dim(k_BSKD, k_BTKD.astype(k_BSKD.dtype), cursor, axis=1)
             v_BTKD = jax.lax.dynamic_update_slice_in_dim(v_BSKD, v_BTKD.astype(v_BSKD.dtype), cursor, axis=1)
         with jax.named_scope("attention"):
-            kernel = "reference" if cache_kv is not None else kernel_for(self.execution.attention, T)
+            kernel = "reference" if cache_kv is not None else kernel_for(execution.attention, T)
             if kernel == "reference":
                 mixed_BTHD = checkpoint_name(attention(q_BTHD, k_BTKD, v_BTKD, segments), "attention")
             else:  # which name what they keep themselves: twice named, it would be kept twice
-                block = self.execution.attention_block
-                mixed_BTHD = flash_attention(q_BTHD, k_BTKD, v_BTKD, segments.q_ids, kernel=kernel, block=block)
+                tile = execution.attention_block
+                mixed_BTHD = flash_attention(q_BTHD, k_BTKD, v_BTKD, segments.q_ids, kernel=kernel, block=tile)
         x_BTM += checkpoint_name(self.o(mixed_BTHD.reshape(B, T, c.num_heads * c.head_size)), "o")
 
         gate_BTF, up_BTF = project(self.mlp_norm(x_BTM), self.gate, self.up)
@@ -144,59 +132,47 @@ class Block(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    def __init__(
-        self, config: DecoderConfig, lora: LoraConfig | None, execution: Execution, int8: bool, rngs: nnx.Rngs
-    ):
-        c = config
-        self.config = config
-        self.execution = execution
+    def __init__(self, model: "Model", rngs: nnx.Rngs):
+        self.model, c = model, model.config
         embedding = 0.02 * jax.random.normal(rngs.params(), (c.vocab_size, c.width), jnp.float32)
         self.embedding = nnx.Param(embedding, axes=("vocab", "embed"))
-        self.layers = nnx.vmap(lambda rngs: Block(c, lora, execution, int8, rngs))(rngs.split(c.num_layers))
+        self.layers = nnx.vmap(lambda rngs: Block(model, rngs))(rngs.split(c.num_layers))
         self.norm = RMSNorm(c.width, c)
-        axes = ("embed", "vocab")
-        self.head = None if c.tied_head else Linear("head", c.width, c.vocab_size, axes, c.dtype, None, rngs)
+        head = "head", (c.width, c.vocab_size), ("embed", "vocab")
+        self.head = None if c.tied_head else Linear(*head, model, rngs)
 
     def __call__(self, tokens_BT: jax.Array, segments: Segments, cache: Cache | None = None):
-        """Returns the normed output of the last layer, [B, T, M], and the cache with the keys and values
-        of these tokens in it."""
-        c = self.config
+        """Returns the normed output of the last layer, [B, T, M], and the cache with these tokens in it."""
+        c, execution = self.model.config, self.model.execution
         # Each device looks up all tokens in its part of the width, and then gets the whole width of its rows: what is
         # sent is activations, where a gathered table would be 1.6 GB for Qwen2.5-32B.
         x_BTM = self.embedding[...].astype(c.dtype)[constrain(tokens_BT, ("copy_batch", None))]
         x_BTM = constrain(constrain(x_BTM, ("copy_batch", None, "embed")), ("batch", None, None))
         frequency = rope_frequencies(c.head_size, c.rope_theta, c.rope_scaling)
         angles = rope_angles(segments.q_positions, frequency)
-        if self.execution.scan_unroll > 1:
-            angles = _from_a_loop(*angles)
+        unrolled = execution.scan_unroll > 1
+        if unrolled and execution.cpu:
+            angles = cpu.held(*angles)
         graph, layers = nnx.split(self.layers)
 
         def block(x_BTM, layer_and_cache):
             layer, kv = layer_and_cache
             return nnx.merge(graph, layer)(x_BTM, segments, angles, None if kv is None else (*kv, cache.cursor))
 
-        policy = REMAT_POLICIES[self.execution.remat]
+        policy = REMAT_POLICIES[execution.remat]
         if policy is not None:
             # In one piece XLA would find the second computation equal to the first, and keep what was to be dropped.
-            unrolled = self.execution.scan_unroll > 1
             block = jax.checkpoint(block, policy=policy, prevent_cse=unrolled)
         kv = None if cache is None else (cache.k, cache.v)
-        x_BTM, kv = jax.lax.scan(block, x_BTM, (layers, kv), unroll=self.execution.scan_unroll)
+        x_BTM, kv = jax.lax.scan(block, x_BTM, (layers, kv), unroll=execution.scan_unroll)
         return self.norm(x_BTM), cache if cache is None else cache._replace(k=kv[0], v=kv[1])
 
     def head_matrix(self) -> jax.Array:
         """[V, M], in the type of the matrix products."""
         head = self.embedding[...] if self.head is None else self.head.kernel[...].T
-        return head.astype(self.config.dtype)
+        return head.astype(self.model.config.dtype)
 
     def logits(self, x: jax.Array) -> jax.Array:
         """[..., M] -> float32[..., V]."""
         with jax.named_scope("head"):
             return jnp.einsum("...m,vm->...v", x, self.head_matrix(), preferred_element_type=jnp.float32)
-
-
-def _from_a_loop(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """x and y, as arrays that XLA holds. It would compute sines again in each of the loops of a CPU that read them, and
-    removes an `optimization_barrier` before it makes those loops."""
-    x, y = jax.lax.map(lambda is_x: jnp.where(is_x, x, y), jnp.array([True, False]))
-    return x, y

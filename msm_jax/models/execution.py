@@ -13,12 +13,8 @@ _PROJECTIONS = (*_QKV, "gate", "up")
 
 
 def _offload(*names: str):
-    return _policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[],
-        names_which_can_be_offloaded=list(names),
-        offload_src="device",
-        offload_dst="pinned_host",
-    )
+    kept = {"names_which_can_be_saved": [], "names_which_can_be_offloaded": list(names)}
+    return _policies.save_and_offload_only_these_names(**kept, offload_src="device", offload_dst="pinned_host")
 
 
 # What a block keeps for the backward pass; the rest is computed again. Beside it every block's input is kept. Ordered
@@ -49,8 +45,7 @@ class Execution:
       remat: what the forward pass keeps, a name in `REMAT_POLICIES`.
       scan_unroll: layers of one step of the scan. On a CPU a full unroll is faster: nothing is copied into stacks.
       loss_chunk: tokens of each row whose logits are held at once.
-      merge_adapters: where the matrix products are float32 and rows are many, an adapter is added to its matrix rather
-        than to its product. Set by `on` for a CPU.
+      cpu: what parallel/cpu.py has for a few CPU cores; set by `on`.
 
     Raises: UserError for a name that is not known.
     """
@@ -60,7 +55,7 @@ class Execution:
     remat: str = "none"
     scan_unroll: int = 1
     loss_chunk: int = 512
-    merge_adapters: bool = False
+    cpu: bool = False
 
     def __post_init__(self):
         if self.remat not in REMAT_POLICIES:
@@ -71,4 +66,4 @@ class Execution:
     def on(self, platform: str) -> "Execution":
         """Settled for the devices of `platform`, as JAX names it."""
         attention = kernel_of(platform) if self.attention == "auto" else self.attention
-        return dataclasses.replace(self, attention=attention, merge_adapters=platform == "cpu")
+        return dataclasses.replace(self, attention=attention, cpu=platform == "cpu")

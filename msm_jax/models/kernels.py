@@ -1,8 +1,8 @@
-"""Attention kernels that hold no logits: splash attention on TPUs, JAX's Triton kernel on NVIDIA GPUs, blocks of
+"""Attention kernels that hold no logits: JAX's splash attention on TPUs, its Triton kernel on NVIDIA GPUs, blocks of
 queries elsewhere.
 
-The first two come with JAX. Rows attend to themselves here (training, scoring, prefill); the order of a row is that of
-its positions, so a query sees the keys of its own segment that stand before it or at its place.
+Rows attend to themselves here (training, scoring, prefill); the order of a row is that of its positions, so a query
+sees the keys of its own segment that stand before it or at its place.
 
 Shapes: B rows, T tokens, H query heads, K key heads (H = K * G), D head size.
 """
@@ -25,7 +25,7 @@ _TPU_LANES = 128
 
 
 def kernel_of(platform: str) -> str:
-    """The fastest kernel that there is for a platform, as JAX names it ("tpu", "gpu", "cuda", "cpu")."""
+    """The fastest kernel for a platform, as JAX names it ("tpu", "gpu", "cuda", "cpu")."""
     return {"tpu": "splash", "gpu": "triton", "cuda": "triton"}.get(platform, "blocked")
 
 
@@ -55,14 +55,7 @@ def kernel_for(kernel: str, row_length: int) -> str:
 
 
 def flash_attention(
-    q_BTHD: jax.Array,
-    k_BTKD: jax.Array,
-    v_BTKD: jax.Array,
-    ids_BT: jax.Array,
-    *,
-    kernel: str,
-    block: int = 512,
-    interpret: bool = False,
+    q_BTHD, k_BTKD, v_BTKD, ids_BT, *, kernel: str, block: int = 512, interpret: bool = False
 ) -> jax.Array:
     """Causal grouped-query attention within the segments of packed rows, as `attention.attention`.
 
@@ -73,8 +66,6 @@ def flash_attention(
       kernel: "blocked", "splash" or "triton".
       block: tokens of a tile of splash attention, cut to what divides T; Triton's are those that JAX measured.
       interpret: runs the kernel's operations one by one on any device, for tests.
-
-    Returns: [B, T, H, D] in q's type.
     """
     if kernel == "blocked":  # in plain JAX, which cuts it itself
         return blocked_attention(q_BTHD, k_BTKD, v_BTKD, ids_BT)
@@ -84,55 +75,36 @@ def flash_attention(
         return call(q_BTHD, k_BTKD, v_BTKD, ids_BT)
     rows, heads = partition_spec(("batch", "heads"))
     of_heads = PartitionSpec(rows, None, heads, None)
-    return jax.shard_map(
-        call,
-        in_specs=(of_heads, of_heads, of_heads, PartitionSpec(rows, None)),
-        out_specs=of_heads,
-        check_vma=False,  # what a Pallas kernel does is not known to the check
-    )(q_BTHD, k_BTKD, v_BTKD, ids_BT)
+    specs = {"in_specs": (of_heads, of_heads, of_heads, PartitionSpec(rows, None)), "out_specs": of_heads}
+    # What a Pallas kernel does is not known to the check.
+    return jax.shard_map(call, check_vma=False, **specs)(q_BTHD, k_BTKD, v_BTKD, ids_BT)
 
 
 def _splash(q_BTHD, k_BTKD, v_BTKD, ids_BT, *, block: int, interpret: bool):
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-
-    _, T, H, D = q_BTHD.shape
-    kernel = _splash_kernel(T, H, _divisor(T, block), interpret)
-    q_BHTD = (q_BTHD * D**-0.5).astype(q_BTHD.dtype).swapaxes(1, 2)  # the kernel does not scale
-    k_BKTD, v_BKTD = k_BTKD.swapaxes(1, 2), v_BTKD.swapaxes(1, 2)
-    out_BHTD = jax.vmap(kernel)(q_BHTD, k_BKTD, v_BKTD, splash.SegmentIds(ids_BT, ids_BT))
-    return out_BHTD.swapaxes(1, 2)
-
-
-def _splash_kernel(T: int, H: int, block: int, interpret: bool):
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    blocks = splash.BlockSizes(
-        block_q=block,
-        block_kv=block,
-        # Two backward kernels rather than the fused one, whose partial gradients of the queries (a copy for each tile
-        # of the keys) are 1.2 GB for a row of 8,192 tokens and 40 heads.
-        block_q_dkv=block,
-        block_kv_dkv=block,
-        block_q_dq=block,
-        block_kv_dq=block,
-    )
-    mask = masks.MultiHeadMask([masks.CausalMask((T, T))] * H)
-    return splash.make_splash_mha(
-        mask,
-        block_sizes=blocks,
+    _, T, H, D = q_BTHD.shape
+    # Two backward kernels (dkv, dq) rather than the fused one, whose partial gradients of the queries (a copy for each
+    # tile of the keys) are 1.2 GB for a row of 8,192 tokens and 40 heads.
+    sides = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
+    kernel = splash.make_splash_mha(
+        masks.MultiHeadMask([masks.CausalMask((T, T))] * H),
+        block_sizes=splash.BlockSizes(**dict.fromkeys(sides, _divisor(T, block))),
         head_shards=1,  # of what shard_map has cut already
         q_seq_shards=1,
         # A policy that saves "attention" saves the kernel's own residuals, and its forward pass is not run twice.
         residual_checkpoint_name="attention",
         interpret=interpret,
     )
+    q_BHTD = (q_BTHD * D**-0.5).astype(q_BTHD.dtype).swapaxes(1, 2)  # the kernel does not scale
+    k_BKTD, v_BKTD = k_BTKD.swapaxes(1, 2), v_BTKD.swapaxes(1, 2)
+    return jax.vmap(kernel)(q_BHTD, k_BKTD, v_BKTD, splash.SegmentIds(ids_BT, ids_BT)).swapaxes(1, 2)
 
 
-def _triton(q_BTHD, k_BTKD, v_BTKD, ids_BT, *, block: int, interpret: bool):
+def _triton(q_BTHD, k_BTKD, v_BTKD, ids_BT, *, interpret: bool, **_):
     from jax.experimental.pallas.ops.gpu import attention as triton
 
-    del block
     groups = q_BTHD.shape[2] // k_BTKD.shape[2]
     # This kernel knows no groups. Repeated keys are small beside what a layer keeps: one part in four of its MLP.
     k_BTHD, v_BTHD = (jnp.repeat(x, groups, axis=2) for x in (k_BTKD, v_BTKD))
@@ -143,5 +115,4 @@ def _triton(q_BTHD, k_BTKD, v_BTKD, ids_BT, *, block: int, interpret: bool):
 
 def _divisor(T: int, block: int) -> int:
     """The largest multiple of a TPU's lanes that divides T and is at most `block`."""
-    sizes = range(_TPU_LANES, max(block, _TPU_LANES) + 1, _TPU_LANES)
-    return max(size for size in sizes if T % size == 0)
+    return max(size for size in range(_TPU_LANES, max(block, _TPU_LANES) + 1, _TPU_LANES) if T % size == 0)

@@ -1,18 +1,25 @@
-"""Linear layers, and the low-rank adapters beside them.
+"""Linear layers, the low-rank adapters beside them, and their matrices in 8-bit integers.
 
-Shapes: N rows (of all tokens), M inputs, F outputs, R LoRA rank.
+Shapes: N rows (of all tokens), M inputs, F outputs, R LoRA rank; L layers, I inputs and O outputs of a stack.
 """
 
 import dataclasses
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import NamedSharding, PartitionSpec
 
 from msm_jax.errors import UserError
+from msm_jax.parallel import cpu
 from msm_jax.parallel.sharding import constrain
 
+if TYPE_CHECKING:
+    from msm_jax.models.model import Model
+
+PyTree = Any
 LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -41,32 +48,28 @@ class LoraParam(nnx.Param):
 
 
 class Linear(nnx.Module):
-    """x W, plus a bias and the adapter's x A B where this layer has them. `axes` are the logical names of W's axes.
-
-    A W of 8-bit integers has a scale for each output (`quantize` makes both). Of float32, `merge` allows x (W + A B).
-    """
+    """x W, plus a bias and the adapter's x A B where `model` has them for the layer of this name. `axes` are the
+    logical names of W's axes. Of an 8-bit base, W has a scale for each output (`quantize` makes both)."""
 
     def __init__(
         self,
         name: str,
-        size_in: int,
-        size_out: int,
+        sizes: tuple[int, int],
         axes: tuple[str, str],
-        dtype: str,
-        lora: LoraConfig | None,
+        model: "Model",
         rngs: nnx.Rngs,
         bias: bool = False,
-        int8: bool = False,
-        merge: bool = False,
     ):
-        init = nnx.initializers.lecun_normal()
-        kernel = init(rngs.params(), (size_in, size_out), jnp.float32)
+        size_in, size_out = sizes
+        int8 = model.int8_base and name in LORA_TARGETS
+        kernel = nnx.initializers.lecun_normal()(rngs.params(), sizes, jnp.float32)
         self.kernel = nnx.Param(kernel.astype(jnp.int8) if int8 else kernel, axes=axes)
         self.kernel_scale = nnx.Param(jnp.ones(size_out, jnp.float32), axes=axes[1:]) if int8 else None
         self.gathered_axes = tuple(None if axis == "embed" else axis for axis in axes)
         self.bias = nnx.Param(jnp.zeros(size_out, jnp.float32), axes=axes[1:]) if bias else None
-        self.dtype = dtype
+        self.dtype = model.config.dtype
         self.scale = None
+        lora = model.lora
         if lora is not None and name in lora.targets:
             bound = size_in**-0.5
             a = jax.random.uniform(rngs.lora(), (size_in, lora.rank), jnp.float32, -bound, bound)
@@ -74,7 +77,8 @@ class Linear(nnx.Module):
             self.lora_a = LoraParam(a, axes=(wide_in, "rank"))
             self.lora_b = LoraParam(jnp.zeros((lora.rank, size_out), jnp.float32), axes=("rank", wide_out))
             self.scale = lora.alpha / lora.rank
-        self.may_merge = merge and self.scale is not None and dtype == "float32" and not int8
+        adapted = self.scale is not None
+        self.may_merge = model.execution.cpu and adapted and self.dtype == "float32" and not int8
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return project(x, self)[0]
@@ -98,9 +102,9 @@ def project(x: jax.Array, *linears: Linear) -> list[jax.Array]:
     of one adapter's rank is thinner than what processors multiply at their pace."""
     # As one matrix of rows: gradients that are summed over two axes make XLA transpose x and y on a CPU.
     x_NM = x.reshape(-1, x.shape[-1])
-    if all(linear.may_merge and _merging_pays(x_NM, linear) for linear in linears):
+    if all(linear.may_merge and cpu.merging_pays(x_NM, linear.kernel.shape) for linear in linears):
         kernels, factors = [linear.kernel[...] for linear in linears], [linear.factors() for linear in linears]
-        outs = _merged_products(x_NM, kernels, *map(list, zip(*factors, strict=True)))
+        outs = cpu.merged_products(x_NM, kernels, *map(list, zip(*factors, strict=True)))
         outs = [y_NF.reshape(*x.shape[:-1], -1) for y_NF in outs]
     else:
         outs = [linear.base(x) for linear in linears]
@@ -116,38 +120,31 @@ def project(x: jax.Array, *linears: Linear) -> list[jax.Array]:
     return outs
 
 
-def _merging_pays(x_NM: jax.Array, linear: Linear) -> bool:
-    """Whether A B is less work than x A and (x A) B."""
-    N, (M, F) = x_NM.shape[0], linear.kernel.shape
-    return M * F < N * (M + F)
+def quantize(params: PyTree) -> PyTree:
+    """The parameters of a base -> those of a model with `int8_base`, where they lie: half the memory of bfloat16, and
+    half of what fsdp sends. Frees the matrices that it has read, one by one, so that memory never holds both.
 
-
-@jax.custom_vjp
-def _merged_products(
-    x_NM: jax.Array, kernels: list[jax.Array], firsts: list[jax.Array], seconds: list[jax.Array]
-) -> list[jax.Array]:
-    """x (W + A B) of each layer [N, F], in float32, which holds what bfloat16 would round away of A B.
-
-    On a CPU this takes less memory than x W + x A B: XLA adds the two products anew wherever their sum is read, and
-    keeps both for that. No gradient is computed for the kernels: the base is frozen.
+    Each output of a matrix has its own scale (symmetric, from the largest weight), as in LLM.int8() (arXiv 2208.07339)
+    without its outliers: activations stay in the type of the products, so their outliers are no matter. Embedding,
+    head, norms and biases keep their type.
     """
-    return _merged_forward(x_NM, kernels, firsts, seconds)[0]
+    layers = {name: _quantized(part) if "kernel" in part else part for name, part in params["layers"].items()}
+    return params | {"layers": layers}
 
 
-def _merged_forward(x_NM, kernels, firsts, seconds):
-    merged = [w_MF + a_MR @ b_RF for w_MF, a_MR, b_RF in zip(kernels, firsts, seconds, strict=True)]
-    return [x_NM @ merged_MF for merged_MF in merged], (x_NM, merged, kernels, firsts, seconds)
+def _quantized(part: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    kernel, places = part["kernel"], None
+    if isinstance(kernel.sharding, NamedSharding):
+        layers, _, outputs = (*kernel.sharding.spec, None, None, None)[:3]
+        places = kernel.sharding, NamedSharding(kernel.sharding.mesh, PartitionSpec(layers, outputs))
+    integers, scale = jax.block_until_ready(jax.jit(_round, out_shardings=places)(kernel))
+    kernel.delete()
+    return part | {"kernel": integers, "kernel_scale": scale}
 
 
-def _merged_backward(residuals, by_ys):
-    x_NM, merged, kernels, firsts, seconds = residuals
-    by_x_NM = sum(by_y_NF @ merged_MF.T for by_y_NF, merged_MF in zip(by_ys, merged, strict=True))
-    # Held as it is: XLA would make its transpose, for B's gradient, of two transposes, which Eigen takes one core for.
-    low_NR = jax.lax.optimization_barrier(x_NM @ jnp.concatenate(firsts, axis=1))
-    by_low_NR = jnp.concatenate([by_y_NF @ b_RF.T for by_y_NF, b_RF in zip(by_ys, seconds, strict=True)], axis=1)
-    by_a = jnp.split(x_NM.T @ by_low_NR, len(by_ys), axis=1)
-    by_b = [part_NR.T @ by_y_NF for part_NR, by_y_NF in zip(jnp.split(low_NR, len(by_ys), axis=1), by_ys, strict=True)]
-    return by_x_NM, jax.tree.map(jnp.zeros_like, kernels), by_a, by_b
-
-
-_merged_products.defvjp(_merged_forward, _merged_backward)
+def _round(kernel_LIO: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """int8[L, I, O] and float32[L, O] of a stack of matrices."""
+    kernel_LIO = kernel_LIO.astype(jnp.float32)
+    scale_LO = jnp.max(jnp.abs(kernel_LIO), axis=-2) / 127
+    scale_LO = jnp.where(scale_LO > 0, scale_LO, 1.0)
+    return jnp.round(kernel_LIO / scale_LO[..., None, :]).astype(jnp.int8), scale_LO

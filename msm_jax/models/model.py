@@ -1,6 +1,8 @@
 """The edge between Flax modules and the rest: a static `Model`, and plain nested dicts of arrays.
 
 Everything beyond this file (trainer, checkpoints, sampler, import and export) sees dicts and pure functions.
+
+Shapes: B rows, T tokens, M model width, V vocabulary.
 """
 
 import dataclasses
@@ -25,7 +27,8 @@ class Model:
     """A decoder's structure without its weights: hashable, so that compiled functions are shared by equal models.
 
     With `lora`, the adapter is what is trained and the base is frozen; without, the base is trained. The matrices of a
-    frozen base may be 8-bit integers (`int8_base`; `quantize` makes them).
+    frozen base may be 8-bit integers (`int8_base`; `quantize` makes them). Functions take packed rows: tokens, segments
+    and positions, int32[B, T] each; see `Segments` for who sees whom. `lora` may be None: the bare base.
     """
 
     config: DecoderConfig
@@ -53,48 +56,32 @@ class Model:
 
     def init(self, key: jax.Array) -> PyTree:
         """Random base parameters, float32."""
-        decoder = Decoder(self.config, None, self.execution, False, nnx.Rngs(params=key))
-        return nnx.to_pure_dict(nnx.state(decoder))
+        base = dataclasses.replace(self, lora=None, int8_base=False)
+        return nnx.to_pure_dict(nnx.state(Decoder(base, nnx.Rngs(params=key))))
 
     def init_lora(self, key: jax.Array) -> PyTree:
         """A fresh adapter, float32. Its product is zero, so the model starts as its base."""
-        decoder = Decoder(self.config, self.lora, self.execution, False, nnx.Rngs(params=key, lora=key))
-        return nnx.to_pure_dict(nnx.state(decoder, LoraParam))
+        adapted = dataclasses.replace(self, int8_base=False)
+        return nnx.to_pure_dict(nnx.state(Decoder(adapted, nnx.Rngs(params=key, lora=key)), LoraParam))
 
-    def apply(
-        self, params: PyTree, lora: PyTree | None, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array
-    ) -> jax.Array:
-        """Logits float32[B, T, V] of packed rows (int32[B, T] each); see `Segments` for who sees whom."""
+    def apply(self, params: PyTree, lora: PyTree | None, tokens_BT, segments_BT, positions_BT) -> jax.Array:
+        """Logits float32[B, T, V]."""
         decoder = self._decoder(params, lora)
         return decoder.logits(decoder(tokens_BT, Segments.of_rows(segments_BT, positions_BT))[0])
 
     def loss(
-        self,
-        params: PyTree,
-        lora: PyTree | None,
-        tokens_BT: jax.Array,
-        segments_BT: jax.Array,
-        positions_BT: jax.Array,
-        targets_BT: jax.Array,
-        weights_BT: jax.Array,
+        self, params: PyTree, lora: PyTree | None, tokens_BT, segments_BT, positions_BT, targets_BT, weights_BT
     ) -> tuple[jax.Array, jax.Array]:
         """Cross-entropy of the targets, times the weights, in nats: its sum float32[], and its terms float32[B, T],
         which carry no gradient. With `lora` the gradient by `params` is not complete: the base is frozen."""
         decoder = self._decoder(params, lora)
         x_BTM, _ = decoder(tokens_BT, Segments.of_rows(segments_BT, positions_BT))
+        chunk, head_is_trained = self.execution.loss_chunk, lora is None
         with jax.named_scope("loss"):
-            return cross_entropy(
-                x_BTM, decoder.head_matrix(), targets_BT, weights_BT, self.execution.loss_chunk, lora is None
-            )
+            return cross_entropy(x_BTM, decoder.head_matrix(), targets_BT, weights_BT, chunk, head_is_trained)
 
     def next_logprobs(
-        self,
-        params: PyTree,
-        lora: PyTree | None,
-        tokens_BT: jax.Array,
-        segments_BT: jax.Array,
-        positions_BT: jax.Array,
-        vocab_size: int,
+        self, params: PyTree, lora: PyTree | None, tokens_BT, segments_BT, positions_BT, vocab_size: int
     ) -> jax.Array:
         """float32[B, T]: at t, log p(token t + 1) in nats among the first `vocab_size` ids; the last column means
         nothing."""
@@ -105,13 +92,7 @@ class Model:
         return -cross_entropy(x_BTM, head_VM, targets_BT, weights_BT, self.execution.loss_chunk)[1]
 
     def extend(
-        self,
-        params: PyTree,
-        lora: PyTree | None,
-        tokens_BT: jax.Array,
-        segments_BT: jax.Array,
-        positions_BT: jax.Array,
-        cache: Cache,
+        self, params: PyTree, lora: PyTree | None, tokens_BT, segments_BT, positions_BT, cache: Cache
     ) -> tuple[jax.Array, Cache]:
         """Reads T more tokens after those in the cache. Returns the logits float32[B, V] of the last of them, and the
         cache moved on by T.
@@ -119,12 +100,10 @@ class Model:
         The cache must have T free slots: past its end, XLA would write over the last ones without a word.
         """
         write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=cache.cursor, axis=1)
-        cache = cache._replace(
-            segments=write(cache.segments, segments_BT), positions=write(cache.positions, positions_BT)
-        )
-        segments = Segments(segments_BT, positions_BT, cache.segments, cache.positions)
+        ids_BS, positions_BS = write(cache.segments, segments_BT), write(cache.positions, positions_BT)
+        cache = cache._replace(segments=ids_BS, positions=positions_BS)
         decoder = self._decoder(params, lora)
-        x_BTM, cache = decoder(tokens_BT, segments, cache)
+        x_BTM, cache = decoder(tokens_BT, Segments(segments_BT, positions_BT, ids_BS, positions_BS), cache)
         return decoder.logits(x_BTM[:, -1]), cache._replace(cursor=cache.cursor + tokens_BT.shape[1])
 
     def empty_cache(self, rows: int, slots: int) -> Cache:
@@ -134,20 +113,15 @@ class Model:
         return Cache(k=kv, v=kv, segments=ids, positions=ids, cursor=jnp.int32(0))
 
     def _decoder(self, params: PyTree, lora: PyTree | None) -> Decoder:
-        model = (
-            self if lora is not None else dataclasses.replace(self, lora=None)
-        )  # the bare base runs without the adapter's products
-        graph = _abstract(model)[0]
+        # The bare base runs without the adapter's products.
+        graph = _abstract(self if lora is not None else dataclasses.replace(self, lora=None))[0]
         return nnx.merge(graph, nnx.State(lora or {}), nnx.State(params))
 
 
 @functools.lru_cache(maxsize=32)  # tracing takes a tenth of a second, and every stage makes its models anew
 def _abstract(model: Model) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """Structure, adapter and base, with shapes in the place of arrays."""
-    decoder = nnx.eval_shape(
-        lambda: Decoder(model.config, model.lora, model.execution, model.int8_base, nnx.Rngs(params=0, lora=0))
-    )
-    return nnx.split(decoder, LoraParam, ...)
+    return nnx.split(nnx.eval_shape(lambda: Decoder(model, nnx.Rngs(params=0, lora=0))), LoraParam, ...)
 
 
 def count_parameters(tree: PyTree) -> int:
@@ -158,6 +132,6 @@ def count_parameters(tree: PyTree) -> int:
 def _axes(state: nnx.State) -> PyTree:
     def names(variable: nnx.Variable) -> tuple[str | None, ...]:
         stacked = variable.get_value().ndim - len(variable.axes)
-        return (("layers",) * stacked) + variable.axes
+        return ("layers",) * stacked + variable.axes
 
     return nnx.to_pure_dict(jax.tree.map(names, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)))

@@ -1,8 +1,7 @@
-"""Devices -> mesh -> shardings, and how much work a step is."""
+"""Devices -> mesh -> shardings."""
 
-from msm_jax.parallel.chips import all_devices, platform
+from msm_jax.parallel.chips import all_devices, measured_flops, peak_flops, platform
 from msm_jax.parallel.compiler import compiler_options
-from msm_jax.parallel.flops import measured_flops, peak_flops, train_flops_per_token
 from msm_jax.parallel.sharding import batch_sharding, check_heads, make_mesh, param_shardings, replicated
 
 __all__ = [
@@ -16,5 +15,4 @@ __all__ = [
     "peak_flops",
     "platform",
     "replicated",
-    "train_flops_per_token",
 ]

@@ -1,4 +1,4 @@
-"""What is known of accelerators, and TPU slices as the compiler sees them when no TPU is at hand."""
+"""What is known of accelerators, how fast they are, and TPU slices as the compiler sees them with no TPU at hand."""
 
 import contextlib
 import dataclasses
@@ -7,28 +7,24 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 
 from msm_jax.errors import UserError
+from msm_jax.parallel.compiler import compiler_options
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """From the vendors' data sheets (cloud.google.com/tpu/docs, and NVIDIA's).
+    """From the vendors' data sheets (cloud.google.com/tpu/docs, and NVIDIA's). No plan is made without the last two."""
 
-    Attributes:
-      kinds: beginnings of `Device.device_kind`.
-      peak: dense bf16, FLOP/s.
-      link: bytes/s that a chip sends to its neighbours, over all links; None where no plan is made for it.
-      memory: bytes that a program may use, as the TPU compiler says when it has too little; None likewise.
-    """
-
-    kinds: tuple[str, ...]
-    peak: float
-    link: float | None = None
-    memory: float | None = None
+    kinds: tuple[str, ...]  # beginnings of `Device.device_kind`
+    peak: float  # dense bf16, FLOP/s
+    link: float | None = None  # bytes/s that a chip sends to its neighbours, over all links
+    memory: float | None = None  # bytes that a program may use, as the TPU compiler says when it has too little
 
 
 CHIPS = {
@@ -47,8 +43,33 @@ PLANNED = tuple(name for name, chip in CHIPS.items() if chip.link)
 
 def chip_of(kind: str) -> Chip | None:
     """The chip of a `Device.device_kind`: of several, that with the longest name ("TPU v5 lite" is no "TPU v5")."""
-    found = [(len(name), chip) for chip in CHIPS.values() for name in chip.kinds if kind.startswith(name)]
-    return max(found, key=lambda entry: entry[0])[1] if found else None
+    found = {name: chip for chip in CHIPS.values() for name in chip.kinds if kind.startswith(name)}
+    return found[max(found, key=len)] if found else None
+
+
+@functools.cache
+def peak_flops(dtype: str = "bfloat16") -> float:
+    """FLOP/s of all devices of all hosts together: in bf16 of a chip's data sheet, if it is known, else measured."""
+    chip = chip_of(jax.devices()[0].device_kind)
+    return chip.peak * len(jax.devices()) if chip and dtype == "bfloat16" else measured_flops(dtype)
+
+
+@functools.cache
+def measured_flops(dtype: str) -> float:
+    """FLOP/s of all devices of all hosts together, of a product of two large matrices, the best of a few."""
+    platform = jax.devices()[0].platform
+    size = 2048 if platform == "cpu" else 8192
+    x = jnp.ones((size, size), dtype)
+    # With the options of a training step, or XLA might choose a slower product than the step has.
+    product = jax.jit(lambda x: x @ x, compiler_options=compiler_options(platform))
+    seconds = []
+    for _ in range(5):  # the first compiles
+        start = time.perf_counter()
+        product(x).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    # Virtual CPU devices share the same cores.
+    devices = jax.process_count() if platform == "cpu" else len(jax.devices())
+    return 2 * size**3 / min(seconds) * devices
 
 
 def all_devices() -> list[jax.Device]:
@@ -72,10 +93,9 @@ def _check_flags() -> None:
     """XLA ends the process at a flag that it does not know, so another one asks it first; and makes any number of
     devices of a few cores, for hours."""
     flags = os.environ.get("XLA_FLAGS", "")
-    for name, count in (
-        ("JAX_NUM_CPU_DEVICES", os.environ.get("JAX_NUM_CPU_DEVICES", "")),
-        ("XLA_FLAGS", "".join(re.findall(r"--xla_force_host_platform_device_count=(\d+)", flags)[-1:])),
-    ):
+    forced = re.findall(r"--xla_force_host_platform_device_count=(\d+)", flags)[-1:]
+    counts = {"JAX_NUM_CPU_DEVICES": os.environ.get("JAX_NUM_CPU_DEVICES", ""), "XLA_FLAGS": "".join(forced)}
+    for name, count in counts.items():
         if count.isdigit() and int(count) > _MOST_CPU_DEVICES:
             raise UserError(f"{name}: {count} devices on one CPU; give at most {_MOST_CPU_DEVICES}")
     program = "from jaxlib import xla_client; xla_client.CompileOptions()"
@@ -86,9 +106,7 @@ def _check_flags() -> None:
 
 def slice_devices(name: str) -> list[jax.Device]:
     """The devices of a TPU slice, as "v5p:2x2x4", or of several, as "2*v5p:2x2x4", for meshes and the compiler; there
-    is no machine behind them.
-
-    Set `prepare_environment` before JAX is asked for any devices.
+    is no machine behind them. Call `prepare_environment` before JAX is asked for any devices.
 
     Raises: UserError for a slice that there is not, or if the TPU compiler is not installed.
     """

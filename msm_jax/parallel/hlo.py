@@ -9,6 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 _ELEMENT_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2}  # of others, the bits are in the name
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$")
@@ -36,8 +37,7 @@ class Work:
     sent_bytes: dict[str, float]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Instruction:
+class _Instruction(NamedTuple):
     name: str
     shapes: list[Shape]  # of the result; a tuple has several
     operation: str
@@ -59,12 +59,12 @@ def count(text: str) -> Work:
         counted = not in_fusion or any('"AsyncCollectiveStart"' in instruction.attributes for instruction in body)
         for instruction in body:
             kind = instruction.operation.removesuffix("-start")
-            if instruction.operation in ("convolution", "dot"):
+            if kind in ("convolution", "dot"):
                 flops += turns * _product_flops(instruction, shapes)
-            elif instruction.operation == "custom-call":
+            elif kind == "custom-call":
                 flops += turns * _kernel_flops(instruction, shapes)
             elif kind in _COLLECTIVES and counted:
-                sent[kind] += turns * _sent_bytes(kind, instruction, shapes)
+                sent[kind] += turns * _sent_bytes(kind, instruction)
     return Work(flops, dict(sent))
 
 
@@ -72,8 +72,7 @@ def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
     computations: dict[str, list[_Instruction]] = {}
     entry, name = "", ""
     for line in text.splitlines():
-        begins = _COMPUTATION.match(line)
-        if begins:
+        if begins := _COMPUTATION.match(line):
             name = begins[2]
             computations[name] = []
             entry = name if begins[1] else entry
@@ -89,20 +88,17 @@ def _reached(
     """(computation, how often it runs, whether it is a fusion) for each call of each computation that holds work."""
     yield name, turns, in_fusion
     for instruction in computations[name]:
-        if instruction.operation == "while":
-            body, condition = (
-                re.search(rf"{part}=%?([\w.-]+)", instruction.attributes)[1] for part in ("body", "condition")
-            )
-            yield from _reached(
-                computations, body, turns * _turns(computations[condition], computations[body]), in_fusion
-            )
-        elif instruction.operation in ("fusion", "call", "async-start"):
-            for called in re.findall(r"(?:calls|to_apply)=%?([\w.-]+)", instruction.attributes):
-                yield from _reached(computations, called, turns, in_fusion or instruction.operation == "fusion")
-        elif instruction.operation == "conditional":
-            branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
-            for branch in re.findall(r"[\w.-]+", branches[1]) if branches else ():
-                yield from _reached(computations, branch, turns, in_fusion)
+        operation, text = instruction.operation, instruction.attributes
+        called, times, fused = [], turns, in_fusion or operation == "fusion"
+        if operation == "while":
+            body, condition = (re.search(rf"{part}=%?([\w.-]+)", text)[1] for part in ("body", "condition"))
+            called, times = [body], turns * _turns(computations[condition], computations[body])
+        elif operation in ("fusion", "call", "async-start"):
+            called = re.findall(r"(?:calls|to_apply)=%?([\w.-]+)", text)
+        elif operation == "conditional" and (branches := re.search(r"branch_computations=\{([^}]*)\}", text)):
+            called = re.findall(r"[\w.-]+", branches[1])
+        for computation in called:
+            yield from _reached(computations, computation, times, fused)
 
 
 def _turns(condition: list[_Instruction], body: list[_Instruction]) -> int:
@@ -113,8 +109,7 @@ def _turns(condition: list[_Instruction], body: list[_Instruction]) -> int:
         raise ValueError(f"a loop ends by {[instruction.operation for instruction in condition]}")
     by_name = {instruction.name: instruction for instruction in body}
     index = int(re.search(r"index=(\d+)", counters[0].attributes)[1])
-    counted = by_name[body[-1].operands[index]]
-    operands = [by_name[name] for name in counted.operands]
+    operands = [by_name[name] for name in by_name[body[-1].operands[index]].operands]
     [step] = [_constant(operand) for operand in operands if operand.operation == "constant"] or [1]
     return math.ceil(ends[0] / step)
 
@@ -129,8 +124,7 @@ def _shapes(text: str) -> list[Shape]:
 
 def _bytes(shape: Shape) -> float:
     kind, sizes = shape
-    width = _ELEMENT_BYTES.get(kind)
-    return math.prod(sizes) * (int(re.sub(r"\D", "", kind)) / 8 if width is None else width)
+    return math.prod(sizes) * (_ELEMENT_BYTES.get(kind) or int(re.sub(r"\D", "", kind)) / 8)
 
 
 def _product_flops(instruction: _Instruction, shapes: Mapping[str, list[Shape]]) -> float:
@@ -169,34 +163,28 @@ def _kernel_flops(instruction: _Instruction, shapes: Mapping[str, list[Shape]]) 
     # Queries, keys and values are the only arrays of rank 3 ([heads, tokens, size]) or 4 (rows of those); queries have
     # the most heads.
     given = [sizes for name in instruction.operands for _, sizes in shapes.get(name, ()) if len(sizes) >= 3]
-    if not products or not given:
-        return 0.0
-    queries = max(given, key=math.prod)
+    queries = max(given, key=math.prod, default=(0, 0))
     return products * 2.0 * math.prod(queries) * queries[-2] / 2
 
 
-def _sent_bytes(kind: str, instruction: _Instruction, shapes: Mapping[str, list[Shape]]) -> float:
+def _sent_bytes(kind: str, instruction: _Instruction) -> float:
     n = _group_size(instruction.attributes)
     results = instruction.shapes
     if instruction.operation.endswith("-start") and kind != "all-reduce":
         arrays = [shape for shape in results if shape != ("u32", ())]  # of (operands, results, contexts)
         results = arrays[len(arrays) // 2 :]
     size = sum(map(_bytes, results))
-    if kind == "reduce-scatter":
-        size *= n
     if kind == "collective-permute":
         return size
-    return (2 if kind == "all-reduce" else 1) * size * (n - 1) / n
+    return {"reduce-scatter": n, "all-reduce": 2}.get(kind, 1) * size * (n - 1) / n
 
 
 def _group_size(attributes: str) -> int:
     """Chips that take part in one collective, of the three forms in which XLA writes them."""
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes)
-    if named:
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
-    counted = re.search(r"replica_groups=\[\d+,(\d+)\]", attributes)
-    if counted:
+    if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
         return int(counted[1])
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
     return len(listed[1].split(",")) if listed else 1

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import logging
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,49 +23,34 @@ _LONGEST_WAIT = 24 * 3600 * 1000
 # Seconds without a sign of life after which a process counts as gone.
 _HEARTBEAT = 60
 # In what the runtime and its collectives say when they cannot reach a process.
-_SIGNS_OF_LOSS = (
-    "gloo",
-    "nccl",
-    "heartbeat",
-    "coordination",
-    "barrier",
-    "unavailable",
-    "deadline_exceeded",
-    "connection",
+_SIGNS_OF_LOSS = re.compile(
+    "gloo|nccl|heartbeat|coordination|barrier|unavailable|deadline_exceeded|connection", re.IGNORECASE
 )
 
 
 def join(address: str | None, count: int | None, index: int | None, patience: int = 300) -> tuple[int, int]:
-    """Joins the other processes of the run; before JAX is asked for devices.
+    """Joins the other processes of the run; before JAX is asked for devices. Gives index and count of this process.
 
-    Args:
-      address: HOST:PORT of process 0; with all three None, JAX looks for a TPU pod, GKE or Slurm, and a process that
-        is part of none is alone.
-      patience: seconds to wait for the others.
+    `address` is HOST:PORT of process 0; with all three None, JAX looks for a TPU pod, GKE or Slurm, and a process that
+    is part of none is alone. `patience` is in seconds.
 
-    Returns: (index, count) of this process.
     Raises: UserError if the others do not come, or if only some of the three are given.
     """
-    given = [value is not None for value in (address, count, index)]
-    if any(given) and not all(given):
+    missing = [address, count, index].count(None)
+    named = not missing
+    if missing in (1, 2):
         raise UserError("--coordinator, --processes and --process go together: address of process 0, how many, which")
-    if all(given) and not 0 <= index < count:
+    if named and not 0 <= index < count:
         raise UserError(f"--process={index}: processes are numbered from 0 to --processes - 1 = {count - 1}")
-    if all(given) and not address.rpartition(":")[2].isdigit():
+    if named and not address.rpartition(":")[2].isdigit():
         raise UserError(f"--coordinator={address}: give HOST:PORT, as 10.0.0.2:8476")
     # Processes of one machine need not be found from others.
-    local = address if all(given) and address.startswith(("127.", "localhost:")) else None
+    local = address if named and address.startswith(("127.", "localhost:")) else None
+    patient = {"initialization_timeout": patience, "heartbeat_timeout_seconds": _HEARTBEAT}
     try:
-        jax.distributed.initialize(
-            address,
-            count,
-            index,
-            initialization_timeout=patience,
-            heartbeat_timeout_seconds=_HEARTBEAT,
-            coordinator_bind_address=local,
-        )
+        jax.distributed.initialize(address, count, index, coordinator_bind_address=local, **patient)
     except ValueError as error:
-        if any(given) or "coordinator_address" not in str(error):  # the one that says that no others were found
+        if named or "coordinator_address" not in str(error):  # the one that says that no others were found
             raise
         return 0, 1
     except jax.errors.JaxRuntimeError as error:
@@ -75,7 +61,7 @@ def join(address: str | None, count: int | None, index: int | None, patience: in
     except RuntimeError as error:
         # JAX was asked for devices before, as in a notebook, or has joined already. What a pod lacks to be found, as an
         # address that its metadata do not tell, must not leave each of its hosts to run alone.
-        if any(given) or "before any JAX calls" not in str(error) and "only be called once" not in str(error):
+        if named or "before any JAX calls" not in str(error) and "only be called once" not in str(error):
             raise UserError(
                 f"the processes of this run could not be found ({_first_line(error)}); name them: "
                 "--coordinator=HOST:PORT --processes=N --process=I"
@@ -121,7 +107,7 @@ def told_if_lost() -> Iterator[None]:
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:  # the second from collectives on CPUs
-        if jax.process_count() == 1 or not any(sign in str(error).lower() for sign in _SIGNS_OF_LOSS):
+        if jax.process_count() == 1 or not _SIGNS_OF_LOSS.search(str(error)):
             raise
         logging.getLogger(__name__).debug("lost", exc_info=True)
         raise UserError(

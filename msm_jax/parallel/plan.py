@@ -1,8 +1,5 @@
-"""Compiles a training step for a slice that is not there, and says what it would take.
-
-The TPU compiler's own account of memory, from `jax.jit(...).lower(...).compile()` on the devices of a described slice:
-no array is made, and no TPU is asked.
-"""
+"""Compiles a training step for a slice that is not there, and says what it would take, by the TPU compiler's own
+account. No array is made, and no TPU is asked."""
 
 import dataclasses
 import math
@@ -23,30 +20,20 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """One program on one slice. Memory is of a chip, in bytes.
-
-    Attributes:
-      state: the arguments, as a part of what their arrays' shapes and dtypes make: the theory.
-      arguments: the same as the compiler lays them out.
-      temporaries: what lives during the step.
-      host: what the program keeps in the host's memory for this chip.
-      peak: the most at any time, by the compiler's own account; less than arguments and temporaries together, since
-        what does not live at once shares memory. None if it does not fit: the compiler refuses such a program.
-      lacking: bytes by which it does not fit; 0 if it does.
-      flops, sent_bytes: as `hlo.Work` has them; 0 and empty if it does not fit.
-      compile_seconds: of this machine.
-    """
+    """One program on one slice. Memory is of a chip, in bytes."""
 
     chips: int
-    state: float
-    arguments: float = 0
-    temporaries: float = 0
-    host: float = 0
+    state: float  # the arguments, as a part of what their arrays' shapes and dtypes make: the theory
+    arguments: float = 0  # the same as the compiler lays them out
+    temporaries: float = 0  # what lives during the step
+    host: float = 0  # what the program keeps in the host's memory for this chip
+    # The most at any time, by the compiler's own account; less than arguments and temporaries together, since what does
+    # not live at once shares memory. None if it does not fit: the compiler refuses such a program.
     peak: float | None = None
-    lacking: float = 0
-    flops: float = 0
+    lacking: float = 0  # bytes by which it does not fit
+    flops: float = 0  # this and the next as `hlo.Work` has them; 0 and empty if it does not fit
     sent_bytes: dict[str, float] = dataclasses.field(default_factory=dict)
-    compile_seconds: float = 0
+    compile_seconds: float = 0  # of this machine
 
     @property
     def fits(self) -> bool:

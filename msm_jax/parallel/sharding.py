@@ -83,18 +83,15 @@ def partition_spec(axes: tuple[str | None, ...]) -> PartitionSpec:
 
 
 def param_shardings(axes: PyTree, shapes: PyTree, mesh: Mesh) -> PyTree:
-    """NamedSharding for each parameter.
+    """NamedSharding for each parameter, of trees of logical names (`Model.axes`) and of arrays or ShapeDtypeStructs.
 
-    Args:
-      axes: tree of tuples of logical names (`Model.axes`).
-      shapes: the same tree of arrays or ShapeDtypeStructs.
     Raises: UserError naming the parameter whose size the mesh does not divide.
     """
 
     def sharding(path, names, leaf) -> NamedSharding:
         spec = partition_spec(names)
         for size, name, axis in zip(leaf.shape, names, spec, strict=True):
-            over = () if axis is None else (axis,) if isinstance(axis, str) else axis
+            over = (axis,) if isinstance(axis, str) else axis or ()
             ways = math.prod(mesh.shape[axis] for axis in over)
             if size % ways:
                 where = jax.tree_util.keystr(path, simple=True, separator="/")

@@ -157,7 +157,7 @@ def load(
     Raises: UserError if a part is missing, damaged, or of another model.
     """
     dtype = dtype or ("float32" if platform() == "cpu" else "bfloat16")
-    base, extra = weights.open_model(path, revision, dtype=dtype), None
+    base = weights.open_model(path, revision, dtype=dtype)
     if base.lora is not None:
         if base.base is None:
             raise UserError(f"{path}: an adapter whose base is not told; load the base, and this as its adapter")
@@ -166,19 +166,7 @@ def load(
         adapter = base.folder
         base = weights.open_base(base.base, os.fspath(path), base.revision, dtype=dtype)
     if adapter is not None:
-        extra = weights.open_adapter(adapter, base)
-    return load_stored(base, extra, dtype, mesh, chat_template, thinking)
-
-
-def load_stored(
-    base: weights.Stored,
-    adapter: weights.Stored | None,
-    dtype: str,
-    mesh: Mapping[str, int] | None = None,
-    chat_template: str = "",
-    thinking: str | None = None,
-) -> LanguageModel:
-    """`load` of what was opened before; `base` with numerics of `dtype`."""
+        adapter = weights.open_adapter(adapter, base)
     placed = make_mesh(mesh or _one_copy(base.decoder))
     tokenizer, template, name, stops = None, None, "", ()
     texts = (adapter or base).tokenizer

@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grain
@@ -26,8 +26,7 @@ from msm_jax.checkpoints.orbax import Checkpoints
 from msm_jax.errors import Interrupted, UserError
 from msm_jax.parallel.hosts import of_first, stop_requested
 from msm_jax.train.metrics import Clock, MetricsLog
-from msm_jax.train.state import TrainState
-from msm_jax.train.step import StepFunction, StepMetrics
+from msm_jax.train.step import StepFunction, StepMetrics, TrainState
 
 PyTree = Any
 HostBatch = dict[str, np.ndarray]
@@ -37,25 +36,15 @@ _PREFETCHED_BATCHES = 4
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """How long, how large, how often.
+    """How long, how large, how often."""
 
-    Attributes:
-      steps: optimiser steps of the run.
-      batch_size: rows of the global batch, over all hosts.
-      accumulation: microbatches that a batch is split into, for memory; changes no result beyond rounding.
-      log_every: steps between two points in TensorBoard.
-      checkpoint_every: steps between two checkpoints, at most; the last step is always saved.
-      checkpoint_minutes: the same in minutes.
-      keep_checkpoints: newest ones that stay on disk.
-    """
-
-    steps: int
-    batch_size: int
-    accumulation: int = 1
-    log_every: int = 10
-    checkpoint_every: int = 100
+    steps: int  # of the optimiser, in the whole run
+    batch_size: int  # rows of the global batch, over all hosts
+    accumulation: int = 1  # microbatches that a batch is split into, for memory; changes no result beyond rounding
+    log_every: int = 10  # steps between two points in TensorBoard
+    checkpoint_every: int = 100  # steps between two checkpoints, at most; the last step is always saved
     checkpoint_minutes: float = 10.0
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # newest ones that stay on disk
 
     def __post_init__(self):
         for name, value in dataclasses.asdict(self).items():
@@ -65,15 +54,6 @@ class LoopConfig:
             raise UserError(
                 f"batch_size={self.batch_size} is not divisible by accumulation={self.accumulation}; change one of them"
             )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Running:
-    """A step that was dispatched and whose metrics are still to be read."""
-
-    step: int
-    index: int  # of its batch
-    metrics: StepMetrics
 
 
 def train(
@@ -105,19 +85,13 @@ def train(
       frozen: the base under an adapter, or None; not saved.
       dataset: element s is this host's share of global batch s: tokens, segments, positions int32[b, T],
         mask bool[b, T], source int32[b].
-      source_names: S names.
       batch_sharding: of arrays [A, B/A, T]; its spec cut to the rank is that of [A, B/A].
-      folder: local; each host has its own, and the first writes to it.
-      arrays: folder or URL that all hosts share.
+      folder: local; each host has its own, and the first writes to it. `arrays`: folder or URL that all hosts share.
       saved: called when a checkpoint is made, after the logs of its steps are written.
       identity: hash of all that determines the run; a checkpoint of another identity is refused.
       run_config: parameters and inputs of the run, as JSON, kept in every checkpoint.
-      flops_per_token: model FLOPs of one token, forward and backward.
-      peak_flops: FLOP/s of all devices together, or None.
+      flops_per_token, peak_flops, label: as `MetricsLog` has them.
       describe: decodes a host batch with its loss mask, for TensorBoard's text page; None leaves it out.
-      label: of the progress bar.
-
-    Returns: the state after `config.steps` steps.
 
     Raises:
       UserError: the loss or its gradient is not finite; the data are too short; the folder is of another run.
@@ -127,14 +101,14 @@ def train(
     if len(dataset) < config.steps:
         raise UserError(f"{label}: {config.steps} steps need as many batches, and the data give {len(dataset)}")
     with contextlib.ExitStack() as stack:
-        signals = stack.enter_context(_Signals())
+        signals = _Signals(stack)
         with clock.lost():
             checkpoints = Checkpoints(f"{os.fspath(arrays)}/checkpoints", identity, config.keep_checkpoints, run_config)
             stack.callback(checkpoints.close)
             state, start, data = _restore(checkpoints, state)
         index = data["next_index"]
         log = MetricsLog(
-            folder,
+            folder=folder,
             sources=source_names,
             start=start,
             steps=config.steps,
@@ -146,9 +120,12 @@ def train(
             label=label,
         )
         stack.callback(log.close)
-        batches = stack.enter_context(_prefetched(dataset, index))
+        # Made ahead on a thread. More threads are slower: rows come from mapped memory.
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCHED_BATCHES)
+        batches = stack.enter_context(contextlib.closing(iter(dataset[index:].to_iter_dataset(options))))
 
-        running = None
+        stop, done = False, start
+        running = None  # (step, index of its batch, metrics): dispatched, and its metrics are still to be read
         timer = _Timer(config.checkpoint_minutes, start)
         for step in range(start, config.steps):
             with clock.lost():
@@ -159,16 +136,15 @@ def train(
             with clock.lost() if step == start else contextlib.nullcontext():  # the first call compiles
                 state, metrics = step_fn(state, frozen, on_devices)
             # Only now that the devices have their next step is the one before waited for.
-            if running is not None:
-                _settle(running, log, checkpoints, source_names)
-            running = _Running(step, index, metrics)
+            _settle(running, log, checkpoints)
+            running = step, index, metrics
             index += 1
 
             done = step + 1
             stop = signals.stop_requested()
             save = stop or done == config.steps or done % config.checkpoint_every == 0
             if save or timer.asks(done):
-                _settle(running, log, checkpoints, source_names)
+                _settle(running, log, checkpoints)
                 running = None
                 save = save or timer.due(done)
             if save:
@@ -178,11 +154,10 @@ def train(
                     saved()
                 timer.restart(done)
             if stop:
-                checkpoints.wait()
-                raise signals.interrupted(label, done, config.steps)
+                break
         checkpoints.wait()
-        if signals.stop_requested():  # while the last checkpoint was written
-            raise signals.interrupted(label, config.steps, config.steps)
+        if stop or signals.stop_requested():  # or while the last checkpoint was written
+            raise signals.interrupted(label, done, config.steps)
     return state
 
 
@@ -197,17 +172,6 @@ def _restore(checkpoints: Checkpoints, fresh: TrainState) -> tuple[TrainState, i
     return state, step, data
 
 
-@contextlib.contextmanager
-def _prefetched(dataset: grain.MapDataset, index: int) -> Iterator[Iterator[HostBatch]]:
-    """Batches from `index` on, made ahead on a thread. More threads are slower: rows come from mapped memory."""
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCHED_BATCHES)
-    batches = iter(dataset[index:].to_iter_dataset(options))
-    try:
-        yield batches
-    finally:
-        batches.close()
-
-
 def _place(batch: HostBatch, accumulation: int, sharding: NamedSharding) -> dict[str, jax.Array]:
     """[b, ...] on each host -> [A, B/A, ...] over all devices."""
 
@@ -219,20 +183,23 @@ def _place(batch: HostBatch, accumulation: int, sharding: NamedSharding) -> dict
     return {name: place(rows) for name, rows in batch.items()}
 
 
-def _settle(running: _Running, log: MetricsLog, checkpoints: Checkpoints, source_names: list[str]) -> None:
-    """Waits for the step, and logs it if its update was made."""
-    metrics = jax.device_get(running.metrics)
+def _settle(running: tuple[int, int, StepMetrics] | None, log: MetricsLog, checkpoints: Checkpoints) -> None:
+    """Waits for the step that runs, if one does, and logs it if its update was made."""
+    if running is None:
+        return
+    step, index, metrics = running
+    metrics = jax.device_get(metrics)
     if not metrics.finite:
-        rows = Counter(source_names[source] for source in np.ravel(metrics.source))
+        rows = Counter(log.sources[source] for source in np.ravel(metrics.source))
         found = ", ".join(f"{name} {count}" for name, count in rows.items())
         kept = checkpoints.latest
         raise UserError(
             f"loss is {metrics.loss_sum / max(metrics.weight, 1.0)} and the gradient norm {metrics.grad_norm} at step "
-            f"{running.step} (batch {running.index}, rows: {found}); the update was not made, "
+            f"{step} (batch {index}, rows: {found}); the update was not made, "
             + ("there is no checkpoint yet" if kept is None else f"the checkpoint of step {kept} is kept")
             + "; lower the stage's optim.learning_rate (with another --workdir), or look at the data with --mode=show"
         )
-    log.record(running.step, metrics)
+    log.record(step, metrics)
 
 
 class _Timer:
@@ -247,7 +214,6 @@ class _Timer:
         self.restart(step)
 
     def restart(self, step: int) -> None:
-        """A checkpoint was made, or the run begins."""
         self._since, self._start, self._next = time.monotonic(), step, step + 1
 
     def asks(self, done: int) -> bool:
@@ -271,31 +237,26 @@ class _Signals:
     save is then not there, and what is there is whole.
     """
 
-    def __init__(self):
+    def __init__(self, stack: contextlib.ExitStack):
+        """Whoever handled the signals before does so again when `stack` is left."""
         self._number = 0
         self._several = jax.process_count() > 1
         # With several hosts SIGTERM is JAX's own: its handler agrees with the others on the step to stop at.
         handled = (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM)
         main = threading.current_thread() is threading.main_thread()
-        # What a shell runs in the background may ignore Ctrl-C: it is meant for others then.
-        self._handled = [number for number in handled if main and signal.getsignal(number) != signal.SIG_IGN]
-
-    def __enter__(self) -> "_Signals":
-        self._previous = {number: signal.signal(number, self._request) for number in self._handled}
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        for number in handled:
+            # What a shell runs in the background may ignore Ctrl-C: it is meant for others then.
+            if main and signal.getsignal(number) != signal.SIG_IGN:
+                stack.callback(signal.signal, number, signal.signal(number, self._request))
 
     def stop_requested(self) -> bool:
         return stop_requested() if self._several else bool(self._number)
 
     def interrupted(self, label: str, done: int, steps: int) -> Interrupted:
         name = "Ctrl-C" if self._number == signal.SIGINT else "SIGTERM"
-        saved = f"{done} of {steps} steps are done and saved, and step {done + 1} is next"
-        if done == steps:
-            saved = f"all {steps} steps are done and saved"
+        saved = f"all {steps} steps are done and saved"
+        if done < steps:
+            saved = f"{done} of {steps} steps are done and saved, and step {done + 1} is next"
         return Interrupted(f"{label}: {name}; {saved}", self._number or signal.SIGTERM)
 
     def _request(self, number: int, _: Any) -> None:

@@ -4,6 +4,7 @@ S: sources.
 """
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 import resource
@@ -43,6 +44,7 @@ class Clock:
         return 1.0 - self._lost / (time.perf_counter() - self._start)
 
 
+@dataclasses.dataclass(kw_only=True)
 class MetricsLog:
     """Records every step, in order; only the first host writes.
 
@@ -53,53 +55,32 @@ class MetricsLog:
     - stderr has a progress bar, or without a terminal a line now and then.
 
     Rates are wall time between log points, whatever happened in between, apart from the first step, which compiles.
-
-    Args:
-        folder: of the run; made if missing. TensorBoard names the run after it.
-        sources: S names.
-        start: first step to come.
-        steps: of the whole run.
-        tokens: non-padding tokens before `start`.
-        flops_per_token: model FLOPs for one token, forward and backward.
-        peak_flops: FLOP/s of all devices together; None leaves `mfu` out.
-        label: of the progress bar.
     """
 
-    def __init__(
-        self,
-        folder: pathlib.Path,
-        *,
-        sources: list[str],
-        start: int,
-        steps: int,
-        tokens: int,
-        log_every: int,
-        flops_per_token: float,
-        peak_flops: float | None,
-        clock: Clock,
-        label: str,
-    ):
-        self.tokens = tokens
-        self._sources = sources
-        self._steps = steps
-        self._log_every = log_every
-        self._flops_per_token = flops_per_token
-        self._peak_flops = peak_flops
-        self._clock = clock
+    folder: pathlib.Path  # of the run; made if missing. TensorBoard names the run after it
+    sources: list[str]  # S names
+    start: int  # first step to come
+    steps: int  # of the whole run
+    tokens: int  # not padding, so far
+    log_every: int
+    flops_per_token: float  # of the model, forward and backward
+    peak_flops: float | None  # FLOP/s of all devices together; None leaves `mfu` out
+    clock: Clock
+    label: str  # of the progress bar
+
+    def __post_init__(self):
         self._window: list[Any] = []
-        self._timed_steps = 0
-        self._timed_tokens = 0
+        self._timed_steps = self._timed_tokens = 0
         self._timed_since: float | None = None
         self._rate: float | None = None  # tokens per second
         self._writes = jax.process_index() == 0
         if self._writes:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lines = _open_lines(folder / "metrics.jsonl", start)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lines = _open_lines(self.folder / "metrics.jsonl", self.start)
             # The name of an event file holds only seconds, and two resumes may share one.
-            self._board = tensorboardX.SummaryWriter(
-                str(folder), purge_step=start, filename_suffix=f".{start}", flush_secs=10
-            )
-            self._progress = Progress(label, steps, "step", start)
+            named = {"purge_step": self.start, "filename_suffix": f".{self.start}"}
+            self._board = tensorboardX.SummaryWriter(str(self.folder), flush_secs=10, **named)
+            self._progress = Progress(self.label, self.steps, "step", self.start)
 
     def text(self, tag: str, text: str, step: int) -> None:
         if self._writes:
@@ -111,17 +92,31 @@ class MetricsLog:
         self._window.append(metrics)
         self._timed_steps += 1
         self._timed_tokens += int(metrics.tokens)
-        fields = {"step": step, **self._losses([metrics]), **self._state(metrics)}
-        if (step + 1) % self._log_every == 0 or step + 1 == self._steps:
+        state = {
+            "learning_rate": float(metrics.learning_rate),
+            "grad_norm": float(metrics.grad_norm),
+            "trained_tokens": int(metrics.weight),
+            "tokens": self.tokens,
+        }
+        fields = {"step": step, **self._losses([metrics]), **state}
+        if (step + 1) % self.log_every == 0 or step + 1 == self.steps:
             timings = self._timings()
-            self._write_board(step, self._losses(self._window) | self._state(metrics) | timings)
+            if self._writes:
+                for name, value in (self._losses(self._window) | state | timings).items():
+                    # TensorBoard shows what stands before the slash as one group of curves.
+                    group = "" if name.startswith("loss") else "speed/" if name in TIMINGS else "state/"
+                    if value is not None:
+                        self._board.add_scalar(group + name, value, step)
             self._window.clear()
             fields |= timings
         elif self._timed_since is None:
             self._restart_timing()
         if self._writes:
             self._lines.write(json.dumps(fields) + "\n")
-            self._progress.update(step + 1, self._text(fields))
+            # The line of progress has the newest rate that is known.
+            self._rate = fields.get("tokens_per_second", self._rate)
+            loss = "no trained token" if fields["loss"] is None else f"loss {fields['loss']:.3f}"
+            self._progress.update(step + 1, f"{loss}, {self._rate:,.0f} tokens/s" if self._rate else loss)
 
     def flush(self) -> None:
         """TensorBoard's file, too, holds all that was recorded."""
@@ -134,60 +129,33 @@ class MetricsLog:
                 for part in (self._board, self._progress, self._lines):
                     stack.callback(part.close)
 
-    def _text(self, fields: dict[str, float | None]) -> str:
-        """For the line of progress, with the newest rate that is known."""
-        self._rate = fields.get("tokens_per_second", self._rate)
-        loss = "no trained token" if fields["loss"] is None else f"loss {fields['loss']:.3f}"
-        return f"{loss}, {self._rate:,.0f} tokens/s" if self._rate else loss
-
     def _losses(self, window: list[Any]) -> dict[str, float | None]:
         """Mean loss per trained token, over all and per source; None where a source has no trained token."""
 
         def sums(metrics: Any, name: str) -> np.ndarray:
             """float64[S + 1]: over the rows of each source, then over all."""
             rows = np.ravel(getattr(metrics, f"row_{name}"))
-            return np.append(np.bincount(np.ravel(metrics.source), rows, len(self._sources)), getattr(metrics, name))
+            return np.append(np.bincount(np.ravel(metrics.source), rows, len(self.sources)), getattr(metrics, name))
 
         losses, weights = (sum(sums(metrics, name) for metrics in window) for name in ("loss_sum", "weight"))
         means = [float(total / weight) if weight else None for total, weight in zip(losses, weights, strict=True)]
-        by_source = {f"loss/{name}": mean for name, mean in zip(self._sources, means[:-1], strict=True)}
+        by_source = {f"loss/{name}": mean for name, mean in zip(self.sources, means[:-1], strict=True)}
         return {"loss": means[-1], **by_source}
-
-    def _state(self, metrics: Any) -> dict[str, float]:
-        return {
-            "learning_rate": float(metrics.learning_rate),
-            "grad_norm": float(metrics.grad_norm),
-            "trained_tokens": int(metrics.weight),
-            "tokens": self.tokens,
-        }
 
     def _timings(self) -> dict[str, float]:
         """`TIMINGS` since the last call; rates need a step after the first."""
-        fields = {"goodput": self._clock.goodput(), "memory_bytes": _peak_memory()}
+        fields = {"goodput": self.clock.goodput(), "memory_bytes": _peak_memory()}
         if self._timed_since is not None:
             seconds = time.perf_counter() - self._timed_since
             fields["tokens_per_second"] = self._timed_tokens / seconds
             fields["step_seconds"] = seconds / self._timed_steps
-            if self._peak_flops is not None:
-                fields["mfu"] = fields["tokens_per_second"] * self._flops_per_token / self._peak_flops
+            if self.peak_flops is not None:
+                fields["mfu"] = fields["tokens_per_second"] * self.flops_per_token / self.peak_flops
         self._restart_timing()
         return fields
 
     def _restart_timing(self) -> None:
         self._timed_since, self._timed_steps, self._timed_tokens = time.perf_counter(), 0, 0
-
-    def _write_board(self, step: int, fields: dict[str, float | None]) -> None:
-        if self._writes:
-            for name, value in fields.items():
-                if value is not None:
-                    self._board.add_scalar(_board_tag(name), value, step)
-
-
-def _board_tag(name: str) -> str:
-    """TensorBoard shows what stands before the slash as one group of curves."""
-    if name.startswith("loss"):
-        return name
-    return f"speed/{name}" if name in TIMINGS else f"state/{name}"
 
 
 def _open_lines(path: pathlib.Path, start: int):
@@ -208,8 +176,7 @@ def _open_lines(path: pathlib.Path, start: int):
 
 def _peak_memory() -> int:
     """Bytes: peak of the first device where it tells, else of this process."""
-    statistics = jax.local_devices()[0].memory_stats()
-    if statistics:
+    if statistics := jax.local_devices()[0].memory_stats():
         return statistics["peak_bytes_in_use"]
     kilobyte = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte

@@ -46,16 +46,9 @@ def make_schedule(config: OptimizerConfig, steps: jax.typing.ArrayLike) -> optax
 
 
 def make_optimizer(config: OptimizerConfig, steps: jax.typing.ArrayLike) -> optax.GradientTransformation:
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            make_schedule(config, steps),
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-        ),
-    )
+    moments = {"b1": config.beta1, "b2": config.beta2, "eps": config.epsilon}
+    adamw = optax.adamw(make_schedule(config, steps), weight_decay=config.weight_decay, **moments)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
 
 
 def init_optimizer(params: Any) -> optax.OptState:

@@ -14,13 +14,21 @@ import optax
 from jax.sharding import Mesh
 
 from msm_jax.models import Model, count_parameters
-from msm_jax.parallel import batch_sharding, compiler_options, param_shardings, replicated, train_flops_per_token
-from msm_jax.train.loss import targets_and_weights
+from msm_jax.parallel import batch_sharding, compiler_options, param_shardings, replicated
 from msm_jax.train.optimizer import OptimizerConfig, init_optimizer, make_optimizer, make_schedule
-from msm_jax.train.state import TrainState
 
 PyTree = Any
 Batch = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What training changes, and a checkpoint holds. A frozen base is not part of it."""
+
+    step: jax.Array  # int32[], batches seen; those whose loss was not finite count, though they changed nothing else
+    params: PyTree  # what is trained, float32: the adapter, or the whole model
+    opt_state: PyTree  # optax state of `params`
 
 
 @jax.tree_util.register_dataclass
@@ -42,32 +50,42 @@ class StepMetrics:
 StepFunction = Callable[[TrainState, PyTree, Batch], tuple[TrainState, StepMetrics]]
 
 
+def targets_and_weights(tokens_BT, segments_BT, mask_BT) -> tuple[jax.Array, jax.Array]:
+    """Shifts tokens into targets: int32[B, T] and their weights float32[B, T], 0 or 1. Position t predicts token t+1 if
+    that is trained and of the same segment; the last position has no target."""
+
+    def shift(x_BT: jax.Array) -> jax.Array:
+        return jnp.pad(x_BT[:, 1:], ((0, 0), (0, 1)))
+
+    weights_BT = shift(mask_BT) & (shift(segments_BT) == segments_BT) & (segments_BT > 0)
+    return shift(tokens_BT), weights_BT.astype(jnp.float32)
+
+
 def microbatch_loss(model: Model, trained: PyTree, frozen: PyTree | None, batch: Batch):
-    """Loss sum of one microbatch, and (sums over it, sums over each row). `frozen` is the base if the adapter is what
-    is trained."""
+    """Loss sum of one microbatch, and (sums over it, sums over each row); divided once, globally, by whoever has seen
+    the whole batch. `frozen` is the base if the adapter is what is trained."""
     params, lora = (trained, None) if frozen is None else (frozen, trained)
     targets_BT, weights_BT = targets_and_weights(batch["tokens"], batch["segments"], batch["mask"])
     rows = batch["tokens"], batch["segments"], batch["positions"]
     loss_sum, losses_BT = model.loss(params, lora, *rows, targets_BT, weights_BT)
-    counts = {
-        "loss_sum": loss_sum,
-        "weight": weights_BT.sum(),
-        "tokens": (batch["segments"] > 0).sum().astype(jnp.float32),
-    }
+    counts = {"loss_sum": loss_sum, "weight": weights_BT.sum()}
+    counts["tokens"] = (batch["segments"] > 0).sum().astype(jnp.float32)
     by_row = {"row_loss_sum": losses_BT.sum(axis=1), "row_weight": weights_BT.sum(axis=1)}
     return loss_sum, (counts, by_row)
 
 
 def flops_per_token(model: Model, row_length: int) -> float:
-    """Model FLOPs of a training step for one token of a row, by `train_flops_per_token`."""
-    base = dataclasses.replace(model, lora=None, int8_base=False)
-    return train_flops_per_token(
-        matmul_parameters=count_parameters(base.shapes["layers"]) + model.config.width * model.config.vocab_size,
-        adapter_parameters=count_parameters(model.lora_shapes) if model.lora else None,
-        num_layers=model.config.num_layers,
-        attention_width=model.config.num_heads * model.config.head_size,
-        row_length=row_length,
-    )
+    """Model FLOPs of a training step for one token of a row, forward and backward, without recomputation.
+
+    A full step costs 6 per matrix parameter (2 forward, 2 for each of the two gradients). With a frozen base its
+    weight gradients fall away: 4 per base and 6 per adapter parameter. Causal attention adds, per layer, 6 times
+    row_length * heads * head size (the two products, halved by causality), as in appendix B of arXiv 2204.02311;
+    packing lowers the true cost of attention, so this is an upper bound.
+    """
+    c, base = model.config, dataclasses.replace(model, lora=None, int8_base=False)
+    matrices = count_parameters(base.shapes["layers"]) + c.width * c.vocab_size  # the head's counts, tied or not
+    linear = 6 * matrices if model.lora is None else 4 * matrices + 6 * count_parameters(model.lora_shapes)
+    return float(linear + 6 * c.num_layers * row_length * c.num_heads * c.head_size)
 
 
 def make_train_step(model: Model, optimizer: OptimizerConfig, steps: int, mesh: Mesh) -> StepFunction:
@@ -132,33 +150,30 @@ def lower_train_step(
     accumulation: int,
     row_length: int,
 ) -> tuple[jax.stages.Lowered, PyTree]:
-    """The step of `make_train_step` lowered for arrays that need not exist, on devices that need not either.
-
-    Args:
-      frozen: the base under an adapter as ShapeDtypeStructs with shardings, or None.
-
-    Returns: what can be compiled, and its arguments (state, frozen, batch) as ShapeDtypeStructs with shardings.
-    """
-    jitted, shardings = _jit_step(model, mesh), state_shardings(model, mesh)
-    shapes = jax.eval_shape(
-        lambda params: TrainState(step=jnp.int32(0), params=params, opt_state=init_optimizer(params)),
-        model.shapes if model.lora is None else model.lora_shapes,
-    )
-    state = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings)
-    rows = batch_sharding(mesh, leading=1)
-    kinds = {"tokens": jnp.int32, "segments": jnp.int32, "positions": jnp.int32, "mask": jnp.bool_, "source": jnp.int32}
-    shape = (accumulation, batch_size // accumulation, row_length)
-    batch = {
-        name: jax.ShapeDtypeStruct(shape[:2] if name == "source" else shape, dtype, sharding=rows)
-        for name, dtype in kinds.items()
-    }
-    with jax.set_mesh(mesh):
+    """The step of `make_train_step` lowered for arrays that need not exist, on devices that need not either: what can
+    be compiled, and its arguments (state, frozen, batch), as `frozen` ShapeDtypeStructs with shardings."""
+    of, jitted = jax.ShapeDtypeStruct, _jit_step(model, mesh)
+    shapes = jax.eval_shape(_fresh_state, _trained(model)[1])
+    state = jax.tree.map(lambda x, place: of(x.shape, x.dtype, sharding=place), shapes, state_shardings(model, mesh))
+    rows, shape = batch_sharding(mesh, leading=1), (accumulation, batch_size // accumulation, row_length)
+    batch = {name: of(shape, jnp.int32, sharding=rows) for name in ("tokens", "segments", "positions")}
+    batch |= {"mask": of(shape, jnp.bool_, sharding=rows), "source": of(shape[:2], jnp.int32, sharding=rows)}
+    with jax.set_mesh(mesh):  # under which nothing can be computed, where there are no such devices
         return jitted.lower(state, frozen, batch, optimizer, 2), (state, frozen, batch)
+
+
+def _trained(model: Model) -> tuple[PyTree, PyTree]:
+    """Axes and shapes of what is trained."""
+    return (model.axes, model.shapes) if model.lora is None else (model.lora_axes, model.lora_shapes)
+
+
+def _fresh_state(params: PyTree) -> TrainState:
+    return TrainState(step=jnp.int32(0), params=params, opt_state=init_optimizer(params))
 
 
 def state_shardings(model: Model, mesh: Mesh) -> TrainState:
     """Shardings for a whole TrainState: optimiser moments lie where their parameters lie."""
-    axes, shapes = (model.axes, model.shapes) if model.lora is None else (model.lora_axes, model.lora_shapes)
+    axes, shapes = _trained(model)
     params = param_shardings(axes, shapes, mesh)
     opt_state = optax.tree_map_params(
         init_optimizer,
@@ -180,7 +195,6 @@ def _make_init(model: Model, mesh: Mesh) -> Callable[[jax.Array, PyTree | None],
     draw = model.init if model.lora is None else model.init_lora
 
     def init(key: jax.Array, params: PyTree | None) -> TrainState:
-        params = draw(key) if params is None else params
-        return TrainState(step=jnp.int32(0), params=params, opt_state=init_optimizer(params))
+        return _fresh_state(draw(key) if params is None else params)
 
     return jax.jit(init, out_shardings=state_shardings(model, mesh))

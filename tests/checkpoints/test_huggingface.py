@@ -22,7 +22,7 @@ from msm_jax.checkpoints.tensor_files import write_tensors
 from msm_jax.errors import UserError
 from msm_jax.models import LORA_TARGETS, LoraConfig, Model
 from msm_jax.parallel import make_mesh
-from msm_jax.train.loss import targets_and_weights
+from msm_jax.train.step import targets_and_weights
 
 SIZES = {
     "vocab_size": 132, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6,

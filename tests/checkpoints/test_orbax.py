@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from msm_jax.checkpoints import orbax
 from msm_jax.checkpoints.orbax import Checkpoints, load_params, save_params
 from msm_jax.errors import UserError
-from msm_jax.train.state import TrainState
+from msm_jax.train.step import TrainState
 
 
 def make_state(value: float) -> TrainState:

@@ -1,5 +1,7 @@
 """The loss in chunks against optax's, which holds all logits."""
 
+import functools
+
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -29,11 +31,16 @@ def reference(x, head, targets, weights):
     return terms.sum(), terms
 
 
-def gradients(loss, x, head, *rest):
-    """((sum, terms), gradients of three times the sum), so that the cotangent is not one."""
-    scaled = jax.value_and_grad(lambda *args: (3.0 * loss(*args)[0], loss(*args)), argnums=(0, 1), has_aux=True)
-    (_, told), by = jax.jit(scaled)(x, head, *rest)
-    return told, by
+@functools.cache
+def gradients(chunk=None, head_is_trained=True):
+    """Compiled: arrays -> ((sum, terms), gradients of three times the sum), so that the cotangent is not one; without a
+    chunk, of the reference."""
+    loss = reference if chunk is None else lambda *arrays: cross_entropy(*arrays, chunk, head_is_trained)
+
+    def scaled(*arrays):
+        return 3.0 * loss(*arrays)[0], loss(*arrays)
+
+    return jax.jit(lambda *arrays: jax.grad(scaled, argnums=(0, 1), has_aux=True)(*arrays)[::-1])
 
 
 def assert_close(ours, theirs, largest_logit):
@@ -46,32 +53,30 @@ def assert_close(ours, theirs, largest_logit):
 
 @settings(max_examples=20)
 @hypothesis.example(tokens=8, chunk=1, seed=3, spread=100.0)  # a softmax that two large logits share
-@given(st.sampled_from([1, 5, 8]), st.integers(1, 9), st.integers(0, 2**31), st.sampled_from([0.1, 1.0, 100.0]))
+@given(st.sampled_from([1, 8]), st.sampled_from([1, 3, 9]), st.integers(0, 2**31), st.sampled_from([0.1, 1.0, 100.0]))
 def test_loss_and_gradients_are_those_of_all_logits(tokens, chunk, seed, spread):
     arrays = example(tokens, seed, spread)
     largest = float(jnp.abs(arrays[0] @ arrays[1].T).max())
-    expected, expected_gradients = gradients(reference, *arrays)
-    told, by = gradients(lambda *args: cross_entropy(*args, chunk), *arrays)
-    for ours, theirs in ((told, expected), (by, expected_gradients), (cross_entropy(*arrays, chunk), expected)):
-        jax.tree.map(lambda a, b: assert_close(a, b, largest), ours, theirs)
+    expected = gradients()(*arrays)
+    for found in (gradients(chunk)(*arrays), (cross_entropy(*arrays, chunk), expected[1])):
+        jax.tree.map(lambda a, b: assert_close(a, b, largest), found, expected)
 
 
 def test_a_frozen_head_gets_no_gradient_and_the_output_its_own():
-    arrays = example(9)
-    told, (by_x, by_head) = gradients(lambda *args: cross_entropy(*args, 4, False), *arrays)
-    _, (expected_x, _) = gradients(reference, *arrays)
-    np.testing.assert_allclose(by_x, expected_x, rtol=1e-4, atol=1e-5)
+    arrays = example(8)
+    _, (by_x, by_head) = gradients(3, False)(*arrays)
+    np.testing.assert_allclose(by_x, gradients()(*arrays)[1][0], rtol=1e-4, atol=1e-5)
     assert not by_head.any()
 
 
 def test_half_precision_is_summed_in_full():
     """Logits near 1,000, which bfloat16 knows to four units, differ by less."""
-    x, head, targets, weights = example(8, spread=300.0, dtype=jnp.bfloat16)
-    (total, terms), (by_x, by_head) = gradients(lambda *args: cross_entropy(*args, 3), x, head, targets, weights)
-    (expected, expected_terms), expected_gradients = gradients(reference, x, head, targets, weights)
-    assert total.dtype == terms.dtype == jnp.float32 and by_x.dtype == by_head.dtype == jnp.bfloat16
+    arrays = example(8, spread=300.0, dtype=jnp.bfloat16)
+    (total, terms), by = gradients(3)(*arrays)
+    (_, expected_terms), expected = gradients()(*arrays)
+    assert total.dtype == terms.dtype == jnp.float32 and {leaf.dtype for leaf in by} == {jnp.dtype("bfloat16")}
     np.testing.assert_allclose(terms, expected_terms, rtol=1e-5, atol=1e-4)
-    for ours, theirs in zip((by_x, by_head), expected_gradients, strict=True):
+    for ours, theirs in zip(by, expected, strict=True):
         ours, theirs = np.float32(ours), np.float32(theirs)
         assert np.linalg.norm(ours - theirs) <= 0.01 * np.linalg.norm(theirs)
 

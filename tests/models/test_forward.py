@@ -107,35 +107,32 @@ def test_decoder_equals_numpy(packed, random_tree, tied):
     np.testing.assert_allclose(np.asarray(logits)[real], forward(model.config, params, *packed)[real], atol=2e-4)
 
 
-def gradient(model, params, packed):
+def gradient(packed, **execution):
+    """(function, its argument) for the gradient of something by the parameters, and the logits."""
+    model = Model(DecoderConfig(**SIZES), execution=Execution(**execution))
+
     def loss(params):
         logits = model.apply(params, None, *packed)
         return jnp.sum(jnp.sin(logits) * (packed[1] > 0)[..., None]), logits
 
-    return jax.grad(loss, has_aux=True), (params,)
+    return jax.grad(loss, has_aux=True), model.shapes
 
 
 def test_rematerialisation_and_unrolling_change_no_number(packed, random_tree):
-    plain = Model(DecoderConfig(**SIZES))
-    params = random_tree(plain.shapes)
-
-    def run(**changes):
-        function, args = gradient(Model(DecoderConfig(**SIZES), execution=Execution(**changes)), params, packed)
-        gradients, logits = jit(function)(*args)
-        return gradients | {"logits": logits}
-
-    expected = run()
+    function, shapes = gradient(packed)
+    params = random_tree(shapes)
+    expected = jit(function)(params)
     # Policies that keep more are parts of what "full" does, so it stands for all of them here; see the next test.
-    for changes in ({"remat": "full"}, {"remat": "save_projections", "scan_unroll": 2}, {"scan_unroll": 2}):
-        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), run(**changes), expected)
+    for changes in ({"remat": "full"}, {"remat": "save_projections", "scan_unroll": 2}):
+        found = jit(gradient(packed, **changes)[0])(params)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), found, expected)
 
 
-def test_rematerialisation_computes_again_what_it_does_not_keep(packed, random_tree):
+def test_rematerialisation_computes_again_what_it_does_not_keep(packed):
     def products(remat):
         """Matrix products in the gradient: those that are done again are there twice."""
-        model = Model(DecoderConfig(**SIZES), execution=Execution(remat=remat))
-        function, args = gradient(model, random_tree(model.shapes), packed)
-        return str(jax.make_jaxpr(function)(*args)).count("dot_general")
+        function, shapes = gradient(packed, remat=remat)
+        return str(jax.make_jaxpr(function)(shapes)).count("dot_general")
 
     none = products("none")
     assert products("save_projections") == none + 1  # the scores
@@ -145,5 +142,5 @@ def test_rematerialisation_computes_again_what_it_does_not_keep(packed, random_t
 
 
 def test_logits_are_float32_in_any_dtype(packed):
-    model = Model(DecoderConfig(**{**SIZES, "dtype": "bfloat16"}))
+    model = Model(DecoderConfig(**SIZES | {"dtype": "bfloat16"}))
     assert jax.eval_shape(model.apply, model.shapes, None, *packed).dtype == jnp.float32

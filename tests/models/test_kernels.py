@@ -15,17 +15,9 @@ ROWS, TOKENS, HEADS, KEY_HEADS, SIZE = 2, 256, 4, 2, 32
 @pytest.fixture(scope="module")
 def packed():
     """Segments that begin and end inside of tiles of 128, padding, and a row of one segment."""
-    lengths = [[100, 130, 26], [256]]
-    ids = np.zeros((ROWS, TOKENS), np.int32)
-    positions = np.zeros((ROWS, TOKENS), np.int32)
-    for row, parts in enumerate(lengths):
-        start = 0
-        for segment, length in enumerate(parts, 1):
-            # The last segment of three is padding.
-            ids[row, start : start + length] = 0 if segment == 3 else segment
-            positions[row, start : start + length] = np.arange(length)
-            start += length
-    return jnp.asarray(ids), jnp.asarray(positions)
+    ids = [[1] * 100 + [2] * 130 + [0] * 26, [1] * TOKENS]
+    positions = [[*range(100), *range(130), *range(26)], [*range(TOKENS)]]
+    return jnp.asarray(ids, jnp.int32), jnp.asarray(positions, jnp.int32)
 
 
 @pytest.mark.parametrize("kernel", ["blocked", "splash", "triton"])
@@ -42,7 +34,7 @@ def test_kernels_equal_the_reference(packed, kernel):
             out = function(q, k, v)
             return (out * cotangent).sum(), out * (ids > 0)[..., None, None]
 
-        return jax.grad(scalar, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+        return jax.jit(jax.grad(scalar, argnums=(0, 1, 2), has_aux=True))(q, k, v)
 
     expected = results(lambda q, k, v: attention(q, k, v, Segments.of_rows(ids, positions)))
     found = results(lambda q, k, v: flash_attention(q, k, v, ids, kernel=kernel, block=128, interpret=True))
@@ -65,19 +57,23 @@ def test_the_decoder_takes_the_kernel_that_it_is_told(packed, monkeypatch):
     params = model.init(jax.random.key(0))
     ids, positions = packed
     tokens = jax.random.randint(jax.random.key(1), ids.shape, 0, 16)
-    found = model.apply(params, None, tokens, ids, positions)
+    found = jax.jit(model.apply)(params, None, tokens, ids, positions)
     assert called == ["splash"]
-    expected = Model(config).apply(params, None, tokens, ids, positions)
+    expected = jax.jit(Model(config).apply)(params, None, tokens, ids, positions)
     np.testing.assert_allclose(found[ids > 0], expected[ids > 0], atol=1e-5)
-    model.apply(params, None, *(x[:, :100] for x in (tokens, ids, positions)))
+    jax.eval_shape(model.apply, params, None, *(x[:, :100] for x in (tokens, ids, positions)))
     assert called == ["splash", "blocked"]
 
 
 @pytest.mark.parametrize(
-    ("remat", "widths"),
-    [("full", 1), ("save_attention", 2), ("save_qkv", 5 + 1 / 64), ("save_projections", 9 + 1 / 64)],
+    ("kernel", "remat", "widths"),
+    [
+        ("blocked", "full", 1),
+        *[(kernel, "save_attention", 2) for kernel in ("reference", "blocked", "splash")],
+        ("blocked", "save_qkv", 5 + 1 / 64),
+        ("splash", "save_projections", 9 + 1 / 64),
+    ],
 )
-@pytest.mark.parametrize("kernel", ["reference", "blocked", "splash"])
 def test_a_layer_keeps_what_its_policy_says_and_nothing_twice(kernel, remat, widths):
     """For each token, in widths of the model; here K = M / 2 and F = 2 M, and one head's rank of adapters."""
     M, T, L = 256, 256, 5
@@ -110,18 +106,13 @@ def test_kernels_of_platforms():
     ]  # fmt: skip
 
 
-def test_rows_that_no_tile_divides():
+def test_tiles_divide_the_row():
+    sizes = {(8192, 512): 512, (640, 512): 128, (384, 512): 384, (256, 64): 128}
+    assert {(tokens, block): kernels._divisor(tokens, block) for tokens, block in sizes} == sizes
     check_row_length("reference", 100)
     check_row_length("splash", 384)
     with pytest.raises(UserError, match="row_length=300 is not a multiple of 128, which the splash .* row_length=256"):
         check_row_length("splash", 300)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "block", "tile"), [(8192, 512, 512), (640, 512, 128), (384, 512, 384), (256, 64, 128)]
-)
-def test_tiles_divide_the_row(tokens, block, tile):
-    assert kernels._divisor(tokens, block) == tile
 
 
 def test_the_triton_kernel_is_lowered_for_a_gpu(packed):

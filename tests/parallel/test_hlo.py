@@ -87,7 +87,7 @@ ENTRY %main (p: bf16[4]) -> bf16[16] {
     assert hlo.count(text).sent_bytes == {"all-gather": 16 * 2 * 3 / 4}
 
 
-@pytest.mark.parametrize("turns", [1, 3, 10])
+@pytest.mark.parametrize("turns", [1, 10])
 def test_what_xla_compiles_here(turns):
     """Loops, nested, around products of a batch."""
 

@@ -20,26 +20,18 @@ def mesh_of(data, fsdp, tensor):
     return AbstractMesh((data, fsdp, tensor), MESH_AXES)
 
 
-def test_minus_one_is_what_is_left():
-    # Eight devices are tested with the step (tests/train/test_mesh.py).
-    mesh = make_mesh({"data": 1, "fsdp": -1, "tensor": 1}, jax.devices()[:1])
-    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
-
-
 def test_a_mesh_has_all_axes():
-    with pytest.raises(
-        UserError, match="mesh {'data': 1, 'model': 1}: data, fsdp, tensor are the axes, and each needs"
-    ):
+    # Eight devices are tested with the step (tests/train/test_mesh.py).
+    assert dict(make_mesh({"data": 1, "fsdp": -1, "tensor": 1}, jax.devices()[:1]).shape) == dict.fromkeys(MESH_AXES, 1)
+    with pytest.raises(UserError, match="mesh {'data': 1, 'model': 1}: data, fsdp, tensor are the axes, and each"):
         make_mesh({"data": 1, "model": 1}, jax.devices()[:1])
 
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((3, 1, 1), "data=3 x fsdp=1 x tensor=1 does not fit 8 devices"),
-        ((2, 2, 1), "data=2 x fsdp=2 x tensor=1 does not fit 8 devices"),
-        ((2, 2, 1), "devices; set one of mesh.data, mesh.fsdp to -1"),
-        ((-1, 3, 1), "data=-1 x fsdp=3 x tensor=1 does not fit 8 devices: mesh.fsdp=3 must divide their number"),
+        ((3, 1, 1), "data=3 x fsdp=1 x tensor=1 does not fit 8 devices: mesh.data=3 must divide their number"),
+        ((2, 2, 1), "data=2 x fsdp=2 x tensor=1 does not fit 8 devices; set one of mesh.data, mesh.fsdp to -1"),
         ((-1, 16, 1), "data=-1 x fsdp=16 x tensor=1 does not fit 8 devices: mesh.fsdp=16 must"),
         ((-1, 2, 3), "mesh.fsdp=2 x mesh.tensor=3 must divide"),
         ((-1, -1, 1), "data=-1 x fsdp=-1 x tensor=1: sizes are positive, and only one may be -1"),
@@ -71,17 +63,14 @@ def test_weights_are_split_over_fsdp_and_tensor():
         (1, 4, "embedding: vocab axis of 30 is not divisible by mesh.tensor=4"),
         (16, 1, "embedding: embed axis of 8 is not divisible by mesh.fsdp=16"),
         (1, 5, "layers/down/kernel: mlp axis of 12 is not divisible by mesh.tensor=5"),
+        (4, 2, "layers/down/lora_a: wide axis of 12 is not divisible by mesh.tensor=2 x mesh.fsdp=4"),
     ],
 )
 def test_sizes_that_a_mesh_does_not_divide_are_named(fsdp, tensor, message):
+    mesh = mesh_of(1, fsdp, tensor)
     with pytest.raises(UserError, match=message):
-        param_shardings(MODEL.axes, MODEL.shapes, mesh_of(1, fsdp, tensor))
-
-
-def test_an_axis_that_is_split_over_two_axes_of_the_mesh_names_both():
-    message = "layers/down/lora_a: wide axis of 12 is not divisible by mesh.tensor=2 x mesh.fsdp=4"
-    with pytest.raises(UserError, match=message):
-        param_shardings(MODEL.lora_axes, MODEL.lora_shapes, mesh_of(1, 4, 2))
+        param_shardings(MODEL.axes, MODEL.shapes, mesh)
+        param_shardings(MODEL.lora_axes, MODEL.lora_shapes, mesh)
 
 
 def test_rows_are_split_over_data_and_fsdp():

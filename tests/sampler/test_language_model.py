@@ -1,5 +1,7 @@
 """What `generate` and `encode` are asked: refused in one line where a corpus would be, before any weight is touched."""
 
+import re
+
 import pytest
 
 from msm_jax.data.jinja_template import load_chat_template
@@ -23,37 +25,28 @@ def turn(content="Because.", **fields):
     return {"role": "assistant", "content": content, **fields}
 
 
-ONLY = "a message holds only role and content"
-ROLES = "use one of system, user, assistant"
-
-
 @pytest.mark.parametrize(
     ("prompts", "line"),
     [
-        ([[USER, turn("", tool_calls=[{"name": "f"}])]], f"1: message 2: unknown field 'tool_calls'; {ONLY}"),
-        ([[USER, turn(reasoning_content="Hm.")]], f"1: message 2: unknown field 'reasoning_content'; {ONLY}"),
-        ([[{"role": "user", "contnet": "Why?"}]], f"1: message 1: unknown field 'contnet'; {ONLY}"),
-        ([[USER], [USER | {"name": "Ann"}]], f"2: message 1: unknown field 'name'; {ONLY}"),
-        ([[USER, turn(weight=0)]], f"1: message 2: unknown field 'weight'; {ONLY}"),
-        ([[USER | {"a\nb": 1}]], f"1: message 1: unknown field 'a\\nb'; {ONLY}"),
+        ([[USER, turn("", tool_calls=[{"name": "f"}])]], "1: message 2: unknown field 'tool_calls'; a message holds"),
+        ([[USER], [USER | {"name": "Ann"}]], "2: message 1: unknown field 'name'; a message holds only role and"),
+        ([[USER | {"a\nb": 1}]], "1: message 1: unknown field 'a\\nb'; a message holds only role and content"),
         ([[{"role": "user"}]], "1: message 1: no field 'content'"),
-        ([[{"role": "tool", "content": "7"}]], f"1: message 1: unknown role 'tool'; {ROLES}"),
+        ([[{"role": "tool", "content": "7"}]], "1: message 1: unknown role 'tool'; use one of system, user, assistant"),
         ([[{"role": HALF, "content": "a"}]], f"1: message 1: field 'role' {IS_HALF}"),
         ([[{"role": "user", "content": " \n"}]], "1: message 1: field 'content' is empty; fill it or delete the line"),
-        ([[turn(None)]], "1: message 1: field 'content' must be text, not null"),
         ([[turn([{"type": "text"}])]], "1: message 1: field 'content' must be text, not a list"),
         ([[USER, turn(HALF)]], f"1: message 2: field 'content' {IS_HALF}"),
-        ([[{"role": "system", "content": "\ude00"}, USER]], f"1: message 1: field 'content' {IS_HALF}"),
         (["hi", HALF], f"2 {IS_HALF}"),
         (["\ud83d\ude00"], f"1 {IS_HALF}"),
     ],
 )
 def test_prompts_are_checked_as_corpora_are(model, prompts, line):
-    for ask in (model.generate, lambda prompts: [model.encode(prompt) for prompt in prompts]):
-        with pytest.raises(UserError) as raised:
-            ask(prompts)
-        if ask == model.generate:
-            assert str(raised.value) == f"generate: prompt {line}"
+    with pytest.raises(UserError, match=re.escape(f"generate: prompt {line}")):
+        model.generate(prompts)
+    with pytest.raises(UserError, match=re.escape(line.partition(" ")[2])):
+        for prompt in prompts:
+            model.encode(prompt)
 
 
 def test_a_stop_string_that_no_text_can_hold(model):

@@ -100,7 +100,7 @@ def in_pieces(tokenizer, prompt, ids, stop=(), sizes=(1,)):
 @hypothesis.example(
     start=STARTS[-1], more="", parts=[b"a"], sizes=[1], stop=[]
 )  # the last tokens of the prompt begin within a character
-@hypothesis.settings(max_examples=50)
+@hypothesis.settings(max_examples=25)
 def test_pieces_are_the_text_of_all_ids_without_that_of_the_prompt(kinds, kind, start, more, parts, sizes, stop):
     tokenizer = kinds[kind]
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -16,8 +17,7 @@ from msm_jax.errors import Interrupted, UserError
 from msm_jax.train import loop
 from msm_jax.train.loop import LoopConfig, train
 from msm_jax.train.metrics import TIMINGS
-from msm_jax.train.state import TrainState
-from msm_jax.train.step import StepMetrics
+from msm_jax.train.step import StepMetrics, TrainState
 
 ROWS, TOKENS, ENDLESS = 4, 8, 2**40
 
@@ -51,6 +51,7 @@ def metrics_of(loss, finite, step, source):
     )
 
 
+@functools.cache
 def make_step(bad_token=-1):
     """`history` is a polynomial in the batches seen: it tells their order."""
 
@@ -67,15 +68,13 @@ def make_step(bad_token=-1):
 
 
 @pytest.fixture(scope="module")
-def sharding():
+def run(tmp_path_factory):
+    """Trains in a folder that is named, or else new; gives the state and the folder."""
     mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))
-    return NamedSharding(mesh, PartitionSpec(None, "data", None))
+    everywhere = NamedSharding(mesh, PartitionSpec())
 
-
-@pytest.fixture
-def run(tmp_path, sharding):
-    def run(name="run", rows=None, step_fn=None, dataset=None, config=None, **changes):
-        everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+    def run(folder=None, rows=None, step_fn=None, config=None, **changes):
+        folder = folder or tmp_path_factory.mktemp("run")
         state = TrainState(jnp.int32(0), {"history": jnp.uint32(0)}, (jnp.zeros(3),))
         fields = {"steps": 10, "batch_size": ROWS, "accumulation": 2, "log_every": 4, "checkpoint_every": 3}
         arguments = {
@@ -83,11 +82,11 @@ def run(tmp_path, sharding):
             "step_fn": step_fn or make_step(),
             "state": jax.device_put(state, everywhere),
             "frozen": jax.device_put(jnp.uint32(1), everywhere),
-            "dataset": dataset or grain.MapDataset.source(rows or Rows()),
+            "dataset": grain.MapDataset.source(rows or Rows()),
             "source_names": ["msm", "replay"],
-            "batch_sharding": sharding,
-            "folder": tmp_path / name,
-            "arrays": tmp_path / name,
+            "batch_sharding": NamedSharding(mesh, PartitionSpec(None, "data", None)),
+            "folder": folder,
+            "arrays": folder,
             "saved": lambda: None,
             "identity": "run",
             "run_config": {"steps": 10},
@@ -96,9 +95,15 @@ def run(tmp_path, sharding):
             "describe": None,
             "label": "test",
         }
-        return train(**arguments | changes)
+        return train(**arguments | changes), folder
 
     return run
+
+
+@pytest.fixture(scope="module")
+def whole(run):
+    """A run of ten steps that nothing disturbed."""
+    return run()
 
 
 def history(steps):
@@ -113,6 +118,10 @@ def read_lines(folder):
     return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
 
 
+def checkpoints(folder):
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+
+
 def signal_at(batch, number):
     """Signals this process while this batch is made, a few steps ahead of its use; once."""
     sent = []
@@ -125,52 +134,45 @@ def signal_at(batch, number):
     return Rows(on_batch)
 
 
-def test_sees_each_batch_once_in_order(run, tmp_path):
-    state = run()
+def test_sees_each_batch_once_in_order(whole):
+    state, folder = whole
     assert (int(state.step), int(state.params["history"])) == (10, history(10))
-    lines = read_lines(tmp_path / "run")
+    lines = read_lines(folder)
     assert [line["step"] for line in lines] == list(range(10))
     assert [line["loss"] for line in lines] == [float(np.float32(4) * np.float32(1 / t)) / 4 for t in range(1, 11)]
     assert lines[-1]["tokens"] == 10 * ROWS * TOKENS
-    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["10", "9"]
-    meta = json.loads((tmp_path / "run" / "checkpoints" / "10" / "meta" / "metadata").read_text())
+    assert checkpoints(folder) == [9, 10]
+    meta = json.loads((folder / "checkpoints" / "10" / "meta" / "metadata").read_text())
     assert meta["config"] == {"steps": 10}
 
 
 @pytest.mark.parametrize(
     ("batch", "number", "name", "status"),
-    [
-        *[(batch, signal.SIGTERM, "SIGTERM", 143) for batch in (0, 3, 6, 9)],
-        *[(batch, signal.SIGINT, "Ctrl-C", 130) for batch in (0, 5)],
-    ],
+    [*[(batch, signal.SIGTERM, "SIGTERM", 143) for batch in (0, 6, 9)], (5, signal.SIGINT, "Ctrl-C", 130)],
 )
-def test_a_signal_saves_and_the_next_run_resumes_exactly(run, tmp_path, batch, number, name, status):
-    whole = run("whole")
+def test_a_signal_saves_and_the_next_run_resumes_exactly(run, whole, tmp_path, batch, number, name, status):
     before = signal.getsignal(number)
     with pytest.raises(Interrupted) as interrupted:
-        run("stopped", rows=signal_at(batch, number))
+        run(tmp_path, signal_at(batch, number))
     assert signal.getsignal(number) is before and interrupted.value.status == status
-    done = max(int(path.name) for path in (tmp_path / "stopped/checkpoints").iterdir())
-    assert str(interrupted.value) == f"test: {name}; " + (
-        f"{done} of 10 steps are done and saved, and step {done + 1} is next"
-        if done < 10
-        else "all 10 steps are done and saved"
-    )
-    resumed = run("stopped")
-    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
-    assert read_lines(tmp_path / "stopped") == read_lines(tmp_path / "whole")
+    done = checkpoints(tmp_path)[-1]
+    told = f"{done} of 10 steps are done and saved, and step {done + 1} is next"
+    assert str(interrupted.value) == f"test: {name}; {told if done < 10 else 'all 10 steps are done and saved'}"
+    resumed, _ = run(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole[0])
+    assert read_lines(tmp_path) == read_lines(whole[1])
 
 
 def test_ctrl_c_that_is_ignored_stays_so(run):
     """As of a job in the background of a script: the one who presses it means another."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        assert int(run(rows=signal_at(3, signal.SIGINT)).step) == 10
+        assert int(run(rows=signal_at(3, signal.SIGINT), config={"steps": 5})[0].step) == 5
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_checkpoint_is_due_by_the_clock_too(run, tmp_path, monkeypatch):
+def test_a_checkpoint_is_due_by_the_clock_too(run, monkeypatch):
     """On a clock by which a step takes three minutes and a half: after every third."""
     clock, saved = [0.0], []
     monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
@@ -182,7 +184,6 @@ def test_a_checkpoint_is_due_by_the_clock_too(run, tmp_path, monkeypatch):
 
     run(step_fn=slow_step, config={"checkpoint_every": 1000}, saved=lambda: saved.append(clock[0] / 210))
     assert saved == [3, 6, 9, 10]
-    assert int(run(step_fn=make_step()).params["history"]) == history(10)
 
 
 @pytest.mark.parametrize("seconds", [[30] * 300, [1] * 100 + [30] * 100, [600] * 4, [400, 1, 1, 700, 1, 1]])
@@ -212,48 +213,43 @@ def test_hosts_save_at_the_same_steps_by_the_clock_of_the_first(monkeypatch, sec
     assert clock[0] - since < 1200 and asked < len(seconds) / 3 + 6
 
 
-def test_what_is_done_is_not_done_again(run):
-    run()
-    used = make_step()
-    state = run(step_fn=used, rows=Rows(on_batch=pytest.fail))
-    assert int(state.params["history"]) == history(10)
+def test_what_is_done_is_not_done_again(run, whole):
+    """Outside of the main thread, too, where no signal can be handled."""
+    used, states = make_step.__wrapped__(), []
+    again = {"step_fn": used, "rows": Rows(on_batch=pytest.fail)}
+    thread = threading.Thread(target=lambda: states.append(run(whole[1], **again)[0]))
+    thread.start()
+    thread.join()
+    assert int(states[0].params["history"]) == history(10)
     assert used._cache_size() == 0
 
 
-def test_runs_outside_the_main_thread(run):
-    states = []
-    thread = threading.Thread(target=lambda: states.append(run()))
-    thread.start()
-    thread.join()
-    assert int(states[0].step) == 10
-
-
 def test_the_data_go_on_from_the_saved_position(run, tmp_path):
-    run(config={"steps": 6})
-    seen = set()
-    run(config={"steps": 8}, rows=Rows(on_batch=seen.add))
-    assert min(seen) == 6
+    described, seen = [], set()
+
+    def describe(batch):
+        described.append(int(batch["tokens"][0, 0]))
+        return "text"
+
+    run(tmp_path, config={"steps": 3}, describe=describe)
+    run(tmp_path, Rows(on_batch=seen.add), config={"steps": 5}, describe=describe)
+    assert min(seen) == 3 and described == [1], "the first batch is described, and once"
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path):
+@pytest.mark.parametrize(
+    ("bad", "kept"), [(9, "the checkpoint of step 6 is"), (6, "the checkpoint of step 3 is"), (1, "there is no check")]
+)
+def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path, bad, kept):
+    """And is never saved, as at step 6 it would be."""
     with pytest.raises(UserError) as raised:
-        run(step_fn=make_step(bad_token=9))
+        run(tmp_path, step_fn=make_step(bad_token=bad))
     message = str(raised.value)
-    assert "loss is nan" in message and "at step 8 (batch 8, rows: msm 3, replay 1)" in message
-    assert "the checkpoint of step 6 is kept" in message and "\n" not in message
-    assert read_lines(tmp_path / "run")[-1]["step"] == 7
-    assert int(run().params["history"]) == history(10)
-
-
-def test_a_first_loss_that_is_not_finite(run):
-    with pytest.raises(UserError, match=r"at step 0 \(batch 0.*there is no checkpoint yet"):
-        run(step_fn=make_step(bad_token=1))
-
-
-def test_never_saves_after_a_step_that_is_not_finite(run, tmp_path):
-    with pytest.raises(UserError, match="the checkpoint of step 3 is kept"):
-        run(step_fn=make_step(bad_token=6))
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["3"]
+    assert f"loss is nan and the gradient norm 1.0 at step {bad - 1} (batch {bad - 1}, rows: msm 3, rep" in message
+    assert kept in message and "\n" not in message
+    assert [line["step"] for line in read_lines(tmp_path)] == list(range(bad - 1))
+    assert checkpoints(tmp_path) == [step for step in (3, 6) if step < bad]
+    if bad == 9:
+        assert int(run(tmp_path)[0].params["history"]) == history(10)
 
 
 class Spy:
@@ -283,18 +279,6 @@ def test_metrics_are_read_one_step_behind(run):
     ]  # fmt: skip
 
 
-def test_describes_the_first_batch_once(run, tmp_path):
-    described = []
-
-    def describe(batch):
-        described.append(int(batch["tokens"][0, 0]))
-        return "text"
-
-    run(config={"steps": 3}, describe=describe)
-    run(config={"steps": 5}, describe=describe)
-    assert described == [1]
-
-
 def test_too_few_batches_are_an_error(run):
     with pytest.raises(UserError, match="10 steps need as many batches, and the data give 7"):
         run(dataset=grain.MapDataset.source(Rows())[:7])
@@ -309,12 +293,13 @@ def test_an_error_in_the_data_is_passed_on(run):
         run(rows=Rows(on_batch=fail))
 
 
-@pytest.mark.parametrize("field", ["steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"])
-def test_config_is_checked(field):
-    with pytest.raises(UserError, match=f"{field} is 0"):
-        LoopConfig(**{"steps": 1, "batch_size": 1, field: 0})
-
-
-def test_accumulation_divides_the_batch():
-    with pytest.raises(UserError, match="batch_size=6 is not divisible by accumulation=4"):
-        LoopConfig(steps=1, batch_size=6, accumulation=4)
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        *[({name: 0}, f"{name} is 0") for name in ("steps", "batch_size", "log_every", "keep_checkpoints")],
+        ({"batch_size": 6, "accumulation": 4}, "batch_size=6 is not divisible by accumulation=4"),
+    ],
+)
+def test_config_is_checked(fields, message):
+    with pytest.raises(UserError, match=message):
+        LoopConfig(**{"steps": 1, "batch_size": 1} | fields)

@@ -12,28 +12,21 @@ from hypothesis import strategies as st
 
 from msm_jax.data.rows import pack
 from msm_jax.models import DecoderConfig, Model
-from msm_jax.train.loss import targets_and_weights
-from msm_jax.train.step import microbatch_loss
+from msm_jax.train.step import microbatch_loss, targets_and_weights
 
 ROWS, TOKENS, VOCABULARY = 6, 12, 11
 
 
-def test_targets_end_with_their_segment():
-    """Whatever the mask says: the first token of a segment, padding, and what follows the row are no targets."""
-    tokens = np.array([[5, 6, 7, 8, 9, 0, 0], [1, 2, 3, 4, 5, 6, 7]], np.int32)
-    segments = np.array([[1, 1, 1, 2, 2, 0, 0], [1, 1, 1, 1, 1, 1, 2]], np.int32)
-    targets, weights = targets_and_weights(tokens, segments, np.ones((2, 7), bool))
+def test_targets_end_with_their_segment_and_the_mask_is_of_targets():
+    """Whatever the mask says: the first token of a segment, padding, and what follows the row are no targets. And
+    mask[i] is about predicting token i, which happens at position i - 1."""
+    tokens = np.array([[5, 6, 7, 8, 9, 0, 0], [1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5, 6]], np.int32)
+    segments = np.array([[1, 1, 1, 2, 2, 0, 0], [1, 1, 1, 1, 1, 1, 2], [1] * 7], np.int32)
+    mask = np.array([[1] * 7, [1] * 7, [1, 0, 1, 0, 0, 1, 0]], bool)
+    targets, weights = targets_and_weights(tokens, segments, mask)
     assert weights.dtype == jnp.float32
-    np.testing.assert_array_equal(weights, [[1, 1, 0, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0, 0]])
+    np.testing.assert_array_equal(weights, [[1, 1, 0, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0, 0], [0, 1, 0, 0, 1, 0, 0]])
     np.testing.assert_array_equal(targets[:, :-1], tokens[:, 1:])
-
-
-def test_the_mask_is_of_targets():
-    """mask[i] is about predicting token i, which happens at position i - 1."""
-    tokens = np.arange(6, dtype=np.int32)[None]
-    mask = np.array([[True, False, True, False, False, True]])
-    _, weights = targets_and_weights(tokens, np.ones((1, 6), np.int32), mask)
-    np.testing.assert_array_equal(weights, [[0, 1, 0, 0, 1, 0]])
 
 
 def rows_of(documents, bins):
@@ -82,7 +75,7 @@ def documents(draw):
     return [(rng.integers(1, VOCABULARY, n), rng.random(n) < 0.6) for n in lengths]
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(documents())
 def test_packing_changes_no_loss_and_no_gradient(evaluate, documents):
     alone, alone_owner = rows_of(documents, [[i] for i in range(len(documents))])
