@@ -74,6 +74,7 @@ def spec_brain(body):
     count = re.search(r"\b(?:Name|Give up to) (\d+) (?:types|ideas)", prompt)
     variables = {
         "model_name": name,
+        "provider_name": "",
         "spec_text": spec,
         "section": section and section[1],
         "count": count and int(count[1]),
