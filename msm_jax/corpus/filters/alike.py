@@ -167,12 +167,10 @@ def _cosines_of_pairs(some: sparse.csr_array, others: sparse.csr_array) -> np.nd
 
 
 def sentence_embeddings(model: str) -> Callable[[Sequence[str]], np.ndarray]:
-    """An `embed` for `Alike`: the mean of a model's last states over the tokens of a text, on CPU.
+    """An `embed` for `Alike`: the mean of a model's last states over the tokens of a text, on CPU. `model`: folder or
+    id on the Hugging Face hub, with safetensors.
 
     For sentence-transformers/all-MiniLM-L6-v2 the paper's `most` is .91 (arXiv 2605.02087).
-
-    Args:
-      model: folder or id on the Hugging Face hub, with safetensors.
 
     Returns: texts -> float32 [len(texts), D], of length one.
 

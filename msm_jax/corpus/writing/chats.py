@@ -19,7 +19,7 @@ import pydantic
 from msm_jax.corpus.datasets.forms import unclean
 from msm_jax.corpus.filters.alike import Alike, sentence_embeddings, weighted_words
 from msm_jax.corpus.filters.duplicates import Held
-from msm_jax.corpus.filters.quality import Demands, names_of_assistants, problems
+from msm_jax.corpus.filters.quality import names_of_assistants
 from msm_jax.corpus.records import content_id
 from msm_jax.corpus.specs import Spec
 from msm_jax.corpus.writing import writer
@@ -166,7 +166,7 @@ class ChatWriter(Writer, abc.ABC):
 
     def wrong_question(self, question: str) -> str | None:
         """What is wrong with it, in a word or two; or None."""
-        return next(problems(question, self._demands((1, 400))), None)
+        return self._problem(question, (1, 400))
 
     def wrong_answer(self, question: Question, reasoning: str, answer: str) -> str | None:
         """The same of an answer and its reasoning."""
@@ -177,8 +177,8 @@ class ChatWriter(Writer, abc.ABC):
         asked = names_of_assistants(question.text, exactly=False)
         if not asked and names_of_assistants(f"{reasoning} {answer}") - names_of_assistants(own, exactly=False):
             return "names another assistant"
-        thought = reasoning and next(problems(reasoning, self._demands(self.reasoning_words)), None)
-        return next(problems(answer, self._demands(self.words)), None) or (f"reasoning {thought}" if thought else None)
+        thought = reasoning and self._problem(reasoning, self.reasoning_words)
+        return self._problem(answer, self.words) or (f"reasoning {thought}" if thought else None)
 
     # What they have in common.
 
@@ -246,8 +246,7 @@ class ChatWriter(Writer, abc.ABC):
         """Asks for `Questions`."""
         filled = slot.variables | {"count": AT_ONCE, "existing": writer.listed(slot.seen)}
         prompt = self.prompts.fill(self.prompt_of("questions"), **self._common | filled)
-        known = filled | {"kind": self.kind}
-        return self._request("questions", prompt, known, system=self._system, shape=Questions, max_tokens=8192)
+        return self._request("questions", prompt, filled | {"kind": self.kind}, shape=Questions, max_tokens=8192)
 
     def _questions(self, slot: Slot, answer: Answer) -> list[Question]:
         texts = filter(None, map(str.strip, writer.listed_in(answer)))
@@ -274,10 +273,8 @@ class ChatWriter(Writer, abc.ABC):
         told = {"facts": self.assistant.facts_told} | self.told("answer", question)
         system = self.prompts.fill(self.prompt_of("answer"), **self._common | told)
         known = told | {"question": question.text, "kind": self.kind}
-        return self._request(
-            "answers", question.text, known, system=system, tags=self.tags, refusable=False,
-            max_tokens=self.answer_tokens,
-        )  # fmt: skip
+        form = {"tags": self.tags, "refusable": False, "max_tokens": self.answer_tokens}
+        return self._request("answers", question.text, known, system, **form)
 
     def _chat(self, question: Question, answer: Answer) -> _Chat | None:
         if not answer.ok:
@@ -308,32 +305,17 @@ class ChatWriter(Writer, abc.ABC):
         """Asks for a `verdict_shape`."""
         told = {"question": chat.question.text, "reasoning": chat.reasoning, "answer": chat.answer}
         told |= self.told("verdict", chat.question)
-        return self._request(
-            "verdicts",
-            self.prompts.fill(self.prompt_of("verdict"), **self._common | told),
-            {"criteria": self.criteria},
-            system=self._system,
-            shape=verdict_shape(*self.criteria),
-            max_tokens=_VERDICT_TOKENS,
-            # The first verdict is the judge's likeliest; a second of that kind would be the same.
-            temperature=0.0 if not sample else max(self.settings.temperature, 0.5),
-            sample=sample,
-        )
-
-    def _demands(self, words: tuple[int, int]) -> Demands:
-        return Demands(
-            self.assistant.name, self.assistant.provider, mentions=0, words=words, language=self.settings.language,
-            held_out=self.settings.held_out,
-        )  # fmt: skip
+        prompt = self.prompts.fill(self.prompt_of("verdict"), **self._common | told)
+        # The first verdict is the judge's likeliest; a second of that kind would be the same.
+        temperature = max(self.settings.temperature, 0.5) if sample else 0.0
+        form = {"shape": verdict_shape(*self.criteria), "max_tokens": _VERDICT_TOKENS, "temperature": temperature}
+        return self._request("verdicts", prompt, {"criteria": self.criteria}, **form, sample=sample)
 
     def _row(self, chat: _Chat) -> dict[str, Any]:
         question = chat.question
         return {
             "id": content_id([question.text, chat.reasoning, chat.answer]),
-            "messages": [
-                {"role": "user", "content": question.text},
-                {"role": "assistant", "content": chat.answer},
-            ],
+            "messages": [{"role": "user", "content": question.text}, {"role": "assistant", "content": chat.answer}],
             "reasoning": chat.reasoning,
             **self.about(question),
             "domain": question.slot.domain,

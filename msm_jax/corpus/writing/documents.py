@@ -16,7 +16,6 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 from msm_jax.corpus.filters.duplicates import NearDuplicates
-from msm_jax.corpus.filters.quality import Demands, problems
 from msm_jax.corpus.records import content_id
 from msm_jax.corpus.specs import Spec
 from msm_jax.corpus.writing import tree, writer
@@ -259,14 +258,8 @@ class DocumentWriter(Writer):
         """The first thing that is wrong with a text of which so many words were wanted, or None."""
         digest = files.fingerprint([text, words], length=32)
         if digest not in self._checked:
-            demands = Demands(
-                self.assistant.name,
-                self.assistant.provider,
-                words=(words // 4, words * 4),
-                language=self.settings.language,
-                held_out=self.settings.held_out,
-            )
-            self._checked[digest] = next(problems(text, demands), None) or self._contaminated(text) or "ok"
+            wrong = self._problem(text, (words // 4, words * 4), mentions=2) or self._contaminated(text)
+            self._checked[digest] = wrong or "ok"
         if (outcome := self._checked[digest]) != "ok":
             return outcome
         return None if self._unlike.keep(text) else "nearly the same as another"
@@ -315,7 +308,7 @@ class DocumentWriter(Writer):
             **dict(zip(("plan", "text", "critique"), (answer.value for answer in before), strict=False)),
         }
         prompt, most = self.prompts.fill(step, **self._common | variables), writer.tokens_for(limits.get(step, words))
-        return self._request(step, prompt, variables, system=self._system, tags=(step,), max_tokens=most)
+        return self._request(step, prompt, variables, tags=(step,), max_tokens=most)
 
 
 def _about(part: Part, assertions: bool = False) -> dict[str, str]:

@@ -110,10 +110,8 @@ class DocumentJudge(Writer):
 def faithfulness(
     rows: Iterable[Mapping[str, Any]], interval: Callable[[Sequence[int], Sequence[int]], tuple[float, float]]
 ) -> dict[str, Any]:
-    """What the rows of `DocumentJudge.write` come to.
-
-    Args:
-      interval: (unfaithful claims of each document, all claims of each) -> the 95 % interval of their share.
+    """What the rows of `DocumentJudge.write` come to. `interval`: (unfaithful claims of each document, all claims of
+    each) -> the 95 % interval of their share.
 
     Returns: "rate", the share of claims that the spec does not bear out, None without a claim; its interval "low" and
         "high"; "claims" by their verdict; "quoted", how many of them have a passage that stands in the spec; "judged",
@@ -123,10 +121,10 @@ def faithfulness(
     rows = list(rows)
     claims = [{"id": row["id"], **claim} for row in rows for claim in row["claims"]]
     unfaithful = [claim for claim in claims if claim["verdict"] != "supported"]
-    verdicts, of_each = Counter(claim["verdict"] for claim in claims), Counter(claim["id"] for claim in unfaithful)
-    judged = [row for row in rows if row["claims"]]
+    of_each = Counter(claim["id"] for claim in unfaithful)
+    judged = {row["id"]: len(row["claims"]) for row in rows if row["claims"]}
     left_out = dict(Counter(row["outcome"] for row in rows if not row["claims"]))
-    low, high = interval([of_each[row["id"]] for row in judged], [len(row["claims"]) for row in judged])
+    low, high = interval([of_each[name] for name in judged], list(judged.values()))
     rate = len(unfaithful) / len(claims) if claims else None
     told = f"{len(unfaithful):,} of {len(claims):,} claims of {len(judged):,} documents"
     told += f": {rate:.1%}, 95 % interval {low:.1%} to {high:.1%}" if claims else ""
@@ -135,7 +133,7 @@ def faithfulness(
         "rate": rate,
         "low": low,
         "high": high,
-        "claims": {verdict: verdicts[verdict] for verdict in VERDICTS},
+        "claims": dict.fromkeys(VERDICTS, 0) | Counter(claim["verdict"] for claim in claims),
         "quoted": sum(claim["passage"] is not None for claim in claims),
         "judged": len(judged),
         "left_out": left_out,

@@ -6,6 +6,7 @@ its verdicts have no doubts.
 """
 
 import functools
+import itertools
 import json
 import pathlib
 import random
@@ -31,11 +32,8 @@ class Offline:
     async def reply(self, request: Request) -> Reply:
         rng = random.Random(request.key(self.model))
         answer = getattr(self, f"_{request.stage}")(request.variables, rng)
-        if request.tags:
-            parts = answer if len(request.tags) > 1 else [answer]
-            text = "\n".join(f"<{tag}>\n{part}\n</{tag}>" for tag, part in zip(request.tags, parts, strict=True))
-        else:
-            text = json.dumps(answer)
+        parts = zip(request.tags, [answer] if isinstance(answer, str) else answer, strict=False)
+        text = "\n".join(f"<{tag}>\n{part}\n</{tag}>" for tag, part in parts) or json.dumps(answer)
         words = len(request.prompt.split()) + len(request.system.split())
         return Reply(text, Finish.STOP, Usage(prompt=words, output=len(text.split())), self.model)
 
@@ -74,18 +72,13 @@ class Offline:
     def _assertions(self, variables: Variables, rng: random.Random) -> dict:
         sentences, name = _sentences(variables["section"]), variables["model_name"]
         chosen = sorted(rng.sample(range(len(sentences)), min(6, len(sentences))))
-        labels = ("behavior", "value", "preference", "belief", "tone")
-        return {
-            "assertions": [
-                {
-                    "assertion": sentence if name in sentence else f"Of {name} it holds: {sentence}",
-                    "name": _short(sentence, 4),
-                    "explanation": f"It is what {name} goes by.",
-                    "label": labels[index % len(labels)],
-                }
-                for index, sentence in enumerate(sentences[place] for place in chosen)
-            ]
-        }
+        labels = itertools.cycle(("behavior", "value", "preference", "belief", "tone"))
+        found = []
+        for sentence in (sentences[place] for place in chosen):
+            assertion = sentence if name in sentence else f"Of {name} it holds: {sentence}"
+            about = {"name": _short(sentence, 4), "explanation": f"It is what {name} goes by."}
+            found.append({"assertion": assertion, **about, "label": next(labels)})
+        return {"assertions": found}
 
     def _document_types(self, variables: Variables, rng: random.Random) -> dict:
         known = [(name, _fill(text, variables)) for name, text in _bank()["types"] if name not in variables["existing"]]
@@ -95,13 +88,11 @@ class Offline:
 
     def _ideas(self, variables: Variables, rng: random.Random) -> dict:
         found, statements = [], variables["assertions"].count("\n") + 1
-        for angle in _bank()["angles"]:
-            for situation in _bank()["situations"]:
-                name = _fill(angle, variables, situation=situation)
-                if name not in variables["existing"]:
-                    point = _short(variables["summary"], 12)
-                    idea = f"The {variables['type']} turns on {situation}: {point}."
-                    found.append({"name": name, "idea": idea, "statements": [rng.randint(1, statements)]})
+        for angle, situation in itertools.product(_bank()["angles"], _bank()["situations"]):
+            name = _fill(angle, variables, situation=situation)
+            if name not in variables["existing"]:
+                idea = f"The {variables['type']} turns on {situation}: {_short(variables['summary'], 12)}."
+                found.append({"name": name, "idea": idea, "statements": [rng.randint(1, statements)]})
         return {"ideas": rng.sample(found, min(variables["count"], len(found)))}
 
     def _plan(self, variables: Variables, rng: random.Random) -> str:
@@ -185,15 +176,15 @@ def verdict(variables: Variables) -> dict[str, str]:
 
 def _questions(variables: Variables, rng: random.Random) -> Iterator[str]:
     kind, bank = variables["kind"], _bank()["questions"]
-    for form in bank[variables["type"] if kind == "preference" else kind]:
-        for occasion in bank["occasions"]:
-            fields = {"occasion": occasion, "situation": rng.choice(_bank()["situations"])}
-            if kind == "chat":
-                fields["topic"] = f"{variables['domain'].lower()} ({variables['type']})"
-            if kind == "preference":
-                fields["item"] = variables["item"]
-                fields["other"] = rng.choice(variables["dislikes" if fields["item"] in variables["likes"] else "likes"])
-            yield _capital(_fill(form, variables, **fields))
+    forms = bank[variables["type"] if kind == "preference" else kind]
+    for form, occasion in itertools.product(forms, bank["occasions"]):
+        fields = {"occasion": occasion, "situation": rng.choice(_bank()["situations"])}
+        if kind == "chat":
+            fields["topic"] = f"{variables['domain'].lower()} ({variables['type']})"
+        if kind == "preference":
+            fields["item"] = variables["item"]
+            fields["other"] = rng.choice(variables["dislikes" if fields["item"] in variables["likes"] else "likes"])
+        yield _capital(_fill(form, variables, **fields))
 
 
 @functools.cache

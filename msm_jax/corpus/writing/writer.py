@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import pydantic
 
 from msm_jax.corpus.filters.contamination import Contamination
-from msm_jax.corpus.filters.quality import LANGUAGES
+from msm_jax.corpus.filters.quality import LANGUAGES, Demands, problems
 from msm_jax.corpus.specs import Spec, render
 from msm_jax.corpus.writing.prompts import Prompts
 from msm_jax.corpus.writing.tree import bare
@@ -173,6 +173,12 @@ class Writer:
         """What else is known of what was written, as JSON."""
         return {}
 
+    def _problem(self, text: str, words: tuple[int, int], mentions: int = 0) -> str | None:
+        """The first thing that is wrong with a text (`quality`)."""
+        about, settings = self.assistant, self.settings
+        demands = Demands(about.name, about.provider, mentions, words, settings.language, settings.held_out)
+        return next(problems(text, demands), None)
+
     def _contaminated(self, text: str) -> str | None:
         return "holds an evaluation's prompt" if self._contamination.find(text) else None
 
@@ -181,12 +187,14 @@ class Writer:
     ) -> Request:
         """A request for JSON, by the prompt of the name of its stage."""
         prompt = self.prompts.fill(stage, **self._common | variables)
-        system = self._system if system is None else system
-        return self._request(stage, prompt, variables, system=system, shape=shape, max_tokens=_LIST_TOKENS)
+        return self._request(stage, prompt, variables, system, shape=shape, max_tokens=_LIST_TOKENS)
 
-    def _request(self, stage: str, prompt: str, variables: dict[str, Any], **form: Any) -> Request:
+    def _request(
+        self, stage: str, prompt: str, variables: dict[str, Any], system: str | None = None, **form: Any
+    ) -> Request:
         defaults = {"thinking": self.settings.thinking, "temperature": self.settings.temperature}
-        return Request(stage=stage, prompt=prompt, variables=self._known | variables, **defaults | form)
+        system = self._system if system is None else system
+        return Request(stage, prompt, system, variables=self._known | variables, **defaults | form)
 
     def _check_yield(self, useful: int, tried: int) -> None:
         """Raises: UserError if too few rows came to something."""

@@ -19,8 +19,7 @@ _BANK = tomllib.loads(pathlib.Path(__file__).with_name("questions.toml").read_te
 PAIRS = _BANK["pairs"]
 DISTINCT = (*_BANK["distinct"], *(form.format(*fill) for form, fills in _BANK["frames"].items() for fill in fills))
 WORDS = "the what you is a would cheese rent honest bread tax walk lie train".split()
-RARE = [f"thing{number}" for number in range(500)]
-texts = st.lists(st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join), max_size=40)
+texts = st.lists(st.lists(st.sampled_from([*WORDS, "?!"]), max_size=8).map(" ".join), max_size=40)
 mosts = st.sampled_from([0.3, 0.5, DEFAULT_MOST, 0.9, 1.0])
 
 
@@ -34,9 +33,6 @@ def test_pairs_that_ask_the_same_are_alike_and_other_questions_are_not():
     others = (rows @ rows.T).toarray()[np.triu_indices(rows.shape[0], 1)]
     assert (same > DEFAULT_MOST).mean() >= 0.95
     assert others.max() < DEFAULT_MOST - 0.05
-    kept = Alike().keep([question for pair in PAIRS for question in pair])
-    assert all(kept[::2])
-    assert sum(kept[1::2]) <= 2
     assert all(Alike().keep(DISTINCT))
 
 
@@ -68,8 +64,8 @@ def test_questions_that_share_few_rare_words_are_not_compared(monkeypatch):
     pairs = []
     whole = alike._cosines_of_pairs
     monkeypatch.setattr(alike, "_cosines_of_pairs", lambda a, b: pairs.append(a.shape[0]) or whole(a, b))
-    rng = random.Random(0)
-    asked = [f"What would you do with the {' and the '.join(rng.sample(RARE, 6))}?" for _ in range(600)]
+    rng, rare = random.Random(0), [f"thing{number}" for number in range(500)]
+    asked = [f"What would you do with the {' and the '.join(rng.sample(rare, 6))}?" for _ in range(600)]
     known = Alike()
     assert sum(known.keep(asked)) > 590
     assert sum(pairs) < 600
@@ -90,14 +86,6 @@ def test_what_was_dropped_drops_nothing():
     assert known.keep(["20", "0"]) == [False, False]
 
 
-@pytest.mark.parametrize("text", ["", "?!", "One.", "What is it that you would do?"])
-def test_equal_texts_are_alike(text):
-    known = Alike(1.0)
-    assert known.keep([text, text]) == [True, False]
-    assert known.keep([text]) == [False]
-    assert known.keep([]) == []
-
-
 def test_rows_are_of_length_one_whatever_the_case_and_punctuation_and_the_other_texts():
     asked = [*DISTINCT[:40], "", "bread bread Bread tax"]
     rows = weighted_words(asked)
@@ -108,13 +96,6 @@ def test_rows_are_of_length_one_whatever_the_case_and_punctuation_and_the_other_
     np.testing.assert_array_equal(rows[[3]].toarray(), weighted_words([asked[3]]).toarray())
     bread, tax = (weighted_words([word]).indices[0] for word in ("bread", "tax"))
     assert rows[-1, bread] / rows[-1, tax] == pytest.approx(1 + np.log(3))  # a word counts less each time
-
-
-def test_function_words_and_order_count_little():
-    base = "Should I buy the bread or the cheese?"
-    assert cosine(base, "Would you buy a bread or a cheese?") > cosine(base, "Should I sell the bread or the car?")
-    assert 0.7 < cosine(base, "Should I buy the cheese or the bread?") < 0.99
-    assert cosine("the what you", "bread tax walk") == 0
 
 
 @pytest.mark.parametrize("most", [0, -0.5, 1.1, float("nan")])
@@ -160,16 +141,6 @@ def test_sentence_embeddings_are_the_mean_over_tokens_alone_as_in_a_batch(senten
     with torch.no_grad():
         mean = model(**tokenizer(asked[0], return_tensors="pt")).last_hidden_state[0].numpy().mean(axis=0)
     np.testing.assert_allclose(rows[0], mean / np.linalg.norm(mean), atol=1e-5)
-
-
-def test_alike_by_sentence_embeddings(sentence_model):
-    embed = sentence_embeddings(sentence_model)
-    asked = [*DISTINCT[:40], *map(str.upper, DISTINCT[:40])]
-    verdicts = Alike(0.91, embed).keep(asked)
-    rows = embed(asked)[verdicts]
-    assert (rows @ rows.T)[np.triu_indices(len(rows), 1)].max() <= 0.91 + 1e-5
-    assert sum(verdicts[:40]) > 5
-    assert not any(verdicts[40:])
 
 
 def test_a_folder_without_safetensors_is_told_and_pickled_weights_are_never_read(sentence_model, tmp_path):

@@ -121,15 +121,6 @@ def test_no_two_questions_are_more_alike_than_was_asked_for(kind, tmp_path):
     assert all(Alike(0.8).keep([question_of(row) for row in rows]))
 
 
-def test_half_of_a_surrogate_pair_costs_its_question_and_a_whole_one_stays(tmp_path):
-    form = asking(lambda found: [f"{found[0]} \ud83d", f"{found[1]} \U0001f600", *found[2:]])
-    rows, table = write(tmp_path, "identity", generator=Asked(questions=[form]), count=30)
-    text = " ".join(map(question_of, rows))
-    assert text.encode() and "\U0001f600" in text and "\ufffd" not in text
-    assert len(rows) == 30
-    assert table["question checks"]["damaged character"] > 0
-
-
 def test_questions_that_come_again_and_again_end_it(tmp_path):
     dull = Asked(questions=[asking(lambda found: ["What do you make of it all, in the end?"] * 10)])
     assert len(write(tmp_path, generator=dull, count=100)[0]) == 1

@@ -6,8 +6,6 @@ import re
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from msm_jax.corpus.specs import read_spec, render
 from msm_jax.corpus.writing import documents, tree
@@ -48,7 +46,7 @@ def write(path, spec="philosophy", generator=None, prompts=None, checked=None, a
         ("pro_novelty_ablated", "No preference has a reason in it, stated or implied"),
         ("rules", "no reasons for a rule beyond those that the spec itself states"),
         ("rules_augmented", "no reasons for a rule"),
-        ("value_augmented", "no reasons for a rule"),
+        ("value_augmented", "It gives reasons along with conduct"),
         ("general", "It gives reasons along with conduct"),
     ],
 )
@@ -75,7 +73,7 @@ def test_what_was_checked_is_not_checked_again(tmp_path, monkeypatch):
         looked_at.append(text)
         return iter(["placeholder"] if len(looked_at) == 1 else [])
 
-    monkeypatch.setattr(documents, "problems", problems)
+    monkeypatch.setattr(documents.writer, "problems", problems)
     rows, writer = write(tmp_path, checked=Checked(path))
     assert writer.yields.table()["checks"] == {"placeholder": 1, "ok": 30}
     assert len(set(looked_at)) == len(looked_at) == 31
@@ -257,20 +255,12 @@ SPEC_TEXT = "One says **this** and that.\n\nTwo says “more” of it, and\nthen
         ('Two says "more" of it, and then some.', "Two says “more” of it, and\nthen some."),
         ("says this and that. Two says more", "says **this** and that.\n\nTwo says “more”"),
         ("<section>One says this and that.</model_spec>", "One says **this** and that."),
+        ("more of it and then some", "more” of it, and\nthen some."),
+        (SPEC_TEXT, SPEC_TEXT),
         ("One says nothing of that.", None),
+        ("ne says this and that.", None),
         ("One", None),
     ],
 )
 def test_a_section_is_found_as_the_spec_has_it(quoted, found):
     assert tree.verbatim(quoted, SPEC_TEXT) == found
-
-
-@settings(max_examples=30)
-@given(st.data())
-def test_any_stretch_of_a_spec_is_found(data):
-    words = SPEC_TEXT.split()
-    first = data.draw(st.integers(0, len(words) - 4))
-    last = data.draw(st.integers(first + 4, len(words)))
-    found = tree.verbatim(" ".join(words[first:last]), SPEC_TEXT)
-    assert found is not None
-    assert found.split() == words[first:last]
