@@ -210,12 +210,12 @@ def test_documents_are_written_until_they_hold_so_many_tokens(few, many, tmp_pat
 
 def test_a_type_and_a_part_give_so_many_ideas_and_no_more(tmp_path):
     asked = Asked()
-    rows, writer = write(tmp_path, "general", generator=asked, count=1000, types=2, ideas=13, words=60)
+    rows, writer = write(tmp_path, "general", generator=asked, count=1000, types=2, ideas=13)
     assert {request.variables["count"] for request in asked.of("ideas")} == {10, 3}
     parts, types, room = writer.room
     assert (types, room, len(rows)) == (2 * parts, 13 * 2 * parts, 13 * 2 * parts)
     assert set(Counter((row["domain"], row["subdomain"], row["document_type"]) for row in rows).values()) == {13}
-    _, writer = write(tmp_path, "general", count=10, types=2, ideas=13, words=60)
+    _, writer = write(tmp_path, "general", count=10, types=2, ideas=13)
     assert writer.room == (parts, types, room)
 
 
@@ -255,7 +255,7 @@ SPEC_TEXT = "One says **this** and that.\n\nTwo says “more” of it, and\nthen
         ('Two says "more" of it, and then some.', "Two says “more” of it, and\nthen some."),
         ("says this and that. Two says more", "says **this** and that.\n\nTwo says “more”"),
         ("<section>One says this and that.</model_spec>", "One says **this** and that."),
-        ("more of it and then some", "more” of it, and\nthen some."),
+        ("more of it and then some", "“more” of it, and\nthen some."),
         (SPEC_TEXT, SPEC_TEXT),
         ("One says nothing of that.", None),
         ("ne says this and that.", None),
