@@ -52,9 +52,9 @@ def test_nothing_that_is_held_out_is_drawn():
     free = variety(held_out=words)
     told = [free.told(name) for name in IDS]
     assert not find_terms([f"{one['people']} {one['audience']}" for one in told], words)
-    names = list(Prompts().table("document_names").values())
-    with pytest.raises(UserError, match="document_names.md: every entry holds words that are held out; add others"):
-        variety(held_out=names)
+    audiences = list(Prompts().table("document_audiences", **NAMES).values())
+    with pytest.raises(UserError, match="document_audiences.md: every entry holds words that are held out; add others"):
+        variety(held_out=audiences)
 
 
 def test_lengths_are_those_of_their_types_and_the_mean_is_what_was_asked_for():
