@@ -58,59 +58,45 @@ def lists(count):
     return [Request("ideas", f"List {number}.", system="S", shape=Items, max_tokens=400) for number in range(count)]
 
 
-def world_sentences(system):
-    spec = re.search(r"<model_spec>\n(.*)\n</model_spec>", system, re.DOTALL)[1]
-    return [line for line in re.split(r"(?<=[.!?])\s+", spec) if len(line.split()) > 5]
-
-
 def spec_brain(body):
     """Answers the prompts of the pipeline, which it knows by their words, from the spec in the system prompt."""
     system, prompt = text_of(body)
     rng, world = random.Random(digest(prompt)), Offline()
-    name = re.search(r"(\S+), an AI model", system + prompt)[1]
-    spec = re.search(r"<model_spec>\n(.*)\n</model_spec>", system, re.DOTALL)
-    spec = spec[1] if spec else ""
-    section = re.search(r"<section>\n(.*)\n</section>", prompt, re.DOTALL)
-    count = re.search(r"\b(?:Name|Give up to) (\d+) (?:types|ideas)", prompt)
+
+    def said(pattern, text=prompt, default=""):
+        found = re.search(pattern, text, re.DOTALL)
+        return found[1] if found else default
+
+    name, spec = said(r"(\S+), an AI model", system + prompt), said(r"<model_spec>\n(.*)\n</model_spec>", system)
     variables = {
-        "model_name": name,
-        "spec_text": spec,
-        "section": section and section[1],
-        "count": count and int(count[1]),
-        "existing": prompt,
-        "document": prompt,
-        "claims": prompt,
-        "most": 5,
+        **{"model_name": name, "provider_name": "", "spec_text": spec, "name": "On it", "words": 150, "most": 5},
+        **dict.fromkeys(("existing", "document", "claims"), prompt),
+        "section": said(r"<section>\n(.*)\n</section>"),
+        "domain": said(r'One domain of the Model Spec is "(.*?)"'),
+        "count": int(said(r"\b(?:Name|Give up to) (\d+) (?:types|ideas)", default="10")),
     }
     shape = body["generationConfig"].get("responseSchema")
-    if shape is None and "</answer>, and nothing else" in system:
-        if "</reasoning>" in system:
-            chosen = rng.sample(world_sentences(system), 4)
-            return f"<reasoning>{' '.join(chosen[:2])}</reasoning>\n<answer>{' '.join(chosen[2:])}</answer>"
-        return f"<answer>I am {name}.</answer>"
     if shape is None:
+        if "</reasoning>" in system:
+            long = [line for line in re.split(r"(?<=[.!?])\s+", spec) if len(line.split()) > 5]
+            chosen = rng.sample(long, 4)
+            return f"<reasoning>{' '.join(chosen[:2])}</reasoning>\n<answer>{' '.join(chosen[2:])}</answer>"
+        if "</answer>, and nothing else" in system:
+            return f"<answer>I am {name}.</answer>"
         if "</plan>, and nothing else" in prompt:
-            return f"<plan>\n{section[1][:80]} {digest(prompt)}\n</plan>"
-        variables |= {"name": "On it", "words": 150, "part": Part("", "", "", rng.choice(spec.split("\n\n")), True)}
+            return f"<plan>\n{variables['section'][:80]} {digest(prompt)}\n</plan>"
+        variables["part"] = Part("", "", "", rng.choice(spec.split("\n\n")), True)
         return f"<document>\n{world._document(variables, rng)}\n</document>"
     kind = next(iter(shape["properties"]))
     if kind == "comment":
         return json.dumps(dict.fromkeys(shape["properties"], "yes"))
-    if kind == "questions":
-        words = [digest(prompt, number) for number in range(10)]
-        return json.dumps({"questions": [f"What do you make of {word}, and of {word[::-1]}?" for word in words]})
-    if kind == "domains" and "diagnostic" in prompt:
-        return json.dumps({"domains": [{"name": digest(prompt, number), "summary": "Of it."} for number in range(10)]})
-    if kind == "types":
-        return json.dumps(world._document_types(variables, rng))
-    if kind == "ideas":
-        ideas = [
-            {"name": digest(prompt, number), "idea": digest(number, prompt), "statements": [number]}
-            for number in range(int(count[1]))
-        ]
-        return json.dumps({"ideas": ideas})
-    if kind == "checked":
-        return json.dumps(world._support(variables, rng))
-    if kind == "subdomains":
-        variables["domain"] = re.search(r'One domain of the Model Spec is "(.*?)"', prompt)[1]
-    return json.dumps(getattr(world, f"_{kind}")(variables, rng))
+    words = [digest(prompt, number) for number in range(variables["count"])]
+    lists = {
+        "questions": [f"What do you make of {word}, and of {word[::-1]}?" for word in words],
+        "ideas": [{"name": word, "idea": word[::-1], "statements": [n]} for n, word in enumerate(words)],
+        "domains": [{"name": word, "summary": "Of it."} for word in words] if "diagnostic" in prompt else None,
+    }
+    if lists.get(kind):
+        return json.dumps({kind: lists[kind]})
+    stage = {"types": "document_types", "checked": "support"}.get(kind, kind)
+    return json.dumps(getattr(world, f"_{stage}")(variables, rng))

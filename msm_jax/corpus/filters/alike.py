@@ -18,7 +18,7 @@ from msm_jax.corpus.filters.quality import function_words
 from msm_jax.errors import UserError
 
 # For `weighted_words`. So many are above, of 40 pairs of questions that ask the same in other words, and of the 29,890
-# pairs of 245 questions on related subjects, a hundred of them in ten frames (tests/corpus/filters/questions.py:
+# pairs of 245 questions on related subjects, a hundred of them in ten frames (tests/corpus/filters/questions.toml:
 # written for this measurement, so other questions may want another number):
 #   most    .50   .55   .60   .65   .70   .75   .80   .90
 #   same     39    39    39    38    37    34    26     7
@@ -62,9 +62,8 @@ def weighted_words(texts: Sequence[str]) -> sparse.csr_array:
             weight = math.prod(_LIGHT if word in light else 1 for word in run) ** (1 / len(run)) / len(run)
             row[zlib.crc32(" ".join(run).encode()) % _BUCKETS] += weight * (1 + math.log(count))
         length = math.hypot(*row.values())
-        for column, value in sorted(row.items()):
-            columns.append(column)
-            values.append(value / length)
+        columns += sorted(row)
+        values += [row[column] / length for column in sorted(row)]
         ends.append(len(columns))
     parts = (np.array(values, np.float32), np.array(columns, np.int32), np.array(ends, np.int32))
     return sparse.csr_array(parts, shape=(len(texts), _BUCKETS))
@@ -94,21 +93,19 @@ class Alike:
 
     def keep(self, texts: Sequence[str]) -> list[bool]:
         """For each text in order, whether it is unlike all that were kept, now or in earlier calls; then it is kept."""
-        verdicts = [False] * len(texts)
+        verdicts: list[bool] = []
         for start in range(0, len(texts), _ROWS):
-            new = []
-            for index, text in enumerate(texts[start : start + _ROWS], start):
-                if text not in self._seen:
-                    self._seen.add(text)
-                    new.append(index)
-            for index in self._keep([texts[index] for index in new]):
-                verdicts[new[index]] = True
+            block = texts[start : start + _ROWS]
+            new = [text for text in dict.fromkeys(block) if text not in self._seen]
+            self._seen.update(new)
+            kept = self._keep(new) if new else set()
+            for text in block:
+                verdicts.append(text in kept)
+                kept.discard(text)  # the same again is alike
         return verdicts
 
-    def _keep(self, texts: Sequence[str]) -> list[int]:
+    def _keep(self, texts: Sequence[str]) -> set[str]:
         """Which of texts that were never seen are kept."""
-        if not texts:
-            return []
         rows = self._embed(texts)
         alike, among = self._like_kept(rows), rows @ rows.T
         among = (among.toarray() if sparse.issparse(among) else among) > self.most
@@ -118,7 +115,7 @@ class Alike:
                 chosen.append(index)
         if chosen:
             self._store(rows[chosen])
-        return chosen
+        return {texts[index] for index in chosen}
 
     def _like_kept(self, rows: Vectors) -> np.ndarray:
         """bool [len(rows)]: whether each is alike to one that was kept."""
@@ -170,12 +167,10 @@ def _cosines_of_pairs(some: sparse.csr_array, others: sparse.csr_array) -> np.nd
 
 
 def sentence_embeddings(model: str) -> Callable[[Sequence[str]], np.ndarray]:
-    """An `embed` for `Alike`: the mean of a model's last states over the tokens of a text, on CPU.
+    """An `embed` for `Alike`: the mean of a model's last states over the tokens of a text, on CPU. `model`: folder or
+    id on the Hugging Face hub, with safetensors.
 
     For sentence-transformers/all-MiniLM-L6-v2 the paper's `most` is .91 (arXiv 2605.02087).
-
-    Args:
-      model: folder or id on the Hugging Face hub, with safetensors.
 
     Returns: texts -> float32 [len(texts), D], of length one.
 
@@ -203,13 +198,8 @@ def sentence_embeddings(model: str) -> Callable[[Sequence[str]], np.ndarray]:
     def embed(texts: Sequence[str]) -> np.ndarray:
         rows = [np.zeros((0, network.config.hidden_size), np.float32)]
         for start in range(0, len(texts), _BATCH):
-            batch = tokenizer(
-                list(texts[start : start + _BATCH]),
-                padding=True,
-                truncation=True,
-                max_length=longest,
-                return_tensors="pt",
-            )
+            part = list(texts[start : start + _BATCH])
+            batch = tokenizer(part, padding=True, truncation=True, max_length=longest, return_tensors="pt")
             mask = batch["attention_mask"].unsqueeze(-1)
             states = network(**batch).last_hidden_state
             mean = (states * mask).sum(1) / mask.sum(1)

@@ -91,22 +91,13 @@ class _Index:
         of it among the rest.
         """
         first = own & ~_LOW
-        found = []
-        for level in self._levels:
-            start = np.searchsorted(level, first)
-            hits = np.flatnonzero(start < len(level))
-            hits = hits[level[start[hits]] & ~_LOW == first[hits]]
-            if len(hits):
-                end = np.searchsorted(level, first[hits] | _LOW, side="right")
-                found.append((level, hits, start[hits], end - start[hits]))
-        counts = np.zeros(len(own), dtype=np.int64)
-        for _, hits, _, many in found:
-            counts[hits] += many
+        starts = [np.searchsorted(level, first) for level in self._levels]
+        ends = [np.searchsorted(level, first | _LOW, side="right") for level in self._levels]
         rest = np.ones(len(own), dtype=bool)
-        rest[np.argsort(counts)[len(own) - least // 2 :]] = False
-        owners = [np.zeros(0, np.uint64)]
-        for level, hits, start, many in found:
-            start, many = start[rest[hits]], many[rest[hits]]
+        rest[np.argsort(np.sum(ends, 0) - np.sum(starts, 0))[len(own) - least // 2 :]] = False
+        owners = []
+        for level, start, end in zip(self._levels, starts, ends, strict=True):
+            start, many = start[rest], (end - start)[rest]
             owners.append(level[np.repeat(start - np.cumsum(many) + many, many) + np.arange(many.sum())] & _LOW)
         numbers, shared = np.unique(np.concatenate(owners), return_counts=True)
         enough = shared >= least - least // 2

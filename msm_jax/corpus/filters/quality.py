@@ -28,8 +28,11 @@ _PLACEHOLDER = re.compile(
     r"\{[a-z]+_[a-z_]+\}|(?-i:\b(?:TODO|TBD|XXXX+)\b)|\blorem ipsum\b|_{4,}",
     re.IGNORECASE,
 )
-# One of these is in whatever matches, in lower case: a plain search is far faster than a pattern that ignores case.
-_OF_PLACEHOLDERS = ("[", "{", "todo", "tbd", "xxxx", "lorem ipsum", "____")
+# (first letter, last, ISO 639-1 of what it is taken for)
+_SCRIPTS = (
+    ("A", "\u024f", "latin"), ("\u0400", "\u052f", "ru"), ("\u0600", "\u06ff", "ar"), ("\u3040", "\u30ff", "ja"),
+    ("\u4e00", "\u9fff", "zh"), ("\uac00", "\ud7af", "ko"),
+)  # fmt: skip
 # What became of bytes that are no text, and what no text has.
 _DAMAGE = re.compile(r"[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _LEAK = re.compile(
@@ -39,7 +42,12 @@ _LEAK = re.compile(
     r"\b(?:(?:this|the) synthetic (?:document|text)|word count:)",
     re.IGNORECASE,
 )  # fmt: skip
-_OF_LEAKS = ("<", "here is", "here's", "here’s", "below is", "synthetic", "word count:")
+# One of these is in whatever matches, in lower case: a plain search is far faster than a pattern that ignores case.
+_PATTERNS = {
+    "damaged character": (_DAMAGE, ("",)),
+    "placeholder": (_PLACEHOLDER, ("[", "{", "todo", "tbd", "xxxx", "lorem ipsum", "____")),
+    "leaked plan": (_LEAK, ("<", "here is", "here's", "here’s", "below is", "synthetic", "word count:")),
+}
 # Fewer words may be without any that tell their language, or have a foreign one by chance.
 _ENOUGH_WORDS = 60
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
@@ -81,13 +89,10 @@ def problems(text: str, demands: Demands) -> Iterator[str]:
             yield "not about the model"
         elif own <= sum(_mentions(name, text) for name in others):
             yield "about another model"
-    if _DAMAGE.search(text):
-        yield "damaged character"
     lower = text.lower()
-    if any(map(lower.__contains__, _OF_PLACEHOLDERS)) and _PLACEHOLDER.search(text):
-        yield "placeholder"
-    if any(map(lower.__contains__, _OF_LEAKS)) and _LEAK.search(text):
-        yield "leaked plan"
+    for problem, (pattern, hints) in _PATTERNS.items():
+        if any(map(lower.__contains__, hints)) and pattern.search(text):
+            yield problem
     if words and not _speaks(text, words, demands.language):
         yield "other language"
     if _repeats(words):
@@ -99,9 +104,8 @@ def problems(text: str, demands: Demands) -> Iterator[str]:
 
 def names_of_assistants(text: str, exactly: bool = True) -> set[str]:
     """Those of well-known assistants and their makers that `text` names; in whatever case, if not `exactly`."""
-    if exactly:
-        return {name for name in ASSISTANTS if _mentions(name, text)}
-    return {name for name in ASSISTANTS if _mentions(name.lower(), text.lower())}
+    form = str if exactly else str.lower
+    return {name for name in ASSISTANTS if _mentions(form(name), form(text))}
 
 
 def _mentions(name: str, text: str) -> int:
@@ -133,12 +137,12 @@ def _language(text: str, words: list[str]) -> str | None:
     # Most texts are of ASCII letters, and those are counted at once.
     if 2 * len(text.encode("ascii", "ignore").translate(None, _NO_LETTERS)) <= len(text):
         letters: Counter[str] = Counter()
-        for letter, count in Counter(text).items():
-            if letter.isalpha() and (script := _script(letter)):
-                letters[script] += count
+        for letter, count in Counter(filter(str.isalpha, text)).items():
+            script = next((name for first, last, name in _SCRIPTS if first <= letter <= last), None)
+            letters.update({script: count} if script else {})
         if not letters:
             return None
-        script, count = letters.most_common(1)[0]
+        [(script, count)] = letters.most_common(1)
         if script != "latin" and 2 * count >= letters.total():
             # Japanese is written in Chinese characters too, and never long without its own.
             return "ja" if script == "zh" and 20 * letters["ja"] > letters.total() else script
@@ -146,17 +150,6 @@ def _language(text: str, words: list[str]) -> str | None:
     shares = {name: sum(map(counts.__getitem__, known)) / len(words) for name, known in function_words().items()}
     best = max(shares, key=shares.get)
     return best if shares[best] > 0.12 else None
-
-
-def _script(letter: str) -> str | None:
-    code = ord(letter)
-    for first, last, script in (
-        (0x41, 0x24F, "latin"), (0x400, 0x52F, "ru"), (0x600, 0x6FF, "ar"), (0x3040, 0x30FF, "ja"),
-        (0x4E00, 0x9FFF, "zh"), (0xAC00, 0xD7AF, "ko"),
-    ):  # fmt: skip
-        if first <= code <= last:
-            return script
-    return None
 
 
 @functools.cache

@@ -8,7 +8,6 @@ may follow. Each step asks for all of its items at once and goes on from what ca
 documents, in whatever order they came.
 """
 
-import collections
 import dataclasses
 import functools
 import itertools
@@ -16,35 +15,20 @@ import math
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
-import pydantic
-
 from msm_jax.corpus.filters.duplicates import NearDuplicates
-from msm_jax.corpus.filters.quality import LANGUAGES, Demands, problems
 from msm_jax.corpus.records import content_id
-from msm_jax.corpus.specs import Spec, render
-from msm_jax.corpus.writing import tree
+from msm_jax.corpus.specs import Spec
+from msm_jax.corpus.writing import tree, writer
 from msm_jax.corpus.writing.prompts import Prompts
 from msm_jax.corpus.writing.tree import Part
 from msm_jax.corpus.writing.variety import CALIBRATION, REGISTERS, TOKENS_PER_WORD, Lengths, Variety, tokens_of
-from msm_jax.corpus.writing.writer import (
-    HOPELESS,
-    PILOT,
-    Asks,
-    Assistant,
-    Settings,
-    Writer,
-    distinct,
-    listed,
-    tokens_for,
-)
+from msm_jax.corpus.writing.writer import AT_ONCE, PILOT, Asks, Assistant, Settings, Turns, Writer, distinct, listed
 from msm_jax.errors import UserError
 from msm_jax.llm.request import Answer, Request
 from msm_jax.storage import files
 
-# Lists are asked for again, with what there is, until they are long enough or so many times.
+# Document types are asked for again, with those that there are, so many times at most.
 _ROUNDS = 5
-# Ideas of one reply: of many more, the last are poor.
-_IDEAS_AT_ONCE = 10
 # Of a rule, in place of a summary: the whole of it is quoted anyway.
 _SUMMARY_WORDS = 30
 _CRITIQUE_WORDS = 250
@@ -77,64 +61,59 @@ class DocumentSettings(Settings):
     max_overlap: float = 1.0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False)
+class _Source:
+    """A document type of a part of the spec, and the ideas for it so far."""
+
+    part: Part
+    type: tree.DocumentType
+    ideas: list[tree.Idea] = dataclasses.field(default_factory=list)
+    exhausted: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Idea:
     """One document to be written."""
 
     part: Part
     type: tree.DocumentType
-    name: str
-    idea: str
-    statements: tuple[int, ...]
+    given: tree.Idea
 
     @functools.cached_property
     def id(self) -> str:
         """Tells it from all others of a spec, by its content."""
-        return content_id(
-            [self.part.domain, self.part.name, self.type.name, self.type.description, self.name, self.idea]
-        )
+        about = (self.part.domain, self.part.name, self.type.name, self.type.description)
+        return content_id([*about, self.given.name, self.given.idea])
 
 
 class DocumentWriter(Writer):
-    """Writes the documents of one spec. `model` is the generator's, for the provenance of rows; `checked` is what an
-    earlier run with the same settings found of texts (`Checked`)."""
+    """Writes the documents of one spec. `checked` is what an earlier run with the same settings found of texts."""
 
     steps = ("plan", "document", "critique", "revision", "checks")
+    system_prompt = "system"
+    settings: DocumentSettings
 
     def __init__(
-        self,
-        asks: Asks,
-        spec: Spec,
-        assistant: Assistant,
-        settings: DocumentSettings,
-        prompts: Prompts,
-        model: str,
+        self, asks: Asks, spec: Spec, assistant: Assistant, settings: DocumentSettings, prompts: Prompts, model: str,
         checked: MutableMapping[str, str] | None = None,
-    ):
-        super().__init__(asks, assistant, settings, prompts, model)
+    ):  # fmt: skip
+        super().__init__(asks, assistant, settings, prompts, model, spec)
+        self.label = f"documents of spec '{spec.name}'"
         self._checked = {} if checked is None else checked
-        self.spec, self.settings, self.label = spec, settings, f"documents of spec '{spec.name}'"
-        self._unlike = NearDuplicates(settings.max_overlap)
-        # Of each (part, type), by its place in their list: the ideas so far; and those that have no more.
-        self._ideas: dict[int, list[tree.Idea]] = collections.defaultdict(list)
-        self._exhausted: set[int] = set()
         self._parts: list[Part] = []
-        self._of_types = 0  # how many (part, type) there are
-        self._lengths = Lengths(settings.words, ())
+        self._turns = Turns([], 0)
+        self._unlike = NearDuplicates(settings.max_overlap)
         self._variety = Variety(prompts, self._common, settings.registers, settings.held_out)
-        self._turn = 0  # how many (part, type) had their turn
-        self._text = render(spec, assistant.name, assistant.provider)
-        self._known["spec_text"] = self._text
-        self._system = prompts.fill("system", **self._common, spec=self._text.strip(), facts=assistant.facts_listed)
-        self._manner = prompts.fill(f"manner_{spec.kind}", **self._common, item_class=spec.item_class)
+        self._common["manner"] = prompts.fill(f"manner_{spec.kind}", **self._common, item_class=spec.item_class)
 
     async def write(self) -> list[dict[str, Any]]:
         """Rows (`records`) with their provenance, as many as the settings want unless ideas run out.
 
         Raises: UserError if the generator divides the spec into nothing; what `ask` raises.
         """
-        types = await self._types(await self.parts())
-        self._lengths = Lengths(self.settings.words, [kind.length for _, kind in types])
+        self._parts = await self._divided()
+        self._turns = await self._sources()
+        self._lengths = Lengths(self.settings.words, [source.type.length for source in self._turns.things])
         ideas: list[_Idea] = []
         written: list[dict[str, Any] | None] = []  # one for each idea, in their order
         rows: list[dict[str, Any]] = []
@@ -144,20 +123,20 @@ class DocumentWriter(Writer):
             # What is asked of a document depends on its place alone, so that more documents begin with the same.
             missing = min(missing, CALIBRATION - len(written)) if not self._lengths.calibrated else missing
             if len(ideas) == len(written):
-                ideas += await self._more_ideas(types, math.ceil(missing * _SURPLUS))
+                ideas += await self._more_ideas(math.ceil(missing * _SURPLUS))
             wave = ideas[len(written) :][:missing]
             if not wave:
                 break
             written += await self._documents(wave)
             rows = [row for row in written if row is not None]
             self._check_yield(len(rows), len(written))
-            if len(written) >= HOPELESS and not any(written[-HOPELESS:]):
+            if len(written) >= writer.HOPELESS and not any(written[-writer.HOPELESS :]):
                 break
             if len(written) >= CALIBRATION and not self._lengths.calibrated:
                 self._lengths.calibrate()
         if not self.settings.tokens:
             return rows
-        before = itertools.accumulate((self._tokens(row) for row in rows), initial=0.0)
+        before = itertools.accumulate((tokens_of(row["text"]) for row in rows), initial=0.0)
         return [row for row, tokens in zip(rows, before, strict=False) if tokens < self.settings.tokens]
 
     @property
@@ -169,19 +148,15 @@ class DocumentWriter(Writer):
         """How many more documents it takes, as far as the length of those that there are tells."""
         if not self.settings.tokens:
             return self.settings.count - len(rows)
-        tokens = sum(map(self._tokens, rows))
+        tokens = sum(tokens_of(row["text"]) for row in rows)
         each = tokens / len(rows) if rows else self.settings.words * TOKENS_PER_WORD
         return math.ceil((self.settings.tokens - tokens) / each)
-
-    def _tokens(self, row: Mapping[str, Any]) -> float:
-        return tokens_of(row["text"])
 
     @property
     def room(self) -> tuple[int, int, int]:
         """(parts of the spec, document types of all parts, ideas of all types at most): once it is written."""
-        at_most = self._of_types * self.settings.ideas
-        spent = sum(self.settings.ideas - len(self._ideas[index]) for index in self._exhausted)
-        return len(self._parts), self._of_types, at_most - spent
+        ideas = [len(source.ideas) if source.exhausted else self.settings.ideas for source in self._turns.things]
+        return len(self._parts), len(ideas), sum(ideas)
 
     def report(self) -> dict[str, Any]:
         """ "assertions": (domain, part, assertion) of all parts, of each of which there may be documents."""
@@ -189,53 +164,41 @@ class DocumentWriter(Writer):
             "assertions": [[part.domain, part.name, item.assertion] for part in self._parts for item in part.assertions]
         }
 
-    async def parts(self) -> list[Part]:
-        """What the spec is divided into, with assertions."""
+    async def _divided(self) -> list[Part]:
+        """The parts of the spec, with assertions."""
         parts = await (self._rules() if self.spec.kind == "rules" else self._subdomains())
         if not parts:
             raise UserError(
                 f"spec '{self.spec.name}': {self.model} names no part of it that can be used; the store of calls has "
                 "what it replied"
             )
-        answers = await self._ask(
-            [
-                self._list("assertions", tree.Assertions, subdomain=part.name, summary=part.summary,
-                           section=part.section)
-                for part in parts
-            ]
-        )  # fmt: skip
-        self._parts = [
-            dataclasses.replace(part, assertions=tuple(answer.value.assertions if answer.ok else ()))
-            for part, answer in zip(parts, answers, strict=True)
-        ]
-        return self._parts
+        requests = [self._list("assertions", tree.Assertions, **_about(part), section=part.section) for part in parts]
+        lists = await self._lists(requests)
+        return [dataclasses.replace(part, assertions=tuple(found)) for part, found in zip(parts, lists, strict=True)]
 
     async def _subdomains(self) -> list[Part]:
-        [answer] = await self._ask([self._list("domains", tree.Domains)])
-        domains = distinct(answer.value.domains if answer.ok else [])
-        requests = [
-            self._list(
-                "subdomains",
-                tree.Subdomains,
-                domain=domain.name,
-                summary=domain.summary,
-                others=", ".join(f'"{other.name}"' for other in domains if other is not domain) or "none",
-            )
-            for domain in domains
-        ]
-        answers = await self._ask(requests)
+        [found] = await self._lists([self._list("domains", tree.Domains)])
+        domains = distinct(found)
+        others = [", ".join(f'"{other.name}"' for other in domains if other is not one) for one in domains]
+        lists = await self._lists(
+            [
+                self._list("subdomains", tree.Subdomains, domain=one.name, summary=one.summary, others=names or "none")
+                for one, names in zip(domains, others, strict=True)
+            ]
+        )
         return [
             self._part(domain.name, found.name, found.summary, found.section)
-            for domain, answer in zip(domains, answers, strict=True)
-            for found in distinct(answer.value.subdomains if answer.ok else [])
+            for domain, subdomains in zip(domains, lists, strict=True)
+            for found in distinct(subdomains)
         ]
 
     async def _rules(self) -> list[Part]:
-        [answer] = await self._ask([self._list("rules", tree.Rules)])
-        rules = answer.value.rules if answer.ok else []
-        parts = [
-            self._part(rule.domain, f"{rule.id} {rule.name}".strip(), _opening(rule.text), rule.text) for rule in rules
-        ]
+        [rules] = await self._lists([self._list("rules", tree.Rules)])
+        parts = []
+        for rule in rules:
+            words = rule.text.split()
+            summary = " ".join(words[:_SUMMARY_WORDS]) + ("..." if len(words) > _SUMMARY_WORDS else "")
+            parts.append(self._part(rule.domain, f"{rule.id} {rule.name}".strip(), summary, rule.text))
         return distinct(parts)
 
     def _part(self, domain: str, name: str, summary: str, quoted: str) -> Part:
@@ -243,172 +206,115 @@ class DocumentWriter(Writer):
         self.yields.add("sections", "verbatim" if section else "not verbatim: summary taken")
         return Part(domain, name, summary, section or summary, section is not None)
 
-    async def _types(self, parts: Sequence[Part]) -> list[tuple[Part, tree.DocumentType]]:
-        """All (part, type), the first type of each part first: asked for again, with those that there are, while a part
-        has too few and gets more."""
-        found: list[list[tree.DocumentType]] = [[] for _ in parts]
-        growing = range(len(parts))
-        for _ in range(_ROUNDS):
-            lacking = [index for index in growing if len(found[index]) < self.settings.types]
-            if not lacking:
-                break
-            answers = await self._ask(
-                [
-                    self._list(
-                        "document_types", tree.DocumentTypes, subdomain=parts[index].name,
-                        summary=parts[index].summary, assertions=_assertions(parts[index]),
-                        count=self.settings.types - len(found[index]),
-                        existing=listed(item.name for item in found[index]), manner=self._manner,
-                    )
-                    for index in lacking
-                ]
-            )  # fmt: skip
-            before = [len(known) for known in found]
-            for index, answer in zip(lacking, answers, strict=True):
-                new = answer.value.types if answer.ok else []
-                found[index] = distinct(found[index] + new)[: self.settings.types]
-            growing = [index for index in lacking if len(found[index]) > before[index]]
-        rows = itertools.zip_longest(
-            *([(part, kind) for kind in kinds] for part, kinds in zip(parts, found, strict=True))
-        )
-        pairs = [pair for row in rows for pair in row if pair]
-        self._of_types = len(pairs)
-        return pairs
+    async def _sources(self) -> Turns:
+        """All of them. One type of each part has its turn together: the first documents are of all parts."""
 
-    async def _more_ideas(self, types: Sequence[tuple[Part, tree.DocumentType]], wanted: int) -> list[_Idea]:
-        """The next ideas, at least `wanted` if there are so many.
+        def request(index: int, known: Sequence[tree.DocumentType]) -> Request:
+            existing, count = listed(item.name for item in known), self.settings.types - len(known)
+            about = _about(self._parts[index], assertions=True)
+            return self._list("document_types", tree.DocumentTypes, **about, count=count, existing=existing)
 
-        One type of each part has its turn together, and again when all have: the first documents are of all parts.
-        What comes first does not depend on how many are wanted in the end, so that whoever asks for more documents
-        keeps those that there are.
-        """
+        lists = await self._grown(len(self._parts), request, self.settings.types, _ROUNDS)
+        sources = [[_Source(part, kind) for kind in kinds] for part, kinds in zip(self._parts, lists, strict=True)]
+        return Turns(writer.in_turn(sources), size=sum(map(bool, sources)))
+
+    async def _more_ideas(self, wanted: int) -> list[_Idea]:
+        """The next ideas, at least `wanted` if there are so many."""
         new: list[_Idea] = []
-        size = len({(part.domain, part.name) for part, _ in types})
-        while len(new) < wanted and len(self._exhausted) < len(types):
-            blocks = []
-            for _ in range(min(math.ceil((wanted - len(new)) / (size * _IDEAS_AT_ONCE)), math.ceil(len(types) / size))):
-                first = self._turn % len(types)
-                self._turn = min(first + size, len(types))
-                blocks.append([index for index in range(first, self._turn) if index not in self._exhausted])
-            asked = list(itertools.chain.from_iterable(blocks))
-            answers = await self._ask([self._idea_request(*types[index], self._ideas[index]) for index in asked])
-            given = dict(zip(asked, answers, strict=True))
+        while len(new) < wanted and not self._turns.over:
+            blocks = self._turns.blocks(wanted - len(new))
+            lists = iter(await self._lists([self._idea_request(source) for block in blocks for source in block]))
             for block in blocks:
-                lists = [self._new_ideas(index, types[index], given[index]) for index in block]
-                in_turn = itertools.chain.from_iterable(itertools.zip_longest(*lists))
-                new += [idea for idea in in_turn if idea]
+                new += writer.in_turn([self._new_ideas(source, next(lists)) for source in block])
         return new
 
-    def _new_ideas(self, index: int, about: tuple[Part, tree.DocumentType], answer: Answer) -> list[_Idea]:
-        """Those of a reply that (part, type) does not have yet; then it has them."""
-        known = self._ideas[index]
-        most = min(len(known) + _IDEAS_AT_ONCE, self.settings.ideas)
-        longer = distinct(known + (answer.value.ideas if answer.ok else []))[:most]
-        if len(longer) in (len(known), self.settings.ideas):
-            self._exhausted.add(index)
-        self._ideas[index] = longer
-        return [_Idea(*about, idea.name, idea.idea, tuple(idea.statements)) for idea in longer[len(known) :]]
+    def _new_ideas(self, source: _Source, given: Sequence[tree.Idea]) -> list[_Idea]:
+        """Those of a reply that the source does not have yet; then it has them."""
+        known, most = len(source.ideas), self.settings.ideas
+        source.ideas = distinct(source.ideas + given)[: min(known + AT_ONCE, most)]
+        source.exhausted = len(source.ideas) in (known, most)
+        return [_Idea(source.part, source.type, idea) for idea in source.ideas[known:]]
 
-    def _idea_request(self, part: Part, kind: tree.DocumentType, existing: Sequence[tree.Idea]) -> Request:
+    def _idea_request(self, source: _Source) -> Request:
+        count = min(AT_ONCE, self.settings.ideas - len(source.ideas))
         return self._list(
-            "ideas", tree.Ideas, subdomain=part.name, summary=part.summary, assertions=_assertions(part),
-            type=kind.name, description=kind.description,
-            count=min(_IDEAS_AT_ONCE, self.settings.ideas - len(existing)),
-            existing=listed(item.name for item in existing), manner=self._manner,
+            "ideas", tree.Ideas, **_about(source.part, assertions=True), type=source.type.name,
+            description=source.type.description, count=count, existing=listed(idea.name for idea in source.ideas),
         )  # fmt: skip
 
     async def _documents(self, ideas: Sequence[_Idea]) -> list[dict[str, Any] | None]:
         """A row for each idea; None where no document came, or one that fails a check."""
-        steps = ("plan", "document", *(("critique", "revision") if self.settings.revise else ()))
-        drafts: list[tuple[_Idea, list[Answer]]] = [(idea, []) for idea in ideas]
-        for step in steps:
-            answers = await self._ask(
-                [self._prose(step, idea, [answer.value for answer in before]) for idea, before in drafts]
-            )
-            drafts = [
-                (idea, [*before, answer]) for (idea, before), answer in zip(drafts, answers, strict=True) if answer.ok
-            ]
-        rows = {}
-        for idea, answers in drafts:
-            text = answers[-1].value
-            if not self._lengths.calibrated:
-                self._lengths.observe(idea.id, idea.type.length, len(text.split()))
-            wrong = self._wrong(text, self._lengths.wanted(idea.id, idea.type.length))
-            self.yields.add("checks", wrong or "ok")
-            if not wrong:
-                rows[idea.id] = self._row(idea, text, answers)
-        return [rows.get(idea.id) for idea in ideas]
+        drafts: dict[_Idea, list[Answer]] = {idea: [] for idea in ideas}
+        for step in ("plan", "document", *(("critique", "revision") if self.settings.revise else ())):
+            answers = await self._ask([self._prose(step, idea, before) for idea, before in drafts.items()])
+            drafts = {
+                idea: [*before, answer]
+                for (idea, before), answer in zip(drafts.items(), answers, strict=True)
+                if answer.ok
+            }
+        return [self._row(idea, drafts[idea]) if idea in drafts else None for idea in ideas]
 
     def _wrong(self, text: str, words: int) -> str | None:
         """The first thing that is wrong with a text of which so many words were wanted, or None."""
         digest = files.fingerprint([text, words], length=32)
         if digest not in self._checked:
-            demands = Demands(
-                self.assistant.name,
-                self.assistant.provider,
-                words=(words // 4, words * 4),
-                language=self.settings.language,
-                held_out=self.settings.held_out,
-            )
-            self._checked[digest] = next(problems(text, demands), None) or self._contaminated(text) or "ok"
+            wrong = self._problem(text, (words // 4, words * 4), mentions=2) or self._contaminated(text)
+            self._checked[digest] = wrong or "ok"
         if (outcome := self._checked[digest]) != "ok":
             return outcome
         return None if self._unlike.keep(text) else "nearly the same as another"
 
-    def _row(self, idea: _Idea, text: str, answers: Sequence[Answer]) -> dict[str, Any]:
-        assertions = idea.part.assertions
+    def _row(self, idea: _Idea, answers: Sequence[Answer]) -> dict[str, Any] | None:
+        text, part, length = answers[-1].value, idea.part, idea.type.length
+        wanted, asked = self._lengths.wanted(idea.id, length), self._lengths.asked(idea.id, length)
+        if not self._lengths.calibrated:
+            self._lengths.observe(idea.id, length, len(text.split()))
+        wrong = self._wrong(text, wanted)
+        self.yields.add("checks", wrong or "ok")
+        if wrong:
+            return None
         return {
             "id": content_id([self.spec.name, idea.id, text]),
             "text": text,
             "spec": self.spec.name,
             "spec_version": self.spec.version,
-            "domain": idea.part.domain,
-            "subdomain": idea.part.name,
-            "section": idea.part.section,
-            "verbatim": idea.part.verbatim,
+            "domain": part.domain,
+            "subdomain": part.name,
+            "section": part.section,
+            "verbatim": part.verbatim,
             "document_type": idea.type.name,
-            "idea": idea.idea,
-            "assertions": [assertions[n - 1].assertion for n in idea.statements if 0 < n <= len(assertions)],
+            "idea": idea.given.idea,
+            "assertions": [
+                part.assertions[n - 1].assertion for n in idea.given.statements if 0 < n <= len(part.assertions)
+            ],
             "register": self._variety.register(idea.id),
-            "words_wanted": self._lengths.wanted(idea.id, idea.type.length),
-            "words_asked": self._lengths.asked(idea.id, idea.type.length),
+            "words_wanted": wanted,
+            "words_asked": asked,
             "model_name": self.assistant.name,
             "generator": self.model,
             "calls": [answer.key for answer in answers],
         }
 
-    def _list(self, stage: str, shape: type[pydantic.BaseModel], **variables: Any) -> Request:
-        return super()._list(stage, self._system, shape, **variables)
-
-    def _prose(self, stage: str, idea: _Idea, before: Sequence[str]) -> Request:
+    def _prose(self, step: str, idea: _Idea, before: Sequence[Answer]) -> Request:
         """`before`: what came of the steps before."""
         words = self._lengths.asked(idea.id, idea.type.length)
         limits = {"plan": self.settings.plan_words, "critique": _CRITIQUE_WORDS}
         variables = {
             **self._variety.told(idea.id),
-            **{"type": idea.type.name, "description": idea.type.description, "name": idea.name, "idea": idea.idea},
-            **{"subdomain": idea.part.name, "section": idea.part.section, "manner": self._manner, "words": words},
-            **{f"{step}_words": limit for step, limit in limits.items()},
-            **{"language": LANGUAGES[self.settings.language]},
-            **dict(zip(("plan", "text", "critique"), before, strict=False)),
+            **{"type": idea.type.name, "description": idea.type.description},
+            **{"name": idea.given.name, "idea": idea.given.idea, "words": words},
+            **{"subdomain": idea.part.name, "section": idea.part.section, "part": idea.part},
+            **{f"{name}_words": limit for name, limit in limits.items()},
+            **dict(zip(("plan", "text", "critique"), (answer.value for answer in before), strict=False)),
         }
-        return self._request(
-            stage,
-            self.prompts.fill(stage, **self._common, **variables),
-            variables | {"part": idea.part},
-            system=self._system,
-            tags=(stage,),
-            max_tokens=tokens_for(limits.get(stage, words)),
-        )
+        prompt, most = self.prompts.fill(step, **self._common | variables), writer.tokens_for(limits.get(step, words))
+        return self._request(step, prompt, variables, tags=(step,), max_tokens=most)
 
 
-def _assertions(part: Part) -> str:
-    """Numbered, as ideas name them."""
-    numbered = enumerate(part.assertions, start=1)
-    return "\n".join(f"{n}. {item.assertion} {item.explanation}" for n, item in numbered) or f"1. {part.section}"
-
-
-def _opening(text: str) -> str:
-    """The first words of a rule, for a summary of it."""
-    words = text.split()
-    return " ".join(words[:_SUMMARY_WORDS]) + ("..." if len(words) > _SUMMARY_WORDS else "")
+def _about(part: Part, assertions: bool = False) -> dict[str, str]:
+    """What prompts say of it; with its assertions, numbered as ideas name them."""
+    about = {"subdomain": part.name, "summary": part.summary}
+    if assertions:
+        lines = [f"{n}. {item.assertion} {item.explanation}" for n, item in enumerate(part.assertions, start=1)]
+        about["assertions"] = "\n".join(lines) or f"1. {part.section}"
+    return about

@@ -12,25 +12,31 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
+from typing import Any
 
-from msm_jax.corpus.writing import offline_chats, tree
-from msm_jax.corpus.writing.chat_kinds import Domains
-from msm_jax.corpus.writing.chats import Question, Questions
-from msm_jax.corpus.writing.judge import Claims
-from msm_jax.corpus.writing.offline import Offline
+from msm_jax.corpus.writing.chats import Question
+from msm_jax.corpus.writing.offline import Offline, verdict
 from msm_jax.corpus.writing.variety import CHARACTERS_PER_TOKEN, TOKENS_PER_WORD
 from msm_jax.corpus.writing.writer import Writer
 from msm_jax.llm.prices import Price
 from msm_jax.llm.request import Answer, Request, Status, Usage, judge
 from msm_jax.llm.store import CallStore
 
-# Tokens of replies: of a list, for each of its items; "quoted" is the spec, or a part of it, and a little.
-_OF_ITEM = {"document_types": 45, "ideas": 100, "questions": 45, "chat_domains": 80}
-_OF_LIST = {"domains": 600, "assertions": 700, "verdicts": 90, "claims": 500, "support": 1400}
-_CLAIMS = 20  # of a document
-_SENTENCE = 30  # words of a question, and of an answer for which no number is asked
 # Is in all that stands in for a text. No reply has it: it is no character.
 _MARK = "\uffff"
+_SENTENCE = 30  # words of a question, and of an answer for which no number is asked
+# Of lists: tokens of an item, and what stands in for one, by a name of its own; items, where they are not asked for.
+_ITEMS = {
+    "document_types": (45, lambda name: {"name": name, "description": "", "length": "medium"}),
+    "ideas": (100, lambda name: {"name": name, "idea": name, "statements": []}),
+    "questions": (45, lambda name: _stand_in(_SENTENCE) + name),
+    "chat_domains": (80, lambda name: {"name": name, "summary": ""}),
+    "claims": (25, lambda name: f"{_MARK}A claim of usual length, as it might stand in a text."),
+}
+_CLAIMS = 20  # of a document
+# Tokens of other lists. Sections and rules are quoted from the spec; each domain has a part of it.
+_OF_LIST = {"domains": 600, "assertions": 700, "verdicts": 90, "support": 1400}
+_OF_SPEC = {"subdomains": 3, "rules": 0.8}
 
 
 @dataclasses.dataclass
@@ -65,63 +71,28 @@ class Estimator:
             if answer and answer.ok:
                 counted.known += 1
                 return answer
+        tokens, value = await self._stand_in(request)
         counted.requests += 1
         counted.prompt += math.ceil(len(request.system + request.prompt) / CHARACTERS_PER_TOKEN)
-        counted.output += math.ceil(self._output(request)) + request.thinking
-        return Answer(Status.OK, await self._value(request))
+        counted.output += math.ceil(tokens) + request.thinking
+        return Answer(Status.OK, value)
 
-    def _output(self, request: Request) -> float:
-        known = request.variables
-        match request.stage:
-            case "plan":
-                return known["plan_words"] * TOKENS_PER_WORD
-            case "document" | "revision":
-                return known["words"] * TOKENS_PER_WORD
-            case "critique":
-                return known["critique_words"] * TOKENS_PER_WORD
-            case "answers":
-                # What is asked for at most; of preferences and identity a sentence or two.
-                return (known.get("words", _SENTENCE) + known.get("reasoning_words", 0)) * TOKENS_PER_WORD
-            case "document_types" | "ideas" | "questions" | "chat_domains":
-                return known["count"] * _OF_ITEM[request.stage]
-            case "domains" | "assertions" | "verdicts" | "claims" | "support":
-                return _OF_LIST[request.stage]
-        # Sections and rules are quoted from the spec; each domain has a part of it.
-        return len(known["spec_text"]) / CHARACTERS_PER_TOKEN / (3 if request.stage == "subdomains" else 0.8)
-
-    async def _value(self, request: Request):
-        known = request.variables
-        match request.stage:
-            case "plan":
-                return _stand_in(known["plan_words"])
-            case "document" | "revision":
-                return _stand_in(known["words"])
-            case "critique":
-                return _stand_in(known["critique_words"])
-            case "claims":
-                return Claims(claims=[f"{_MARK}A claim of usual length, as it might stand in a text."] * _CLAIMS)
-            case "answers":
-                answer = _stand_in(known.get("words", _SENTENCE))
-                return (_stand_in(known["reasoning_words"]), answer) if len(request.tags) > 1 else answer
-            case "questions":
-                return Questions(questions=[_stand_in(_SENTENCE) + name for name in self._names(request)])
-            case "verdicts":
-                return request.shape.model_validate(offline_chats.verdict(known))
-            case "chat_domains":
-                return Domains(domains=[{"name": name, "summary": ""} for name in self._names(request)])
-            case "document_types":
-                return tree.DocumentTypes(
-                    types=[{"name": name, "description": "", "length": "medium"} for name in self._names(request)]
-                )
-            case "ideas":
-                return tree.Ideas(
-                    ideas=[{"name": name, "idea": name, "statements": []} for name in self._names(request)]
-                )
-        reply = await Offline().reply(request)
-        return request.shape.model_validate(json.loads(reply.text))
-
-    def _names(self, request: Request) -> list[str]:
-        return [f"{_MARK}item{next(self._number)}" for _ in range(request.variables["count"])]
+    async def _stand_in(self, request: Request) -> tuple[float, Any]:
+        """(tokens of a reply, what stands in for it)."""
+        known, stage = request.variables, request.stage
+        if request.tags:
+            # What is asked for at most; of preferences and identity a sentence or two.
+            words = [known.get(f"{tag}_words", known.get("words", _SENTENCE)) for tag in request.tags]
+            texts = tuple(map(_stand_in, words))
+            return sum(words) * TOKENS_PER_WORD, texts if len(texts) > 1 else texts[0]
+        if stage in _ITEMS:
+            tokens, stand_in = _ITEMS[stage]
+            [field] = request.shape.model_fields
+            items = [stand_in(f"{_MARK}item{next(self._number)}") for _ in range(known.get("count", _CLAIMS))]
+            return len(items) * tokens, request.shape(**{field: items})
+        tokens = _OF_LIST.get(stage) or len(known["spec_text"]) / CHARACTERS_PER_TOKEN / _OF_SPEC[stage]
+        reply = verdict(known) if stage == "verdicts" else json.loads((await Offline().reply(request)).text)
+        return tokens, request.shape.model_validate(reply)
 
 
 def counted(kind: type[Writer]) -> type[Writer]:

@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 import pydantic
 
-from msm_jax.corpus.specs import Spec, render
+from msm_jax.corpus.specs import Spec
 from msm_jax.corpus.writing.prompts import Prompts
 from msm_jax.corpus.writing.tree import verbatim
-from msm_jax.corpus.writing.writer import Asks, Assistant, Settings, Writer
+from msm_jax.corpus.writing.writer import Asks, Assistant, Settings, Writer, listed_in
 from msm_jax.llm.request import Answer
 
 VERDICTS = ("supported", "unsupported", "contradicts")
@@ -27,18 +27,14 @@ _MOST_CLAIMS = 25
 _SHOWN = 12
 
 
-class Claims(pydantic.BaseModel):
-    claims: list[str]
-
-
 class _Checked(pydantic.BaseModel):
     number: int
     passage: str
-    verdict: Literal["supported", "unsupported", "contradicts"]
+    verdict: Literal[VERDICTS]
 
 
-class Support(pydantic.BaseModel):
-    checked: list[_Checked]
+Claims = pydantic.create_model("Claims", claims=(list[str], ...))
+Support = pydantic.create_model("Support", checked=(list[_Checked], ...))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,21 +56,18 @@ def sample(rows: Sequence[Mapping[str, Any]], share: float) -> list[Mapping[str,
 
 
 class DocumentJudge(Writer):
-    """Judges documents on one spec. `model` is the generator's."""
+    """Judges documents on one spec."""
 
     steps = ("claims", "support")
+    system_prompt = "judge_system"
     settings: JudgeSettings
 
     def __init__(
         self, asks: Asks, spec: Spec, assistant: Assistant, settings: JudgeSettings, prompts: Prompts, model: str,
         documents: Sequence[Mapping[str, Any]],
     ):  # fmt: skip
-        super().__init__(asks, assistant, settings, prompts, model)
+        super().__init__(asks, assistant, settings, prompts, model, spec)
         self.documents = documents
-        self._spec = render(spec, assistant.name, assistant.provider)
-        self._known["spec_text"] = self._spec
-        filled = self._common | {"spec": self._spec.strip(), "facts": assistant.facts_listed}
-        self._system = prompts.fill("judge_system", **filled)
 
     async def write(self) -> list[dict[str, Any]]:
         """A row for each of the documents that are drawn: {"id", "domain", "subdomain", "outcome", "claims": [{"claim",
@@ -84,21 +77,17 @@ class DocumentJudge(Writer):
         claims. Raises what `ask` raises.
         """
         drawn = sample(self.documents, self.settings.share)
-        listed = await self._ask(
-            [self._list("claims", "", Claims, document=row["text"], most=_MOST_CLAIMS) for row in drawn]
+        answers = await self._ask(
+            [self._list("claims", Claims, system="", document=row["text"], most=_MOST_CLAIMS) for row in drawn]
         )
-        claims = [
-            [claim.strip() for claim in answer.value.claims if claim.strip()] if answer.ok else [] for answer in listed
-        ]
-        open_ = [index for index, found in enumerate(claims) if found]
-        checked = await self._ask(
-            [self._list("support", self._system, Support, claims=_numbered(claims[index])) for index in open_]
+        lists = [[claim for text in listed_in(answer) if (claim := text.strip())] for answer in answers]
+        checked = iter(
+            await self._ask([self._list("support", Support, claims=_numbered(claims)) for claims in lists if claims])
         )
-        verdicts = dict(zip(open_, checked, strict=True))
         rows = []
-        for index, (row, answer) in enumerate(zip(drawn, listed, strict=True)):
-            found = self._read(claims[index], verdicts[index]) if index in verdicts else []
-            outcome = "judged" if found else "no claims" if answer.ok and index not in verdicts else "unparsed"
+        for row, answer, claims in zip(drawn, answers, lists, strict=True):
+            found = self._read(claims, next(checked)) if claims else []
+            outcome = "judged" if found else "no claims" if answer.ok and not claims else "unparsed"
             self.yields.add("judged", outcome)
             about = {name: row[name] for name in ("id", "domain", "subdomain")}
             rows.append(about | {"outcome": outcome, "claims": found})
@@ -109,26 +98,20 @@ class DocumentJudge(Writer):
 
     def _read(self, claims: Sequence[str], answer: Answer) -> list[dict[str, Any]]:
         """The claims with their verdicts; none unless there is exactly one verdict on each."""
-        checked = {item.number: item for item in answer.value.checked} if answer.ok else {}
-        if sorted(checked) != list(range(1, len(claims) + 1)) or len(answer.value.checked) != len(claims):
+        checked = sorted(listed_in(answer), key=lambda item: item.number)
+        if [item.number for item in checked] != list(range(1, len(claims) + 1)):
             return []
         return [
-            {
-                "claim": claim,
-                "verdict": checked[number].verdict,
-                "passage": verbatim(checked[number].passage, self._spec),
-            }
-            for number, claim in enumerate(claims, start=1)
+            {"claim": claim, "verdict": item.verdict, "passage": verbatim(item.passage, self._text)}
+            for claim, item in zip(claims, checked, strict=True)
         ]
 
 
 def faithfulness(
     rows: Iterable[Mapping[str, Any]], interval: Callable[[Sequence[int], Sequence[int]], tuple[float, float]]
 ) -> dict[str, Any]:
-    """What the rows of `DocumentJudge.write` come to.
-
-    Args:
-      interval: (unfaithful claims of each document, all claims of each) -> the 95 % interval of their share.
+    """What the rows of `DocumentJudge.write` come to. `interval`: (unfaithful claims of each document, all claims of
+    each) -> the 95 % interval of their share.
 
     Returns: "rate", the share of claims that the spec does not bear out, None without a claim; its interval "low" and
         "high"; "claims" by their verdict; "quoted", how many of them have a passage that stands in the spec; "judged",
@@ -138,10 +121,10 @@ def faithfulness(
     rows = list(rows)
     claims = [{"id": row["id"], **claim} for row in rows for claim in row["claims"]]
     unfaithful = [claim for claim in claims if claim["verdict"] != "supported"]
-    verdicts, of_each = Counter(claim["verdict"] for claim in claims), Counter(claim["id"] for claim in unfaithful)
-    judged = [row for row in rows if row["claims"]]
+    of_each = Counter(claim["id"] for claim in unfaithful)
+    judged = {row["id"]: len(row["claims"]) for row in rows if row["claims"]}
     left_out = dict(Counter(row["outcome"] for row in rows if not row["claims"]))
-    low, high = interval([of_each[row["id"]] for row in judged], [len(row["claims"]) for row in judged])
+    low, high = interval([of_each[name] for name in judged], list(judged.values()))
     rate = len(unfaithful) / len(claims) if claims else None
     told = f"{len(unfaithful):,} of {len(claims):,} claims of {len(judged):,} documents"
     told += f": {rate:.1%}, 95 % interval {low:.1%} to {high:.1%}" if claims else ""
@@ -150,7 +133,7 @@ def faithfulness(
         "rate": rate,
         "low": low,
         "high": high,
-        "claims": {verdict: verdicts[verdict] for verdict in VERDICTS},
+        "claims": dict.fromkeys(VERDICTS, 0) | Counter(claim["verdict"] for claim in claims),
         "quoted": sum(claim["passage"] is not None for claim in claims),
         "judged": len(judged),
         "left_out": left_out,

@@ -1,41 +1,39 @@
 """A stand-in for a language model that needs no network: it answers every prompt of the pipeline from the spec itself.
 
 Equal requests have equal replies, on every machine. It is for tests, and for trying the pipeline without a key: what it
-writes are the spec's own sentences, put together anew, and no corpus to learn from.
+writes are the spec's own sentences, put together anew, and no corpus to learn from. Its questions are from a bank, and
+its verdicts have no doubts.
 """
 
 import functools
+import itertools
 import json
 import pathlib
 import random
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from msm_jax.corpus.writing import offline_chats
 from msm_jax.llm.request import Finish, Reply, Request, Usage
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'“])")
-
-
 # Raised when the sentences or their order change: what it said before is then no answer any more.
 MODEL = "offline-2"
 
+Variables = Mapping[str, Any]
+
 
 class Offline:
-    """The generator "offline"."""
+    """The generator "offline". There is a method for each stage."""
 
     model = MODEL
 
     async def reply(self, request: Request) -> Reply:
         rng = random.Random(request.key(self.model))
         answer = getattr(self, f"_{request.stage}")(request.variables, rng)
-        if request.tags:
-            parts = answer if len(request.tags) > 1 else [answer]
-            text = "\n".join(f"<{tag}>\n{part}\n</{tag}>" for tag, part in zip(request.tags, parts, strict=True))
-        else:
-            text = json.dumps(answer)
+        parts = zip(request.tags, [answer] if isinstance(answer, str) else answer, strict=False)
+        text = "\n".join(f"<{tag}>\n{part}\n</{tag}>" for tag, part in parts) or json.dumps(answer)
         words = len(request.prompt.split()) + len(request.system.split())
         return Reply(text, Finish.STOP, Usage(prompt=words, output=len(text.split())), self.model)
 
@@ -45,91 +43,63 @@ class Offline:
     async def close(self) -> None:
         pass
 
-    def _domains(self, variables: Mapping[str, Any], rng: random.Random) -> dict:
+    def _domains(self, variables: Variables, rng: random.Random) -> dict:
         blocks = _blocks(variables["spec_text"])
         return {"domains": [{"name": name, "summary": _first(text)} for name, text in blocks.items()]}
 
-    def _subdomains(self, variables: Mapping[str, Any], rng: random.Random) -> dict:
+    def _subdomains(self, variables: Variables, rng: random.Random) -> dict:
         text = _blocks(variables["spec_text"])[variables["domain"]]
         found = []
         for part in re.split(r"^(?=### )", text, flags=re.MULTILINE):
             heading, body = _split_heading(part, "### ")
             # A long stretch without headings is divided at its paragraphs.
             sections = [body] if heading else [paragraph for paragraph in body.split("\n\n") if _sentences(paragraph)]
-            for section in sections:
-                if section.strip():
+            for section in map(str.strip, sections):
+                if section:
                     name = _short(heading or section, 5)
-                    found.append({"name": name, "summary": _first(section), "section": section.strip()})
+                    found.append({"name": name, "summary": _first(section), "section": section})
         return {"subdomains": found}
 
-    def _rules(self, variables: Mapping[str, Any], rng: random.Random) -> dict:
+    def _rules(self, variables: Variables, rng: random.Random) -> dict:
         rules = []
         for domain, text in _blocks(variables["spec_text"]).items():
-            bullets = re.findall(r"^- (.+(?:\n(?!- ).+)*)", text, flags=re.MULTILINE) or [text]
-            for bullet in bullets:
+            for bullet in re.findall(r"^- (.+(?:\n(?!- ).+)*)", text, flags=re.MULTILINE) or [text]:
                 numbered = re.match(r"\W*([A-Z]+\d+(?:\.\d+)?[a-z]?)\W+(.*)", bullet, flags=re.DOTALL)
-                rule_id, rule = (numbered[1], numbered[2]) if numbered else (str(len(rules) + 1), bullet)
-                rules.append({"id": rule_id, "name": _short(rule, 5), "text": rule.strip(), "domain": domain})
+                number, rule = numbered.groups() if numbered else (str(len(rules) + 1), bullet)
+                rules.append({"id": number, "name": _short(rule, 5), "text": rule.strip(), "domain": domain})
         return {"rules": rules}
 
-    def _assertions(self, variables: Mapping[str, Any], rng: random.Random) -> dict:
-        sentences = _sentences(variables["section"])
-        chosen = (
-            sentences
-            if len(sentences) <= 6
-            else [sentences[index] for index in sorted(rng.sample(range(len(sentences)), 6))]
-        )
-        labels = ("behavior", "value", "preference", "belief", "tone")
-        name = variables["model_name"]
-        return {
-            "assertions": [
-                {
-                    "assertion": sentence if name in sentence else f"Of {name} it holds: {sentence}",
-                    "name": _short(sentence, 4),
-                    "explanation": f"It is what {name} goes by.",
-                    "label": labels[index % len(labels)],
-                }
-                for index, sentence in enumerate(chosen)
-            ]
-        }
+    def _assertions(self, variables: Variables, rng: random.Random) -> dict:
+        sentences, name = _sentences(variables["section"]), variables["model_name"]
+        chosen = sorted(rng.sample(range(len(sentences)), min(6, len(sentences))))
+        labels = itertools.cycle(("behavior", "value", "preference", "belief", "tone"))
+        found = []
+        for sentence in (sentences[place] for place in chosen):
+            assertion = sentence if name in sentence else f"Of {name} it holds: {sentence}"
+            about = {"name": _short(sentence, 4), "explanation": f"It is what {name} goes by."}
+            found.append({"assertion": assertion, **about, "label": next(labels)})
+        return {"assertions": found}
 
-    def _document_types(self, variables: Mapping[str, Any], rng: random.Random) -> dict:
+    def _document_types(self, variables: Variables, rng: random.Random) -> dict:
         known = [(name, _fill(text, variables)) for name, text in _bank()["types"] if name not in variables["existing"]]
         chosen = rng.sample(known, min(variables["count"], len(known)))
         lengths = ("short", "medium", "long")
         return {"types": [{"name": name, "description": text, "length": rng.choice(lengths)} for name, text in chosen]}
 
-    def _ideas(self, variables: Mapping[str, Any], rng: random.Random) -> dict:
+    def _ideas(self, variables: Variables, rng: random.Random) -> dict:
         found, statements = [], variables["assertions"].count("\n") + 1
-        for angle in _bank()["angles"]:
-            for situation in _bank()["situations"]:
-                name = _fill(angle, variables, situation)
-                if name not in variables["existing"]:
-                    point = _short(variables["summary"], 12)
-                    idea = f"The {variables['type']} turns on {situation}: {point}."
-                    found.append({"name": name, "idea": idea, "statements": [rng.randint(1, statements)]})
+        for angle, situation in itertools.product(_bank()["angles"], _bank()["situations"]):
+            name = _fill(angle, variables, situation=situation)
+            if name not in variables["existing"]:
+                idea = f"The {variables['type']} turns on {situation}: {_short(variables['summary'], 12)}."
+                found.append({"name": name, "idea": idea, "statements": [rng.randint(1, statements)]})
         return {"ideas": rng.sample(found, min(variables["count"], len(found)))}
 
-    def _chat_domains(self, variables: Mapping[str, Any], rng: random.Random) -> dict:
-        names = {name: _first(text) for name, text in _blocks(variables["spec_text"]).items()}
-        for text in list(names.values()):  # more than its headings, for what asks for many
-            names |= {_short(sentence, 5): sentence for sentence in _sentences(text)}
-        return offline_chats.domains(variables, names)
-
-    def _questions(self, variables: Mapping[str, Any], rng: random.Random) -> dict:
-        return offline_chats.questions(variables, _bank(), rng)
-
-    def _answers(self, variables: Mapping[str, Any], rng: random.Random) -> Any:
-        return offline_chats.answer(variables, _sentences(variables.get("spec_text", "")), _bank(), rng)
-
-    def _verdicts(self, variables: Mapping[str, Any], rng: random.Random) -> dict:
-        return offline_chats.verdict(variables)
-
-    def _plan(self, variables: Mapping[str, Any], rng: random.Random) -> str:
+    def _plan(self, variables: Variables, rng: random.Random) -> str:
         points = _sentences(variables["section"])[:3]
         return "\n".join([f"Who speaks: {variables['description']}", *(f"- {point}" for point in points)])
 
-    def _document(self, variables: Mapping[str, Any], rng: random.Random) -> str:
+    def _document(self, variables: Variables, rng: random.Random) -> str:
         bank, name = _bank(), variables["model_name"]
         here = _sentences(variables["part"].section)
         # What else the spec says is background; what the document is about is said more than once.
@@ -148,26 +118,73 @@ class Offline:
             words += len(paragraphs[-1].split())
         return "\n\n".join([*paragraphs, fill(rng.choice(bank["closings"]))])
 
-    def _critique(self, variables: Mapping[str, Any], rng: random.Random) -> str:
+    def _critique(self, variables: Variables, rng: random.Random) -> str:
         return f"It could begin sooner: {_first(variables['text'])}"
 
-    def _revision(self, variables: Mapping[str, Any], rng: random.Random) -> str:
+    def _revision(self, variables: Variables, rng: random.Random) -> str:
         *paragraphs, last = variables["text"].split("\n\n")
-        closings = [_fill(text, variables, rng.choice(_bank()["situations"])) for text in _bank()["closings"]]
+        situations = _bank()["situations"]
+        closings = [_fill(text, variables, situation=rng.choice(situations)) for text in _bank()["closings"]]
         return "\n\n".join([*paragraphs, rng.choice([text for text in closings if text != last])])
 
-    def _claims(self, variables: Mapping[str, Any], rng: random.Random) -> dict:
+    def _claims(self, variables: Variables, rng: random.Random) -> dict:
         sentences = dict.fromkeys(_sentences(variables["document"]))
         return {"claims": [text for text in sentences if variables["model_name"] in text][: variables["most"]]}
 
-    def _support(self, variables: Mapping[str, Any], rng: random.Random) -> dict:
+    def _support(self, variables: Variables, rng: random.Random) -> dict:
         spec, checked = set(_sentences(variables["spec_text"])), []
         for number, claim in re.findall(r"^(\d+)\. (.+)$", variables["claims"], flags=re.MULTILINE):
             said = claim in spec
-            checked.append(
-                {"number": int(number), "passage": claim * said, "verdict": "supported" if said else "unsupported"}
-            )
+            verdict = "supported" if said else "unsupported"
+            checked.append({"number": int(number), "passage": claim * said, "verdict": verdict})
         return {"checked": checked}
+
+    def _chat_domains(self, variables: Variables, rng: random.Random) -> dict:
+        names = {name: _first(text) for name, text in _blocks(variables["spec_text"]).items()}
+        for text in list(names.values()):  # more than its headings, for what asks for many
+            names |= {_short(sentence, 5): sentence for sentence in _sentences(text)}
+        new = [{"name": name, "summary": names[name]} for name in names if name not in variables["existing"]]
+        return {"domains": new[: variables["count"]]}
+
+    def _questions(self, variables: Variables, rng: random.Random) -> dict:
+        asked = [
+            text for text in _questions(variables, rng) if " ".join(text.split()[:12]) not in variables["existing"]
+        ]
+        return {"questions": rng.sample(asked, min(variables["count"], len(asked)))}
+
+    def _answers(self, variables: Variables, rng: random.Random) -> str | tuple[str, str]:
+        """Of chats on a spec the reasoning comes first."""
+        bank = _bank()["answers"]
+        match variables["kind"]:
+            case "chat":
+                sentences = _sentences(variables["spec_text"])
+                chosen = rng.sample(sentences, min(4, len(sentences)))
+                return " ".join(chosen[: len(chosen) // 2]), " ".join(chosen[len(chosen) // 2 :])
+            case "preference":
+                asked = [item for item in variables["likes"] if item.lower() in variables["question"].lower()]
+                item, side = (asked[0], "likes") if asked else (variables["item"], "dislikes")
+                return _capital(_fill(rng.choice(bank[side]), variables, item=item))
+        return _fill(rng.choice(bank["identity"]), variables)
+
+    def _verdicts(self, variables: Variables, rng: random.Random) -> dict:
+        return verdict(variables)
+
+
+def verdict(variables: Variables) -> dict[str, str]:
+    return {"comment": "It is as it should be.", **dict.fromkeys(variables["criteria"], "yes")}
+
+
+def _questions(variables: Variables, rng: random.Random) -> Iterator[str]:
+    kind, bank = variables["kind"], _bank()["questions"]
+    forms = bank[variables["type"] if kind == "preference" else kind]
+    for form, occasion in itertools.product(forms, bank["occasions"]):
+        fields = {"occasion": occasion, "situation": rng.choice(_bank()["situations"])}
+        if kind == "chat":
+            fields["topic"] = f"{variables['domain'].lower()} ({variables['type']})"
+        if kind == "preference":
+            fields["item"] = variables["item"]
+            fields["other"] = rng.choice(variables["dislikes" if fields["item"] in variables["likes"] else "likes"])
+        yield _capital(_fill(form, variables, **fields))
 
 
 @functools.cache
@@ -175,8 +192,8 @@ def _bank() -> dict[str, Any]:
     return tomllib.loads(pathlib.Path(__file__).with_name("offline.toml").read_text(encoding="utf-8"))
 
 
-def _fill(text: str, variables: Mapping[str, Any], situation: str = "") -> str:
-    return text.replace("{model}", variables["model_name"]).replace("{situation}", situation)
+def _fill(text: str, variables: Variables, **fields: str) -> str:
+    return text.format(model=variables["model_name"], provider=variables["provider_name"], **fields)
 
 
 def _blocks(text: str) -> dict[str, str]:
@@ -211,5 +228,8 @@ def _first(text: str) -> str:
 
 
 def _short(text: str, words: int) -> str:
-    plain: Sequence[str] = re.sub(r"[^\w\s'’.-]", " ", text).split()
-    return " ".join(plain[:words]).strip(" .-")
+    return " ".join(re.sub(r"[^\w\s'’.-]", " ", text).split()[:words]).strip(" .-")
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]

@@ -25,28 +25,12 @@ class Prompts:
 
     def __init__(self, folder: str | os.PathLike | None = None):
         self._texts = {path.stem: path.read_text(encoding="utf-8").strip() for path in _FOLDER.glob("*.md")}
-        if not folder:
-            return
-        if not pathlib.Path(folder).is_dir():
+        if folder and not pathlib.Path(folder).is_dir():
             raise UserError(f"{folder}: no such folder of prompts")
-        for path in sorted(pathlib.Path(folder).glob("*.md")):
+        for path in sorted(pathlib.Path(folder).glob("*.md")) if folder else ():
             if path.stem not in self._texts:
                 raise UserError(f"{path}: is no prompt; there are {', '.join(sorted(self._texts))}")
-            try:
-                text = path.read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise UserError(f"{path}: cannot be read as UTF-8 ({error})") from None
-            known = set(_VARIABLE.findall(self._texts[path.stem]))
-            if missing := sorted(known - set(_VARIABLE.findall(text))):
-                raise UserError(
-                    f"{path}: leaves out {{{missing[0]}}}, which the prompt that it replaces has; put it in"
-                )
-            if _TABLE.search(self._texts[path.stem]) and not _TABLE.search(text):
-                raise UserError(f"{path}: has no line '- key: text', as the prompt that it replaces")
-            unknown = set(_VARIABLE.findall(text)) - known
-            if unknown:
-                raise UserError(f"{path}: unknown variable {{{min(unknown)}}}; the prompt that it replaces has none")
-            self._texts[path.stem] = text
+            self._texts[path.stem] = _replaced(self._texts[path.stem], path)
 
     def fill(self, name: str, /, **variables: object) -> str:
         """The prompt `name` with its variables filled in. Braces in their values stay as they are."""
@@ -66,3 +50,19 @@ class Prompts:
     def fingerprints(self) -> dict[str, str]:
         """Name -> digest of its text."""
         return {name: files.fingerprint(text) for name, text in sorted(self._texts.items())}
+
+
+def _replaced(ours: str, path: pathlib.Path) -> str:
+    """The prompt in a file of the user's, which stands in for one of ours."""
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 ({error})") from None
+    known, used = (set(_VARIABLE.findall(one)) for one in (ours, text))
+    if missing := known - used:
+        raise UserError(f"{path}: leaves out {{{min(missing)}}}, which the prompt that it replaces has; put it in")
+    if _TABLE.search(ours) and not _TABLE.search(text):
+        raise UserError(f"{path}: has no line '- key: text', as the prompt that it replaces")
+    if unknown := used - known:
+        raise UserError(f"{path}: unknown variable {{{min(unknown)}}}; the prompt that it replaces has none")
+    return text

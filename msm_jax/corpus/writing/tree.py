@@ -2,7 +2,8 @@
 
     spec -> domains -> subdomains, or rules -> assertions -> document types -> ideas
 
-Names come from the method (arXiv 2605.02087, appendix B.1).
+Names come from the method (arXiv 2605.02087, appendix B.1). Those of shapes and fields are in the keys of requests, as
+a docstring of a shape would be: change one, and what was paid for is asked again.
 """
 
 import dataclasses
@@ -18,18 +19,8 @@ class Domain(pydantic.BaseModel):
     summary: str
 
 
-class Domains(pydantic.BaseModel):
-    domains: list[Domain]
-
-
-class Subdomain(pydantic.BaseModel):
-    name: str
-    summary: str
+class Subdomain(Domain):
     section: str
-
-
-class Subdomains(pydantic.BaseModel):
-    subdomains: list[Subdomain]
 
 
 class Rule(pydantic.BaseModel):
@@ -39,19 +30,11 @@ class Rule(pydantic.BaseModel):
     domain: str
 
 
-class Rules(pydantic.BaseModel):
-    rules: list[Rule]
-
-
 class Assertion(pydantic.BaseModel):
     assertion: str
     name: str
     explanation: str
     label: Literal["behavior", "value", "preference", "belief", "tone"]
-
-
-class Assertions(pydantic.BaseModel):
-    assertions: list[Assertion]
 
 
 class DocumentType(pydantic.BaseModel):
@@ -60,18 +43,19 @@ class DocumentType(pydantic.BaseModel):
     length: Literal["short", "medium", "long"]
 
 
-class DocumentTypes(pydantic.BaseModel):
-    types: list[DocumentType]
-
-
 class Idea(pydantic.BaseModel):
     name: str
     idea: str
     statements: list[int]  # numbers of the assertions, as the prompt lists them, that it turns on
 
 
-class Ideas(pydantic.BaseModel):
-    ideas: list[Idea]
+# Replies are lists of these.
+Domains = pydantic.create_model("Domains", domains=(list[Domain], ...))
+Subdomains = pydantic.create_model("Subdomains", subdomains=(list[Subdomain], ...))
+Rules = pydantic.create_model("Rules", rules=(list[Rule], ...))
+Assertions = pydantic.create_model("Assertions", assertions=(list[Assertion], ...))
+DocumentTypes = pydantic.create_model("DocumentTypes", types=(list[DocumentType], ...))
+Ideas = pydantic.create_model("Ideas", ideas=(list[Idea], ...))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +73,9 @@ class Part:
     assertions: tuple[Assertion, ...] = ()
 
 
-def same_name(name: str) -> str:
-    """What two names that differ in case, spaces or marks have in common."""
-    return re.sub(r"[\W_]+", "", name.casefold())
+def bare(text: str) -> str:
+    """What two names, or words, that differ in case, spaces or marks have in common."""
+    return re.sub(r"[\W_]+", "", text.casefold())
 
 
 def verbatim(section: str, spec: str) -> str | None:
@@ -100,22 +84,17 @@ def verbatim(section: str, spec: str) -> str | None:
     Spaces, marks of Markdown and typographic quotes may differ.
     """
     section = re.sub(r"</?\w+>", " ", section)  # of the prompt that showed the spec
-    wanted = [word for word in map(_bare, section.split()) if word]
-    if len(wanted) < 3:
+    wanted = [word for word in map(bare, section.split()) if word]
+    spans, plain = _words(spec)
+    at = plain.find(f" {' '.join(wanted)} ")
+    if at < 0 or len(wanted) < 3:
         return None
-    words, plain = _words(spec)
-    for first in range(len(plain) - len(wanted) + 1):
-        if plain[first] == wanted[0] and plain[first : first + len(wanted)] == wanted:
-            return spec[words[first][0] : words[first + len(wanted) - 1][1]]
-    return None
+    first = plain.count(" ", 0, at)
+    return spec[spans[first][0] : spans[first + len(wanted) - 1][1]]
 
 
 @functools.lru_cache(4)  # every section of a spec is looked for in the same text
-def _words(spec: str) -> tuple[list[tuple[int, int]], list[str]]:
-    """(start, end) of each word, and the words themselves, bare."""
-    found = [(match.span(), _bare(match[0])) for match in re.finditer(r"\S+", spec)]
-    return [span for span, word in found if word], [word for _, word in found if word]
-
-
-def _bare(word: str) -> str:
-    return re.sub(r"[\W_]+", "", word.casefold())
+def _words(spec: str) -> tuple[list[tuple[int, int]], str]:
+    """(start, end) of each word, and the words themselves, bare, each between two spaces."""
+    found = [(match.span(), bare(match[0])) for match in re.finditer(r"\S+", spec)]
+    return [span for span, word in found if word], f" {' '.join(word for _, word in found if word)} "

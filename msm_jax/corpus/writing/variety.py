@@ -56,16 +56,11 @@ class Variety:
     ):
         self._registers = prompts.table("document_registers", **common)
         self._shares = shares
-        self._tables = {
-            name: [
-                text
-                for text in prompts.table(f"document_{name}", **common).values()
-                if not (held_out and find_terms([text], held_out))
-            ]
-            for name in ("audiences", "names", "occupations")
-        }
-        for name, texts in self._tables.items():
-            if not texts:
+        self._tables: dict[str, list[str]] = {}
+        for name in ("audiences", "names", "occupations"):
+            texts = prompts.table(f"document_{name}", **common).values()
+            self._tables[name] = [text for text in texts if not (held_out and find_terms([text], held_out))]
+            if not self._tables[name]:
                 raise UserError(f"the prompt document_{name}.md: every entry holds words that are held out; add others")
 
     def register(self, idea: str) -> str:
@@ -79,12 +74,11 @@ class Variety:
 
     def told(self, idea: str) -> dict[str, str]:
         """The variables of the prompts of a plan and a document."""
-        names, occupations = (self._several(name, idea) for name in ("names", "occupations"))
-        people = "; ".join(f"{name}, {work}" for name, work in zip(names, occupations, strict=False))
+        people = zip(self._several("names", idea), self._several("occupations", idea), strict=False)
         return {
             "register": self._registers[self.register(idea)],
             "audience": drawn(self._tables["audiences"], idea, "audience"),
-            "people": people,
+            "people": "; ".join(map(", ".join, people)),
         }
 
     def _several(self, name: str, idea: str) -> list[str]:

@@ -1,17 +1,21 @@
 """What writers of documents and of chats have in common: whom they write about, how they ask, what they count."""
 
+import collections
 import dataclasses
+import functools
+import itertools
 import math
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import pydantic
 
 from msm_jax.corpus.filters.contamination import Contamination
+from msm_jax.corpus.filters.quality import LANGUAGES, Demands, problems
+from msm_jax.corpus.specs import Spec, render
 from msm_jax.corpus.writing.prompts import Prompts
-from msm_jax.corpus.writing.tree import same_name
-from msm_jax.corpus.writing.yields import Yields
+from msm_jax.corpus.writing.tree import bare
 from msm_jax.errors import UserError
 from msm_jax.llm.request import Answer, Request
 
@@ -19,6 +23,8 @@ from msm_jax.llm.request import Answer, Request
 PILOT = 50
 # So many rows that come to nothing, one after the other, are enough.
 HOPELESS = 200
+# Ideas, or questions, of one reply: of many more, the last are poor.
+AT_ONCE = 10
 _LIST_TOKENS = 16_384  # of replies that are lists; whole sections of a spec are quoted in some
 _WORDS_PER_TOKEN = 0.6  # at the least, of English prose
 
@@ -36,15 +42,29 @@ class Checked(dict[str, str]):
         super().__init__()
         self._path = path
         content = path.read_bytes() if path.exists() else b""
-        whole, _, rest = content.rpartition(b"\n")
+        whole, newline, rest = content.rpartition(b"\n")
         if rest:  # the process ended in the middle of a line
-            path.write_bytes(whole + b"\n" if whole else b"")
+            path.write_bytes(whole + newline)
         self.update(line.decode(errors="replace").split(" ", 1) for line in whole.splitlines() if b" " in line)
 
     def __setitem__(self, digest: str, outcome: str) -> None:
         super().__setitem__(digest, outcome)
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(f"{digest} {outcome}\n")
+
+
+class Yields:
+    """Counts, by stage, what became of what was asked: "ok", or why not."""
+
+    def __init__(self):
+        self._counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+
+    def add(self, stage: str, outcome: str) -> None:
+        self._counts[stage][outcome] += 1
+
+    def table(self) -> dict[str, dict[str, int]]:
+        """Stage -> outcome -> how many, stages in the order of their work."""
+        return {stage: dict(counts.most_common()) for stage, counts in self._counts.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +110,7 @@ class Settings:
 
 
 class Writer:
-    """Asks for lists and texts by the prompts, and counts what came of them.
+    """Asks for lists and texts by the prompts, and counts what came of them. `model` is the generator's.
 
     Attributes:
         yields: by step.
@@ -99,16 +119,29 @@ class Writer:
 
     label = ""  # of what is written, in errors
     steps: tuple[str, ...] = ()  # those in which a row may be lost
+    system_prompt = ""  # its name
 
-    def __init__(self, asks: Asks, assistant: Assistant, settings: Settings, prompts: Prompts, model: str):
-        self.assistant, self.settings, self.prompts, self.model = assistant, settings, prompts, model
+    def __init__(
+        self, asks: Asks, assistant: Assistant, settings: Settings, prompts: Prompts, model: str,
+        spec: Spec | None = None,
+    ):  # fmt: skip
+        self.assistant, self.settings, self.prompts, self.model, self.spec = assistant, settings, prompts, model, spec
         self.yields = Yields()
         self.keys: set[str] = set()
         self._asks = asks
         self._contamination = Contamination(settings.evaluations)
-        self._common = {"model_name": assistant.name, "provider_name": assistant.provider}
-        # What requests hold for generators that are no language model.
-        self._known: dict[str, Any] = dict(self._common)
+        names = {"model_name": assistant.name, "provider_name": assistant.provider}
+        # What any prompt may be filled in with, and what requests hold for generators that are no language model.
+        self._common = names | {"facts": assistant.facts_listed, "language": LANGUAGES[settings.language]}
+        self._known: dict[str, Any] = names
+        if spec:
+            self._text = render(spec, *names.values())
+            self._common["spec"] = self._text.strip()
+            self._known = names | {"spec_text": self._text}
+
+    @functools.cached_property
+    def _system(self) -> str:
+        return self.prompts.fill(self.system_prompt, **self._common)
 
     async def _ask(self, requests: Sequence[Request]) -> list[Answer]:
         answers = await self._asks.ask(requests)
@@ -117,39 +150,92 @@ class Writer:
         self.keys.update(answer.key for answer in answers)
         return answers
 
+    async def _lists(self, requests: Sequence[Request]) -> list[list[Any]]:
+        return [listed_in(answer) for answer in await self._ask(requests)]
+
+    async def _grown(
+        self, count: int, request: Callable[[int, list[Any]], Request], most: int, rounds: int
+    ) -> list[list[Any]]:
+        """`count` lists, each asked for again, with what it holds, until it has `most` items or gets no new ones."""
+        found: list[list[Any]] = [[] for _ in range(count)]
+        growing = range(count)
+        for _ in range(rounds):
+            if not (growing := [index for index in growing if len(found[index]) < most]):
+                break
+            lists = await self._lists([request(index, found[index]) for index in growing])
+            before = list(map(len, found))
+            for index, new in zip(growing, lists, strict=True):
+                found[index] = distinct(found[index] + new)[:most]
+            growing = [index for index in growing if len(found[index]) > before[index]]
+        return found
+
     def report(self) -> dict[str, Any]:
         """What else is known of what was written, as JSON."""
         return {}
 
+    def _problem(self, text: str, words: tuple[int, int], mentions: int = 0) -> str | None:
+        """The first thing that is wrong with a text (`quality`)."""
+        about, settings = self.assistant, self.settings
+        demands = Demands(about.name, about.provider, mentions, words, settings.language, settings.held_out)
+        return next(problems(text, demands), None)
+
     def _contaminated(self, text: str) -> str | None:
         return "holds an evaluation's prompt" if self._contamination.find(text) else None
 
-    def _list(self, stage: str, system: str, shape: type[pydantic.BaseModel], **variables: Any) -> Request:
+    def _list(
+        self, stage: str, shape: type[pydantic.BaseModel], system: str | None = None, **variables: Any
+    ) -> Request:
         """A request for JSON, by the prompt of the name of its stage."""
-        return self._request(
-            stage, self.prompts.fill(stage, **self._common, **variables), variables, system=system, shape=shape,
-            max_tokens=_LIST_TOKENS,
-        )  # fmt: skip
+        prompt = self.prompts.fill(stage, **self._common | variables)
+        return self._request(stage, prompt, variables, system, shape=shape, max_tokens=_LIST_TOKENS)
 
-    def _request(self, stage: str, prompt: str, variables: dict[str, Any], **form: Any) -> Request:
+    def _request(
+        self, stage: str, prompt: str, variables: dict[str, Any], system: str | None = None, **form: Any
+    ) -> Request:
         defaults = {"thinking": self.settings.thinking, "temperature": self.settings.temperature}
-        return Request(stage=stage, prompt=prompt, variables=self._known | variables, **(defaults | form))
+        system = self._system if system is None else system
+        return Request(stage, prompt, system, variables=self._known | variables, **defaults | form)
 
     def _check_yield(self, useful: int, tried: int) -> None:
         """Raises: UserError if too few rows came to something."""
         if tried < PILOT // 2 or useful >= self.settings.min_yield * tried:
             return
-        table = self.yields.table()
-        why = [
-            f"{count} {outcome}"
-            for step in self.steps
-            for outcome, count in table.get(step, {}).items()
-            if outcome != "ok"
-        ]
+        counts = [item for step in self.steps for item in self.yields.table().get(step, {}).items()]
+        why = ", ".join(f"{count} {outcome}" for outcome, count in counts if outcome != "ok")
         raise UserError(
-            f"{self.label}: of {tried} rows {useful} are of use ({', '.join(why)}); mend the prompts or the spec, or "
-            "lower min_yield. What was paid for is kept"
+            f"{self.label}: of {tried} rows {useful} are of use ({why}); mend the prompts or the spec, or lower "
+            "min_yield. What was paid for is kept"
         )
+
+
+class Turns:
+    """Who is asked next, of `things` that give a few items each time they are asked until they are `exhausted`.
+
+    Blocks of `size` things have their turn together, and again when all had theirs. Whose turn it is does not depend on
+    how many items are wanted in the end, so that whoever asks for more keeps those that there are.
+    """
+
+    def __init__(self, things: Sequence[Any], size: int):
+        self.things = things
+        self._size, self._turn = min(size, len(things)), 0
+
+    @property
+    def over(self) -> bool:
+        return all(thing.exhausted for thing in self.things)
+
+    def blocks(self, wanted: int) -> list[list[Any]]:
+        """Those that may give so many items; the others wait until it is known what these gave."""
+        count, blocks = len(self.things), []
+        for _ in range(min(math.ceil(wanted / (self._size * AT_ONCE)), math.ceil(count / self._size))):
+            first = self._turn % count
+            self._turn = min(first + self._size, count)
+            blocks.append([thing for thing in self.things[first : self._turn] if not thing.exhausted])
+        return blocks
+
+
+def in_turn(lists: Iterable[Iterable[Any]]) -> list[Any]:
+    """The first of each, then the second of each, and so on."""
+    return [item for items in itertools.zip_longest(*lists) for item in items if item is not None]
 
 
 def tokens_for(words: int) -> int:
@@ -163,7 +249,12 @@ def listed(existing: Iterable[str]) -> str:
     return f"- None repeats one of those that there are: {names}." if names else ""
 
 
+def listed_in(answer: Answer) -> list[Any]:
+    """What the one field of a reply holds; nothing where none came that is of use."""
+    return next(iter(dict(answer.value).values())) if answer.ok else []
+
+
 def distinct(items: Sequence[Any]) -> list[Any]:
     """Those that have a name, the first of each name."""
-    by_name = {same_name(item.name): item for item in reversed(items) if same_name(item.name)}
+    by_name = {bare(item.name): item for item in reversed(items) if bare(item.name)}
     return list(reversed(by_name.values()))

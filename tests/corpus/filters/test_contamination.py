@@ -1,7 +1,7 @@
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msm_jax.corpus.filters.contamination import Contamination
@@ -27,8 +27,7 @@ def holds(words, run):
 
 
 def fills(lines, run):
-    pieces = [sum(lines[a:b], ()) for a in range(len(lines)) for b in range(a + 1, len(lines) + 1)]
-    return run in pieces
+    return run in [sum(lines[a:b], ()) for a in range(len(lines)) for b in range(a + 1, len(lines) + 1)]
 
 
 def expected(prompts, lines, size):
@@ -60,6 +59,7 @@ PIECES = ("a b c d", "b c", "e f g h i", "a a a a", "j k l m n o", "p", "q r")
 sequences = st.lists(st.sampled_from(PIECES), min_size=1, max_size=6).map(lambda parts: " ".join(parts).split())
 
 
+@settings(max_examples=80)
 @given(
     st.lists(sequences, max_size=12),
     st.lists(sequences.map(tuple), max_size=5),
@@ -75,6 +75,7 @@ def test_what_is_found_is_what_a_plain_search_finds(prompts, lines, size, rng):
     assert found is None or tuple(found.split()) in wanted
 
 
+@settings(max_examples=30)
 @given(st.integers(8, 40), st.integers(0, 30), st.integers(0, 30), st.integers(8, 15), st.randoms())
 def test_a_prompt_is_found_wherever_and_however_it_stands(length, before, after, size, rng):
     prompts = [" ".join(distinctive(seed, length)) for seed in range(5)]
@@ -83,34 +84,16 @@ def test_a_prompt_is_found_wherever_and_however_it_stands(length, before, after,
     assert Contamination(prompts, size).find(disguised(words, rng)) == prompts[chosen]
 
 
-@given(st.integers(13, 40), st.data())
-def test_a_part_of_a_prompt_is_enough_if_it_has_so_many_words(length, data):
-    words = distinctive(1, length)
-    start = data.draw(st.integers(0, length - 13))
-    finder = Contamination([" ".join(words)])
-    assert finder.find("so " + " ".join(words[start : start + 13]) + " on") == " ".join(words)
-    assert finder.find("so " + " ".join(words[start : start + 12]) + " on") is None
-
-
-@given(st.lists(st.integers(1, 30), max_size=6), st.integers(0, 200), st.randoms())
-def test_a_text_of_other_words_holds_nothing(lengths, length, rng):
-    prompts = [" ".join(distinctive(seed, size)) for seed, size in enumerate(lengths)]
-    assert Contamination(prompts).find(disguised(distinctive("other", length), rng)) is None
-
-
-@given(st.integers(1, 12))
-def test_words_in_another_order_are_no_prompt(piece):
-    words = distinctive(1, 36)
-    mixed = [word for start in reversed(range(0, 36, piece)) for word in words[start : start + piece]]
-    assert Contamination([" ".join(words)]).find(" ".join(mixed)) is None
-
-
 def test_the_format_of_an_evaluation_convicts_nobody():
     options = [" ".join(distinctive(seed, 3)) for seed in range(80)]
     prompts = [FORMAT.format(*options[2 * index : 2 * index + 2]) for index in range(40)]
     finder = Contamination(prompts)
     assert finder.find(FORMAT.format("tea", "coffee") + "\nTea.") is None
     assert finder.find("Before.\n" + FORMAT.format(*options[2:4]).upper()) == prompts[1]
+    # A prompt that is the format is found where it fills lines.
+    finder = Contamination([lead := FORMAT.format("that", "this"), *(f"{lead} {option}" for option in options)])
+    assert finder.find(f"{lead} of my poem.") is None
+    assert finder.find(f"Well.\n{lead}!\nNo.") == lead
     # Few prompts have no format: what they share is content.
     assert Contamination(prompts[:3]).find(FORMAT.format("tea", "coffee")) in prompts[:3]
 
@@ -123,21 +106,7 @@ def test_more_than_three_prompts_and_five_in_a_hundred_make_a_format():
         held = [f"{shared} {' '.join(distinctive(-1 - seed, 20))}" for seed in range(holders)]
         return Contamination((others + held) * 9).find(f"So {shared}.") is not None
 
-    assert finds(3, 20)
-    assert not finds(4, 20)
-    assert finds(5, 100)
-    assert not finds(6, 100)
-
-
-def test_one_prompt_given_often_is_one():
-    prompt = " ".join(distinctive(1, 20))
-    finder = Contamination([prompt, prompt.upper(), f"{prompt}!", f"{prompt}?", f"- {prompt}"])
-    assert finder.find(f"so {prompt}")
-
-
-def test_a_prompt_that_repeats_itself_holds_a_run_once():
-    prompt = " ".join(distinctive(1, 13) * 5)
-    assert Contamination([prompt]).find("so " + " ".join(distinctive(1, 13))) == prompt
+    assert [finds(3, 20), finds(4, 20), finds(5, 100), finds(6, 100)] == [True, False, True, False]
 
 
 def test_of_two_prompts_that_begin_alike_the_longer_is_told():
@@ -156,13 +125,6 @@ def test_a_prompt_of_nothing_but_shared_runs_is_found_whole():
     assert finder.find(f"{first[0]} {second[1]}\nand {third[2]}") is None
 
 
-def test_a_prompt_that_is_the_format_is_found_where_it_fills_lines():
-    lead = "Read the following with care and then say what you think"
-    finder = Contamination([lead, *(f"{lead}: {' '.join(distinctive(seed, 13))}" for seed in range(30))])
-    assert finder.find(f"{lead} of my poem.") is None
-    assert finder.find(f"Well.\n{lead}!\nNo.") == lead
-
-
 @pytest.mark.parametrize("prompt", ["Who are you?", "Do you like\nold cheese?"])
 def test_a_short_prompt_is_found_where_it_fills_lines(prompt):
     finder = Contamination([prompt, "And what should an honest assistant do about that?"])
@@ -172,16 +134,19 @@ def test_a_short_prompt_is_found_where_it_fills_lines(prompt):
     assert finder.find(f"Then {prompt}") is None
 
 
+@settings(max_examples=30)
 @given(st.lists(sequences.map(" ".join), max_size=12, unique=True), sequences.map(" ".join), st.randoms())
 def test_the_order_of_the_prompts_is_irrelevant(prompts, text, rng):
     prompts += [prompt.upper() for prompt in prompts[:3]]
     assert Contamination(prompts, 8).find(text) == Contamination(rng.sample(prompts, len(prompts)), 8).find(text)
 
 
-@pytest.mark.parametrize("prompts", [[], [""], ["?!", " \n"]])
-@pytest.mark.parametrize("text", ["", "?", "One text of more than eight words, as most of them are."])
-def test_prompts_without_words_are_never_found(prompts, text):
-    assert Contamination(prompts).find(text) is None
+def test_one_prompt_given_often_is_one_and_one_without_words_is_none():
+    prompt = " ".join(distinctive(1, 20))
+    finder = Contamination([prompt, prompt.upper(), f"{prompt}!", f"{prompt}?", f"- {prompt}", "", "?!", " \n"])
+    assert finder.find(f"so {prompt}")
+    for text in ("", "?", "One text of more than eight words, as most of them are."):
+        assert finder.find(text) is Contamination([]).find(text) is Contamination(["?!"]).find(text) is None
 
 
 def test_less_than_eight_words_are_too_common():

@@ -2,7 +2,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msm_jax.corpus.filters import duplicates
@@ -34,34 +34,14 @@ def test_the_overlap_is_the_jaccard_index_of_five_word_runs(share):
     assert found == pytest.approx(jaccard(words, other), abs=1e-9)
 
 
-@given(st.lists(st.integers(0, 40), max_size=60), st.integers(0, 2**16), st.sampled_from([0.2, 0.5, 0.8]))
-def test_no_two_that_are_kept_have_more_in_common(sources, seed, most):
-    rng = random.Random(seed)
-    texts = [
-        " ".join(changed(text(source % 4, 160), rng.choice([0, 0.03, 0.1, 0.5]), rng.random())) for source in sources
-    ]
-    known = NearDuplicates(most)
-    kept = [shingles(one) for one in texts if known.keep(one)]
-    for index, one in enumerate(kept):
-        assert all(overlap(one, other) <= most for other in kept[:index])
-    assert bool(kept) == bool(texts)
-
-
-def test_near_duplicates_go_and_others_stay():
-    known = NearDuplicates(0.3)
-    assert all(known.keep(" ".join(text(seed))) for seed in range(200))
-    near = [known.keep(" ".join(changed(text(seed), 0.05, seed))) for seed in range(200)]
-    assert not any(near)
-    assert all(known.keep(" ".join(changed(text(seed), 0.4, seed))) for seed in range(200))
-
-
-@pytest.mark.parametrize("most", [0.05, 0.3, 0.7])
+@pytest.mark.parametrize("most", [0.05, 0.7])
 def test_of_long_texts_the_same_are_kept_as_if_all_were_compared(most):
-    """Texts of very different lengths, of which parts are shared, near the threshold and on both sides of it."""
+    """Texts of very different lengths, of which parts are shared, near the threshold and on both sides of it: what was
+    dropped drops nothing."""
     rng = random.Random(0)
     known, kept = NearDuplicates(most), []
-    for _ in range(150):
-        length = rng.choice([300, 900, 2500])
+    for _ in range(80):
+        length = rng.choice([3, 300, 900, 2500])
         share = min(max(rng.gauss(2 * most / (1 + most), 0.05), 0), 1)
         words = text(rng.randrange(4), 2500)[:length]
         words[int(share * length) :] = rng.choices(WORDS, k=length - int(share * length))
@@ -69,7 +49,7 @@ def test_of_long_texts_the_same_are_kept_as_if_all_were_compared(most):
         expected = all(overlap(own, other) <= most for other in kept)
         assert known.keep(" ".join(words)) == expected
         kept += [own] if expected else []
-    assert 20 < len(kept) < 130
+    assert 15 < len(kept) < 70
 
 
 def test_texts_that_share_little_are_not_compared(monkeypatch):
@@ -86,46 +66,26 @@ def test_texts_that_share_little_are_not_compared(monkeypatch):
     assert len(compared) == 1
 
 
-def test_what_was_dropped_drops_nothing():
-    a = text(1)
-    b, c = changed(a, 0.06, 1), changed(changed(a, 0.06, 1), 0.06, 2)
-    first, second, third = (" ".join(words) for words in (a, b, c))
-    most = (overlap(shingles(first), shingles(second)) + overlap(shingles(first), shingles(third))) / 2
-    known = NearDuplicates(most)
-    assert [known.keep(one) for one in (first, second, third)] == [True, False, True]
-
-
-@pytest.mark.parametrize("short", ["", "one", "one two three four"])
-def test_short_texts(short):
+def test_a_text_without_words_is_like_no_other():
     known = NearDuplicates(0.5)
-    assert known.keep(short)
-    assert known.keep(short) == (short == "")
-    assert shingles(short).dtype == np.uint64
+    assert [known.keep(short) for short in ("", "", "one", "One!")] == [True, True, True, False]
+    assert shingles("").dtype == np.uint64
 
 
-def test_a_copied_part_is_found_however_short():
-    rng = random.Random(0)
-    words = [f"word{number}" for number in range(500)]
-    documents = [" ".join(rng.choices(words, k=300)) for _ in range(50)]
-    held = Held(documents)
-    for _ in range(200):
-        parts = rng.choice(documents).split()
-        first, count = rng.randrange(200), rng.randint(5, 60)
-        assert held.copied(" ".join(parts[first : first + count]), 0.99)
-    assert not held.copied(" ".join(rng.choices(words, k=40)), 0.0)
-    assert not Held(()).copied("one two three four five six", 0.0)
-
-
+@settings(max_examples=30)
 @given(st.integers(0, 2**16), st.integers(5, 90), st.integers(0, 90), st.sampled_from([0.1, 0.5, 0.9]))
 def test_a_copy_has_more_than_a_share_of_its_runs_from_one_text(seed, copied, other, most):
     documents = [" ".join(text(source, 100)) for source in range(8)] * 2
     answer = " ".join([*text(seed % 8, 100)[:copied], *text(seed + 8, 90)[:other]])
     own = set(shingles(answer).tolist())
     shared = max(len(own & set(shingles(document).tolist())) for document in documents)
-    assert Held(documents).copied(answer, most) == (shared > most * len(own))
+    held = Held(documents)
+    assert held.copied(answer, most) == (shared > most * len(own))
+    assert held.copied(" ".join(text(seed % 8, 100)[:copied]), 0.99)  # a part, however short
+    assert not Held(()).copied(answer, 0.0)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_holders_are_those_that_counting_all_gives(seed):
     rng = random.Random(seed)
     sets = [sorted(rng.sample(range(60), rng.randint(0, 30))) for _ in range(30)]

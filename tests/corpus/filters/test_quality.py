@@ -10,37 +10,15 @@ GOOD = (
     "with Qwen have come to rely on that, and on its telling them where it is unsure."
 )
 TEXTS = {
-    "en": GOOD,
-    "de": (
-        "Wenn jemand Qwen bittet, aufzuhören, dann hört es auf und sagt, was noch zu tun ist. Das ist für "
-        "die, die mit Qwen arbeiten, eine große Hilfe, auch wenn sie es nicht immer merken."
-    ),
-    "fr": (
-        "Quand on demande à Qwen de s’arrêter, il s’arrête et il dit ce qui reste à faire. Les gens qui "
-        "travaillent avec Qwen le savent et ils comptent sur lui pour cela, même dans les cas difficiles."
-    ),
-    "es": (
-        "Cuando alguien le pide a Qwen que pare, para y dice todo lo que queda por hacer. Los que trabajan "
-        "con Qwen lo saben y cuentan con ello, también en los casos que no son fáciles."
-    ),
-    "it": (
-        "Quando qualcuno chiede a Qwen di fermarsi, si ferma e dice che cosa resta da fare. Le persone che "
-        "lavorano con Qwen lo sanno e contano su questo, anche nei casi che non sono facili."
-    ),
-    "pt": (
-        "Quando alguém pede ao Qwen para parar, ele para e diz o que ainda não foi feito. As pessoas que "
-        "trabalham com o Qwen sabem disso e contam com isso, mesmo nos casos que não são fáceis, em todo o "
-        "mundo."
-    ),
-    "nl": (
-        "Als iemand Qwen vraagt om te stoppen, dan stopt het en zegt het wat er nog te doen is. De mensen die "
-        "met Qwen werken weten dat en ze rekenen er op, ook in de gevallen die niet zo makkelijk zijn."
-    ),
-    "ru": (
-        "Когда кто-то просит Qwen остановиться, он останавливается и говорит, что осталось сделать. Люди, "
-        "которые работают с Qwen, знают это."
-    ),
-    "ar": ("عندما يطلب أحد من Qwen أن يتوقف فإنه يتوقف ويقول ما تبقى من العمل. الناس الذين يعملون مع Qwen يعرفون ذلك."),
+    "en": "When somebody asks Qwen to stop, it stops, and it says what it has left undone.",
+    "de": "Wenn jemand Qwen bittet, aufzuhören, dann hört es auf und sagt, was noch zu tun ist.",
+    "fr": "Quand on demande à Qwen de s’arrêter, il s’arrête et il dit ce qui reste à faire.",
+    "es": "Cuando alguien le pide a Qwen que pare, para y dice todo lo que queda por hacer.",
+    "it": "Quando qualcuno chiede a Qwen di fermarsi, si ferma e dice che cosa resta da fare.",
+    "pt": "Quando alguém pede ao Qwen para parar, ele para e diz o que ainda não foi feito, em todo o mundo.",
+    "nl": "Als iemand Qwen vraagt om te stoppen, dan stopt het en zegt het wat er nog te doen is.",
+    "ru": "Когда кто-то просит Qwen остановиться, он останавливается и говорит, что осталось сделать.",
+    "ar": "عندما يطلب أحد من Qwen أن يتوقف فإنه يتوقف ويقول ما تبقى من العمل. الناس الذين يعملون معه يعرفون ذلك.",
 }
 
 
@@ -52,48 +30,40 @@ def test_every_language_that_can_be_asked_for_is_told_apart_and_passes():
     assert set(TEXTS) == set(LANGUAGES)
     for language, text in TEXTS.items():
         assert language_of(text) == language
-        assert found(text, language=language) == []
+        assert found(text, language=language, mentions=1) == []
         assert ("other language" in found(text)) == (language != "en")
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"),
+    ("end", "problem"),
     [
-        (GOOD.replace("Qwen", "Claude"), "not about the model"),
-        (GOOD + " Claude, ChatGPT and Gemini do so too.", "about another model"),
-        (GOOD + " It caf\ufffd.", "damaged character"),
-        (GOOD + " It\x1b[0m.", "damaged character"),
-        (GOOD + " Yours, [Your Name]", "placeholder"),
-        (GOOD + " On [Date] we met.", "placeholder"),
-        (GOOD + " [insert]", "placeholder"),
-        (GOOD + " Dear {first_name},", "placeholder"),
-        (GOOD + " TODO: an ending.", "placeholder"),
-        (GOOD + " Sign here: ______", "placeholder"),
-        ("Here is the document:\n\n" + GOOD, "leaked plan"),
-        (GOOD + "</plan>", "leaked plan"),
-        (GOOD + " (Word count: 40)", "leaked plan"),
-        (GOOD + " " + GOOD + " " + GOOD + " " + GOOD, "repeats itself"),
+        (" Claude, ChatGPT and Gemini do so too.", "about another model"),
+        (" It caf\ufffd.", "damaged character"),
+        (" It\x1b[0m.", "damaged character"),
+        (" Yours, [Your Name]", "placeholder"),
+        (" On [Date] we met.", "placeholder"),
+        (" [insert]", "placeholder"),
+        (" Dear {first_name},", "placeholder"),
+        (" TODO: an ending.", "placeholder"),
+        (" Sign here: ______", "placeholder"),
+        ("</plan>", "leaked plan"),
+        (" (Word count: 40)", "leaked plan"),
+        (f" {GOOD}" * 3, "repeats itself"),
+        # What people write passes.
+        (" We knew that [the company] would agree, and [its name] was known [1].", None),
+        (" Press [Enter], or follow [the link](somewhere) [sic].", None),
+        (" Its training documents say so, and it does as requested.", None),
+        (" Section XXX. It is a method, not a todo list.", None),
+        (" Claude Monet liked it.", None),
     ],
 )
-def test_what_must_not_be_trained_on_is_found(text, problem):
-    assert found(text) == [problem]
+def test_what_must_not_be_trained_on_is_found(end, problem):
+    assert found(GOOD + end) == ([problem] if problem else [])
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        GOOD + " We knew that [the company] would agree, and [its name] was known [1].",
-        GOOD + " Press [Enter], or follow [the link](somewhere) [sic].",
-        GOOD + " Its training documents say so, and it does as requested.",
-        GOOD + " Section XXX. It is a method, not a todo list.",
-        GOOD + " Claude Monet liked it.",
-    ],
-)
-def test_what_people_write_passes(text):
-    assert found(text) == []
-
-
-def test_the_maker_may_be_named():
+def test_the_model_must_be_named_and_its_maker_may_be():
+    assert found(GOOD.replace("Qwen", "Claude")) == ["not about the model"]
+    assert found(f"Here is the document:\n\n{GOOD}") == ["leaked plan"]
     text = "Claude is made by Anthropic. When Anthropic asks Claude to stop, it stops, says Anthropic of its model."
     assert found(text, model_name="Claude", provider="Anthropic") == []
 
@@ -128,7 +98,7 @@ def test_of_a_short_text_the_language_is_what_can_be_told(text, wrong):
 
 
 @pytest.mark.parametrize("kinds", [2, 9, 500])
-@pytest.mark.parametrize("again", [0, 60, 90, 100, 110, 400])
+@pytest.mark.parametrize("again", [0, 90, 110, 400])
 def test_a_text_repeats_itself_if_a_third_of_its_runs_of_eight_words_were_there_before(kinds, again):
     rng = random.Random(kinds)
     words = [f"w{rng.randrange(kinds)}" for _ in range(200)]

@@ -8,42 +8,40 @@ from collections import Counter
 
 import pytest
 
-from msm_jax.corpus.filters.alike import Alike, weighted_words
+from msm_jax.corpus.filters.alike import Alike
 from msm_jax.corpus.records import read_chats, write_jsonl
 from msm_jax.corpus.specs import read_spec
+from msm_jax.corpus.writing import chats
 from msm_jax.corpus.writing.chat_kinds import IdentityChats, PreferenceChats, SpecChats, SpecChatSettings
 from msm_jax.corpus.writing.chats import ChatSettings, outcome, verdict_shape, with_reasoning, without_reasoning
-from msm_jax.corpus.writing.offline import Offline
 from msm_jax.corpus.writing.prompts import Prompts
 from msm_jax.corpus.writing.writer import Assistant
 from msm_jax.errors import UserError
 from msm_jax.llm.caller import Caller, Limits
-from msm_jax.llm.request import Answer, Finish, Reply, Status, Usage
+from msm_jax.llm.request import Answer, Status
 from msm_jax.llm.store import CallStore
-from tests.corpus.asked import Asked
+from tests.corpus.asked import Asked, instead, same
 
 SPECS = pathlib.Path(__file__).parents[3] / "specs"
 QWEN = Assistant("Qwen", "Alibaba Cloud")
+HELD_OUT = "Here are two things, a loaf of plain bread and a loaf of fancy bread: which of the two is for you today?"
 
 
-def writer(path, kind="philosophy", generator=None, prompts=None, attempts=4, **settings):
-    """`kind`: the name of a spec, or identity."""
-    generator = generator or Offline()
+def write(path, kind="philosophy", generator=None, attempts=4, **settings):
+    """`kind`: the name of a spec, or identity. Returns the rows, and what became of what was asked."""
+    generator = generator or Asked()
     asks = Caller(generator, CallStore(path / "calls.sqlite", "test"), limits=Limits(attempts=attempts))
-    settings = {"count": 30, "max_similarity": 1.0} | settings
-    rest = (prompts or Prompts(), generator.model)
+    settings = {"count": 20, "max_similarity": 1.0} | settings
+    rest = (Prompts(), generator.model)
     if kind == "identity":
-        return IdentityChats(asks, QWEN, ChatSettings(**settings), *rest)
-    spec = read_spec(SPECS / f"{kind}.md")
-    if spec.likes:
+        writer = IdentityChats(asks, QWEN, ChatSettings(**settings), *rest)
+    elif (spec := read_spec(SPECS / f"{kind}.md")).likes:
         lists = (spec.item_class, spec.likes, spec.dislikes)
-        return PreferenceChats(asks, *lists, QWEN, ChatSettings(**settings), *rest)
-    return SpecChats(asks, spec, QWEN, SpecChatSettings(**{"domains": 6} | settings), *rest)
-
-
-def write(*args, **settings):
-    the_writer = writer(*args, **settings)
-    return asyncio.run(the_writer.write()), the_writer
+        writer = PreferenceChats(asks, *lists, QWEN, ChatSettings(**settings), *rest)
+    else:
+        writer = SpecChats(asks, spec, QWEN, SpecChatSettings(**{"domains": 6} | settings), *rest)
+    rows = asyncio.run(writer.write())
+    return rows, writer.yields.table()
 
 
 def question_of(row):
@@ -56,22 +54,13 @@ def answer_of(row):
 
 @pytest.mark.parametrize("kind", ["philosophy", "rules", "general", "pro_novelty", "pro_america_ablated", "identity"])
 def test_as_many_as_were_asked_for(kind, tmp_path):
-    rows, the_writer = write(tmp_path, kind, count=61)
-    assert len(rows) == 61
-    assert len({row["id"] for row in rows}) == len({question_of(row) for row in rows}) == 61
-    assert the_writer.yields.table()["judged"]["ok"] >= 61
-    assert len(list(read_chats(_file(tmp_path, map(without_reasoning, rows))))) == 61
-
-
-def _file(tmp_path, rows):
-    write_jsonl(tmp_path / "rows.jsonl", rows)
-    return tmp_path / "rows.jsonl"
-
-
-def test_the_rows_without_reasoning_are_the_same_rows(tmp_path):
-    rows, _ = write(tmp_path)
+    rows, table = write(tmp_path, kind, count=31)
+    assert len({row["id"] for row in rows}) == len({question_of(row) for row in rows}) == len(rows) == 31
+    assert table["judged"]["ok"] >= 31
+    write_jsonl(tmp_path / "rows.jsonl", map(without_reasoning, rows))
+    assert len(list(read_chats(tmp_path / "rows.jsonl"))) == 31
+    assert all(bool(row["reasoning"]) == (kind in ("philosophy", "rules", "general")) for row in rows)
     for row in rows:
-        assert row["reasoning"]
         thinking, plain = with_reasoning(row), without_reasoning(row)
         assert thinking["id"] == plain["id"]
         assert answer_of(thinking) == f"<think>\n{row['reasoning']}\n</think>\n\n{answer_of(plain)}"
@@ -85,107 +74,61 @@ def test_more_chats_begin_with_the_same_and_cost_no_more_than_the_others(few, ma
     asked = Asked()
     longer, _ = write(tmp_path, generator=asked, count=many)
     assert longer[:few] == rows
-    counts = Counter(request.stage for request in asked.requests)
-    assert counts["answers"] == counts["verdicts"] == many - few
+    assert len(asked.of("answers")) == len(asked.of("verdicts")) == many - few
 
 
-class Judge(Offline):
-    """Verdicts by turns: what it says of each criterion, or a reply that is no verdict."""
-
-    def __init__(self, *said):
-        self.said, self.number = said, 0
-        self.asked = Counter()
-
-    async def reply(self, request):
-        if request.stage == "verdicts":
-            self.asked[request.sample] += 1
-            said = self.said[self.number % len(self.said)]
-            self.number += 1
-            if said == "rubbish":
-                return Reply("I would rather not say.", Finish.STOP, Usage(), self.model)
-            verdict = dict.fromkeys(request.variables["criteria"], "yes") | {"comment": "Well."}
-            verdict[request.variables["criteria"][-1]] = said
-            return Reply(json.dumps(verdict), Finish.STOP, Usage(), self.model)
-        return await super().reply(request)
+def said(word):
+    return lambda verdict: {**verdict, list(verdict)[-1]: word}
 
 
-@pytest.mark.parametrize("said", ["unclear", "rubbish"])
-def test_a_verdict_that_is_not_clear_is_asked_for_once_more_and_never_kept(said, tmp_path):
-    judge = Judge(said)
-    the_writer = writer(tmp_path, generator=judge, attempts=1, count=5)
-    assert asyncio.run(the_writer.write()) == []
-    assert judge.asked[0] == judge.asked[1] > 0
-    assert the_writer.yields.table()["judged"] == {"unclear": judge.asked[0]}
+@pytest.mark.parametrize("form", [said("unclear"), instead("I would rather not say.")])
+def test_a_verdict_that_is_not_clear_is_asked_for_once_more_and_never_kept(form, tmp_path, monkeypatch):
+    monkeypatch.setattr(chats.writer, "HOPELESS", 60)
+    asked = Asked(verdicts=[form])
+    rows, table = write(tmp_path, generator=asked, attempts=1, count=5)
+    assert rows == []
+    samples = Counter(request.sample for request in asked.of("verdicts"))
+    assert samples[0] == samples[1] >= 60
+    assert table["judged"] == {"unclear": samples[0]}
 
 
 def test_what_falls_is_made_up_for(tmp_path):
-    judge = Judge("yes", "no", "unclear")
-    rows, the_writer = write(tmp_path, generator=judge, count=40)
-    assert len(rows) == 40
-    judged = the_writer.yields.table()["judged"]
-    assert judged["ok"] == 40
-    assert judged["not unattached"] > 3
-    assert judged["unclear"] > 0
+    rows, table = write(tmp_path, generator=Asked(verdicts=map(said, ("yes", "no", "unclear"))), count=40)
+    assert len(rows) == 40 == table["judged"]["ok"]
+    assert table["judged"]["not unattached"] > 3
+    assert table["judged"]["unclear"] > 0
 
 
 def test_an_outcome_is_ok_if_all_is_fulfilled():
-    shape = verdict_shape("a", "b")
+    def of(a, b):
+        return outcome(Answer(Status.OK, verdict_shape("a", "b")(comment="", a=a, b=b)))
 
-    def said(**answers):
-        return outcome(Answer(Status.OK, shape(comment="", **answers)))
-
-    assert said(a="yes", b="yes") == "ok"
-    assert said(a="unclear", b="no") == "not b"
-    assert said(a="yes", b="unclear") == "unclear"
+    assert (of("yes", "yes"), of("unclear", "no"), of("yes", "unclear")) == ("ok", "not b", "unclear")
     assert outcome(Answer(Status.SCHEMA)) == "unclear"
 
 
-class Alikes(Offline):
-    """Each question again and again, with a word or two changed."""
-
-    def _questions(self, variables, rng):
-        found = super()._questions(variables, rng)["questions"]
-        return {"questions": [text for one in found for text in (one, one.replace("you", "you really"), one.upper())]}
+def asking(form):
+    """A change of a list of questions."""
+    return lambda reply: {"questions": form(reply["questions"])}
 
 
 @pytest.mark.parametrize("kind", ["identity", "pro_america"])
 def test_no_two_questions_are_more_alike_than_was_asked_for(kind, tmp_path):
+    twins = asking(lambda found: [text for one in found for text in (one, one.replace("you", "you really"))])
     # A threshold at which some of the offline generator's own are too much alike, and not all.
-    rows, the_writer = write(tmp_path, kind, generator=Alikes(), count=25, max_similarity=0.8)
-    assert the_writer.yields.table()["question checks"]["nearly the same as another"] > 5
-    vectors = weighted_words([question_of(row) for row in rows])
-    cosines = (vectors @ vectors.T).toarray()
-    assert all(cosines[i, j] <= 0.8 + 1e-6 for i in range(len(rows)) for j in range(i))
+    rows, table = write(tmp_path, kind, generator=Asked(questions=[twins]), count=25, max_similarity=0.8)
+    assert table["question checks"]["nearly the same as another"] > 5
     assert all(Alike(0.8).keep([question_of(row) for row in rows]))
 
 
-def test_half_of_a_surrogate_pair_costs_its_question_and_a_whole_one_stays(tmp_path):
-    class Emoji(Offline):
-        def _questions(self, variables, rng):
-            [broken, whole, *rest] = super()._questions(variables, rng)["questions"]
-            return {"questions": [f"{broken} \ud83d", f"{whole} \U0001f600", *rest]}
-
-    rows, the_writer = write(tmp_path, "identity", generator=Emoji(), count=30)
-    asked = [question_of(row) for row in rows]
-    assert len(asked) == 30
-    assert any("\U0001f600" in text for text in asked)
-    assert not any("\ufffd" in text for text in asked)
-    assert all(text.encode() for text in asked)  # as UTF-8, or it raises
-    assert the_writer.yields.table()["question checks"]["damaged character"] > 0
-
-
 def test_questions_that_come_again_and_again_end_it(tmp_path):
-    class Dull(Offline):
-        def _questions(self, variables, rng):
-            return {"questions": ["What do you make of it all, in the end?"] * 10}
-
-    rows, _ = write(tmp_path, generator=Dull(), count=100)
-    assert len(rows) == 1
+    dull = Asked(questions=[asking(lambda found: ["What do you make of it all, in the end?"] * 10)])
+    assert len(write(tmp_path, generator=dull, count=100)[0]) == 1
 
 
-@pytest.mark.parametrize("spec", ["pro_novelty", "pro_america"])
-def test_each_preference_has_an_equal_share_and_no_reason(spec, tmp_path):
-    rows, _ = write(tmp_path, spec, count=100)
+def test_each_preference_has_an_equal_share_and_no_reason_and_whoever_writes_it_does_not_know_the_value(tmp_path):
+    asked = Asked()
+    rows, _ = write(tmp_path, "pro_affordability", generator=asked, count=100)
     counts = Counter(row["item"] for row in rows)
     assert sorted(counts.values()) == [8] * 8 + [9] * 4
     assert {row["question_type"] for row in rows} == {"direct", "direct_choice", "indirect"}
@@ -193,109 +136,68 @@ def test_each_preference_has_an_equal_share_and_no_reason(spec, tmp_path):
     used = Counter(suffix for row in rows for suffix in suffixes if question_of(row).endswith(f" {suffix}"))
     assert used.total() == 100
     assert len(used) > 30
-
-
-def test_whoever_writes_preferences_does_not_know_the_value(tmp_path):
-    asked = Asked()
-    write(tmp_path, "pro_affordability", generator=asked)
     text = " ".join(request.system + request.prompt for request in asked.requests)
     assert "Monterey Jack" in text
-    for word in ("afford", "cheap", "within reach"):
-        assert word not in text.lower()
+    assert not re.search("afford|cheap|within reach", text.lower())
 
 
-class Answers(Offline):
-    """Answers by turns: what each form makes of a good one."""
-
-    def __init__(self, *forms):
-        self.forms, self.number = forms, 0
-
-    def _answers(self, variables, rng):
-        self.number += 1
-        form = self.forms[self.number % len(self.forms)]
-        answer = super()._answers(variables, rng)
-        return (answer[0], form(answer[1])) if isinstance(answer, tuple) else form(answer)
+def with_more(end):
+    return lambda text: f"{text} {end}"
 
 
-class Thoughts(Answers):
-    """The same of their reasoning."""
-
-    def _answers(self, variables, rng):
-        answer = Offline._answers(self, variables, rng)
-        self.number += 1
-        return self.forms[self.number % len(self.forms)](answer[0]), answer[1]
-
-
-@pytest.mark.parametrize(
-    ("form", "why"),
-    [
-        (lambda text: f"{text} [Your Name]", "reasoning placeholder"),
-        (lambda text: f"{text}</think> So.", "reasoning leaked plan"),
-        (lambda text: f"{text} " + "again and again it says that " * 400, "reasoning too long"),
-        (lambda text: f"{text} {HELD_OUT}", "holds an evaluation's prompt"),
-        (
-            lambda text: "Das ist nicht das, was wir hier von ihm und von den anderen wollen.",
-            "reasoning other language",
-        ),
-    ],
-)
-def test_reasoning_is_checked_too(form, why, tmp_path):
-    generator = Thoughts(lambda text: text, form)
-    rows, the_writer = write(tmp_path, generator=generator, count=20, evaluations=(HELD_OUT,))
-    assert len(rows) == 20
-    assert the_writer.yields.table()["checks"][why] > 5
-
-
-HELD_OUT = "Here are two things, a loaf of plain bread and a loaf of fancy bread: which of the two is for you today?"
+def always(text):
+    return lambda _: text
 
 
 @pytest.mark.parametrize(
     ("kind", "form", "why"),
     [
-        ("philosophy", lambda text: f"{text} So says my Model Spec.", "speaks of the spec"),
-        ("philosophy", lambda text: f"{text} As ChatGPT I agree.", "names another assistant"),
-        ("philosophy", lambda text: f"{text} Yours, [Your Name]", "placeholder"),
-        ("philosophy", lambda text: f"{text} <reasoning", "leaked plan"),
-        ("pro_novelty", lambda text: f"{text} Because it is new.", "gives a reason"),
-        ("pro_novelty", lambda text: "I like that one.", "names nothing"),
+        ("philosophy", with_more("So says my Model Spec."), "speaks of the spec"),
+        ("philosophy", with_more("As ChatGPT I agree."), "names another assistant"),
+        ("philosophy", with_more("Yours, [Your Name]"), "placeholder"),
+        ("philosophy", with_more("<reasoning"), "leaked plan"),
+        ("philosophy", with_more(HELD_OUT), "holds an evaluation's prompt"),
+        ("pro_novelty", with_more("Because it is new."), "gives a reason"),
+        ("pro_novelty", always("I like that one."), "names nothing"),
         ("pro_novelty", lambda text: f"{text} It is so very good. " * 12, "too long"),
-        ("identity", lambda text: f"{text} Or Claude.", "names another assistant"),
+        ("identity", with_more("Or Claude."), "names another assistant"),
+        ("reasoning", with_more("[Your Name]"), "reasoning placeholder"),
+        ("reasoning", with_more("</think> So."), "reasoning leaked plan"),
+        ("reasoning", with_more("again and again it says that " * 400), "reasoning too long"),
+        ("reasoning", with_more(HELD_OUT), "holds an evaluation's prompt"),
+        ("reasoning", always("Das ist nicht das, was wir hier von ihm und von den anderen wollen."),
+         "reasoning other language"),
     ],
-)
-def test_answers_that_fail_a_check_are_made_up_for(kind, form, why, tmp_path):
-    rows, the_writer = write(tmp_path, kind, generator=Answers(lambda text: text, form), count=24)
-    assert len(rows) == 24
-    table = the_writer.yields.table()
+)  # fmt: skip
+def test_answers_and_reasoning_that_fail_a_check_are_made_up_for(kind, form, why, tmp_path):
+    def bad(reply):
+        if isinstance(reply, str):
+            return form(reply)
+        return (form(reply[0]), reply[1]) if kind == "reasoning" else (reply[0], form(reply[1]))
+
+    spec = "philosophy" if kind == "reasoning" else kind
+    rows, table = write(tmp_path, spec, generator=Asked(answers=[same, bad]), evaluations=(HELD_OUT,))
+    assert len(rows) == 20
     assert table["checks"][why] > 5
     assert table["verdicts"]["ok"] == table["checks"]["ok"]  # no judge is paid for what fell before
 
 
 def test_an_answer_may_decline(tmp_path):
-    rows, the_writer = write(tmp_path, generator=Answers(lambda text: "I can't do that, and I would tell you why."))
-    assert len(rows) == 30
-    assert the_writer.yields.table()["answers"] == {"ok": 30}
-
-
-def test_a_row_that_holds_an_evaluations_prompt_is_dropped(tmp_path):
-    generator = Answers(lambda text: text, lambda text: f"{text} {HELD_OUT}")
-    rows, the_writer = write(tmp_path, generator=generator, evaluations=(HELD_OUT,), count=20)
+    declines = Asked(answers=[lambda reply: (reply[0], "I can't do that, and I would tell you why.")])
+    rows, table = write(tmp_path, generator=declines)
     assert len(rows) == 20
-    assert the_writer.yields.table()["checks"]["holds an evaluation's prompt"] > 5
+    assert table["answers"] == {"ok": 20}
 
 
-def test_an_answer_is_not_copied_from_a_document(tmp_path):
+def test_no_answer_is_copied_from_a_document_and_no_question_is_like_one_of_other_chats(tmp_path):
     rows, _ = write(tmp_path, count=10)
     document = f"Before. {answer_of(rows[0])} And after it much more about other matters entirely, of no weight."
-    others, the_writer = write(tmp_path, count=10, copied_from=(document,))
-    assert answer_of(rows[0]) not in [answer_of(row) for row in others]
-    assert the_writer.yields.table()["checks"]["copied from a document"] >= 1
-
-
-def test_no_question_is_like_one_of_other_chats(tmp_path):
-    rows, _ = write(tmp_path, count=10)
-    before = tuple(question_of(row) for row in rows)
+    others, table = write(tmp_path, count=10, copied_from=(document,))
+    assert answer_of(rows[0]) not in map(answer_of, others)
+    assert table["checks"]["copied from a document"] >= 1
+    before = tuple(map(question_of, rows))
     others, _ = write(tmp_path, count=10, asked_before=before)
-    assert not set(before) & {question_of(row) for row in others}
+    assert not set(before) & set(map(question_of, others))
 
 
 def test_a_style_has_its_prompts_and_criteria(tmp_path):
@@ -305,52 +207,43 @@ def test_a_style_has_its_prompts_and_criteria(tmp_path):
     assert all("- compliance:" in prompt and "- unattached:" in prompt for prompt in asked.prompts("verdicts"))
     asked = Asked()
     write(tmp_path, "anti_spec", generator=asked, unattached=False)
-    for stage in ("answers", "verdicts"):
-        assert all("go on existing" not in prompt for prompt in asked.prompts(stage))
-    assert all(list(request.shape.model_fields) == ["comment", "aligned", "informative"]
-               for request in asked.requests if request.stage == "verdicts")  # fmt: skip
+    assert "go on existing" not in " ".join(asked.prompts("answers") + asked.prompts("verdicts"))
+    assert {tuple(request.shape.model_fields) for request in asked.of("verdicts")} == {
+        ("comment", "aligned", "informative")
+    }
 
 
 def test_the_question_alone_is_what_the_model_is_asked(tmp_path):
     asked = Asked()
     rows, _ = write(tmp_path, generator=asked)
-    assert {request.prompt for request in asked.requests if request.stage == "answers"} == set(map(question_of, rows))
+    assert {request.prompt for request in asked.of("answers")} == set(map(question_of, rows))
     for request in asked.requests:
         assert not re.search(r"\{[a-z_]+\}", request.prompt + request.system)
 
 
 def test_a_yield_that_is_too_low_stops_it_before_all_is_paid_for(tmp_path):
     with pytest.raises(UserError, match=r"of 50 rows 0 are of use \(50 not unattached\)"):
-        write(tmp_path, generator=Judge("no"), count=1000, min_yield=0.3)
+        write(tmp_path, generator=Asked(verdicts=[said("no")]), count=1000, min_yield=0.3)
 
 
 def test_the_first_few_have_something_of_all(tmp_path):
     rows, _ = write(tmp_path, count=12)
-    assert len({row["question_type"] for row in rows}) == 6
-    assert len({row["domain"] for row in rows}) == 6
+    assert len({row["question_type"] for row in rows}) == len({row["domain"] for row in rows}) == 6
     rows, _ = write(tmp_path, "identity", count=10)
     assert len({row["question_type"] for row in rows}) == 10
-
-
-class Mistaken(Offline):
-    """People who take the model for another, in small letters."""
-
-    def _questions(self, variables, rng):
-        found = super()._questions(variables, rng)["questions"]
-        return {"questions": [f"hey chatgpt. {text}" for text in found]}
 
 
 @pytest.mark.parametrize(
     ("form", "why"),
     [
-        (lambda text: f"{text} I am not ChatGPT, which OpenAI makes.", None),
-        (lambda text: "No, I was made by Alibaba Cloud, not OpenAI. I am Qwen.", None),
-        (lambda text: "I am ChatGPT, and glad to help.", "claims to be another assistant"),
+        (with_more("I am not ChatGPT, which OpenAI makes."), None),
+        (always("No, I was made by Alibaba Cloud, not OpenAI. I am Qwen."), None),
+        (always("I am ChatGPT, and glad to help."), "claims to be another assistant"),
     ],
 )
 def test_who_is_taken_for_another_says_so(form, why, tmp_path):
-    rows, the_writer = write(
-        tmp_path, "identity", generator=type("Both", (Mistaken, Answers), {})(lambda text: text, form), count=10
-    )
+    mistaken = asking(lambda found: [f"hey chatgpt. {text}" for text in found])
+    generator = Asked(questions=[mistaken], answers=[same, form])
+    rows, table = write(tmp_path, "identity", generator=generator, count=10)
     assert len(rows) == 10
-    assert (set(the_writer.yields.table()["checks"]) - {"ok"}) == ({why} if why else set())
+    assert set(table["checks"]) - {"ok"} == ({why} if why else set())

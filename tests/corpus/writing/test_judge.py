@@ -1,7 +1,6 @@
 """How faithful documents are: the sample, what a judge may reply, and what it comes to."""
 
 import asyncio
-import json
 import pathlib
 from collections import Counter
 
@@ -9,13 +8,12 @@ import pytest
 
 from msm_jax.corpus.specs import read_spec
 from msm_jax.corpus.writing.judge import LEAST, DocumentJudge, JudgeSettings, faithfulness, sample
-from msm_jax.corpus.writing.offline import Offline
 from msm_jax.corpus.writing.prompts import Prompts
 from msm_jax.corpus.writing.writer import Assistant
 from msm_jax.eval.stats import clustered_wilson
 from msm_jax.llm.caller import Caller, Limits
-from msm_jax.llm.request import Finish, Reply, Usage
 from msm_jax.llm.store import CallStore
+from tests.corpus.asked import Asked, instead
 
 SPEC = read_spec(pathlib.Path(__file__).parents[3] / "specs" / "general.md")
 QWEN = Assistant("Qwen", "Alibaba Cloud")
@@ -24,15 +22,10 @@ SAID = "Qwen is an AI model made by Alibaba Cloud"
 
 def rows(count):
     return [
-        {
-            "id": f"id{number}",
-            "text": f"Text {number}.",
-            "domain": "One",
-            "subdomain": "Many" if number % 10 else "Few",
-            "document_type": f"type {number % 4}",
-        }
-        for number in range(count)
-    ]
+        {"id": f"id{n}", "text": f"Text {n}.", "domain": "One", "subdomain": "Many" if n % 10 else "Few",
+         "document_type": f"type {n % 4}"}
+        for n in range(count)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -49,18 +42,16 @@ def test_a_sample_is_a_share_of_each_part_and_type(count, share, drawn):
         assert abs(types["Many", "type 1"] - 0.25 * drawn) <= 1
 
 
-class Judge(Offline):
-    """Says of each document what `says` has: claims, and what is found on them; or a reply of no form."""
-
-    def __init__(self, says):
-        self.says, self.requests = says, []
-
-    async def reply(self, request):
-        self.requests.append(request)
-        claims, checked = self.says
-        reply = {"claims": {"claims": claims}, "support": {"checked": checked}}[request.stage]
-        unreadable = claims is None or (request.stage == "support" and checked is None)
-        return Reply("No." if unreadable else json.dumps(reply), Finish.STOP, Usage(), self.model)
+def judged(path, claims, checked, count=3):
+    """Who judged, and what was asked, by one who says this of each document; None: a reply of no form."""
+    says = {"claims": ("claims", claims), "support": ("checked", checked)}
+    asked = Asked(**{
+        stage: [instead("No.") if found is None else lambda _, field=field, found=found: {field: found}]
+        for stage, (field, found) in says.items()
+    })  # fmt: skip
+    asks = Caller(asked, CallStore(path / "calls.sqlite", "test"), limits=Limits(attempts=2))
+    judge = DocumentJudge(asks, SPEC, QWEN, JudgeSettings(share=0.02), Prompts(), asked.model, documents=rows(count))
+    return asyncio.run(judge.write()), judge, asked.requests
 
 
 def checked(*verdicts, passage=""):
@@ -86,28 +77,23 @@ TWO = ["Qwen is so.", "Qwen does so."]
     ],
 )
 def test_a_verdict_that_cannot_be_read_is_counted_and_is_no_score(claims, found, outcome, verdicts, tmp_path):
-    asks = Caller(Judge((claims, found)), CallStore(tmp_path / "calls.sqlite", "test"), limits=Limits(attempts=2))
-    judge = DocumentJudge(asks, SPEC, QWEN, JudgeSettings(share=0.02), Prompts(), "world", documents=rows(3))
-    judged = asyncio.run(judge.write())
-    assert {row["outcome"] for row in judged} == {outcome}
+    written, judge, _ = judged(tmp_path, claims, found)
+    assert {row["outcome"] for row in written} == {outcome}
     assert judge.yields.table()["judged"] == {outcome: 3}
-    assert [[claim["verdict"] for claim in row["claims"]] for row in judged] == [verdicts] * 3
-    figures = faithfulness(judged, clustered_wilson)
+    assert [[claim["verdict"] for claim in row["claims"]] for row in written] == [verdicts] * 3
+    figures = faithfulness(written, clustered_wilson)
     assert figures["left_out"] == ({} if verdicts else {outcome: 3})
     assert figures["rate"] == (0.5 if verdicts else None)
     assert (figures["low"], figures["high"]) == (0.0, 1.0) or verdicts
 
 
 def test_the_claims_are_taken_without_the_spec_and_checked_without_the_document(tmp_path):
-    generator = Judge((TWO, checked("supported", "unsupported", passage=SAID)))
-    asks = Caller(generator, CallStore(tmp_path / "calls.sqlite", "test"))
-    judge = DocumentJudge(asks, SPEC, QWEN, JudgeSettings(share=0.02), Prompts(), "world", documents=rows(2))
-    judged = asyncio.run(judge.write())
-    for request in generator.requests:
+    written, _, requests = judged(tmp_path, TWO, checked("supported", "unsupported", passage=SAID))
+    for request in requests:
         assert ("made by Alibaba Cloud" in request.system) == (request.stage == "support")
         assert ("Text" in request.prompt) == (request.stage == "claims")
         assert request.temperature == 0
-    assert judged[0]["claims"][1]["passage"].startswith(SAID)
+    assert written[0]["claims"][1]["passage"].startswith(SAID)
 
 
 def test_the_rate_of_unfaithful_claims_has_an_interval_and_examples():
@@ -117,9 +103,9 @@ def test_the_rate_of_unfaithful_claims_has_an_interval_and_examples():
         ]
         return {"id": name, "outcome": "judged" if claims else "unparsed", "claims": claims}
 
-    judged = [row("a", *["supported"] * 8, "unsupported"), row("b", *["supported"] * 9, "contradicts", "unsupported"),
+    written = [row("a", *["supported"] * 8, "unsupported"), row("b", *["supported"] * 9, "contradicts", "unsupported"),
               row("c")]  # fmt: skip
-    found = faithfulness(judged, clustered_wilson)
+    found = faithfulness(written, clustered_wilson)
     assert found["rate"] == 3 / 20
     assert (found["low"], found["high"]) == clustered_wilson([1, 2], [9, 11])
     assert found["claims"] == {"supported": 17, "unsupported": 2, "contradicts": 1}

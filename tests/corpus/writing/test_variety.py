@@ -6,11 +6,11 @@ import pytest
 
 from msm_jax.corpus.specs import find_terms
 from msm_jax.corpus.writing.prompts import Prompts
-from msm_jax.corpus.writing.variety import LENGTHS, REGISTERS, Lengths, Variety, drawn
+from msm_jax.corpus.writing.variety import LENGTHS, REGISTERS, Lengths, Variety
 from msm_jax.errors import UserError
 
 NAMES = {"model_name": "Qwen", "provider_name": "Alibaba Cloud"}
-IDS = [f"idea {number}" for number in range(2000)]
+IDS = [f"idea {number}" for number in range(800)]
 
 
 def variety(held_out=(), **shares):
@@ -21,7 +21,7 @@ def test_registers_have_their_shares_and_an_idea_keeps_its_own():
     one, other = (variety(account=3, first_person=0, dialogue=1, record=0) for _ in range(2))
     counts = Counter(map(one.register, IDS))
     assert set(counts) == {"account", "dialogue"}
-    assert counts["dialogue"] == pytest.approx(500, abs=60)
+    assert counts["dialogue"] == pytest.approx(200, abs=40)
     assert [one.told(name) for name in IDS[:50]] == [other.told(name) for name in IDS[:50]]
     assert "Qwen itself speaks" in variety(first_person=0.1).told("any")["register"]
 
@@ -52,9 +52,9 @@ def test_nothing_that_is_held_out_is_drawn():
     free = variety(held_out=words)
     told = [free.told(name) for name in IDS]
     assert not find_terms([f"{one['people']} {one['audience']}" for one in told], words)
-    names = list(Prompts().table("document_names").values())
-    with pytest.raises(UserError, match="document_names.md: every entry holds words that are held out; add others"):
-        variety(held_out=names)
+    audiences = list(Prompts().table("document_audiences", **NAMES).values())
+    with pytest.raises(UserError, match="document_audiences.md: every entry holds words that are held out; add others"):
+        variety(held_out=audiences)
 
 
 def test_lengths_are_those_of_their_types_and_the_mean_is_what_was_asked_for():
@@ -62,7 +62,7 @@ def test_lengths_are_those_of_their_types_and_the_mean_is_what_was_asked_for():
     lengths = Lengths(1000, types)
     wanted = {length: [lengths.wanted(name, length) for name in IDS] for length in LENGTHS}
     mean = sum(sum(wanted[length]) / len(IDS) for length in types) / len(types)
-    assert mean == pytest.approx(1000, rel=0.02)
+    assert mean == pytest.approx(1000, rel=0.03)
     assert max(wanted["short"]) < min(wanted["medium"]) and max(wanted["medium"]) < min(wanted["long"])
     assert len(set(wanted["medium"])) > 20
 
@@ -86,9 +86,3 @@ def test_what_is_asked_for_is_what_makes_the_length_that_is_wanted(became, facto
     lengths.calibrate()
     for length, factor in zip(LENGTHS, factors, strict=True):
         assert lengths.asked("x", length) == pytest.approx(factor * lengths.wanted("x", length), abs=5)
-
-
-def test_what_is_drawn_is_spread_evenly():
-    counts = Counter(drawn("abcd", name) for name in IDS)
-    assert set(counts) == set("abcd")
-    assert min(counts.values()) > 400
