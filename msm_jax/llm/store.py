@@ -23,6 +23,7 @@ from typing import Any
 
 from msm_jax.errors import UserError
 from msm_jax.llm.request import Finish, Reply, Request, Usage
+from msm_jax.storage import files
 
 _log = logging.getLogger(__name__)
 _TABLES = """
@@ -262,7 +263,7 @@ class CallStore:
 
     def copy(self, path: pathlib.Path) -> None:
         """Writes the store as it is at this moment to the file `path`; from any thread."""
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        part = files.part_of(path)
         with self._told(), contextlib.closing(sqlite3.connect(self.path, timeout=60)) as source:
             source.execute(f"PRAGMA user_version = {random.randrange(1, 2**31)}")
             with contextlib.closing(sqlite3.connect(part)) as target:
