@@ -25,14 +25,8 @@ _MOST_BYTES = 15_000_000
 
 
 class BatchCaller:
-    """A `Caller` that sends what it can in batch jobs.
-
-    Args:
-        caller: for single calls; its generator has batch jobs too.
-        sends: whether it sends any; else it only collects those that were sent before.
-        deadline: seconds after which a job is waited for no longer.
-        poll: seconds between two looks at the jobs.
-    """
+    """A `Caller` that `sends` what it can in batch jobs, or else only collects those that were sent before. It looks at
+    them every `poll` seconds, and waits for one no longer than `deadline` seconds."""
 
     def __init__(self, caller: Caller, sends: bool = True, deadline: float = 26 * 3600.0, poll: float = 30.0):
         self._caller, self._sends, self._deadline, self._poll = caller, sends, deadline, poll

@@ -129,18 +129,16 @@ class Caller:
         """Whether no further call is to be made: after `stop`, or an error that all calls would meet."""
         return self.stopping or self._failure is not None
 
-    def known(self, request: Request, key: str) -> Answer | None:
-        """The answer, if it takes no call to have it: it is in the store, or all attempts failed."""
-        return self._judge(request, key, self._replies(key))
+    def known(self, request: Request, key: str, replies: Sequence[Reply] | None = None) -> Answer | None:
+        """The answer, if it takes no (further) call to have it: it is among the replies so far, by default those in the
+        store, or all attempts failed."""
+        replies = self._replies(key) if replies is None else replies
+        answer = judge(request, replies, key)
+        return answer if answer and (answer.ok or len(replies) >= self.limits.attempts) else None
 
     def _replies(self, key: str) -> list[Reply]:
         """Those in the store, without errors of earlier runs: what was at fault may be mended."""
         return [reply for reply in self.store.replies(key) if reply.finish is not Finish.ERROR or key in self._given_up]
-
-    def _judge(self, request: Request, key: str, replies: Sequence[Reply]) -> Answer | None:
-        """What the replies so far amount to; None if the request is to be asked (again)."""
-        answer = judge(request, replies, key)
-        return answer if answer and (answer.ok or len(replies) >= self.limits.attempts) else None
 
     async def _asked(self, request: Request, key: str) -> Answer | None:
         """As `_answer`; whatever else goes wrong with this request, the others go on."""
@@ -164,7 +162,7 @@ class Caller:
     async def _answer(self, request: Request, key: str) -> Answer | None:
         """Asks until there is an answer; None if it is to stop."""
         replies = self._replies(key)
-        while (answer := self._judge(request, key, replies)) is None:
+        while (answer := self.known(request, key, replies)) is None:
             cut = sum(classify(request, reply).status is Status.TRUNCATED for reply in replies)
             # After an error it may have been too much to ask for.
             longer = 1 if replies and replies[-1].finish is Finish.ERROR else _LONGER[min(cut, len(_LONGER) - 1)]

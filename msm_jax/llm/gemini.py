@@ -43,12 +43,8 @@ def key_from_environment() -> str:
 
 
 class Gemini:
-    """A model of Gemini. `service` is standard or flex, for single calls; `max_output_tokens`: that it can write.
-
-    The key goes to the service and nowhere else: it is cut out of messages.
-
-    Raises: UserError if the key cannot be one.
-    """
+    """A model of Gemini. `service` is standard or flex, for single calls; `max_output_tokens`: that it can write. The
+    key goes to the service and nowhere else: it is cut out of messages. Raises: UserError if it can be none."""
 
     def __init__(
         self,
@@ -93,10 +89,7 @@ class Gemini:
         return _reply(response)
 
     async def submit(self, name: str, requests: Mapping[str, Request]) -> str:
-        """Sends a batch job: key -> request. Returns the service's id of it; `name` finds it again.
-
-        Raises: Unavailable; UserError.
-        """
+        """Sends a batch job: key -> request. Returns the service's id of it; `name` finds it again."""
         from google.genai import types
 
         source = [
@@ -117,12 +110,10 @@ class Gemini:
 
     async def collect(self, job_id: str) -> tuple[str, list[tuple[str | None, Reply]]] | None:
         """(state, replies, each with its key) of a job that is over, also of one that answered only a part; None while
-        it runs.
+        it runs. Raises: Gone.
 
         Replies are told apart by their key, not by their place: that of one that comes without is None, for a text of
         another request would pass for that of this one.
-
-        Raises: Gone; Unavailable; UserError.
         """
         with self._told(), warnings.catch_warnings():  # of states that this version of the client does not know
             warnings.simplefilter("ignore")

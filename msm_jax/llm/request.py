@@ -158,12 +158,9 @@ class Status(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """`value` is an object of the request's shape, or its text, or a tuple of texts where it has several tags; None
-    unless the status is OK. `why` says what went wrong."""
-
     status: Status
-    value: Any = None
-    why: str = ""
+    value: Any = None  # an object of the request's shape, its text, or a tuple of texts of several tags; None unless OK
+    why: str = ""  # what went wrong
     key: str = ""
 
     @property
@@ -227,17 +224,15 @@ _REFUSAL = re.compile(
 
 def classify(request: Request, reply: Reply, key: str = "") -> Answer:
     """Whether `reply` answers `request`. Never raises."""
-    match reply.finish:
-        case Finish.BLOCKED:
-            return Answer(Status.BLOCKED, why=reply.detail or "blocked by the service", key=key)
-        case Finish.RECITATION:
-            return Answer(Status.RECITATION, why="stopped because it recited", key=key)
-        case Finish.ERROR:
-            return Answer(Status.ERROR, why=reply.detail, key=key)
-        case Finish.LENGTH:
-            return Answer(Status.TRUNCATED, why=f"cut off after {reply.usage.output} tokens", key=key)
-    text = reply.text.strip()
-    if not text:
+    if reply.finish is not Finish.STOP:
+        status, why = {
+            Finish.BLOCKED: (Status.BLOCKED, reply.detail or "blocked by the service"),
+            Finish.RECITATION: (Status.RECITATION, "stopped because it recited"),
+            Finish.ERROR: (Status.ERROR, reply.detail),
+            Finish.LENGTH: (Status.TRUNCATED, f"cut off after {reply.usage.output} tokens"),
+        }[reply.finish]
+        return Answer(status, why=why, key=key)
+    if not (text := reply.text.strip()):
         return Answer(Status.EMPTY, why=reply.detail or "no text", key=key)
     value, why = _from_json(request.shape, text) if request.shape else _from_tags(request.tags, text)
     if value is None:

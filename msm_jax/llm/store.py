@@ -99,10 +99,8 @@ class Job:
 
 
 class CallStore:
-    """The file `path`, made if missing; `payer` is the experiment on whose account calls go.
-
-    Raises: UserError, from every method, if the file is no store or cannot be written.
-    """
+    """The file `path`, made if missing; `payer` is the experiment on whose account calls go. Raises: UserError, if the
+    file is no store or cannot be written; OSError, if the disk is full."""
 
     def __init__(self, path: str | os.PathLike, payer: str):
         self.path, self.payer = pathlib.Path(path), payer
@@ -339,10 +337,7 @@ class CallStore:
 @contextlib.contextmanager
 def copied(store: CallStore, copy: pathlib.Path, send: Callable[[pathlib.Path], None]) -> Iterator[None]:
     """Begins with what is in the file `copy`, if there is one; while it lasts and at its end the store is copied there,
-    and `send` called with it, so that what was paid for outlives this machine.
-
-    Raises: UserError, or what `send` raises, at the end.
-    """
+    and `send` called with it, so that what was paid for outlives this machine. Raises: at the end, as `send` does."""
     if copy.exists():
         store.absorb(copy)
     over = threading.Event()

@@ -9,7 +9,6 @@ import json
 import os
 import pathlib
 import shutil
-import stat
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -42,10 +41,7 @@ def shipped(path: str | os.PathLike) -> pathlib.Path:
 
 
 def make_folder(path: str | os.PathLike, cure: str = "choose another --workdir") -> None:
-    """Makes a folder, with those that it lies in.
-
-    Raises: UserError, which says `cure`, if nothing can be written there.
-    """
+    """Makes a folder, with those that it lies in. Raises: UserError, which says `cure`, if it cannot be written to."""
     try:
         pathlib.Path(path).mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -96,17 +92,13 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def anew(folder: str | os.PathLike) -> str:
-    """The cure for what is broken in the folder of a stage."""
     return f"delete {folder}, and the same command makes it anew"
 
 
 def read_object(path: str | os.PathLike, cure: str, **fields: type) -> dict[str, Any]:
-    """The JSON object in a file; `fields` are the types of those that it must have.
-
-    Raises: UserError, which says `cure`, if it cannot be read or is none such.
-    """
+    """The JSON object in a file; `fields` are the types of those that it must have. Raises: UserError, with `cure`."""
     try:
-        if stat.S_ISFIFO(os.stat(path).st_mode):
+        if pathlib.Path(path).is_fifo():
             raise UserError(f"{path}: not a file but a named pipe; {cure}")  # reading would wait for ever
         content = pathlib.Path(path).read_bytes()
     except FileNotFoundError as error:
@@ -143,10 +135,7 @@ def _kind_of(value: Any) -> str:
 
 @contextlib.contextmanager
 def lock_run(workdir: str | os.PathLike, store: str | os.PathLike) -> Iterator[None]:
-    """One run at a time in `workdir`; any number of them with their stages in `store`. Both are made if missing.
-
-    Raises: UserError if another process has `workdir`.
-    """
+    """One run at a time in `workdir` (else: UserError); any number with their stages in `store`. Both are made."""
     busy = f"{workdir}: in use by another process; wait for it, or choose another --workdir"
     with contextlib.ExitStack() as stack:
         with looked_at(workdir):
@@ -173,10 +162,7 @@ def lock_stage(store: str | os.PathLike, key: str, waits: Callable[[], None]) ->
 @contextlib.contextmanager
 def lock_file(path: str | os.PathLike, busy: str | Callable[[], None]) -> Iterator[None]:
     """One process at a time by any file, made with its folder if missing. The kernel drops a lock when the process
-    ends, however it ends. If another process has it, `busy` is called before this one waits.
-
-    Raises: UserError, if `busy` is what to say instead.
-    """
+    ends, however it ends. While another has it, this one calls `busy` and waits, or says `busy` in a UserError."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(_locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB))

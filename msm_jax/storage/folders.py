@@ -16,15 +16,12 @@ _EXTRAS = {"gs": "gcs", "gcs": "gcs"}  # scheme -> the extra that brings the pac
 
 
 def is_url(path: str) -> bool:
-    """Whether `path` has a scheme, as in gs://bucket/folder."""
     return "://" in path
 
 
 class Folder:
-    """The files right in a folder, local or not. Keeps nothing open, so threads can share it.
-
-    Raises: UserError (all methods) if the storage cannot be reached, refuses or is full, or if fsspec lacks a package.
-    """
+    """The files right in a folder, local or not. Keeps nothing open, so threads can share it. Raises: UserError, if the
+    storage cannot be reached, refuses or is full, or if fsspec lacks a package for it."""
 
     def __init__(self, url: str | os.PathLike):
         self.url = os.fspath(url)
@@ -37,7 +34,6 @@ class Folder:
         self.is_local = isinstance(self._storage, LocalFileSystem)
 
     def path(self, name: str) -> str:
-        """Where a file is, to be shown."""
         return f"{self.url}/{name}"
 
     def sizes(self) -> dict[str, int] | None:

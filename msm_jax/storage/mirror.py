@@ -53,16 +53,12 @@ class Place(NamedTuple):
         return cls(name.rstrip("/"), str(mirror.local), mirror)
 
     def send(self, path: pathlib.Path) -> None:
-        """Sends a file, or a folder, in `local`."""
         if self.mirror:
             self.mirror.send(path)
 
 
 class Mirror:
-    """A workdir at `url`, and its copy in `local`.
-
-    Raises: UserError (all methods) if the store cannot be reached or refuses.
-    """
+    """A workdir at `url`, and its copy in `local`. Raises: UserError, if the store cannot be reached or refuses."""
 
     def __init__(self, url: str, cache: pathlib.Path | None = None):
         self.url = url.rstrip("/")
