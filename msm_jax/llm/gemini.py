@@ -23,6 +23,7 @@ from msm_jax.llm import services
 from msm_jax.llm.request import Finish, Gone, Reply, Request, Unavailable, Usage
 
 KEY_VARIABLES = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
+_KEYS = " or ".join(KEY_VARIABLES)
 
 # Models whose thinking cannot be turned off: room for the thoughts that they have at the least.
 _LEAST_THOUGHTS = 2048
@@ -57,7 +58,7 @@ class Gemini:
     ):
         from google import genai
 
-        services.checked(key, " or ".join(KEY_VARIABLES))
+        services.checked(key, _KEYS)
         self.model = model
         self._key, self._service, self._max_output_tokens = key, service, max_output_tokens
         # Later clients default to another version of the interface, which lacks thinking and batches.
@@ -185,17 +186,11 @@ class Gemini:
 
     def _of_service(self, error: Any) -> Exception:
         said = error.message or (error.details if isinstance(error.details, str) else json.dumps(error.details))
-        return services.failure(
-            "Gemini",
-            error.code,
-            self._line(f"{error.status or ''} {said}"),
-            _retry_delay(error),
-            key=" or ".join(KEY_VARIABLES),
-            model=f"config.generation.model={self.model}",
-            # The message is the same for all quotas, and the delay that comes with that of a day is of seconds.
-            day=services.of_a_day(error.message, *_details(error)),
-            resets="at midnight, Pacific time",
-        )
+        line, model = self._line(f"{error.status or ''} {said}"), f"config.generation.model={self.model}"
+        # The message is the same for all quotas, and the delay that comes with that of a day is of seconds.
+        day = services.of_a_day(error.message, *_details(error))
+        about = {"key": _KEYS, "model": model, "day": day, "resets": "at midnight, Pacific time"}
+        return services.failure("Gemini", error.code, line, _retry_delay(error), **about)
 
     def _line(self, said: Any) -> str:
         return services.line(said, self._key)

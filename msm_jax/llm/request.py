@@ -47,16 +47,9 @@ class Request:
 
     def canonical(self) -> dict[str, Any]:
         """All that determines a reply, as JSON."""
-        return {
-            "prompt": self.prompt,
-            "system": self.system,
-            "shape": schema(self.shape) if self.shape else None,
-            "tags": list(self.tags),
-            "max_tokens": self.max_tokens,
-            "thinking": self.thinking,
-            "temperature": self.temperature,
-            "sample": self.sample,
-        }
+        fields = ("prompt", "system", "shape", "tags", "max_tokens", "thinking", "temperature", "sample")
+        about = {field: getattr(self, field) for field in fields}
+        return about | {"shape": schema(self.shape) if self.shape else None, "tags": list(self.tags)}
 
     def chat(self) -> list[dict[str, str]]:
         """The turns, for models that may not be held to a schema: the prompt states it."""

@@ -198,9 +198,9 @@ def test_being_busy_is_never_the_fault_of_a_request(ask_model):
     def fault(request):
         if "text 0 " in request.prompt and len(seen) < 11:
             seen.append(request)
-            return Unavailable("busy", after=1.0, busy=True) if len(seen) % 6 else Unavailable("error")
+            return Unavailable("busy", busy=True) if len(seen) % 6 else Unavailable("error")
 
-    assert {answer.status for answer in ask_model(Model(fault), texts(99), in_flight=4)} == {Status.OK}
+    assert {answer.status for answer in ask_model(Model(fault), texts(40), backoff=2.0)} == {Status.OK}
     assert len(seen) == 11
 
 

@@ -150,10 +150,8 @@ def test_a_byte_that_is_no_text_costs_no_call(server, ask):
     assert answer.value == "A \ufffd text." and len(server.bodies) == 1
 
 
-NAMES = (
-    "choices message content finish_reason usage prompt_tokens prompt_tokens_details cached_tokens completion_tokens "
-)
-NAMES += "total_tokens error code type text model refusal"
+NAMES = "choices message content finish_reason usage prompt_tokens prompt_tokens_details cached_tokens error code type"
+NAMES += " completion_tokens total_tokens text model refusal"
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
 
 
