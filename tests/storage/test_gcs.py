@@ -137,23 +137,6 @@ def generations(store, manifest):
     return {path: about["generation"] for path, about in found.items()}
 
 
-def test_arrays_and_locks_stay_where_they_are(bucket, tmp_path):
-    mirror = Mirror(f"{bucket}/files", tmp_path / "a")
-    stage = mirror.local / "stages" / "s-1"
-    for name in ("data.bin", "deep/er.txt", "final/array", "checkpoints/1/array", "manifest.json"):
-        (stage / name).parent.mkdir(parents=True, exist_ok=True)
-        (stage / name).write_text(name)
-    (mirror.local / ".lock").write_text("")
-    mirror.send(mirror.local)
-    other = Mirror(f"{bucket}/files", tmp_path / "b")
-    other.fetch()
-    found = {path.relative_to(other.local).as_posix() for path in other.local.rglob("*") if path.is_file()}
-    assert found == {"stages/s-1/data.bin", "stages/s-1/deep/er.txt", "stages/s-1/manifest.json"}
-    (other.local / "stages/s-1/data.bin").write_text("changed")
-    other.fetch()  # of what is done here, nothing is brought again
-    assert (other.local / "stages/s-1/data.bin").read_text() == "changed"
-
-
 def test_a_bucket_that_is_not_there(bucket, tmp_path):
     mirror = Mirror("gs://nobody/run", tmp_path)
     (mirror.local / "config.json").write_text("{}")
