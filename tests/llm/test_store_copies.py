@@ -102,3 +102,11 @@ def test_money_of_jobs_that_were_answered_oddly_or_given_up(stores, tmp_path):
     store.copy(tmp_path / "copy")
     stores[1].absorb(tmp_path / "copy")
     assert account(store) == account(stores[1]) == (0.3, 0.5, 1)
+
+
+def test_the_copy_of_a_store_that_has_gone_on_brings_nothing_back(stores, tmp_path):
+    pending = stores[0].reserve("key", "s", 0.7, 100.0)
+    stores[0].copy(tmp_path / "copy")
+    stores[0].release(pending)
+    stores[0].absorb(tmp_path / "copy")
+    assert account(stores[0]) == (0, 0, 0)
