@@ -107,7 +107,7 @@ class Gemini(SmallServer):
             about["usageMetadata"] = counted | {"totalTokenCount": sum(tokens)}
         if kind == "blocked_prompt":
             return about | {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}}
-        parts = [{"text": "let me see", "thought": True}, {"text": text}] if text else []
+        parts = [{"text": "<document> {", "thought": True}, {"text": text}] if text else []
         return about | {"candidates": [{"content": {"role": "model", "parts": parts}, "finishReason": finish}]}
 
     def create_batch(self, batch):
@@ -180,8 +180,8 @@ class _Handler(Handler):
         if self.path.endswith(":cancel"):
             gemini.cancelled.append(self.path.removeprefix("/v1beta/").removesuffix(":cancel"))
             return self.send(200, {})
-        if self.headers.get("x-goog-api-key") != KEY:
-            return self.send(*_error(400, "INVALID_ARGUMENT", "API key not valid. Please pass a valid API key."))
+        if (key := self.headers.get("x-goog-api-key")) != KEY:
+            return self.send(*_error(400, "INVALID_ARGUMENT", f"API key {key} not valid. Please pass a valid API key."))
         if self.path.endswith("/models/gone:generateContent"):
             return self.send(*_error(404, "NOT_FOUND", "models/gone is not found"))
         with gemini.lock:
