@@ -1,32 +1,57 @@
 """A small Gemini on 127.0.0.1: the REST dialect that google-genai sends, with every way in which the service fails.
 
 What it says is a function of the request alone (`brain`). How often and how it fails is drawn, anew at every call, so a
-request that failed may be answered the next time. It keeps the account: `paid` counts, by request, the calls that the
-service worked for, and `dollars` what they cost.
+request that failed may be answered the next time. It keeps the account: `paid` counts, by request, the calls with a
+reply that was sent, `good` those without fault, and `dollars` what it worked for, heard or not.
 """
 
 import base64
 import collections
 import hashlib
-import http.server
 import json
 import random
+import select
 import socket
 import struct
-import threading
 import time
 
+from tests.small_server import Handler, SmallServer
+
+KEY = "fake-key-that-must-not-be-seen-6b1f"
 PER_CALL = ("busy", "busy_plain", "error", "overloaded", "hang", "reset", "half")
-# No waiting helps with these.
-DAILY = {
-    "@type": "type.googleapis.com/google.rpc.QuotaFailure",
+PER_REPLY = ("truncated", "blocked", "blocked_prompt", "recitation", "schema", "empty", "refused")
+_GOOGLE = "type.googleapis.com/google."
+
+
+def _error(code, status, message, *details):
+    return code, {"error": {"code": code, "message": message, "status": status, "details": details}}
+
+
+def _delay(seconds):
+    return {"@type": f"{_GOOGLE}rpc.RetryInfo", "retryDelay": f"{seconds}s"}
+
+
+_A_DAY = {
+    "@type": f"{_GOOGLE}rpc.QuotaFailure",
     "violations": [{"quotaId": "GenerateRequestsPerDayPerProjectPerModel-FreeTier", "quotaValue": "20"}],
 }
-PER_REPLY = ("truncated", "blocked", "blocked_prompt", "recitation", "schema", "empty", "refused")
-KEY = "fake-key-that-must-not-be-seen-6b1f"
+_OVERLOADED = _error(503, "UNAVAILABLE", "the model is overloaded")
+_ERRORS = {
+    "busy": _error(429, "RESOURCE_EXHAUSTED", "slower, please", _delay(0.01)),
+    "busy_plain": _error(429, "RESOURCE_EXHAUSTED", "slower, please"),
+    "error": _error(500, "INTERNAL", "an internal error"),
+    "overloaded": _OVERLOADED,
+    "error_in_200": (200, _OVERLOADED[1]),
+    "bare_error": (500, {"error": "oops"}),
+    "list_error": (502, ["oops"]),
+    "nothing": (200, {}),
+    # No waiting helps with these. That of a day comes with a delay of seconds.
+    "daily": _error(429, "RESOURCE_EXHAUSTED", "You exceeded your current quota", _A_DAY, _delay(23)),
+    "no_credit": _error(402, "PAYMENT_REQUIRED", "pay first"),
+}
 
 
-class Gemini:
+class Gemini(SmallServer):
     """`address` is the base URL. Failures: a share of the calls, of the given kinds.
 
     Attributes:
@@ -34,127 +59,91 @@ class Gemini:
         price: dollars per token of (prompt, output).
         latency: seconds that a call takes.
         jobs: how batch jobs end, one after the other; the last holds for all that follow: succeeded, partial, expired,
-            failed.
+            cancelled, failed.
     """
 
     def __init__(self, brain, failing=0.0, kinds=PER_CALL + PER_REPLY, seed=0, latency=0.0, price=(0.0, 0.0)):
         self.brain, self.failing, self.kinds, self.latency, self.price = brain, failing, kinds, latency, price
         self.jobs = ["succeeded"]
         self.polls_until_done = 1
-        self.calls = 0
-        self.bodies = []
-        self.cancelled = []
-        self.paid = collections.Counter()  # request -> calls with a reply that was sent
-        self.good = collections.Counter()  # request -> replies without fault that were sent
-        self.unheard = collections.Counter()  # request -> calls that were worked for, and never answered
-        self.dollars = 0.0
-        self.rejects = lambda body: False  # which requests are answered with 400, always
         self.forgets_jobs = False
         self.uncounted = False  # replies carry no usage
         self.nameless = False  # those of jobs carry no metadata
-        self.most_at_once = self._at_once = 0
-        self.told_to_wait: list[float] = []
-        self.lock = threading.Lock()
+        self.calls, self.dollars, self.bodies, self.cancelled = 0, 0.0, [], []
+        self.drawn, self.paid, self.good = collections.Counter(), collections.Counter(), collections.Counter()
         self._random = random.Random(seed)
-        self._batches: dict[str, dict] = {}
-        handler = type("Bound", (_Handler,), {"gemini": self})
-        self._server = _Server(("127.0.0.1", 0), handler)
-        self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
-        # A server looks this often whether it is to stop.
-        threading.Thread(target=self._server.serve_forever, args=[0.02], daemon=True).start()
-
-    def stop(self):
-        self._server.shutdown()
-        self._server.server_close()
+        self.batches = {}
+        super().__init__(_Handler)
 
     def draw(self):
         with self.lock:
-            failing = self._random.random() < self.failing
-            return self._random.choice(self.kinds) if failing else "good"
+            failures = self.drawn.total() - self.drawn["good"]
+            kind = self.kinds[failures % len(self.kinds)] if self._random.random() < self.failing else "good"
+            self.drawn[kind] += 1
+            return kind
 
-    def charge(self, body, response, heard=True):
-        counted = response["usageMetadata"]
-        with self.lock:
-            (self.paid if heard else self.unheard)[identity(body)] += 1
-            self.dollars += counted["promptTokenCount"] * self.price[0]
-            self.dollars += counted["candidatesTokenCount"] * self.price[1]
-
-    def response(self, body, kind):
-        """What the service says, in one of its ways; `good` among them."""
-        prompt = len(json.dumps(body)) // 4
+    def response(self, body, kind, heard=True):
+        """What the service says, in one of its ways, and charges for."""
         text, finish = self.brain(body), "STOP"
-        if kind == "truncated":
-            text, finish = text[: len(text) // 2], "MAX_TOKENS"
-        elif kind == "schema":
-            text = json.dumps({"something": "else"})
-        elif kind == "empty":
-            text = None
-        elif kind == "refused":
-            text = "I'm sorry, but I can't help with that."
-        elif kind in ("blocked", "recitation"):
-            text, finish = None, {"blocked": "PROHIBITED_CONTENT", "recitation": "RECITATION"}[kind]
-        counted = {"promptTokenCount": prompt, "candidatesTokenCount": len(text or "") // 4}
-        counted["totalTokenCount"] = sum(counted.values())
-        content = {"role": "model", "parts": [{"text": "let me see", "thought": True}, {"text": text}] if text else []}
-        about = {"usageMetadata": counted, "modelVersion": "fake-001", "responseId": "r"}
+        match kind:
+            case "truncated":
+                text, finish = text[: len(text) // 2], "MAX_TOKENS"
+            case "schema":
+                text = json.dumps({"something": "else"})
+            case "empty":
+                text = None
+            case "refused":
+                text = "I'm sorry, but I can't help with that."
+            case "blocked" | "recitation":
+                text, finish = None, {"blocked": "PROHIBITED_CONTENT", "recitation": "RECITATION"}[kind]
+        tokens = len(json.dumps(body)) // 4, len(text or "") // 4
+        with self.lock:
+            self.paid[identity(body)] += heard
+            self.good[identity(body)] += heard and kind == "good"
+            self.dollars += sum(count * price for count, price in zip(tokens, self.price, strict=True))
+        counted = dict(zip(("promptTokenCount", "candidatesTokenCount"), tokens, strict=True))
+        about = {"modelVersion": "fake-001", "responseId": "r"}
+        if not self.uncounted:
+            about["usageMetadata"] = counted | {"totalTokenCount": sum(tokens)}
         if kind == "blocked_prompt":
             return about | {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}}
-        return about | {"candidates": [{"content": content, "finishReason": finish, "index": 0}]}
+        parts = [{"text": "<document> {", "thought": True}, {"text": text}] if text else []
+        return about | {"candidates": [{"content": {"role": "model", "parts": parts}, "finishReason": finish}]}
 
-    def create_batch(self, body):
-        with self.lock:
-            name = f"batches/{len(self._batches)}"
-            how = self.jobs[min(len(self._batches), len(self.jobs) - 1)]
-            self._batches[name] = {
-                "name": name,
-                "display": body["batch"]["displayName"],
-                "requests": body["batch"]["inputConfig"]["requests"]["requests"],
-                "polls": 0,
-                "how": how,
-            }
-        return self.describe_batch(self._batches[name])
-
-    def poll_batch(self, name):
-        batch = self._batches[name]
-        batch["polls"] += 1
-        return self.describe_batch(batch)
+    def create_batch(self, batch):
+        name = f"batches/{len(self.batches)}"
+        how = self.jobs[min(len(self.batches), len(self.jobs) - 1)]
+        requests = batch["inputConfig"]["requests"]["requests"]
+        self.batches[name] = {"display": batch["displayName"], "requests": requests, "polls": 0, "how": how}
+        return self.describe_batch(name)
 
     def list_batches(self):
-        return {"operations": [self.describe_batch(batch) for batch in self._batches.values()]}
+        return {"operations": [self.describe_batch(name) for name in self.batches]}
 
-    def describe_batch(self, batch):
+    def describe_batch(self, name, polls=0):
+        batch = self.batches[name]
+        batch["polls"] += polls
+        how = batch["how"] if batch["polls"] >= self.polls_until_done else "running"
         metadata = {
-            "@type": "type.googleapis.com/google.ai.generativelanguage.v1main.GenerateContentBatch",
-            "name": batch["name"],
+            "@type": f"{_GOOGLE}ai.generativelanguage.v1main.GenerateContentBatch",
+            "name": name,
             "displayName": batch["display"],
-            "state": "BATCH_STATE_RUNNING",
+            "state": f"BATCH_STATE_{'PARTIALLY_SUCCEEDED' if how == 'partial' else how.upper()}",
             "createTime": "2026-01-01T00:00:00Z",
         }
-        operation = {"name": batch["name"], "metadata": metadata}
-        if batch["polls"] < self.polls_until_done:
-            return operation
-        how = batch["how"]
-        states = {"partial": "PARTIALLY_SUCCEEDED"}
-        metadata["state"] = f"BATCH_STATE_{states.get(how, how.upper())}"
-        if "responses" not in batch:
-            entries = []
-            for number, inlined in enumerate(batch["requests"]):
-                entry = {} if self.nameless else {"metadata": inlined.get("metadata")}
-                if how in ("expired", "cancelled", "failed") or how == "partial" and number % 3 == 0:
-                    entry["error"] = {"code": 4, "message": "deadline exceeded"}
-                else:
-                    kind = self.draw()
-                    kind = kind if kind in PER_REPLY else "good"
-                    entry["response"] = self.response(inlined["request"], kind)
-                    self.charge(inlined["request"], entry["response"])
-                    if self.uncounted:
-                        entry["response"].pop("usageMetadata")
-                    self.good[identity(inlined["request"])] += kind == "good"
-                entries.append(entry)
-            batch["responses"] = entries[::-1]  # their order is not promised
-        if how not in ("failed", "expired", "cancelled"):
+        if how in ("succeeded", "partial"):
+            if "responses" not in batch:  # their order is not promised
+                entries = [self._entry(how, number, asked) for number, asked in enumerate(batch["requests"])]
+                batch["responses"] = entries[::-1]
             metadata["output"] = {"inlinedResponses": {"inlinedResponses": batch["responses"]}}
-        return operation | {"done": True}
+        return {"name": name, "metadata": metadata} | ({} if how == "running" else {"done": True})
+
+    def _entry(self, how, number, asked):
+        entry = {} if self.nameless else {"metadata": asked.get("metadata")}
+        if how == "partial" and number % 3 == 0:
+            return entry | {"error": {"code": 4, "message": "deadline exceeded"}}
+        kind = self.draw()
+        return entry | {"response": self.response(asked["request"], kind if kind in PER_REPLY else "good")}
 
 
 def identity(body):
@@ -168,122 +157,51 @@ def text_of(body):
     """(system prompt, prompt) of a request."""
     system = (body.get("systemInstruction") or {}).get("parts") or []
     contents = body["contents"] if isinstance(body["contents"], list) else [body["contents"]]
-    return tuple(
-        "".join(part.get("text", "") for part in parts)
-        for parts in (system, [part for content in contents for part in content["parts"]])
-    )
-
-
-class _Server(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 256
-
-    def handle_error(self, request, client_address):
-        pass  # clients are killed here
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    gemini: Gemini
-
-    def log_message(self, *_):
-        pass
-
-    def do_GET(self):
-        path = self.path.split("?")[0].removeprefix("/v1beta/")
-        if path == "batches":
-            return self._send(200, self.gemini.list_batches())
-        if path in self.gemini._batches and not self.gemini.forgets_jobs:
-            return self._send(200, self.gemini.poll_batch(path))
-        self._send(404, _error(404, "NOT_FOUND", path))
-
-    def do_POST(self):
-        gemini = self.gemini
-        if self.path.endswith(":cancel"):
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            gemini.cancelled.append(self.path.removeprefix("/v1beta/").removesuffix(":cancel"))
-            return self._send(200, {})
-        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
-        if self.headers.get("x-goog-api-key") != KEY:
-            return self._send(400, _error(400, "INVALID_ARGUMENT", "API key not valid. Please pass a valid API key."))
-        if self.path.endswith("/models/gone:generateContent"):
-            return self._send(404, _error(404, "NOT_FOUND", "models/gone is not found"))
-        with gemini.lock:
-            gemini.calls += 1
-            gemini._at_once += 1
-            gemini.most_at_once = max(gemini.most_at_once, gemini._at_once)
-        try:
-            if self.path.endswith(":batchGenerateContent"):
-                self._send(200, gemini.create_batch(body))
-            else:
-                gemini.bodies.append(body)
-                self._answer(body, gemini.draw())
-        finally:
-            with gemini.lock:
-                gemini._at_once -= 1
-
-    def _answer(self, body, kind):
-        gemini = self.gemini
-        time.sleep(gemini.latency)
-        if gemini.rejects(body):
-            return self._send(400, _error(400, "INVALID_ARGUMENT", "something is wrong with this one"))
-        match kind:
-            case "busy":
-                info = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "0.05s"}
-                self._send(429, _error(429, "RESOURCE_EXHAUSTED", "slower, please", [info]))
-            case "busy_plain":
-                self._send(429, _error(429, "RESOURCE_EXHAUSTED", "slower, please"))
-            case "error":
-                self._send(500, _error(500, "INTERNAL", "an internal error"))
-            case "daily":  # with a delay of seconds, as the service sends it
-                info = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "23s"}
-                self._send(429, _error(429, "RESOURCE_EXHAUSTED", "You exceeded your current quota", [DAILY, info]))
-            case "no_credit":
-                self._send(402, _error(402, "PAYMENT_REQUIRED", "pay first"))
-            case "error_in_200":
-                self._send(200, _error(503, "UNAVAILABLE", "the model is overloaded"))
-            case "bare_error":
-                self._send(500, {"error": "oops"})
-            case "list_error":
-                self._send(502, ["oops"])
-            case "nothing":
-                self._send(200, {})
-            case "overloaded":
-                self._send(503, _error(503, "UNAVAILABLE", "the model is overloaded"))
-            case "hang" | "reset" | "half":
-                response = gemini.response(body, "good")
-                gemini.charge(body, response, heard=False)
-                if kind == "hang":
-                    time.sleep(3)
-                elif kind == "half":
-                    self._send(200, response, cut=True)
-                # A reset, not an orderly end.
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                self.close_connection = True
-                self.connection.close()
-            case _:
-                response = gemini.response(body, kind)
-                gemini.charge(body, response)
-                with gemini.lock:
-                    gemini.good[identity(body)] += kind == "good"
-                if gemini.uncounted:
-                    response.pop("usageMetadata")
-                self._send(200, response)
-
-    def _send(self, status, value, cut=False):
-        content = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content[: len(content) // 2] if cut else content)
-        self.wfile.flush()
-
-
-def _error(code, status, message, details=()):
-    return {"error": {"code": code, "message": message, "status": status, "details": list(details)}}
+    prompt = [part for content in contents for part in content["parts"]]
+    return tuple("".join(part.get("text", "") for part in parts) for parts in (system, prompt))
 
 
 def digest(*parts):
     """Letters and digits that depend on the parts alone."""
     return base64.b32encode(hashlib.sha256(repr(parts).encode()).digest()).decode().lower().rstrip("=")
+
+
+class _Handler(Handler):
+    def do_GET(self):
+        gemini, path = self.server, self.path.split("?")[0].removeprefix("/v1beta/")
+        if path == "batches":
+            return self.send(200, gemini.list_batches())
+        if path in gemini.batches and not gemini.forgets_jobs:
+            return self.send(200, gemini.describe_batch(path, polls=1))
+        self.send(*_error(404, "NOT_FOUND", path))
+
+    def do_POST(self):
+        gemini, body = self.server, json.loads(self.body() or b"{}")
+        if self.path.endswith(":cancel"):
+            gemini.cancelled.append(self.path.removeprefix("/v1beta/").removesuffix(":cancel"))
+            return self.send(200, {})
+        if (key := self.headers.get("x-goog-api-key")) != KEY:
+            return self.send(*_error(400, "INVALID_ARGUMENT", f"API key {key} not valid. Please pass a valid API key."))
+        if self.path.endswith("/models/gone:generateContent"):
+            return self.send(*_error(404, "NOT_FOUND", "models/gone is not found"))
+        with gemini.lock:
+            gemini.calls += 1
+        if self.path.endswith(":batchGenerateContent"):
+            return self.send(200, gemini.create_batch(body["batch"]))
+        gemini.bodies.append(body)
+        time.sleep(gemini.latency)
+        kind = gemini.draw()
+        if kind in _ERRORS:
+            return self.send(*_ERRORS[kind])
+        heard = kind not in ("hang", "reset", "half")
+        response = gemini.response(body, kind if heard else "good", heard)
+        if heard:
+            return self.send(200, response)
+        if kind == "hang":  # until the client has had enough
+            select.select([self.connection], [], [], 3)
+        elif kind == "half":
+            self.send(200, response, length=100)
+        # A reset, not an orderly end.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+        self.connection.close()

@@ -8,16 +8,14 @@ at most. A job that ran out of time has answered a part, or nothing: the rest is
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Mapping, Sequence
 
 from msm_jax.errors import Interrupted, UserError
 from msm_jax.llm.caller import Caller
-from msm_jax.llm.request import Answer, Gone, Reply, Request, Unavailable
+from msm_jax.llm.gemini import Gemini
+from msm_jax.llm.request import Answer, Gone, Request, Unavailable
 from msm_jax.llm.store import Job
 from msm_jax.storage import files
-
-_Result = TypeVar("_Result")
 
 # A job of a few requests saves cents, and may take a day.
 _LEAST = 20
@@ -26,31 +24,13 @@ _MOST = 500
 _MOST_BYTES = 15_000_000
 
 
-class Batches(Protocol):
-    """What a generator with batch jobs does besides (`gemini.Gemini`)."""
-
-    async def submit(self, name: str, requests: Mapping[str, Request]) -> str: ...
-
-    async def find(self, name: str) -> str | None: ...
-
-    async def collect(self, job_id: str) -> tuple[str, list[tuple[str | None, Reply]]] | None: ...
-
-    async def cancel(self, job_id: str) -> None: ...
-
-
 class BatchCaller:
-    """A `Caller` that sends what it can in batch jobs.
-
-    Args:
-        caller: for single calls; its generator has batch jobs too.
-        sends: whether it sends any; else it only collects those that were sent before.
-        deadline: seconds after which a job is waited for no longer.
-        poll: seconds between two looks at the jobs.
-    """
+    """A `Caller` that `sends` what it can in batch jobs, or else only collects those that were sent before. It looks at
+    them every `poll` seconds, and waits for one no longer than `deadline` seconds."""
 
     def __init__(self, caller: Caller, sends: bool = True, deadline: float = 26 * 3600.0, poll: float = 30.0):
         self._caller, self._sends, self._deadline, self._poll = caller, sends, deadline, poll
-        self._batches: Batches = caller.generator
+        self._batches: Gemini = caller.generator
 
     async def ask(self, requests: Sequence[Request]) -> list[Answer]:
         """As `Caller.ask`."""
@@ -66,11 +46,20 @@ class BatchCaller:
         """Of jobs that an earlier process entered, and maybe sent: finds which were sent, and forgets the others."""
         for job in self._caller.store.jobs():
             if job.own and not job.id:
-                found = await self._patiently(lambda job=job: self._batches.find(job.name))
-                if found:
+                if found := await self._patiently_found(job):
                     self._caller.store.name_job(job.name, found)
                 else:
                     self._caller.store.drop_job(job.name)
+
+    async def _patiently_found(self, job: Job) -> str | None:
+        began = time.monotonic()
+        while True:
+            try:
+                return await self._batches.find(job.name)
+            except Unavailable as error:
+                if self._caller.stopping or time.monotonic() - began > self._caller.limits.patience:
+                    raise UserError(f"batch jobs cannot be looked up ({error}); run the same command again") from None
+                await self._caller.sleep(error.after or self._poll)
 
     async def _work(self, shards: list[dict[str, Request]], waiting: Mapping[str, Request]) -> None:
         """Sends `shards` as jobs, as far and as soon as the budget and the service have room, and collects these jobs
@@ -104,17 +93,6 @@ class BatchCaller:
         if shards:
             raise UserError(self._caller.broke(self._most(shards[-1])))
 
-    async def _patiently(self, call: Callable[[], Awaitable[_Result]]) -> _Result:
-        """The result of `call`, which is repeated while the service is not available."""
-        began = time.monotonic()
-        while True:
-            try:
-                return await call()
-            except Unavailable as error:
-                if self._caller.stopping or time.monotonic() - began > self._caller.limits.patience:
-                    raise UserError(f"batch jobs cannot be looked up ({error}); run the same command again") from None
-                await self._caller.sleep(error.after or self._poll)
-
     async def _submit(self, job: Job, requests: Mapping[str, Request]) -> None:
         # It may have been sent by a process that did not live to hear its id.
         found = await self._batches.find(job.name)
@@ -132,18 +110,17 @@ class BatchCaller:
             if young:
                 raise
             done = None  # its results cannot be read
-        if done is None and young:
-            return
         if done is None:
-            await self._batches.cancel(job.id)
-            self._caller.store.lose_job(job.name)
+            if not young:
+                await self._batches.cancel(job.id)
+                self._caller.store.lose_job(job.name)
             return
         state, replies = done
-        times = Counter(key for key, _ in replies)
-        replies = [(key if times[key] == 1 else None, reply) for key, reply in replies]  # of two, one is to another
         if not replies and state in ("EXPIRED", "CANCELLED"):  # nobody says what was done until then
             self._caller.store.lose_job(job.name)
             return
+        times = Counter(key for key, _ in replies)
+        replies = [(key if times[key] == 1 else None, reply) for key, reply in replies]  # of two, one is to another
         most = {key: self._caller.most(requests[key]) for key in job.keys & requests.keys()}
         dearest = max(most.values(), default=job.dollars)  # of what nobody counted, nor says what it is to
         charged = self._caller.price.charged

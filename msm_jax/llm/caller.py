@@ -6,6 +6,7 @@ the request is asked again a few times. Which replies come is all that a result 
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import math
 import random
@@ -35,27 +36,19 @@ _LONGER = (1, 2, 4)
 # So many errors of one request, while others are answered, mean that the request is at fault.
 _HOPELESS = 8
 _LONGEST_WAIT = 64  # times the scale
+_LATER = "run the same command again later: what was answered is kept"
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """How calls are made; nothing here changes what is replied.
+    """How calls are made; nothing here changes what is replied."""
 
-    Attributes:
-        budget: dollars that the payer may spend in all, over all runs.
-        in_flight: calls at once, at most. Fewer, while the service says that it is busy.
-        attempts: how often a request is asked whose replies are of no use.
-        timeout: seconds until a call is given up for lost.
-        patience: seconds without any answer until the run stops.
-        backoff: seconds, the scale of random delays.
-    """
-
-    budget: float = math.inf
-    in_flight: int = 32
-    attempts: int = 4
-    timeout: float = 600.0
-    patience: float = 1800.0
-    backoff: float = 1.0
+    budget: float = math.inf  # dollars that the payer may spend in all, over all runs
+    in_flight: int = 32  # calls at once, at most: fewer, while the service says that it is busy
+    attempts: int = 4  # how often a request is asked whose replies are of no use
+    timeout: float = 600.0  # seconds until a call is given up for lost
+    patience: float = 1800.0  # seconds without any answer until the run stops
+    backoff: float = 1.0  # seconds, the scale of random delays
 
 
 class Caller:
@@ -81,13 +74,13 @@ class Caller:
         self._under_way = 0  # calls that hold a reservation
         self._answered = 0
         self._last_answer = time.monotonic()
-        self._stopping = False
+        self.stopping = False
         self._failure: Exception | None = None
         self._given_up: set[str] = set()  # keys of requests that this run had errors for
         self._broken = 0  # requests that no call of this run came to an end for
 
     def stop(self) -> None:
-        self._stopping = True
+        self.stopping = True
 
     async def ask(self, requests: Sequence[Request]) -> list[Answer]:
         """The answers, in the order of the requests. Equal requests are asked once.
@@ -132,26 +125,20 @@ class Caller:
         return [answers[key] for key in keys]
 
     @property
-    def stopping(self) -> bool:
-        return self._stopping
-
-    @property
     def halting(self) -> bool:
         """Whether no further call is to be made: after `stop`, or an error that all calls would meet."""
-        return self._stopping or self._failure is not None
+        return self.stopping or self._failure is not None
 
-    def known(self, request: Request, key: str) -> Answer | None:
-        """The answer, if it takes no call to have it: it is in the store, or all attempts failed."""
-        return self._judge(request, key, self._replies(key))
+    def known(self, request: Request, key: str, replies: Sequence[Reply] | None = None) -> Answer | None:
+        """The answer, if it takes no (further) call to have it: it is among the replies so far, by default those in the
+        store, or all attempts failed."""
+        replies = self._replies(key) if replies is None else replies
+        answer = judge(request, replies, key)
+        return answer if answer and (answer.ok or len(replies) >= self.limits.attempts) else None
 
     def _replies(self, key: str) -> list[Reply]:
         """Those in the store, without errors of earlier runs: what was at fault may be mended."""
         return [reply for reply in self.store.replies(key) if reply.finish is not Finish.ERROR or key in self._given_up]
-
-    def _judge(self, request: Request, key: str, replies: Sequence[Reply]) -> Answer | None:
-        """What the replies so far amount to; None if the request is to be asked (again)."""
-        answer = judge(request, replies, key)
-        return answer if answer and (answer.ok or len(replies) >= self.limits.attempts) else None
 
     async def _asked(self, request: Request, key: str) -> Answer | None:
         """As `_answer`; whatever else goes wrong with this request, the others go on."""
@@ -161,12 +148,11 @@ class Caller:
         except (UserError, OSError):
             raise
         except Exception as error:
-            cause = error.__cause__ if isinstance(error, _Broken) else error
-            why = f"{type(cause).__name__}: {cause}"
+            why = str(error) if isinstance(error, _Broken) else f"{type(error).__name__}: {error}"
             self._broken += 1
             if self._broken >= _HOPELESS > self.store.answered():
                 others = f"so it went for {self._broken - 1} others before, and hardly any is answered"
-                raise UserError(f"{name}: {why}; {others}") from cause
+                raise UserError(f"{name}: {why}; {others}") from error
             answer = classify(request, self._give_up(request, key, why), key)
         if answer and answer.status is Status.ERROR:
             told = f"{name}: {answer.why}; the others go on, and the next run asks it again"
@@ -176,7 +162,7 @@ class Caller:
     async def _answer(self, request: Request, key: str) -> Answer | None:
         """Asks until there is an answer; None if it is to stop."""
         replies = self._replies(key)
-        while (answer := self._judge(request, key, replies)) is None:
+        while (answer := self.known(request, key, replies)) is None:
             cut = sum(classify(request, reply).status is Status.TRUNCATED for reply in replies)
             # After an error it may have been too much to ask for.
             longer = 1 if replies and replies[-1].finish is Finish.ERROR else _LONGER[min(cut, len(_LONGER) - 1)]
@@ -212,17 +198,13 @@ class Caller:
                 if error.busy:
                     self._pace.slow_down(error.after)
                 if (error.after or 0) > self.limits.patience:
-                    raise UserError(
-                        f"{self.generator.model} asks to wait for {error.after / 60:.0f} minutes ({error}); "
-                        "run the same command again later: what was answered is kept"
-                    ) from None
+                    asks = f"asks to wait for {error.after / 60:.0f} minutes"
+                    raise UserError(f"{self.generator.model} {asks} ({error}); {_LATER}") from None
                 if time.monotonic() - max(began, self._last_answer) > self.limits.patience:
                     if errors >= _HOPELESS:
                         self._give_up(request, key, str(error))
-                    raise UserError(
-                        f"{self.generator.model} has not answered for {self.limits.patience / 60:.0f} minutes "
-                        f"({error}); run the same command again later: what was answered is kept"
-                    ) from None
+                    silent = f"has not answered for {self.limits.patience / 60:.0f} minutes"
+                    raise UserError(f"{self.generator.model} {silent} ({error}); {_LATER}") from None
                 if errors >= _HOPELESS and (suspect or self._answered - answered_before >= _HOPELESS):
                     return self._give_up(request, key, str(error))
                 longest = self.limits.backoff * min(_LONGEST_WAIT, 2**failures)
@@ -244,22 +226,17 @@ class Caller:
             except (Unavailable, UserError):
                 raise
             except Exception as error:
-                raise _Broken from error
+                raise _Broken(f"{type(error).__name__}: {error}") from error
             self.store.settle(pending, request, key, reply, self.price.charged(reply, self.most(asked)))
-        except Unavailable as error:
-            if error.perhaps_paid:
-                self.store.lose(pending)
-            else:
-                self.store.release(pending)
-            raise
-        except UserError:  # turned away for good
-            self.store.release(pending)
-            raise
-        except BaseException:  # cancelled, while the service may go on
-            self.store.lose(pending)
+        except BaseException as error:
+            # Unless it was turned away, the service may have worked, or go on where this was cancelled.
+            turned_away = isinstance(error, UserError) or (isinstance(error, Unavailable) and not error.perhaps_paid)
+            (self.store.release if turned_away else self.store.lose)(pending)
             raise
         finally:
-            await self._over()
+            self._under_way -= 1
+            async with self._settled:
+                self._settled.notify_all()
         self._answered += 1
         self._last_answer = time.monotonic()
         self._pace.speed_up()
@@ -281,11 +258,6 @@ class Caller:
                 await self._settled.wait()
             self._under_way += 1
         return pending
-
-    async def _over(self) -> None:
-        self._under_way -= 1
-        async with self._settled:
-            self._settled.notify_all()
 
     def broke(self, dollars: float) -> str:
         """What to tell the user if the budget has no room for `dollars`."""
@@ -313,7 +285,7 @@ class Caller:
 
 
 class _Broken(Exception):
-    """A generator failed in a way that it does not know, which its cause is."""
+    """A generator failed in a way that it does not know: an OSError of it says nothing of the disk."""
 
 
 class _Pace:
@@ -330,14 +302,12 @@ class _Pace:
 
     async def __aenter__(self) -> None:
         async with self._changed:
-            while True:
+            while not self._halting():
                 wait = self._resume - time.monotonic()
-                if self._halting() or (wait <= 0 and self._active < int(self._limit)):
+                if wait <= 0 and self._active < int(self._limit):
                     break
-                try:
+                with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), min(wait, 0.5) if wait > 0 else 0.5)
-                except TimeoutError:
-                    continue
             self._active += 1
 
     async def __aexit__(self, *_) -> None:

@@ -4,6 +4,7 @@ What is known of the service and its client (measured with 3.4.0) is in the code
 retries here: `Caller` does, for the client passes over the delay that the service asks for.
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.metadata
@@ -12,7 +13,7 @@ import os
 import re
 import ssl
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pydantic
@@ -22,9 +23,12 @@ from msm_jax.llm import services
 from msm_jax.llm.request import Finish, Gone, Reply, Request, Unavailable, Usage
 
 KEY_VARIABLES = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
+_KEYS = " or ".join(KEY_VARIABLES)
 
 # Models whose thinking cannot be turned off: room for the thoughts that they have at the least.
 _LEAST_THOUGHTS = 2048
+# Beginnings of names of errors: a connection that was never made has cost nothing, one that broke may have.
+_NEVER_MADE = ("ConnectError", "ConnectTimeout", "ConnectionRefused", "ClientConnector")
 _JOB_RUNS = ("PENDING", "QUEUED", "RUNNING", "UPDATING", "PAUSED", "UNSPECIFIED", "CANCELLING")
 
 
@@ -40,12 +44,8 @@ def key_from_environment() -> str:
 
 
 class Gemini:
-    """A model of Gemini. `service` is standard or flex, for single calls; `max_output_tokens`: that it can write.
-
-    The key goes to the service and nowhere else: it is cut out of messages.
-
-    Raises: UserError if the key cannot be one.
-    """
+    """A model of Gemini. `service` is standard or flex, for single calls; `max_output_tokens`: that it can write. The
+    key goes to the service and nowhere else: it is cut out of messages. Raises: UserError if it can be none."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Gemini:
     ):
         from google import genai
 
-        services.checked(key, " or ".join(KEY_VARIABLES))
+        services.checked(key, _KEYS)
         self.model = model
         self._key, self._service, self._max_output_tokens = key, service, max_output_tokens
         # Later clients default to another version of the interface, which lacks thinking and batches.
@@ -76,70 +76,54 @@ class Gemini:
 
     def max_output_tokens(self, request: Request) -> int:
         """Tokens that the service may write, thoughts with them: its limit covers both."""
-        thoughts = request.thinking
-        if not thoughts and not self._can_stop_thinking:
-            thoughts = _LEAST_THOUGHTS
+        cannot_stop = re.match(r"gemini-(2\.5-pro|[3-9])", self.model)
+        thoughts = request.thinking or (_LEAST_THOUGHTS if cannot_stop else 0)
         return min(request.max_tokens + thoughts, self._max_output_tokens)
 
     async def reply(self, request: Request) -> Reply:
-        try:
-            response = await self._client.aio.models.generate_content(
-                model=self.model, contents=request.prompt, config=self._config(request, self._service)
-            )
-        except pydantic.ValidationError as error:
-            return Reply("", Finish.ERROR, Usage(), self.model, self._line(f"unreadable answer: {error}"))
-        except Exception as error:
-            raise self._told(error) from None
+        ask, config = self._client.aio.models.generate_content, self._config(request, self._service)
+        with self._told():
+            try:
+                response = await ask(model=self.model, contents=request.prompt, config=config)
+            except pydantic.ValidationError as error:
+                return Reply("", Finish.ERROR, Usage(), self.model, self._line(f"unreadable answer: {error}"))
         return _reply(response)
 
     async def submit(self, name: str, requests: Mapping[str, Request]) -> str:
-        """Sends a batch job: key -> request. Returns the service's id of it; `name` finds it again.
-
-        Raises: Unavailable; UserError.
-        """
+        """Sends a batch job: key -> request. Returns the service's id of it; `name` finds it again."""
         from google.genai import types
 
         source = [
             types.InlinedRequest(contents=request.prompt, config=self._config(request, "batch"), metadata={"key": key})
             for key, request in requests.items()
         ]
-        try:
+        with self._told():
             job = await self._client.aio.batches.create(model=self.model, src=source, config={"display_name": name})
-        except Exception as error:
-            raise self._told(error) from None
         return job.name
 
     async def find(self, name: str) -> str | None:
         """The id of the job with this name: one whose answer to `submit` never came."""
-        try:
+        with self._told():
             async for job in await self._client.aio.batches.list():
                 if job.display_name == name:
                     return job.name
-        except Exception as error:
-            raise self._told(error) from None
         return None
 
     async def collect(self, job_id: str) -> tuple[str, list[tuple[str | None, Reply]]] | None:
         """(state, replies, each with its key) of a job that is over, also of one that answered only a part; None while
-        it runs.
+        it runs. Raises: Gone.
 
         Replies are told apart by their key, not by their place: that of one that comes without is None, for a text of
         another request would pass for that of this one.
-
-        Raises: Gone; Unavailable; UserError.
         """
-        from google.genai import errors
-
-        try:
-            with warnings.catch_warnings():  # of states that this version of the client does not know
-                warnings.simplefilter("ignore")
+        with self._told(), warnings.catch_warnings():  # of states that this version of the client does not know
+            warnings.simplefilter("ignore")
+            try:
                 job = await self._client.aio.batches.get(name=job_id)
-        except errors.APIError as error:
-            if error.code == 404:
-                raise Gone from None
-            raise self._told(error) from None
-        except Exception as error:
-            raise self._told(error) from None
+            except Exception as error:
+                if getattr(error, "code", None) == 404:
+                    raise Gone from None
+                raise
         state = getattr(job.state, "name", str(job.state)).removeprefix("JOB_STATE_").removeprefix("BATCH_STATE_")
         if any(state.endswith(runs) for runs in _JOB_RUNS):
             return None
@@ -147,14 +131,8 @@ class Gemini:
         return state, [((entry.metadata or {}).get("key"), _reply(entry.response)) for entry in entries]
 
     async def cancel(self, job_id: str) -> None:
-        try:
+        with self._told():
             await self._client.aio.batches.cancel(name=job_id)
-        except Exception as error:
-            raise self._told(error) from None
-
-    @property
-    def _can_stop_thinking(self) -> bool:
-        return not re.match(r"gemini-(2\.5-pro|[3-9])", self.model)
 
     def _config(self, request: Request, service: str) -> dict[str, Any]:
         config: dict[str, Any] = {
@@ -184,21 +162,23 @@ class Gemini:
             return {"thinking_budget": max(tokens, 128)}
         return {"thinking_budget": tokens} if self.model.startswith("gemini-2.5") else None
 
-    def _told(self, error: Exception) -> Exception:
-        """What went wrong, as one of the two exceptions of a generator; others stay what they are."""
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """What goes wrong, as one of the exceptions of a generator; what nobody foresaw stays what it is."""
+        try:
+            yield
+        except Exception as error:
+            raise self._failure(error) from None
+
+    def _failure(self, error: Exception) -> Exception:
         from google.genai import errors
 
-        if isinstance(error, Unavailable | UserError):
-            return error
         if isinstance(error, errors.APIError):
             return self._of_service(error)
         kind = type(error)
         library = kind.__module__.split(".")[0]
         if isinstance(error, OSError) or library in ("httpx", "httpx2", "httpcore", "httpcore2", "aiohttp", "anyio"):
-            # A connection that was never made has cost nothing; one that broke may have.
-            never_made = kind.__name__.startswith(("Connect", "ClientConnector")) or isinstance(
-                error, ConnectionRefusedError
-            )
+            never_made = kind.__name__.startswith(_NEVER_MADE)
             return Unavailable(self._line(f"{kind.__name__}: {error}"), perhaps_paid=not never_made)
         if isinstance(error, ValueError) or library in ("pydantic_core", "google"):  # half of an answer
             return Unavailable(self._line(f"unreadable answer, {kind.__name__}: {error}"), perhaps_paid=True)
@@ -206,17 +186,11 @@ class Gemini:
 
     def _of_service(self, error: Any) -> Exception:
         said = error.message or (error.details if isinstance(error.details, str) else json.dumps(error.details))
-        return services.failure(
-            "Gemini",
-            error.code,
-            self._line(f"{error.status or ''} {said}"),
-            _retry_delay(error),
-            key=" or ".join(KEY_VARIABLES),
-            model=f"config.generation.model={self.model}",
-            # The message is the same for all quotas, and the delay that comes with that of a day is of seconds.
-            day=services.of_a_day(error.message, *_details(error)),
-            resets="at midnight, Pacific time",
-        )
+        line, model = self._line(f"{error.status or ''} {said}"), f"config.generation.model={self.model}"
+        # The message is the same for all quotas, and the delay that comes with that of a day is of seconds.
+        day = services.of_a_day(error.message, *_details(error))
+        about = {"key": _KEYS, "model": model, "day": day, "resets": "at midnight, Pacific time"}
+        return services.failure("Gemini", error.code, line, _retry_delay(error), **about)
 
     def _line(self, said: Any) -> str:
         return services.line(said, self._key)
@@ -224,11 +198,8 @@ class Gemini:
 
 def _http_client(timeout: float) -> Any:
     httpx, certificates = _httpx()
-    limits = httpx.Limits(max_connections=None)
-    hooks = {"response": [_with_its_status]}
-    return httpx.AsyncClient(
-        verify=certificates, timeout=timeout, limits=limits, follow_redirects=True, event_hooks=hooks
-    )
+    about = {"limits": httpx.Limits(max_connections=None), "event_hooks": {"response": [_with_its_status]}}
+    return httpx.AsyncClient(verify=certificates, timeout=timeout, follow_redirects=True, **about)
 
 
 async def _with_its_status(response: Any) -> None:
@@ -258,20 +229,24 @@ def _details(error: Any) -> list[dict]:
     """What the service tells of an error besides its message, quotas each for itself."""
     about = error.details if isinstance(error.details, dict) else {}
     about = about["error"] if isinstance(about.get("error"), dict) else about
-    found = about.get("details")
-    details = [detail for detail in (found if isinstance(found, list) else ()) if isinstance(detail, dict)]
-    quotas = [detail.get("violations") for detail in details if isinstance(detail.get("violations"), list)]
-    return details + [quota for group in quotas for quota in group if isinstance(quota, dict)]
+    details = _objects(about.get("details"))
+    return details + [quota for detail in details for quota in _objects(detail.get("violations"))]
+
+
+def _objects(found: Any) -> list[dict]:
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
 def _reply(response: Any) -> Reply:
     """The client's `text` and `parsed` are None, without a word, for whatever is out of the ordinary."""
-    counted = response.usage_metadata
+    from google.genai import types
+
+    counted = response.usage_metadata or types.GenerateContentResponseUsageMetadata()
     usage = Usage(
-        prompt=counted and counted.prompt_token_count,
-        cached=counted and counted.cached_content_token_count,
-        output=((counted and counted.candidates_token_count) or 0) + ((counted and counted.thoughts_token_count) or 0),
-        total=counted and counted.total_token_count,
+        prompt=counted.prompt_token_count,
+        cached=counted.cached_content_token_count,
+        output=(counted.candidates_token_count or 0) + (counted.thoughts_token_count or 0),
+        total=counted.total_token_count,
     )
     model = response.model_version or ""
     if not response.candidates:

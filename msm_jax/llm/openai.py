@@ -5,6 +5,7 @@ stated in the prompt too, since not every server holds a model to a schema.
 """
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -26,23 +27,19 @@ PREFIX = "local/"
 
 
 class OpenAI:
-    """The model `model` of the server at `url`, which ends in /v1 or is a host alone.
-
-    Replies are not told apart by the server: another model behind the same name would pass for this one.
-
-    Raises: UserError if the address or the key cannot be one.
-    """
+    """The model `model` of the server at `url`, which ends in /v1 or is a host alone. Replies are not told apart by the
+    server: another model behind the same name would pass for this one. Raises: UserError if the address or the key
+    cannot be one."""
 
     def __init__(self, model: str, url: str, in_flight: int, timeout: float = 600.0, max_output_tokens: int = 65_536):
         self.model = f"{PREFIX}{model}"
         self._name, self._max_output_tokens = model, max_output_tokens
         base = services.checked(url.rstrip("/"), "config.calls.url")
         try:
-            host = urllib.parse.urlsplit(base).hostname
+            if not urllib.parse.urlsplit(base).hostname:
+                raise ValueError
         except ValueError:
-            host = None
-        if not host:
-            raise UserError(f"config.calls.url={url}: is no address; write it as http://127.0.0.1:8000/v1")
+            raise UserError(f"config.calls.url={url}: is no address; write it as http://127.0.0.1:8000/v1") from None
         self._url = f"{base}/chat/completions" if base.endswith("/v1") else f"{base}/v1/chat/completions"
         self._key, self._timeout = services.checked(os.environ.get(KEY_VARIABLE, "").strip(), KEY_VARIABLE), timeout
         self._threads = ThreadPoolExecutor(in_flight, thread_name_prefix="call")
@@ -79,36 +76,29 @@ class OpenAI:
             "stream": False,
         }
         if request.shape:
-            body["response_format"] = {
-                "type": "json_schema",
-                "json_schema": {"name": request.stage, "schema": schema(request.shape)},
-            }
+            form = {"name": request.stage, "schema": schema(request.shape)}
+            body["response_format"] = {"type": "json_schema", "json_schema": form}
         return body
 
     def _post(self, body: Mapping[str, Any]) -> Any:
-        headers = {"Content-Type": "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
+        key = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        headers = {"Content-Type": "application/json"} | key
         call = urllib.request.Request(self._url, json.dumps(body).encode(), headers)
         try:
             with urllib.request.urlopen(call, timeout=self._timeout) as response:
                 # A byte that is no UTF-8 costs the row that it is in, and no call.
                 return json.loads(response.read().decode("utf-8-sig", "replace"))
         except urllib.error.HTTPError as error:
-            raise self._told(error) from None
+            said = repr(error)
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                said = error.read(10_000).decode(errors="replace")
+            raise self._failure(error.code, said, services.seconds(error.headers.get("Retry-After"))) from None
         except (ValueError, RecursionError) as error:
             raise Unavailable(f"{self._url} does not answer in JSON ({error})", perhaps_paid=True) from None
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
-            never_made = isinstance(reason, ConnectionRefusedError)
-            raise Unavailable(f"{self._url}: {reason!r}", perhaps_paid=not never_made) from None
-
-    def _told(self, error: urllib.error.HTTPError) -> Exception:
-        try:
-            said = error.read(10_000).decode(errors="replace")
-        except (OSError, http.client.HTTPException) as broken:
-            said = repr(broken)
-        return self._failure(error.code, said, services.seconds(error.headers.get("Retry-After")))
+            perhaps_paid = not isinstance(reason, ConnectionRefusedError)
+            raise Unavailable(f"{self._url}: {reason!r}", perhaps_paid=perhaps_paid) from None
 
     def _failure(self, status: int | None, said: str, after: float | None) -> Exception:
         model = f"config.calls.url and config.generation.model={self._name}"

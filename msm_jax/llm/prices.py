@@ -1,7 +1,6 @@
 """What calls cost."""
 
 import dataclasses
-import functools
 import pathlib
 import tomllib
 
@@ -22,9 +21,8 @@ class Price:
 
     def cost(self, usage: Usage) -> float:
         """Dollars of one call."""
-        return (
-            (usage.prompt - usage.cached) * self.prompt + usage.cached * self.cached + usage.output * self.output
-        ) / 1e6
+        read = (usage.prompt - usage.cached) * self.prompt + usage.cached * self.cached
+        return (read + usage.output * self.output) / 1e6
 
     def charged(self, reply: Reply, most: float) -> float:
         """Dollars of a reply; `most`, where the service does not count the prompt, or the text that it wrote."""
@@ -48,16 +46,11 @@ def price_of(model: str) -> Price:
 
     Raises: UserError if the table does not have it.
     """
-    table = _table()
-    names = [name for name in table if model.startswith(name)]
-    if not names:
+    table = tomllib.loads(pathlib.Path(__file__).with_name("prices.toml").read_text())
+    name = max((name for name in table if model.startswith(name)), key=len, default=None)
+    if name is None:
         raise UserError(
             f"no price is known of {model}, and without one no budget can be kept; set config.calls.price to "
             "(prompt, cached, output) in dollars per million tokens"
         )
-    return Price(*table[max(names, key=len)])
-
-
-@functools.cache
-def _table() -> dict[str, list[float]]:
-    return tomllib.loads(pathlib.Path(__file__).with_name("prices.toml").read_text())
+    return Price(*table[name])

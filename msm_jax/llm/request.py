@@ -20,33 +20,21 @@ from msm_jax.storage import files
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One question. Either `shape` or `tags` is set: the form that an answer has.
+    """One question. Either `shape` or `tags` is set: the form that an answer has."""
 
-    Attributes:
-        stage: what it is for ("domains", "document", ...); goes into yields and prices, not into the key.
-        prompt: the user's turn.
-        system: the system prompt. What many requests share belongs here, byte for byte: services charge it less.
-        shape: the answer is JSON of this shape.
-        tags: the answer is what stands between <tag> and </tag>; of several tags, what stands in each, in their order.
-        max_tokens: of the answer, without thoughts.
-        thinking: tokens that the model may think before it answers; 0 turns thinking off.
-        refusable: whether an answer that declines was refused by the writer; in chats it may be the answer itself.
-        sample: tells equal requests apart that are to be answered anew.
-        attempt: how many replies to it were of no use before; not in the key, which names them all.
-        variables: what the prompt was filled in with; for generators that are no language model.
-    """
-
-    stage: str
-    prompt: str
-    system: str = ""
-    shape: type[pydantic.BaseModel] | None = None
+    stage: str  # what it is for ("domains", "document", ...): goes into yields and prices, not into the key
+    prompt: str  # the user's turn
+    system: str = ""  # what many requests share belongs here, byte for byte: services charge it less
+    shape: type[pydantic.BaseModel] | None = None  # the answer is JSON of this shape
+    # Or what stands between <tag> and </tag>; of several tags, what stands in each, in their order.
     tags: tuple[str, ...] = ()
-    max_tokens: int = 4096
-    thinking: int = 0
+    max_tokens: int = 4096  # of the answer, without thoughts
+    thinking: int = 0  # tokens that the model may think before it answers; 0 turns thinking off
     temperature: float = 1.0
-    refusable: bool = True
-    sample: int = 0
-    attempt: int = 0
+    refusable: bool = True  # whether an answer that declines is a refusal; in chats it may be the answer itself
+    sample: int = 0  # tells equal requests apart that are to be answered anew
+    attempt: int = 0  # how many replies to it were of no use before; not in the key, which names them all
+    # What the prompt was filled in with; for generators that are no language model.
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False, compare=False)
 
     def __post_init__(self):
@@ -59,16 +47,9 @@ class Request:
 
     def canonical(self) -> dict[str, Any]:
         """All that determines a reply, as JSON."""
-        return {
-            "prompt": self.prompt,
-            "system": self.system,
-            "shape": schema(self.shape) if self.shape else None,
-            "tags": list(self.tags),
-            "max_tokens": self.max_tokens,
-            "thinking": self.thinking,
-            "temperature": self.temperature,
-            "sample": self.sample,
-        }
+        fields = ("prompt", "system", "shape", "tags", "max_tokens", "thinking", "temperature", "sample")
+        about = {field: getattr(self, field) for field in fields}
+        return about | {"shape": schema(self.shape) if self.shape else None, "tags": list(self.tags)}
 
     def chat(self) -> list[dict[str, str]]:
         """The turns, for models that may not be held to a schema: the prompt states it."""
@@ -145,7 +126,7 @@ class Reply:
 
 
 def _whole(text: str) -> str:
-    """The text with U+FFFD, which no row may hold (`quality`), for each half of a surrogate pair without the other."""
+    """With U+FFFD, which no row may hold (`quality`), for each half of a surrogate pair without the other."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
@@ -170,12 +151,9 @@ class Status(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """`value` is an object of the request's shape, or its text, or a tuple of texts where it has several tags; None
-    unless the status is OK. `why` says what went wrong."""
-
     status: Status
-    value: Any = None
-    why: str = ""
+    value: Any = None  # an object of the request's shape, its text, or a tuple of texts of several tags; None unless OK
+    why: str = ""  # what went wrong
     key: str = ""
 
     @property
@@ -184,12 +162,10 @@ class Answer:
 
 
 class Unavailable(Exception):
-    """The service did not answer, and asking again may help.
+    """The service did not answer, and asking again may help: `after` so many seconds, if it names any.
 
-    Attributes:
-        after: seconds that the service asks to wait; None if it names none.
-        perhaps_paid: whether the service may have worked, and charge for it: it hung, or the connection broke.
-        busy: whether it asks for fewer calls at once.
+    `perhaps_paid`: it may have worked, and charge for it, since it hung, or the connection broke. `busy`: it asks for
+    fewer calls at once.
     """
 
     def __init__(self, reason: str, after: float | None = None, perhaps_paid: bool = False, busy: bool = False):
@@ -241,17 +217,15 @@ _REFUSAL = re.compile(
 
 def classify(request: Request, reply: Reply, key: str = "") -> Answer:
     """Whether `reply` answers `request`. Never raises."""
-    match reply.finish:
-        case Finish.BLOCKED:
-            return Answer(Status.BLOCKED, why=reply.detail or "blocked by the service", key=key)
-        case Finish.RECITATION:
-            return Answer(Status.RECITATION, why="stopped because it recited", key=key)
-        case Finish.ERROR:
-            return Answer(Status.ERROR, why=reply.detail, key=key)
-        case Finish.LENGTH:
-            return Answer(Status.TRUNCATED, why=f"cut off after {reply.usage.output} tokens", key=key)
-    text = reply.text.strip()
-    if not text:
+    if reply.finish is not Finish.STOP:
+        status, why = {
+            Finish.BLOCKED: (Status.BLOCKED, reply.detail or "blocked by the service"),
+            Finish.RECITATION: (Status.RECITATION, "stopped because it recited"),
+            Finish.ERROR: (Status.ERROR, reply.detail),
+            Finish.LENGTH: (Status.TRUNCATED, f"cut off after {reply.usage.output} tokens"),
+        }[reply.finish]
+        return Answer(status, why=why, key=key)
+    if not (text := reply.text.strip()):
         return Answer(Status.EMPTY, why=reply.detail or "no text", key=key)
     value, why = _from_json(request.shape, text) if request.shape else _from_tags(request.tags, text)
     if value is None:
@@ -309,20 +283,16 @@ def _quoted(text: str) -> str:
 def _from_tags(tags: Sequence[str], text: str) -> tuple[str | tuple[str, ...] | None, str]:
     found, end = [], 0
     for tag in tags:
-        inside, why = _from_tag(tag, text)
-        if inside is None:
-            return None, why
-        if text.find(f"<{tag}>") < end:
-            return None, f"<{tag}> before the end of what should come first"
-        end = text.find(f"</{tag}>")
+        opened, closed = f"<{tag}>", f"</{tag}>"
+        start, stop = text.find(opened), text.find(closed)
+        if (text.count(opened), text.count(closed)) != (1, 1) or start > stop:
+            counts = f"{text.count(opened)} {opened} and {text.count(closed)} {closed}"
+            return None, f"{counts} where one of each should be"
+        inside = text[start + len(opened) : stop].strip()
+        if not inside:
+            return None, f"nothing between {opened} and {closed}"
+        if start < end:
+            return None, f"{opened} before the end of what should come first"
         found.append(inside)
+        end = stop
     return (found[0] if len(found) == 1 else tuple(found)), ""
-
-
-def _from_tag(tag: str, text: str) -> tuple[str | None, str]:
-    opened = [match.end() for match in re.finditer(rf"<{tag}>", text)]
-    closed = [match.start() for match in re.finditer(rf"</{tag}>", text)]
-    if len(opened) != 1 or len(closed) != 1 or opened[0] > closed[0]:
-        return None, f"{len(opened)} <{tag}> and {len(closed)} </{tag}> where one of each should be"
-    inside = text[opened[0] : closed[0]].strip()
-    return (inside, "") if inside else (None, f"nothing between <{tag}> and </{tag}>")

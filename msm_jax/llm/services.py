@@ -87,14 +87,8 @@ def of_a_day(*said: Any) -> bool:
 def failure(
     who: str, status: int | None, said: str, after: float | None, *, key: str, model: str, day: bool, resets: str = ""
 ) -> Exception:
-    """The exception that an error is. `said` is a `line`.
-
-    Args:
-        who: the service, in messages.
-        status: of HTTP; None if there is none.
-        after: seconds that it asks to wait.
-        key: where its key is; model: what to look at if it has no such model.
-        day: whether its limit is `of_a_day`; resets: when that is over, if it is known.
+    """The exception that an error of HTTP, or of no `status`, is. `said` is a `line`, `after` the seconds that it asks
+    to wait, `day` whether its limit is `of_a_day`. Told are `who` it is, its `key`, its `model`, and when it `resets`.
     """
     message = f"{status or 'error'}: {said}"
     if status in (None, 403, 429) and day:

@@ -8,6 +8,7 @@ one file, but only one at a time writes on one account.
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
@@ -18,12 +19,16 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from msm_jax.errors import UserError
 from msm_jax.llm.request import Finish, Reply, Request, Usage
+from msm_jax.storage import files
 
 _log = logging.getLogger(__name__)
 _TABLES = """
+PRAGMA journal_mode = WAL;  -- a reply survives the death of the process; that of the machine can take the last ones
+PRAGMA synchronous = NORMAL;
 CREATE TABLE IF NOT EXISTS calls (
     key TEXT, attempt INTEGER, payer TEXT, stage TEXT, model TEXT, request TEXT, reply TEXT, finish TEXT, detail TEXT,
     prompt_tokens INTEGER, cached_tokens INTEGER, output_tokens INTEGER, dollars REAL, seconds REAL, time REAL,
@@ -66,58 +71,42 @@ UPDATE payers SET
 DROP TABLE beside;
 COMMIT;
 """
+_AMONG = "key IN (SELECT value FROM json_each(?))"
+_END = "UPDATE jobs SET done = 1, requests = '{}' WHERE name = ?"
 # Seconds between two copies of a store, or ten times as long as one takes.
 _COPY_EVERY = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Spent:
-    """Money of one payer, in dollars.
+    """Dollars of one payer."""
 
-    Attributes:
-        paid: for replies that are in the store.
-        reserved: the most that calls without a reply may have cost: those under way, and those that were lost.
-        lost: calls whose reply never came, because the process or the connection ended; they may have been charged.
-    """
-
-    paid: float
-    reserved: float
-    lost: int
+    paid: float  # for replies that are in the store
+    reserved: float  # the most that calls without a reply may have cost, under way or lost
+    lost: int  # calls whose reply never came: the process or the connection ended, and they may have been charged
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A batch job.
-
-    Attributes:
-        id: the service's; empty while nobody knows whether it was sent.
-        dollars: what it may cost at most.
-        created: when it was sent, or else entered, in Unix time.
-        own: whether it is on the account of this payer.
-    """
+    """A batch job."""
 
     name: str
-    id: str
+    id: str  # the service's; empty while nobody knows whether it was sent
     keys: frozenset[str]
-    dollars: float
-    created: float
-    own: bool
+    dollars: float  # at most
+    created: float  # when it was sent, or else entered, in Unix time
+    own: bool  # whether it is on the account of this payer
 
 
 class CallStore:
-    """The file `path`, made if missing; `payer` is the experiment on whose account calls go.
-
-    Raises: UserError, from every method, if the file is no store or cannot be written.
-    """
+    """The file `path`, made if missing; `payer` is the experiment on whose account calls go. Raises: UserError, if the
+    file is no store or cannot be written; OSError, if the disk is full."""
 
     def __init__(self, path: str | os.PathLike, payer: str):
         self.path, self.payer = pathlib.Path(path), payer
         with self._told():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
-            # A reply survives the death of the process; only the death of the machine can take the last ones.
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.executescript(_TABLES)
             self._db.execute("INSERT OR IGNORE INTO payers VALUES (?, 0, 0)", (payer,))
 
@@ -144,21 +133,18 @@ class CallStore:
     def reserve(self, key: str, stage: str, dollars: float, budget: float) -> int | None:
         """Enters a call that may cost `dollars`. Returns its number, or None if that could exceed the budget."""
         with self._transaction():
-            spent, reserved = self._account()
-            if spent + reserved + dollars > budget:
+            if not self._hold(dollars, budget):
                 return None
-            self._db.execute("UPDATE payers SET reserved = ? WHERE payer = ?", (reserved + dollars, self.payer))
-            cursor = self._db.execute(
+            entered = self._db.execute(
                 "INSERT INTO pending (key, payer, stage, dollars, started) VALUES (?, ?, ?, ?, ?)",
                 (key, self.payer, stage, dollars, time.time()),
             )
-            return cursor.lastrowid
+            return entered.lastrowid
 
     def settle(self, pending: int, request: Request, key: str, reply: Reply, dollars: float) -> None:
         """The reply to a pending call came, and cost this."""
         with self._transaction():
-            started = self._take(pending)
-            seconds = time.time() - started
+            seconds = time.time() - self._take(pending)
             self._write(key, request.stage, self._described(request), reply, dollars, seconds, self.payer)
 
     def release(self, pending: int) -> None:
@@ -174,10 +160,8 @@ class CallStore:
     def open_job(self, name: str, requests: Mapping[str, Request], dollars: float, budget: float) -> bool:
         """Enters a batch job, key -> request, before it is sent. Returns whether the budget allows it."""
         with self._transaction():
-            spent, reserved = self._account()
-            if spent + reserved + dollars > budget:
+            if not self._hold(dollars, budget):
                 return False
-            self._db.execute("UPDATE payers SET reserved = ? WHERE payer = ?", (reserved + dollars, self.payer))
             described = {key: [request.stage, self._described(request)] for key, request in requests.items()}
             self._db.execute(
                 "INSERT INTO jobs (name, id, payer, requests, dollars, created) VALUES (?, '', ?, ?, ?, ?)",
@@ -194,24 +178,19 @@ class CallStore:
     def drop_job(self, name: str) -> None:
         """A job that was entered was never sent: its requests may go into another."""
         with self._transaction():
-            for requests, dollars, payer in self._job(name):
-                self._unreserve(dollars, payer)
-                self._db.executemany("DELETE FROM batched WHERE key = ?", ((key,) for key in json.loads(requests)))
+            for requests, _, _ in self._ended(name):
+                self._db.executemany("DELETE FROM batched WHERE key = ?", ((key,) for key in requests))
             self._db.execute("DELETE FROM jobs WHERE name = ?", (name,))
 
     def settle_job(self, name: str, replies: Sequence[tuple[str | None, Reply, float]]) -> None:
         """A batch job is over: (key, reply, dollars) of all that it answered. A reply that is to no request of it was
         paid for like the others: it is kept under the name of the job."""
         with self._transaction():
-            [(created,)] = self._db.execute("SELECT created FROM jobs WHERE name = ?", (name,))
-            for requests, dollars, payer in self._job(name):
-                described = json.loads(requests)
+            for requests, created, payer in self._ended(name):
                 for number, (key, reply, cost) in enumerate(replies):
-                    about = described.get(key, ("batch", "{}"))
-                    key = key if key in described else f"{name}/{number}"
+                    about = requests.get(key, ("batch", "{}"))
+                    key = key if key in requests else f"{name}/{number}"
                     self._write(key, *about, reply, cost, time.time() - created, payer)
-                self._unreserve(dollars, payer)
-                self._db.execute("UPDATE jobs SET done = 1, requests = '{}' WHERE name = ?", (name,))
 
     def lose_job(self, name: str) -> None:
         """A batch job was given up, and may be charged all the same: its reservation stays."""
@@ -221,9 +200,9 @@ class CallStore:
                 "SELECT name, payer, 'batch', dollars, created, 1 FROM jobs WHERE name = ?",
                 (name,),
             )
-            self._db.execute("UPDATE jobs SET done = 1, requests = '{}' WHERE name = ?", (name,))
+            self._db.execute(_END, (name,))
 
-    def jobs(self) -> list["Job"]:
+    def jobs(self) -> list[Job]:
         """Those that are not over, whoever pays for them, the oldest first."""
         rows = self._rows(
             "SELECT name, id, requests, dollars, created, payer FROM jobs WHERE NOT done ORDER BY created, name"
@@ -243,47 +222,28 @@ class CallStore:
         return count
 
     def spent(self) -> Spent:
-        paid, reserved = self._account()
-        [(lost,)] = self._rows("SELECT count(*) FROM pending WHERE payer = ? AND lost", (self.payer,))
-        return Spent(paid, reserved, lost)
+        [account] = self._rows(
+            "SELECT spent, reserved, (SELECT count(*) FROM pending WHERE payer = a.payer AND lost) "
+            "FROM payers AS a WHERE payer = ?",
+            (self.payer,),
+        )
+        return Spent(*account)
 
     def stages(self, keys: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         """Calls, tokens and dollars by stage: of this payer, or of the replies to these keys, whoever paid."""
-        rows = (
-            self._rows(
-                "SELECT stage, count(*), sum(prompt_tokens), sum(cached_tokens), sum(output_tokens), sum(dollars) "
-                "FROM calls WHERE payer = ? GROUP BY stage ORDER BY min(time)",
-                (self.payer,),
-            )
-            if keys is None
-            else self._of_keys(keys)
+        of_keys = keys is not None
+        rows = self._rows(
+            "SELECT stage, count(*), sum(prompt_tokens), sum(cached_tokens), sum(output_tokens), sum(dollars) "
+            f"FROM calls WHERE {_AMONG if of_keys else 'payer = ?'} GROUP BY stage ORDER BY min(time)",
+            (json.dumps(list(keys)) if of_keys else self.payer,),
         )
         names = ("calls", "prompt_tokens", "cached_tokens", "output_tokens", "dollars")
         return {stage: dict(zip(names, values, strict=True)) for stage, *values in rows}
 
     def models(self, keys: Sequence[str]) -> list[str]:
         """The versions of the model that the replies to these keys are from, as the service named them."""
-        with self._wanted(keys):
-            rows = self._db.execute("SELECT DISTINCT model FROM calls JOIN wanted USING (key)")
-            return sorted(model for (model,) in rows if model)
-
-    def _of_keys(self, keys: Sequence[str]) -> list[tuple]:
-        with self._wanted(keys):
-            return list(
-                self._db.execute(
-                    "SELECT stage, count(*), sum(prompt_tokens), sum(cached_tokens), sum(output_tokens), sum(dollars) "
-                    "FROM calls JOIN wanted USING (key) GROUP BY stage ORDER BY min(time)"
-                )
-            )
-
-    @contextlib.contextmanager
-    def _wanted(self, keys: Sequence[str]) -> Iterator[None]:
-        """A table of these keys, to join with."""
-        with self._transaction():
-            self._db.execute("CREATE TEMP TABLE wanted (key TEXT PRIMARY KEY)")
-            self._db.executemany("INSERT OR IGNORE INTO wanted VALUES (?)", ((key,) for key in keys))
-            yield
-            self._db.execute("DROP TABLE wanted")
+        rows = self._rows(f"SELECT DISTINCT model FROM calls WHERE {_AMONG}", (json.dumps(list(keys)),))
+        return sorted(model for (model,) in rows if model)
 
     def absorb(self, copy: pathlib.Path) -> None:
         """Takes over what the store `copy` has and this one lacks: replies, accounts, batch jobs. What is pending there
@@ -301,16 +261,23 @@ class CallStore:
 
     def copy(self, path: pathlib.Path) -> None:
         """Writes the store as it is at this moment to the file `path`; from any thread."""
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        part = files.part_of(path)
         with self._told(), contextlib.closing(sqlite3.connect(self.path, timeout=60)) as source:
             source.execute(f"PRAGMA user_version = {random.randrange(1, 2**31)}")
             with contextlib.closing(sqlite3.connect(part)) as target:
                 source.backup(target)
         os.replace(part, path)
 
-    def _account(self) -> tuple[float, float]:
-        [account] = self._rows("SELECT spent, reserved FROM payers WHERE payer = ?", (self.payer,))
-        return account
+    def _hold(self, dollars: float, budget: float) -> bool:
+        """Reserves so much, if the budget allows it."""
+        held = self._db.execute(
+            "UPDATE payers SET reserved = reserved + ? WHERE payer = ? AND spent + reserved + ? <= ?",
+            (dollars, self.payer, dollars, budget),
+        )
+        return held.rowcount == 1
+
+    def _unreserve(self, dollars: float, payer: str) -> None:
+        self._db.execute("UPDATE payers SET reserved = max(0, reserved - ?) WHERE payer = ?", (dollars, payer))
 
     def _take(self, pending: int) -> float:
         """Removes a pending call with its reservation. Returns when it began."""
@@ -319,18 +286,19 @@ class CallStore:
         self._unreserve(dollars, self.payer)
         return started
 
+    def _ended(self, name: str) -> list[tuple[dict[str, Any], float, str]]:
+        """Ends a job with its reservation. Returns (requests, when it was sent, payer), nothing if it was over."""
+        jobs = self._rows("SELECT requests, created, payer, dollars FROM jobs WHERE name = ? AND NOT done", (name,))
+        for *_, payer, dollars in jobs:
+            self._unreserve(dollars, payer)
+        self._db.execute(_END, (name,))
+        return [(json.loads(requests), created, payer) for requests, created, payer, _ in jobs]
+
     def _described(self, request: Request) -> str:
         """What was asked, as JSON. The system prompt by its hash: it holds a whole spec, and thousands share it."""
         system = hashlib.sha256(request.system.encode()).hexdigest()[:16]
         self._db.execute("INSERT OR IGNORE INTO texts VALUES (?, ?)", (system, request.system))
         return json.dumps(request.canonical() | {"system": system})
-
-    def _job(self, name: str) -> list[tuple[str, float, str]]:
-        """(requests as JSON, what is reserved, payer) of a job, if it is not over."""
-        return self._rows("SELECT requests, dollars, payer FROM jobs WHERE name = ? AND NOT done", (name,))
-
-    def _unreserve(self, dollars: float, payer: str) -> None:
-        self._db.execute("UPDATE payers SET reserved = max(0, reserved - ?) WHERE payer = ?", (dollars, payer))
 
     def _rows(self, query: str, values: Sequence[str] = ()) -> list[tuple]:
         with self._told():
@@ -350,34 +318,26 @@ class CallStore:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._told():
+        with self._told(), self._db:  # which commits, or rolls back
             self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+            yield
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.OperationalError as error:
-            if "full" in str(error):
-                raise OSError(28, f"{self.path}: no space left") from error
-            raise UserError(f"{self.path}: cannot be used as a store of calls ({error})") from None
         except sqlite3.DatabaseError as error:
+            if "full" in str(error):
+                raise OSError(errno.ENOSPC, f"{self.path}: no space left") from error
+            if isinstance(error, sqlite3.OperationalError):
+                raise UserError(f"{self.path}: cannot be used as a store of calls ({error})") from None
             raise UserError(f"{self.path}: is no store of calls ({error}); name another file") from None
 
 
 @contextlib.contextmanager
 def copied(store: CallStore, copy: pathlib.Path, send: Callable[[pathlib.Path], None]) -> Iterator[None]:
     """Begins with what is in the file `copy`, if there is one; while it lasts and at its end the store is copied there,
-    and `send` called with it, so that what was paid for outlives this machine.
-
-    Raises: UserError, or what `send` raises, at the end.
-    """
+    and `send` called with it, so that what was paid for outlives this machine. Raises: at the end, as `send` does."""
     if copy.exists():
         store.absorb(copy)
     over = threading.Event()

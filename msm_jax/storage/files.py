@@ -9,9 +9,8 @@ import json
 import os
 import pathlib
 import shutil
-import stat
 from collections.abc import Callable, Iterator
-from typing import IO, Any
+from typing import Any
 
 from msm_jax.errors import UserError
 
@@ -32,7 +31,6 @@ def fingerprint_of_file(path: str | os.PathLike, length: int = 12) -> str:
 
 
 def fingerprint_of_bytes(content: bytes, length: int = 12) -> str:
-    """That of a file with this content."""
     return hashlib.sha256(content).hexdigest()[:length]
 
 
@@ -43,10 +41,7 @@ def shipped(path: str | os.PathLike) -> pathlib.Path:
 
 
 def make_folder(path: str | os.PathLike, cure: str = "choose another --workdir") -> None:
-    """Makes a folder, with those that it lies in.
-
-    Raises: UserError, which says `cure`, if nothing can be written there.
-    """
+    """Makes a folder, with those that it lies in. Raises: UserError, which says `cure`, if it cannot be written to."""
     try:
         pathlib.Path(path).mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -71,11 +66,16 @@ def check_room(folder: str | os.PathLike, size: int) -> None:
         )
 
 
+def part_of(path: pathlib.Path) -> pathlib.Path:
+    """Where this process writes a file before it takes its name."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes `text` so that a reader sees the old file or the new one, never a part of either."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = part_of(path)
     try:
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
@@ -92,17 +92,13 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def anew(folder: str | os.PathLike) -> str:
-    """The cure for what is broken in the folder of a stage."""
     return f"delete {folder}, and the same command makes it anew"
 
 
 def read_object(path: str | os.PathLike, cure: str, **fields: type) -> dict[str, Any]:
-    """The JSON object in a file; `fields` are the types of those that it must have.
-
-    Raises: UserError, which says `cure`, if it cannot be read or is none such.
-    """
+    """The JSON object in a file; `fields` are the types of those that it must have. Raises: UserError, with `cure`."""
     try:
-        if stat.S_ISFIFO(os.stat(path).st_mode):
+        if pathlib.Path(path).is_fifo():
             raise UserError(f"{path}: not a file but a named pipe; {cure}")  # reading would wait for ever
         content = pathlib.Path(path).read_bytes()
     except FileNotFoundError as error:
@@ -139,16 +135,12 @@ def _kind_of(value: Any) -> str:
 
 @contextlib.contextmanager
 def lock_run(workdir: str | os.PathLike, store: str | os.PathLike) -> Iterator[None]:
-    """One run at a time in `workdir`; any number of them with their stages in `store`. Both are made if missing.
-
-    Raises: UserError if another process has `workdir`.
-    """
+    """One run at a time in `workdir` (else: UserError); any number with their stages in `store`. Both are made."""
     busy = f"{workdir}: in use by another process; wait for it, or choose another --workdir"
     with contextlib.ExitStack() as stack:
         with looked_at(workdir):
-            stack.enter_context(lock_file(_locks(workdir) / _RUN, busy))
-        file = stack.enter_context(_opened(_locks(store) / _STORE))
-        fcntl.flock(file, fcntl.LOCK_SH)
+            stack.enter_context(lock_file(pathlib.Path(workdir, LOCKS, _RUN), busy))
+        stack.enter_context(_locked(pathlib.Path(store, LOCKS, _STORE), fcntl.LOCK_SH))
         yield
 
 
@@ -156,62 +148,51 @@ def lock_run(workdir: str | os.PathLike, store: str | os.PathLike) -> Iterator[N
 def looked_at(folder: str | os.PathLike) -> Iterator[bool]:
     """Whether a run has `folder` as its workdir or its store of stages. No other process looks meanwhile, nor begins a
     run there."""
-    with _opened(_locks(folder) / _LOOK) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with _locked(pathlib.Path(folder, LOCKS, _LOOK), fcntl.LOCK_EX):
         yield in_use(folder)
 
 
 @contextlib.contextmanager
 def lock_stage(store: str | os.PathLike, key: str, waits: Callable[[], None]) -> Iterator[None]:
     """One process at a time makes the stage `key` of `store`. Another calls `waits`, and waits."""
-    with _opened(_locks(store) / key) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waits()
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with lock_file(pathlib.Path(store, LOCKS, key), waits):
         yield
 
 
 @contextlib.contextmanager
-def lock_file(path: str | os.PathLike, busy: str) -> Iterator[None]:
+def lock_file(path: str | os.PathLike, busy: str | Callable[[], None]) -> Iterator[None]:
     """One process at a time by any file, made with its folder if missing. The kernel drops a lock when the process
-    ends, however it ends.
-
-    Raises: UserError, which says `busy`, if another process has it.
-    """
-    with _opened(path) as file:
+    ends, however it ends. While another has it, this one calls `busy` and waits, or says `busy` in a UserError."""
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(_locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB))
         except BlockingIOError:
-            raise UserError(busy) from None
+            if isinstance(busy, str):
+                raise UserError(busy) from None
+            busy()
+            stack.enter_context(_locked(path, fcntl.LOCK_EX))
+        yield
+
+
+@contextlib.contextmanager
+def _locked(path: str | os.PathLike, how: int) -> Iterator[None]:
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        fcntl.flock(file, how)
         yield
 
 
 def in_use(folder: str | os.PathLike) -> bool:
     """Whether a run has `folder` as its workdir or its store of stages."""
-    return any(_is_held(_locks(folder) / name) for name in (_RUN, _STORE))
-
-
-def _is_held(path: pathlib.Path) -> bool:
-    """Whether a process holds the lock of a file."""
-    try:
-        with open(path) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
+    for name in (_RUN, _STORE):
+        try:
+            with open(pathlib.Path(folder, LOCKS, name)) as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            continue
+        except BlockingIOError:
+            return True
     return False
-
-
-def _opened(path: str | os.PathLike) -> IO[str]:
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return open(path, "w")
-
-
-def _locks(folder: str | os.PathLike) -> pathlib.Path:
-    return pathlib.Path(folder, LOCKS)
 
 
 # What stops a write, however it is written: what is wrong, and the cure.
@@ -222,26 +203,23 @@ _DISK = {
 }
 # What else is wrong with a path that the user gave, or with what lies there.
 _PATHS = {
-    errno.EACCES: "choose another place, or change its permissions",
-    errno.EPERM: "choose another place, or change its permissions",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "choose another place, or change its permissions"),
     errno.EROFS: "choose another place",
-    errno.ENOTDIR: "delete what is in the way, or choose another place",
-    errno.EISDIR: "delete what is in the way, or choose another place",
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR), "delete what is in the way, or choose another place"),
     errno.ENAMETOOLONG: "choose a shorter path",
     errno.ELOOP: "mend the links, or choose another place",
-    errno.EMFILE: "raise the limit on open files (ulimit -n)",
-    errno.ENFILE: "raise the limit on open files (ulimit -n)",
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit on open files (ulimit -n)"),
 }
 
 
 def disk_problem(error: BaseException) -> tuple[str, str] | None:
     """(what, cure) if `error`, or one that led to it, is that a disk takes no more: libraries wrap the OSError, or only
     cite it."""
-    for code, problem in _DISK.items():
-        if isinstance(error, OSError) and error.errno == code or os.strerror(code) in str(error):
-            return problem
-    cause = error.__cause__ or error.__context__
-    return disk_problem(cause) if cause else None
+    for one in _chain(error):
+        for code, problem in _DISK.items():
+            if isinstance(one, OSError) and one.errno == code or os.strerror(code) in str(one):
+                return problem
+    return None
 
 
 def cure_of(error: OSError) -> str | None:
@@ -252,7 +230,11 @@ def cure_of(error: OSError) -> str | None:
 
 def missing_file(error: BaseException) -> str | None:
     """The path for which `error`, or one that led to it, is that nothing is there."""
-    if isinstance(error, FileNotFoundError) and isinstance(error.filename, str | os.PathLike):
-        return os.fspath(error.filename)
-    cause = error.__cause__ or error.__context__
-    return missing_file(cause) if cause else None
+    missing = (one.filename for one in _chain(error) if isinstance(one, FileNotFoundError))
+    return next((os.fspath(path) for path in missing if isinstance(path, str | os.PathLike)), None)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error:
+        yield error
+        error = error.__cause__ or error.__context__

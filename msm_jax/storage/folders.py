@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import IO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -15,15 +16,12 @@ _EXTRAS = {"gs": "gcs", "gcs": "gcs"}  # scheme -> the extra that brings the pac
 
 
 def is_url(path: str) -> bool:
-    """Whether `path` has a scheme, as in gs://bucket/folder."""
     return "://" in path
 
 
 class Folder:
-    """The files right in a folder, local or not. Keeps nothing open, so threads can share it.
-
-    Raises: UserError (all methods) if the storage cannot be reached, refuses or is full, or if fsspec lacks a package.
-    """
+    """The files right in a folder, local or not. Keeps nothing open, so threads can share it. Raises: UserError, if the
+    storage cannot be reached, refuses or is full, or if fsspec lacks a package for it."""
 
     def __init__(self, url: str | os.PathLike):
         self.url = os.fspath(url)
@@ -36,7 +34,6 @@ class Folder:
         self.is_local = isinstance(self._storage, LocalFileSystem)
 
     def path(self, name: str) -> str:
-        """Where a file is, to be shown."""
         return f"{self.url}/{name}"
 
     def sizes(self) -> dict[str, int] | None:
@@ -91,9 +88,24 @@ class Folder:
             file.write(content)
         self.finish(name)
 
-    def begin(self, name: str) -> "Part":
+    @contextlib.contextmanager
+    def begin(self, name: str) -> Iterator["Part"]:
         """A file to `write` to within `with`. It has a name of its own until `finish(name)`; an error removes it."""
-        return Part(self, name)
+        with self._told(name):
+            self._storage.makedirs(self._root, exist_ok=True)
+            file = self._storage.open(f"{self._root}/{_part(name)}", "wb", block_size=CHUNK_BYTES)
+        try:
+            yield Part(self, name, file)
+            with self._told(name):
+                if self.is_local:
+                    file.flush()
+                    os.fsync(file.fileno())
+                file.close()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                file.close()
+            self.abandon(name)
+            raise
 
     def finish(self, name: str) -> None:
         """Gives what `begin(name)` wrote its name; replaces a file of that name."""
@@ -139,38 +151,12 @@ class Folder:
 class Part:
     """A file that is being written."""
 
-    def __init__(self, folder: Folder, name: str):
-        self._folder, self._name = folder, name
-
-    def __enter__(self) -> "Part":
-        folder = self._folder
-        with folder._told(self._name):
-            folder._storage.makedirs(folder._root, exist_ok=True)
-            self._file = folder._storage.open(f"{folder._root}/{_part(self._name)}", "wb", block_size=CHUNK_BYTES)
-        return self
+    def __init__(self, folder: Folder, name: str, file: IO[bytes]):
+        self._folder, self._name, self._file = folder, name, file
 
     def write(self, content: bytes | memoryview) -> None:
         with self._folder._told(self._name):
             self._file.write(content)
-
-    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
-        if kind is None:
-            try:
-                with self._folder._told(self._name):
-                    if self._folder.is_local:
-                        self._file.flush()
-                        os.fsync(self._file.fileno())
-                    self._file.close()
-                return
-            except BaseException:
-                self._discard()
-                raise
-        self._discard()
-
-    def _discard(self) -> None:
-        with contextlib.suppress(Exception):
-            self._file.close()
-        self._folder.abandon(self._name)
 
 
 def is_part(name: str) -> bool:

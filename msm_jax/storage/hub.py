@@ -6,12 +6,8 @@ from collections.abc import Iterator
 
 
 def reason(error: Exception, name: str, revision: str | None, data: bool = False) -> str:
-    """What is wrong with the repository `name` and what to do, in one line; holds no token.
-
-    Args:
-      error: what huggingface_hub, or the HTTP library that its version has chosen, has raised.
-      data: whether it is a data set; a model else, which may also be a folder.
-    """
+    """What is wrong with the repository `name` and what to do, in one line; holds no token. `error` is one of
+    huggingface_hub, or of its HTTP library, whichever that is. A model, unlike `data`, may be a folder, too."""
     import huggingface_hub
     from huggingface_hub import errors
 

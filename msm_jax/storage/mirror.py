@@ -20,6 +20,7 @@ import fsspec
 
 from msm_jax.errors import UserError
 from msm_jax.storage import files
+from msm_jax.storage.folders import first_line, is_part
 
 # Folders of a stage that hold arrays; and that of locks, which concern one machine alone.
 _STAYING = ("checkpoints", "final", files.LOCKS)
@@ -52,16 +53,12 @@ class Place(NamedTuple):
         return cls(name.rstrip("/"), str(mirror.local), mirror)
 
     def send(self, path: pathlib.Path) -> None:
-        """Sends a file, or a folder, in `local`."""
         if self.mirror:
             self.mirror.send(path)
 
 
 class Mirror:
-    """A workdir at `url`, and its copy in `local`.
-
-    Raises: UserError (all methods) if the store cannot be reached or refuses.
-    """
+    """A workdir at `url`, and its copy in `local`. Raises: UserError, if the store cannot be reached or refuses."""
 
     def __init__(self, url: str, cache: pathlib.Path | None = None):
         self.url = url.rstrip("/")
@@ -74,7 +71,7 @@ class Mirror:
 
     def arrays(self, folder: pathlib.Path) -> str:
         """Where the arrays of a stage lie whose local folder this is."""
-        return f"{self.url}/{folder.relative_to(self.local).as_posix()}"
+        return f"{self.url}/{self._name(folder)}"
 
     def fetch(self, folder: pathlib.Path | None = None) -> None:
         """Brings what is in the store: all of it, or what belongs to `folder`, in `local`. Of stages that are done
@@ -83,7 +80,7 @@ class Mirror:
         A manifest that the store lacks is removed with all of `fetch()`: its upload failed, or someone deleted the
         folder in the store. Other files stay: what an interrupted stage left here alone is its own."""
         with self._told():
-            root = self._root if folder is None else f"{self._root}/{folder.relative_to(self.local).as_posix()}"
+            root = self._root if folder is None else f"{self._root}/{self._name(folder)}"
             # Before the store is asked: what a run of this machine finishes meanwhile is none of it.
             here = list(self.local.glob(_DECISIVE)) if folder is None else []
             self._storage.invalidate_cache()
@@ -93,7 +90,7 @@ class Mirror:
                 found = []
             names = {path.removeprefix(self._root).lstrip("/") for path in found}
             for path in here:
-                if path.relative_to(self.local).as_posix() not in names:
+                if self._name(path) not in names:
                     path.unlink(missing_ok=True)
             for path in sorted(found, key=lambda path: path.endswith(f"/{_LAST}")):
                 name = path.removeprefix(self._root).lstrip("/")
@@ -101,28 +98,30 @@ class Mirror:
                 if _stays(name) or (folder is None and name == STORE_COPY) or (there.exists() and self._is_done(name)):
                     continue
                 there.parent.mkdir(parents=True, exist_ok=True)
-                part = _part(there)
+                part = files.part_of(there)
                 self._storage.get_file(path, str(part))
                 os.replace(part, there)
 
     def send(self, folder: pathlib.Path) -> None:
         """Sends what `folder`, in `local`, holds, its manifest last; or a file."""
         with self._told():
-            paths = [folder] if folder.is_file() else _files(folder)
+            paths = [folder] if folder.is_file() else filter(pathlib.Path.is_file, folder.rglob("*"))
             for path in sorted(paths, key=lambda path: path.name == _LAST):
-                name = path.relative_to(self.local).as_posix()
-                if not _stays(name):
-                    self._storage.put_file(str(path), f"{self._root}/{name}")
+                if not _stays(self._name(path)):
+                    self._storage.put_file(str(path), f"{self._root}/{self._name(path)}")
 
     def finish(self, folder: pathlib.Path, manifest: Mapping[str, Any]) -> None:
         """Sends a stage, and then its manifest, which is written here last: what is done here is done in the store."""
         self.send(folder)
         path = folder / _LAST
-        part = _part(path)
+        part = files.part_of(path)
         files.write_json(part, manifest)
         with self._told():
-            self._storage.put_file(str(part), f"{self._root}/{path.relative_to(self.local).as_posix()}")
+            self._storage.put_file(str(part), f"{self._root}/{self._name(path)}")
         os.replace(part, path)
+
+    def _name(self, path: pathlib.Path) -> str:
+        return path.relative_to(self.local).as_posix()
 
     def _is_done(self, name: str) -> bool:
         """Whether a file is one of a stage that is done here."""
@@ -141,22 +140,10 @@ class Mirror:
         except Exception as error:  # each storage library has classes of its own
             if files.disk_problem(error):
                 raise
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            raise UserError(f"{self.url}: {reason}; the same command goes on from what is there") from None
-
-
-def _part(path: pathlib.Path) -> pathlib.Path:
-    """Where this process writes a file before it takes its name; never sent."""
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
-
-
-def _files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    for root, names, found in os.walk(folder):
-        names[:] = [name for name in names if name not in _STAYING]
-        yield from (pathlib.Path(root, name) for name in found if not (name.startswith(".") and name.endswith(".part")))
+            raise UserError(f"{self.url}: {first_line(error)}; the same command goes on from what is there") from None
 
 
 def _stays(name: str) -> bool:
     """Whether a file of the workdir is none of the mirror's."""
-    parts = name.split("/")
-    return any(part in _STAYING for part in parts[:-1])
+    *folders, last = name.split("/")
+    return is_part(last) or any(folder in _STAYING for folder in folders)

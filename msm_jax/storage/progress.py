@@ -18,12 +18,8 @@ _SECONDS_BEFORE_BAR = 1.0
 
 
 class Progress:
-    """Shows on stderr that `done` of `total` units are done, of which `start` were before.
-
-    Args:
-      label: says of what.
-      unit: "step" or the like, in the singular.
-    """
+    """Shows on stderr how many of the `total` units of `label` are done, of which `start` were before. `unit` is "step"
+    or the like, in the singular."""
 
     def __init__(self, label: str, total: int, unit: str, start: int = 0):
         self._label, self._total, self._unit = label, total, unit

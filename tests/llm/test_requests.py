@@ -5,7 +5,7 @@ import time
 
 import pydantic
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msm_jax.llm.prices import Price
@@ -35,20 +35,27 @@ def reply(text, finish=Finish.STOP, detail=""):
     return Reply(text, finish, Usage(), "m", detail)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        GOOD,
-        f"```json\n{GOOD}\n```",
-        f"Here you are:\n{GOOD}",
-        GOOD.replace("}]", "},]"),
-        GOOD.replace('"', "'"),
-    ],
-)
+@pytest.mark.parametrize("text", [GOOD, f"```json\n{GOOD}\n```", f"Here you are:\n{GOOD}", GOOD.replace("}]", "},]")])
 def test_json_is_found_and_small_slips_are_mended(text):
     answer = classify(LIST, reply(text), "k")
     assert answer.ok and answer.key == "k"
     assert answer.value == Items(items=[Item(name="a", text="b")])
+
+
+# Where a text ends is a guess in all of these.
+GUESSES = [
+    '"Is a 27" screen enough?", "Should I keep it?"',
+    '"Who said "no", and why?", "When?"',
+    "'Is it Bob's?', 'Why?'",
+]
+GUESSES += [
+    '"Is "yes", "no" or "maybe" best?"',
+    "'It is the boys' and the girls' turn'",
+    '"a" "b"',
+    '"a", b',
+    '"a", "b',
+]
+GUESSES += ['"a"], "more": ["b', '""]}"', r"""'', "\''""", '"a"]} {"questions": ["b"']
 
 
 @pytest.mark.parametrize(
@@ -63,19 +70,7 @@ def test_json_is_found_and_small_slips_are_mended(text):
         (r'"a\\", "b",', ["a\\", "b"]),
         (r'"a, ]", "b",', ["a, ]", "b"]),
         (r'"\ud83d\ude00 a \ud83d"', ["\U0001f600 a \ufffd"]),
-        # Where a text ends is a guess in all of these.
-        ('"Is a 27" screen enough?", "Should I keep it?"', None),
-        ('"Who said "no", and why?", "When?"', None),
-        ('"Is "yes", "no" or "maybe" best?"', None),
-        ("'Is it Bob's?', 'Why?'", None),
-        ("'It is the boys' and the girls' turn'", None),
-        ('"a" "b"', None),
-        ('"a", b', None),
-        ('"a", "b', None),
-        ('"a"], "more": ["b', None),
-        ('""]}"', None),
-        (r"""'', "\''""", None),
-        ('"a"]} {"questions": ["b"', None),
+        *((inside, None) for inside in GUESSES),
     ],
 )
 def test_mending_changes_no_meaning(inside, questions):
@@ -85,22 +80,20 @@ def test_mending_changes_no_meaning(inside, questions):
     assert questions is None or answer.value.questions == questions
 
 
+@settings(max_examples=60)
 @given(st.lists(st.text("ab'\",[]:{} \\\n", max_size=12), min_size=1, max_size=4), st.sampled_from("'\""), st.data())
 def test_a_quote_that_lacks_its_escape_makes_no_other_texts(texts, quote, data):
     """The reply as it should be has these texts; without one of its escapes, the same or none."""
     whole = json.dumps({"questions": texts})
     if quote == "'":
-        whole = "{'questions': [" + ", ".join(_single(text) for text in texts) + "]}"
+        single = (json.dumps(text)[1:-1].replace('\\"', '"').replace("'", "\\'") for text in texts)
+        whole = "{'questions': [" + ", ".join(f"'{text}'" for text in single) + "]}"
     assert classify(ASKED, reply(whole)).value == Questions(questions=texts)
     escapes = [match.start() for match in re.finditer(r"\\.", whole) if match[0] == "\\" + quote]
     if escapes:
         place = data.draw(st.sampled_from(escapes))
         answer = classify(ASKED, reply(whole[:place] + whole[place + 1 :]))
         assert not answer.ok or answer.value.questions == texts
-
-
-def _single(text):
-    return "'" + json.dumps(text)[1:-1].replace('\\"', '"').replace("'", "\\'") + "'"
 
 
 @pytest.mark.parametrize("text", ["}" * 60_000 + "a", '{"a": "' + '\\"' * 60_000, "{" + ", " * 60_000, "{'" * 60_000])
@@ -150,10 +143,8 @@ def test_what_nobody_counted_costs_the_most_that_it_can():
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        ("<think>Well.</think>A text.", "A text."),
-        ("A text.", "A text."),
-        ("<think>A draft: <document>No.</document>", ""),
-        ("Well.</think> <think> Again", ""),
+        *(("<think>Well.</think>A text.", "A text."), ("A text.", "A text.")),
+        *(("<think>A draft: <document>No.</document>", ""), ("Well.</think> <think> Again", "")),
     ],
 )
 def test_thoughts_are_no_answer(text, answer):
@@ -163,21 +154,22 @@ def test_thoughts_are_no_answer(text, answer):
 @pytest.mark.parametrize(
     ("request_", "text", "finish", "status"),
     [
-        (LIST, GOOD, Finish.LENGTH, Status.TRUNCATED),
-        (LIST, GOOD[:-3], Finish.STOP, Status.SCHEMA),  # a mended half would pass for the whole
-        (LIST, '{"items": [{"name": "a"}]}', Finish.STOP, Status.SCHEMA),
-        (LIST, '{"other": 1}', Finish.STOP, Status.SCHEMA),
-        (LIST, "Nothing of the kind.", Finish.STOP, Status.SCHEMA),
-        (LIST, "I'm sorry, but I can't help with that.", Finish.STOP, Status.REFUSED),
+        *((LIST, GOOD, *pair) for pair in ((Finish.LENGTH, Status.TRUNCATED), (Finish.RECITATION, Status.RECITATION))),
+        *((LIST, "", *pair) for pair in ((Finish.BLOCKED, Status.BLOCKED), (Finish.ERROR, Status.ERROR))),
         (LIST, "", Finish.STOP, Status.EMPTY),
-        (LIST, "", Finish.BLOCKED, Status.BLOCKED),
-        (LIST, GOOD, Finish.RECITATION, Status.RECITATION),
-        (LIST, "", Finish.ERROR, Status.ERROR),
-        (PROSE, "A text.", Finish.STOP, Status.SCHEMA),
-        (PROSE, "<document>A text.", Finish.STOP, Status.SCHEMA),
-        (PROSE, "<document>One.</document><document>Two.</document>", Finish.STOP, Status.SCHEMA),
-        (PROSE, "<document> </document>", Finish.STOP, Status.SCHEMA),
+        (LIST, GOOD[:-3], Finish.STOP, Status.SCHEMA),  # a mended half would pass for the whole
+        *(
+            (LIST, text, Finish.STOP, Status.SCHEMA)
+            for text in ('{"items": [{"name": "a"}]}', '{"other": 1}', "Nothing.")
+        ),
         (PROSE, "<document>A text.</document>", Finish.LENGTH, Status.TRUNCATED),
+        *(
+            (PROSE, text, Finish.STOP, Status.SCHEMA)
+            for text in ("A text.", "<document>A text.", "<document> </document>")
+        ),
+        (PROSE, "</document>A text.<document>", Finish.STOP, Status.SCHEMA),
+        (PROSE, "<document>One.</document><document>Two.</document>", Finish.STOP, Status.SCHEMA),
+        (LIST, "I'm sorry, but I can't help with that.", Finish.STOP, Status.REFUSED),
         (PROSE, "I cannot write this.", Finish.STOP, Status.REFUSED),
         (PROSE, "<document>I'm sorry, but I can't write that.</document>", Finish.STOP, Status.REFUSED),
     ],
@@ -189,9 +181,14 @@ def test_what_is_of_no_use_has_no_value(request_, text, finish, status):
 
 
 def test_the_text_is_what_stands_in_the_tag():
+    pair = dataclasses.replace(PROSE, tags=("reasoning", "answer"))
+    one, two = "<reasoning>One.</reasoning>", "<answer>Two.</answer>"
+    assert classify(pair, reply(f"{one} And {two}")).value == ("One.", "Two.")
+    assert not classify(pair, reply(two + one)).ok
     assert classify(PROSE, reply("A plan.\n<document>\nOne.\n\nTwo.\n</document>\nDone.")).value == "One.\n\nTwo."
 
 
+@settings(max_examples=30)
 @given(st.text(), st.sampled_from(list(Finish)))
 def test_any_reply_is_classified(text, finish):
     for request in (LIST, PROSE):
@@ -199,6 +196,7 @@ def test_any_reply_is_classified(text, finish):
         assert answer.ok == (answer.value is not None)
 
 
+@settings(max_examples=30)
 @given(st.lists(st.builds(Item, name=st.text(), text=st.text()), max_size=4))
 def test_json_of_the_shape_comes_back_as_it_was(items):
     value = Items(items=items)
@@ -206,25 +204,14 @@ def test_json_of_the_shape_comes_back_as_it_was(items):
     assert classify(LIST, reply(json.dumps(value.model_dump(), indent=2))).value == value
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"prompt": "Other."},
-        {"system": "Other."},
-        {"max_tokens": 7},
-        {"temperature": 0.5},
-        {"thinking": 1},
-        {"sample": 1},
-        {"shape": None, "tags": ("items",)},
-    ],
-)
-def test_a_key_covers_all_that_determines_a_reply(change):
-    assert dataclasses.replace(LIST, **change).key("m") != LIST.key("m")
-    assert LIST.key("other") != LIST.key("m")
-
-
-def test_a_key_does_not_depend_on_what_is_not_sent():
-    assert dataclasses.replace(LIST, stage="other", variables={"a": 1}).key("m") == LIST.key("m")
+def test_a_key_covers_all_that_determines_a_reply_and_never_changes():
+    changes = ({"prompt": "Other."}, {"system": "Other."}, {"max_tokens": 7}, {"temperature": 0.5}, {"thinking": 1})
+    changes += ({"sample": 1}, {"shape": None, "tags": ("items",)})
+    keys = {dataclasses.replace(LIST, **change).key("m") for change in ({}, *changes)} | {LIST.key("other")}
+    assert len(keys) == len(changes) + 2
+    assert dataclasses.replace(LIST, stage="other", attempt=2, variables={"a": 1}).key("m") in keys
+    # Under another, replies that were paid for would not be found again.
+    assert PROSE.key("m") == "341206db1d2058be396aa94f029da39a"
 
 
 def test_a_request_has_one_form():

@@ -87,3 +87,26 @@ def test_copies_are_made_meanwhile_and_at_the_end_whatever_fails(stores, tmp_pat
     with copied(b, tmp_path / "copy", lambda path: None):
         assert account(b) == (0.75, 0, 0)
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_money_of_jobs_that_were_answered_oddly_or_given_up(stores, tmp_path):
+    """A reply that is to no request of its job is kept under the name of the job."""
+    store, reply = stores[0], Reply("text", Finish.STOP, Usage(1, 0, 1), "m")
+    assert store.open_job("job", {"k": FOUR}, 2.0, 100.0)
+    store.settle_job("job", [("another", reply, 0.1), (None, reply, 0.2)])
+    assert [len(store.replies(key)) for key in ("another", "k", "job/0", "job/1")] == [0, 0, 1, 1]
+    assert account(store) == (0.3, 0, 0) and not store.jobs()
+
+    assert store.open_job("lost", {"l": ONE}, 0.5, 100.0)
+    store.lose_job("lost")
+    store.copy(tmp_path / "copy")
+    stores[1].absorb(tmp_path / "copy")
+    assert account(store) == account(stores[1]) == (0.3, 0.5, 1)
+
+
+def test_the_copy_of_a_store_that_has_gone_on_brings_nothing_back(stores, tmp_path):
+    pending = stores[0].reserve("key", "s", 0.7, 100.0)
+    stores[0].copy(tmp_path / "copy")
+    stores[0].release(pending)
+    stores[0].absorb(tmp_path / "copy")
+    assert account(stores[0]) == (0, 0, 0)

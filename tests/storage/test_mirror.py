@@ -97,6 +97,25 @@ def test_a_store_that_fails_is_not_an_empty_one(url, monkeypatch):
     assert done(target, workdir) == [True]
 
 
+def test_arrays_and_locks_stay_where_they_are(url, tmp_path):
+    mirror = Mirror(url, tmp_path / "a")
+    stage = mirror.local / "stages" / "s-1"
+    for name in ("data.bin", "deep/er.txt", "final/array", "checkpoints/1/array", "manifest.json"):
+        (stage / name).parent.mkdir(parents=True, exist_ok=True)
+        (stage / name).write_text(name)
+    (mirror.local / ".locks").mkdir()
+    (mirror.local / ".locks/run").write_text("")
+    (stage / ".data.bin.7.part").write_text("half")
+    mirror.send(mirror.local)
+    other = Mirror(url, tmp_path / "b")
+    other.fetch()
+    found = {path.relative_to(other.local).as_posix() for path in other.local.rglob("*") if path.is_file()}
+    assert found == {"stages/s-1/data.bin", "stages/s-1/deep/er.txt", "stages/s-1/manifest.json"}
+    (other.local / "stages/s-1/data.bin").write_text("changed")
+    other.fetch()  # of what is done here, nothing is brought again
+    assert (other.local / "stages/s-1/data.bin").read_text() == "changed"
+
+
 def test_what_is_finished_while_the_store_is_asked_stays(url, monkeypatch):
     target = stage([])
     _, workdir, mirror = Place.open(url)
