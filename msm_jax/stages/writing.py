@@ -37,7 +37,7 @@ from msm_jax.storage import files
 from msm_jax.storage.mirror import STORE_COPY, Mirror, Place
 
 # Raised when a change of code changes what is written.
-_VERSIONS = {"documents": 3, "chats": 2, "rendered": 1, "dataset": 3, "judged": 1}
+_VERSIONS = {"documents": 3, "chats": 2, "rendered": 1, "dataset": 4, "judged": 1}
 _CHATS_FILE = "chats.jsonl"
 _CLAIMS_FILE = "claims.jsonl"
 _CHECKED_FILE = "checked.txt"
