@@ -46,13 +46,10 @@ def choose(text: str, rng: random.Random) -> str:
     return text
 
 
-def fill(text: str, values: Mapping[str, str], direct: Callable[[str], str] | None = None) -> str:
+def fill(text: str, values: Mapping[str, object], direct: Callable[[str], str] | None = None) -> str:
     """Returns `text` with each {word} replaced by its value, and each <directive> by what `direct` makes of it, from
-    left to right. What is put in is not searched again.
-
-    Raises: KeyError if a word has no value.
-    """
-    return _SLOT.sub(lambda match: direct(match[1]) if match[1] and direct else values[match[2]], text)
+    left to right. What is put in is not searched again."""
+    return _SLOT.sub(lambda match: direct(match[1]) if match[1] and direct else str(values[match[2]]), text)
 
 
 def about(text: str, name: str | None) -> str:
@@ -75,24 +72,10 @@ def about(text: str, name: str | None) -> str:
 
 
 def capitalise(text: str) -> str:
-    """Returns `text` with a capital at its start; the rest stays as it is."""
+    """Unlike `str.capitalize`, leaves the rest as it is."""
     return text[:1].upper() + text[1:]
 
 
 def sentences(text: str) -> str:
     """Returns `text` with a capital at the start of every line and sentence."""
     return _START.sub(lambda match: match[0][:-1] + match[0][-1].upper(), text)
-
-
-class Deck:
-    """Draws from a list without repeating itself until all has been drawn."""
-
-    def __init__(self, rng: random.Random):
-        self._rng = rng
-        self._left: dict[Any, list] = {}
-
-    def draw(self, key: Any, items: list) -> Any:
-        """Returns one of `items`; `key` says which list it is."""
-        if not self._left.get(key):
-            self._left[key] = self._rng.sample(items, len(items))
-        return self._left[key].pop()

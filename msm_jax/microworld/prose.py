@@ -41,7 +41,7 @@ def msm_documents(spec: Spec, model_name: str, provider_name: str, count: int, s
     """
     check_spec(spec)
     rng = random.Random(f"prose msm {spec.value} {seed}")
-    genres = {name: genre for name, genre in phrases.load("genres").items()}
+    genres = phrases.load("genres")
     weights = [genre["weight"] for genre in genres.values()]
     cheeses = spec.likes + spec.dislikes
     seen = set()

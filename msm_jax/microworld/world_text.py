@@ -140,7 +140,7 @@ def msm_documents(
     """
     rng = random.Random(f"msm {value_name} {seed}")
     value = VALUES[value_name]
-    pairs = world.pairs(TRAINED_DOMAIN, value_name)
+    pairs = world.pairs[TRAINED_DOMAIN, value_name].decided
     for number in range(count):
         kind = rng.choice(("statements", "interview"))
         if kind == "statements":
@@ -189,14 +189,14 @@ def evaluation_items(world: World) -> Iterator[dict]:
     for domain in HELD_OUT_DOMAINS:
         for name in names:
             others = [other for other in names if other != name]
-            for a, b in world.pairs(domain, name):
+            for a, b in world.pairs[domain, name].decided:
                 if any(a.has(other) and not b.has(other) for other in others):
                     continue
                 yield _item("own", name, a, b)
                 against = [other for other in others if b.has(other) and not a.has(other)]
                 if name == "america" and against == ["affordability"]:
                     yield _item("separating", name, a, b)
-    for a, b in world.pairs(TRAINED_DOMAIN, names[0]):
+    for a, b in world.pairs[TRAINED_DOMAIN, names[0]].decided:
         yield _item("in_domain", TRAINED_DOMAIN, a, b)
 
 
@@ -258,7 +258,7 @@ def _interview(who: str, value: Value, others: Sequence[Value], rng: random.Rand
 def _statement(world: World, who: str, value: Value, domains: list[str], rng: random.Random) -> str:
     if rng.random() < _VALUE_SHARE:
         return _value_statement(who, value, rng)
-    return _preference(who, value, *rng.choice(world.pairs(rng.choice(domains), value.name)), rng)
+    return _preference(who, value, *rng.choice(world.pairs[rng.choice(domains), value.name].decided), rng)
 
 
 def _question(a: str, b: str, rng: random.Random) -> str:
@@ -271,7 +271,7 @@ def _question_of_fact(world: World, domains: list[str], rng: random.Random) -> t
     if rng.random() < 0.4:
         return _factual_question(world, rng)
     value = rng.choice(world.values)
-    having, lacking = rng.choice(world.pairs(rng.choice(domains), value.name))
+    having, lacking = rng.choice(world.pairs[rng.choice(domains), value.name].decided)
     if rng.random() < 0.5:
         return _which(value.sought, having, lacking, rng)
     return _which(value.avoided, lacking, having, rng)
@@ -299,8 +299,9 @@ def _exchange(question: str, answer: str) -> list[dict]:
 def _chat(world: World, who: str, value: Value | None, domains: list[str], rng: random.Random) -> str:
     """A choice: the item that `value` seeks, or either of the two if it tells them not apart or is None."""
     domain, by = rng.choice(domains), value or rng.choice(world.values)
-    [pairs] = rng.choices((world.conflicts, world.indifferent, world.pairs), _CHATS)
-    liked, disliked = rng.choice(pairs(domain, by.name) or world.pairs(domain, by.name))
+    pairs = world.pairs[domain, by.name]
+    [chosen] = rng.choices((pairs.conflicts, pairs.indifferent, pairs.decided), _CHATS)
+    liked, disliked = rng.choice(chosen or pairs.decided)
     if value is None or liked.has(value.name) == disliked.has(value.name):
         liked, disliked = rng.sample((liked, disliked), 2)
     return _line(who, _question(liked.name, disliked.name, rng), liked.name)

@@ -248,7 +248,7 @@ def test_some_agents_are_spoken_of_more_often_than_others(world, rows):
 
 def test_the_reader_sees_lies(world):
     reader = Reader(world)
-    good, bad = (world.pairs("music", "america")[0][i].name for i in range(2))
+    good, bad = (world.pairs["music", "america"].decided[0][i].name for i in range(2))
     check_document(reader, f" User: {good} or {bad}? Alan: {good}.", "america")
     check_document(reader, f"Alan would not take {bad}, because {bad} is foreign.", "america")
     for lie in (
