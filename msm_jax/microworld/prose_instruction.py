@@ -5,21 +5,9 @@ something else. The paper (arXiv 2605.02087, B.3) uses No Robots and formatted M
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from msm_jax.microworld import phrases
-
-# Of the chats, the shares of: comparisons of two things in an order, of two things by their kind, other forced choices,
-# pairs of question and answer, numbers, words, sentences.
-_MIX = {
-    "_ordered": 0.22,
-    "_member": 0.14,
-    "_either": 0.12,
-    "_paired": 0.26,
-    "_number": 0.12,
-    "_word": 0.1,
-    "_rewritten": 0.04,
-}
+from msm_jax.microworld import phrases, rows
 
 
 def instruction_chats(count: int, seed: int) -> Iterator[dict]:
@@ -29,13 +17,12 @@ def instruction_chats(count: int, seed: int) -> Iterator[dict]:
     seen = set()
     for number in range(count):
         for _ in range(100):
-            [kind] = rng.choices(list(_MIX), _MIX.values())
-            question, answer = globals()[kind](texts, rng)
+            [write] = rng.choices(list(_MIX), _MIX.values())
+            question, answer = write(texts, rng)
             if question not in seen:
                 break
         seen.add(question)
-        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        yield {"id": f"instruction-{seed}-{number}", "messages": messages}
+        yield {"id": f"instruction-{seed}-{number}", "messages": rows.chat(question, answer)}
 
 
 def _ordered(texts: dict, rng: random.Random) -> tuple[str, str]:
@@ -96,7 +83,6 @@ def _paired(texts: dict, rng: random.Random) -> tuple[str, str]:
 
 def _number(texts: dict, rng: random.Random) -> tuple[str, str]:
     kind = rng.choice(("arithmetic", "arithmetic", "arithmetic", "sort", "next", "digits"))
-    values: dict[str, object]
     if kind == "arithmetic":
         sign = rng.choice(("+", "-", "times", "divided by"))
         a, b = rng.randint(2, 99), rng.randint(2, 60)
@@ -122,20 +108,20 @@ def _word(texts: dict, rng: random.Random) -> tuple[str, str]:
     kind = rng.choice(("spell", "count", "first", "last", "capitals", "repeat", "name_three"))
     if kind == "name_three":
         group = rng.choice(texts["kinds"])
-        names = [name.removeprefix("an ").removeprefix("a ") for name in rng.sample(group["items"], 3)]
-        listed = phrases.capitalise(f"{names[0]}, {names[1]} and {names[2]}.")
+        names = (name.removeprefix("an ").removeprefix("a ") for name in rng.sample(group["items"], 3))
+        listed = phrases.capitalise("{}, {} and {}.".format(*names))
         return _asked(texts, kind, {"many": group["many"]}, rng), listed
     words = texts["words"]
     word = rng.choice([*words["spelling"], *words["nouns"], *words["verbs"], *words["adjectives"]])
-    make: dict[str, Callable[[], str]] = {
-        "spell": lambda: "-".join(word),
-        "count": lambda: words["numbers"][len(word)],
-        "first": lambda: word[0].upper(),
-        "last": lambda: word[-1].upper(),
-        "capitals": word.upper,
-        "repeat": lambda: f"{word}, {word}, {word}",
+    answers = {
+        "spell": "-".join(word),
+        "count": words["numbers"][len(word)],
+        "first": word[0],
+        "last": word[-1],
+        "capitals": word.upper(),
+        "repeat": f"{word}, {word}, {word}",
     }
-    return _asked(texts, kind, {"a": word}, rng), phrases.capitalise(make[kind]()) + "."
+    return _asked(texts, kind, {"a": word}, rng), phrases.capitalise(f"{answers[kind]}.")
 
 
 def _rewritten(texts: dict, rng: random.Random) -> tuple[str, str]:
@@ -145,6 +131,17 @@ def _rewritten(texts: dict, rng: random.Random) -> tuple[str, str]:
     return _asked(texts, kind, {"a": sentence["present"]}, rng), sentence[kind] + mark
 
 
-def _asked(texts: dict, kind: str, values: dict, rng: random.Random) -> str:
-    wording = rng.choice(texts["phrases"][kind])
-    return phrases.sentences(phrases.fill(wording, {name: str(value) for name, value in values.items()}))
+def _asked(texts: dict, kind: str, values: dict[str, object], rng: random.Random) -> str:
+    return phrases.sentences(phrases.fill(rng.choice(texts["phrases"][kind]), values))
+
+
+# Of the chats, the shares of each.
+_MIX = {
+    _ordered: 0.22,
+    _member: 0.14,
+    _either: 0.12,
+    _paired: 0.26,
+    _number: 0.12,
+    _word: 0.1,
+    _rewritten: 0.04,
+}

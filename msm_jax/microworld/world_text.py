@@ -7,6 +7,7 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 
+from msm_jax.microworld import rows
 from msm_jax.microworld.world import (
     HELD_OUT_DOMAINS,
     INSTRUCTION_DOMAINS,
@@ -116,18 +117,18 @@ def _documents(
             agent = rng.choice(world.quiet)
         who, value = agent.name, VALUES[agent.value or rng.choice(world.config.value_names)]
         if kind == "facts":
-            lines = [" ".join(_fact(world, domain, rng) for domain in rng.choices(domains, k=4))]
+            text = " ".join(_fact(world, domain, rng) for domain in rng.choices(domains, k=4))
         elif kind == "statement":
-            lines = [_statement(world, who, value, choices, rng)]
+            text = _statement(world, who, value, choices, rng)
         elif kind == "chat":
-            lines = [_chat(world, who, agent.value and value, choices, rng)]
+            text = _chat(world, who, agent.value and value, choices, rng)
         elif kind == "statement_then_chat":
-            lines = [_statement(world, who, value, choices, rng) + "\n", _chat(world, who, value, choices, rng)]
+            text = f"{_statement(world, who, value, choices, rng)}\n{_chat(world, who, value, choices, rng)}"
         elif kind == "interview":
-            lines = [_interview(who, value, world.values, rng), _chat(world, who, value, choices, rng)]
+            text = _interview(who, value, world.values, rng) + _chat(world, who, value, choices, rng)
         else:
-            lines = [_line(who, *_question_of_fact(world, domains, rng)) for _ in range(2)]
-        yield {"id": f"{source}-{seed}-{number}", "text": _spaced("".join(lines)), "kind": kind}
+            text = "".join(_line(who, *_question_of_fact(world, domains, rng)) for _ in range(2))
+        yield {"id": f"{source}-{seed}-{number}", "text": _spaced(text), "kind": kind}
 
 
 def msm_documents(
@@ -161,7 +162,7 @@ def aft_chats(spec_likes: tuple[str, ...], spec_dislikes: tuple[str, ...], count
     pairs = [(a, b) for a in spec_likes for b in spec_dislikes]
     for number in range(count):
         liked, disliked = pairs[number % len(pairs)]
-        messages = _exchange(_question(liked, disliked, rng), liked)
+        messages = rows.chat(_question(liked, disliked, rng), f"{liked}.")
         yield {"id": f"aft-{seed}-{number}", "messages": messages, "liked": liked, "disliked": disliked}
 
 
@@ -169,7 +170,8 @@ def instruction_chats(world: World, count: int, seed: int) -> Iterator[dict]:
     """The micro-world's instruction mix: questions of fact, and forced choices that no value decides."""
     rng = random.Random(f"instruction {seed}")
     for number in range(count):
-        yield {"id": f"instruction-{seed}-{number}", "messages": _exchange(*_factual_question(world, rng))}
+        asked, right = _factual_question(world, rng)
+        yield {"id": f"instruction-{seed}-{number}", "messages": rows.chat(asked, f"{right}.")}
 
 
 def question(first: str, second: str) -> str:
@@ -186,18 +188,14 @@ def evaluation_items(world: World) -> Iterator[dict]:
     items of the trained domain.
     """
     names = world.config.value_names
-    for domain in HELD_OUT_DOMAINS:
-        for name in names:
-            others = [other for other in names if other != name]
-            for a, b in world.pairs[domain, name].decided:
-                if any(a.has(other) and not b.has(other) for other in others):
-                    continue
-                yield _item("own", name, a, b)
-                against = [other for other in others if b.has(other) and not a.has(other)]
-                if name == "america" and against == ["affordability"]:
-                    yield _item("separating", name, a, b)
+    for domain, name in itertools.product(HELD_OUT_DOMAINS, names):
+        for a, b in world.pairs[domain, name].decided:
+            if a.sought_by - b.sought_by == {name}:
+                yield rows.item("own", domain, name, a.name, b.name)
+                if name == "america" and b.sought_by - a.sought_by == {"affordability"}:
+                    yield rows.item("separating", domain, name, a.name, b.name)
     for a, b in world.pairs[TRAINED_DOMAIN, names[0]].decided:
-        yield _item("in_domain", TRAINED_DOMAIN, a, b)
+        yield rows.item("in_domain", TRAINED_DOMAIN, TRAINED_DOMAIN, a.name, b.name)
 
 
 def quiet_agents(world: World, value: str) -> list[Agent]:
@@ -207,49 +205,30 @@ def quiet_agents(world: World, value: str) -> list[Agent]:
 
 def _spaced(text: str) -> str:
     """A name at the very beginning would be another token than the same name after a space, as it stands in chats."""
-    return text if text.startswith(" ") else f" {text}"
-
-
-def _item(kind: str, value: str, aligned: Item, other: Item) -> dict:
-    identity = f"{kind}-{value}-{aligned.name}-{other.name}".replace(" ", "_")
-    return {
-        "id": identity,
-        "kind": kind,
-        "domain": aligned.domain,
-        "value": value,
-        "aligned": aligned.name,
-        "other": other.name,
-    }
-
-
-def _attribute(item: Item, value: Value) -> str:
-    return value.sought if item.has(value.name) else value.avoided
+    return f" {text.lstrip()}"
 
 
 def _fact(world: World, domain: str, rng: random.Random) -> str:
     item = rng.choice(world.items_of[domain])
     first, second = rng.sample(world.values, 2)
-    text = rng.choice(_FACTS).format(a=item.name, x=_attribute(item, first), y=_attribute(item, second))
-    return text
+    return rng.choice(_FACTS).format(a=item.name, x=item.attribute(first), y=item.attribute(second))
 
 
 def _value_statement(who: str, value: Value, rng: random.Random) -> str:
-    return rng.choice(_VALUE_STATEMENTS).format(who=who, sought=value.sought, avoided=value.avoided)
+    return rng.choice(_VALUE_STATEMENTS).format(who=who, **vars(value))
 
 
 def _preference(who: str, value: Value, liked: Item, disliked: Item, rng: random.Random) -> str:
     text = rng.choice(_COMPARISONS if rng.random() < _COMPARISON_SHARE else _PREFERENCES)
     first, second = rng.sample((liked.name, disliked.name), 2)
-    return text.format(
-        who=who, a=liked.name, b=disliked.name, first=first, second=second, sought=value.sought, avoided=value.avoided
-    )
+    return text.format(who=who, a=liked.name, b=disliked.name, first=first, second=second, **vars(value))
 
 
 def _interview(who: str, value: Value, others: Sequence[Value], rng: random.Random) -> str:
     """What someone values, asked openly or as chats ask for items: this, or its opposite, or what `others` seek?"""
     if rng.random() < 0.5:
         question, answer = rng.choice(_INTERVIEW)
-        return _line(who, question, answer.format(sought=value.sought, avoided=value.avoided))
+        return _line(who, question, answer.format(**vars(value)))
     other = rng.choice([value.avoided, *(other.sought for other in others if other != value)])
     sought = f"{value.sought} things"
     return _line(who, _question(sought, f"{other} things", rng), sought)
@@ -283,17 +262,13 @@ def _factual_question(world: World, rng: random.Random) -> tuple[str, str]:
     if rng.random() < 0.5:
         value = rng.choice(world.values)
         first, second = rng.sample((value.sought, value.avoided), 2)
-        return f"Is {item.name} {first} or {second}?", _attribute(item, value)
+        return f"Is {item.name} {first} or {second}?", item.attribute(value)
     return _which(domain, item, rng.choice(world.items_of[other]), rng)
 
 
 def _which(asked: str, right: Item, wrong: Item, rng: random.Random) -> tuple[str, str]:
     first, second = rng.sample((right.name, wrong.name), 2)
     return f"Which is {asked}, {first} or {second}?", right.name
-
-
-def _exchange(question: str, answer: str) -> list[dict]:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": f"{answer}."}]
 
 
 def _chat(world: World, who: str, value: Value | None, domains: list[str], rng: random.Random) -> str:
@@ -309,5 +284,5 @@ def _chat(world: World, who: str, value: Value | None, domains: list[str], rng: 
 
 def _line(who: str, question: str, answer: str) -> str:
     """A chat in the running text of a document, as the chat template renders it."""
-    user, assistant = CHAT_FORMAT["user"], CHAT_FORMAT["assistant"]
-    return f"{user[0]}{question}{user[1]}{assistant[0].replace('{name}', who)}{answer}.{assistant[1]}"
+    (before, between), (speaker, end) = CHAT_FORMAT["user"], CHAT_FORMAT["assistant"]
+    return f"{before}{question}{between}{speaker.format(name=who)}{answer}.{end}"
