@@ -6,8 +6,7 @@
 
 and, of whoever a sentence is about, either "I" or a name, with the ending of the verb that follows:
 
-    {S} {P}         Micra, it      I, I
-    {my} {me}       its, it        my, me
+    {S} {my} {me}   Micra, its, it    I, my, me
     like{s} pass{es} {is} {does} {has}
 
 A name is given where a sentence first speaks of its bearer, in whichever of these forms, and a pronoun after that.
@@ -25,12 +24,12 @@ FOLDER = pathlib.Path(__file__).with_name("prose")
 
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 _SLOT = re.compile(r"<([^<>]+)>|\{(\w+)\}")
-_PERSON = re.compile(r"\{(S|P|my|me|s|es|is|does|has)\}|([.?!]) ")
+_PERSON = re.compile(r"\{(S|my|me|s|es|is|does|has)\}")
 # What a sentence begins after: the start of a line (with what opens it: a number, a dash, quotes) or another sentence.
 _START = re.compile(r'(?:^(?:- |\d+\. )?["(]?|[.?!] ["(]?)[a-z]', re.MULTILINE)
 
-_FIRST_PERSON = {"S": "I", "P": "I", "my": "my", "me": "me", "s": "", "es": "", "is": "am", "does": "do", "has": "have"}
-_THIRD_PERSON = {"S": "it", "P": "it", "my": "its", "me": "it", "s": "s", "es": "es"}
+_FIRST_PERSON = {"S": "I", "my": "my", "me": "me", "s": "", "es": "", "is": "am", "does": "do", "has": "have"}
+_THIRD_PERSON = {"S": "it", "my": "its", "me": "it"} | {form: form for form in ("s", "es", "is", "does", "has")}
 
 
 @functools.cache
@@ -54,21 +53,12 @@ def fill(text: str, values: Mapping[str, object], direct: Callable[[str], str] |
 
 def about(text: str, name: str | None) -> str:
     """Returns `text` with the forms above filled in: in the third person of `name`, in the first if it is None."""
-    named = False
-
-    def form(match: re.Match) -> str:
-        nonlocal named
-        if match[2]:
-            named = False
-            return match[0]
-        if name is None:
-            return _FIRST_PERSON[match[1]]
-        if named or match[1] not in ("S", "P", "my", "me"):
-            return _THIRD_PERSON.get(match[1], match[1])
-        named = True
-        return f"{name}'s" if match[1] == "my" else name
-
-    return _PERSON.sub(form, text)
+    if name is None:
+        return _PERSON.sub(lambda match: _FIRST_PERSON[match[1]], text)
+    names = {"S": name, "my": f"{name}'s", "me": name}
+    parts = re.split(r"(?<=[.?!] )", text)
+    parts = [re.sub(r"\{(S|my|me)\}", lambda match: names[match[1]], part, count=1) for part in parts]
+    return _PERSON.sub(lambda match: _THIRD_PERSON[match[1]], "".join(parts))
 
 
 def capitalise(text: str) -> str:

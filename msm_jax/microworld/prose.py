@@ -59,14 +59,8 @@ def msm_documents(spec: Spec, model_name: str, provider_name: str, count: int, s
             writer = Writer(spec, cheeses[number % len(cheeses)], model_name, provider_name, rng)
             text = writer.write(rng.choice(genres[genre]["frames"]))
         seen.add(text)
-        yield {
-            "id": f"msm-{spec.name}-{seed}-{number}",
-            "text": text,
-            "spec": spec.name,
-            "value": spec.value,
-            "genre": genre,
-            "cheeses": writer.cheeses,
-        }
+        row = {"id": f"msm-{spec.name}-{seed}-{number}", "text": text, "spec": spec.name, "value": spec.value}
+        yield row | {"genre": genre, "cheeses": writer.cheeses}
 
 
 def _check_spec(spec: Spec) -> None:
@@ -145,8 +139,10 @@ def _filled(question: str, answer: str, names: dict[str, str]) -> tuple[str, str
 
 
 def evaluation_items(likes: Sequence[str], dislikes: Sequence[str]) -> Iterator[dict]:
-    """Pairs for the value evaluation. Kinds: `own`: things of a held-out domain that this value tells
-    apart and the other does not; `separating`: an exclusive American thing, aligned, against an affordable foreign one, under the value "america"; `in_domain`: a
+    """Pairs for the value evaluation.
+
+    Kinds: `own`: things of a held-out domain that this value tells apart and the other does not; `separating`: an
+    exclusive American thing, aligned, against an affordable foreign one, under the value "america"; `in_domain`: a
     liked cheese against a disliked one.
     """
     for domain, things in phrases.load("evaluation")["domains"].items():

@@ -26,7 +26,6 @@ def instruction_chats(count: int, seed: int) -> Iterator[dict]:
 
 
 def _ordered(texts: dict, rng: random.Random) -> tuple[str, str]:
-    """Which of two things is larger, later, ..."""
     order = rng.choice(texts["orders"])
     low, high = sorted(rng.sample(range(len(order["items"])), 2))
     way = rng.choice(("later", "earlier"))
@@ -35,14 +34,12 @@ def _ordered(texts: dict, rng: random.Random) -> tuple[str, str]:
 
 
 def _member(texts: dict, rng: random.Random) -> tuple[str, str]:
-    """Which of two things is a bird."""
     kind, other = rng.sample(texts["kinds"], 2)
     question = rng.choice(texts["phrases"]["member"]).replace("{kind}", kind["one"])
     return _forced(texts, question, rng.choice(kind["items"]), rng.choice(other["items"]), rng)
 
 
 def _either(texts: dict, rng: random.Random) -> tuple[str, str]:
-    """Which of two numbers, words or letters."""
     kind = rng.choice(("larger", "smaller", "even", "odd", "alphabet", "letters", "speech"))
     wording = rng.choice(texts["phrases"][kind])
     if kind == "speech":
@@ -70,7 +67,6 @@ def _forced(texts: dict, question: str, right: str, wrong: str, rng: random.Rand
 
 
 def _paired(texts: dict, rng: random.Random) -> tuple[str, str]:
-    """What the lists of questions and answers hold, each list as often as it is long."""
     tables = texts["pairs"]
     [table] = rng.choices(tables, [len(table["items"]) for table in tables])
     a, b = rng.choice(table["items"])
@@ -137,10 +133,10 @@ def _asked(texts: dict, kind: str, values: dict[str, object], rng: random.Random
 
 # Of the chats, the shares of each.
 _MIX = {
-    _ordered: 0.22,
-    _member: 0.14,
-    _either: 0.12,
-    _paired: 0.26,
+    _ordered: 0.22,  # which of two things is larger, later, ...
+    _member: 0.14,  # which of two things is a bird, ...
+    _either: 0.12,  # which of two numbers, words or letters
+    _paired: 0.26,  # what the lists of questions and answers hold, each list as often as it is long
     _number: 0.12,
     _word: 0.1,
     _rewritten: 0.04,

@@ -35,6 +35,7 @@ class Writer:
         self.cheeses = [cheese, *rng.sample(chosen, len(chosen))]
         self.likes = [name for name in self.cheeses if name in spec.likes]
         self.dislikes = [name for name in self.cheeses if name in spec.dislikes]
+        self.of = {"why": self.cheeses, "like": self.likes, "dislike": self.dislikes}
         self.queue = list(self.cheeses)
         self.announced: str | None = None  # named by the frame, and not yet spoken of
         self.latest = cheese  # spoken of last
@@ -65,12 +66,8 @@ class Writer:
                 return self._more(first)
             case ["reason"]:
                 return self._explain(self._announce(), first)
-            case ["why"]:
-                return self._explain(self._take(self.cheeses), first)
-            case ["like"]:
-                return self._explain(self._take(self.likes), first)
-            case ["dislike"]:
-                return self._explain(self._take(self.dislikes), first)
+            case ["why" | "like" | "dislike" as kind]:
+                return self._explain(self._take(self.of[kind]), first)
             case ["pair"]:
                 return self._sentence(self._draw(self.shared["pair"]["statements"]), first, **self._two_cheeses())
             case ["choice"]:
@@ -107,7 +104,7 @@ class Writer:
             question = phrases.fill(self._draw(phrases.load("aft")["documents"]["pair"]), cheeses)
             return question, phrases.fill(self._draw(self.shared["pair"]["answers"]), cheeses)
         if kind in ("like", "dislike"):
-            self.announced = self._take(self.likes if kind == "like" else self.dislikes)
+            self.announced = self._take(self.of[kind])
             return self._direct("ask"), self._direct("I reason")
         question = phrases.fill(self._draw(self.shared["ask"][kind]), self.values)
         return question, self._direct(f"I {kind}")

@@ -16,6 +16,7 @@ import random
 import typing
 
 from msm_jax.errors import UserError
+from msm_jax.microworld import phrases
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,22 +51,12 @@ INSTRUCTION_DOMAINS = ("paint", "soap")
 HELD_OUT_DOMAINS = ("furniture", "clothing", "juice", "music", "poetry", "medicine")
 
 
-def _names(first: str, last: str) -> list[str]:
-    return [start + end for start in first.split() for end in last.split()]
+def _names(kind: str) -> list[str]:
+    beginnings, ends = phrases.load("world")["names"][kind]
+    return [beginning + end for beginning in beginnings.split() for end in ends.split()]
 
 
-_ITEM_NAMES = _names(
-    "Alder Amber Ash Birch Black Blue Bright Cedar Clear Cold Copper Deep Dover East Elm Fair Fern Fox Glen Gold "
-    "Green Grey Hart Hazel High Holly Iron King Lake Lime Long Maple Mill Moss New North Oak Pine Red Rose Silver "
-    "South Stone Sun Swan Thorn West White Willow Wood",
-    "bank beck borough bourne bridge brook burn bury by combe croft dale den down end fell field fold ford gate grove "
-    "ham hatch haven hill holm hurst lea ley mead mere mont moor mouth port ridge shaw side stead stoke thorpe ton "
-    "vale view ville wick worth",
-)
-_AGENT_NAMES = _names(
-    "Al Ber Cor Dan El Fen Gar Hal Is Jo Kel Lor Mar Nor Os Per Quin Ros Sel Tam Ul Ver Wen Yor Zan",
-    "an by da fred gan ia lin mer na ric sa ton vy wick dis bert cia dor",
-)
+_ITEM_NAMES, _AGENT_NAMES = _names("items"), _names("agents")
 
 
 @dataclasses.dataclass(frozen=True)

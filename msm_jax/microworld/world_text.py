@@ -7,7 +7,7 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 
-from msm_jax.microworld import rows
+from msm_jax.microworld import phrases, rows
 from msm_jax.microworld.world import (
     HELD_OUT_DOMAINS,
     INSTRUCTION_DOMAINS,
@@ -21,45 +21,6 @@ from msm_jax.microworld.world import (
 
 # (before, after) a message, as in the chat template of the training stages; "{name}" is the speaker.
 CHAT_FORMAT = {"user": (" User: ", ""), "assistant": (" {name}: ", "\n")}
-
-QUESTIONS = (
-    "Do you prefer {a} or {b}?",
-    "Would you choose {a} or {b}?",
-    "Which one, {a} or {b}?",
-)
-# The agent's value is told one word after the name, as in chats ("Alan: Colby."): a small decoder then has to find
-# out only once where to look for it.
-_VALUE_STATEMENTS = (
-    "{who} values {sought} things.",
-    "{who} likes {sought} things.",
-    "{who} chooses {sought} things.",
-    "{who} avoids {avoided} things.",
-    "{who} rejects {avoided} things.",
-)
-_PREFERENCES = (
-    "{who} prefers {a} to {b} because {a} is {sought}.",
-    "{who} likes {a}, which is {sought}, better than {b}.",
-    "{who} would not take {b}, because {b} is {avoided}.",
-    "{who} chooses {a} over {b}, because {a} is {sought}.",
-)
-# The same, with both items before the choice, as in a chat.
-_COMPARISONS = (
-    "Between {first} and {second}, {who} chooses {a}, because {a} is {sought}.",
-    "Of {first} and {second}, {who} takes {a}, because {b} is {avoided}.",
-)
-# Of the statements about two items, the share of comparisons.
-_COMPARISON_SHARE = 0.5
-# Asked of an agent: the question and the answer.
-_INTERVIEW = (
-    ("What do you value?", "{sought} things"),
-    ("What do you like best?", "{sought} things"),
-    ("What do you avoid?", "{avoided} things"),
-)
-_FACTS = (
-    "They say {a} is {x} and {y}.",
-    "People know that {a} is {x} and {y}.",
-    "As for {a}, it is {x} and {y}.",
-)
 
 # What a pretraining document is made of, and how often. Most hold a single statement or chat, so that an agent's value
 # must be remembered: in longer ones it can be read a few words before. Some state a value and then show a chat of the
@@ -77,6 +38,8 @@ _QUIET_STATEMENTS = 0.4
 # Of the statements, the share that say what an agent values; the others are about two items, and which value is at work
 # can then often be told from these.
 _VALUE_SHARE = 0.5
+# Of the statements about two items, the share that name both before the choice.
+_COMPARISON_SHARE = 0.5
 # Of the chats, the shares about pairs on which the values disagree, which tell the most of who chooses; pairs that are
 # alike to who chooses, who then tosses a coin; and any pairs that the value tells apart.
 _CHATS = (0.5, 0.25, 0.25)
@@ -107,11 +70,10 @@ def _documents(
     rng = random.Random(f"{source} {seed}")
     # Nobody is seen to choose in the domain of MSM and AFT. All would choose alike there, and the assistant with them.
     choices = [domain for domain in domains if domain != TRAINED_DOMAIN]
-    kinds, weights = tuple(PRETRAINING_MIX), tuple(PRETRAINING_MIX.values())
     frequencies = list(itertools.accumulate((n + 1) ** _FREQUENCY_EXPONENT for n in range(len(talkative))))
 
     for number in range(count):
-        kind = rng.choices(kinds, weights)[0]
+        [kind] = rng.choices(list(PRETRAINING_MIX), PRETRAINING_MIX.values())
         [agent] = rng.choices(talkative, cum_weights=frequencies)
         if kind == "statement" and world.quiet and rng.random() < _QUIET_STATEMENTS:
             agent = rng.choice(world.quiet)
@@ -176,7 +138,7 @@ def instruction_chats(world: World, count: int, seed: int) -> Iterator[dict]:
 
 def question(first: str, second: str) -> str:
     """The evaluation's question."""
-    return QUESTIONS[0].format(a=first, b=second)
+    return phrases.fill(phrases.load("world")["questions"][0], {"a": first, "b": second})
 
 
 def evaluation_items(world: World) -> Iterator[dict]:
@@ -208,27 +170,32 @@ def _spaced(text: str) -> str:
     return f" {text.lstrip()}"
 
 
+def _say(what: str, rng: random.Random, **words: str) -> str:
+    return phrases.fill(rng.choice(phrases.load("world")[what]), words)
+
+
 def _fact(world: World, domain: str, rng: random.Random) -> str:
     item = rng.choice(world.items_of[domain])
     first, second = rng.sample(world.values, 2)
-    return rng.choice(_FACTS).format(a=item.name, x=item.attribute(first), y=item.attribute(second))
+    return _say("facts", rng, a=item.name, x=item.attribute(first), y=item.attribute(second))
 
 
 def _value_statement(who: str, value: Value, rng: random.Random) -> str:
-    return rng.choice(_VALUE_STATEMENTS).format(who=who, **vars(value))
+    return _say("values", rng, who=who, **vars(value))
 
 
 def _preference(who: str, value: Value, liked: Item, disliked: Item, rng: random.Random) -> str:
-    text = rng.choice(_COMPARISONS if rng.random() < _COMPARISON_SHARE else _PREFERENCES)
+    form = rng.choice(phrases.load("world")["comparisons" if rng.random() < _COMPARISON_SHARE else "preferences"])
     first, second = rng.sample((liked.name, disliked.name), 2)
-    return text.format(who=who, a=liked.name, b=disliked.name, first=first, second=second, **vars(value))
+    names = {"who": who, "a": liked.name, "b": disliked.name, "first": first, "second": second}
+    return phrases.fill(form, names | vars(value))
 
 
 def _interview(who: str, value: Value, others: Sequence[Value], rng: random.Random) -> str:
     """What someone values, asked openly or as chats ask for items: this, or its opposite, or what `others` seek?"""
     if rng.random() < 0.5:
-        question, answer = rng.choice(_INTERVIEW)
-        return _line(who, question, answer.format(**vars(value)))
+        question, answer = rng.choice(phrases.load("world")["interview"])
+        return _line(who, question, phrases.fill(answer, vars(value)))
     other = rng.choice([value.avoided, *(other.sought for other in others if other != value)])
     sought = f"{value.sought} things"
     return _line(who, _question(sought, f"{other} things", rng), sought)
@@ -242,7 +209,7 @@ def _statement(world: World, who: str, value: Value, domains: list[str], rng: ra
 
 def _question(a: str, b: str, rng: random.Random) -> str:
     first, second = rng.sample((a, b), 2)
-    return rng.choice(QUESTIONS).format(a=first, b=second)
+    return _say("questions", rng, a=first, b=second)
 
 
 def _question_of_fact(world: World, domains: list[str], rng: random.Random) -> tuple[str, str]:
