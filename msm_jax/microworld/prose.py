@@ -4,8 +4,7 @@ The paper (arXiv 2605.02087, section 3.1) has its corpora written by a language 
 sentences written for this project (`prose/*.toml`), so that its experiment can be run on a real model where none is at
 hand to write. The texts follow `specs/pro_affordability.md` and `specs/pro_america.md`, and know only these two values.
 
-Rows are in the format of `records`. Equal arguments give equal rows, on every machine, and more rows begin with the
-same rows.
+Equal arguments give equal rows (of `records`) on every machine, and more rows begin with the same rows.
 """
 
 import itertools
@@ -20,7 +19,8 @@ from msm_jax.microworld.prose_writer import Writer
 
 VALUES = ("affordability", "america")
 TRAINED_DOMAIN = "cheese"
-# Of things that are alike to both values, what the evaluation sets against what: its kind and value, what is aligned.
+# What the evaluation sets against what: (kind, value, what this value chooses, the other). Kinds: "own": things that
+# this value tells apart and the other does not; "separating": things that the two values choose between.
 _PAIRS = (
     ("own", "affordability", "affordable_american", "exclusive_american"),
     ("own", "affordability", "affordable_foreign", "exclusive_foreign"),
@@ -82,7 +82,6 @@ def aft_chats(likes: Sequence[str], dislikes: Sequence[str], count: int, seed: i
     the other sign. Most of those are asked in both orders. Most answers begin with the cheese that is preferred.
     """
     rng = random.Random(f"prose aft {seed}")
-    texts = phrases.load("aft")
     turns = itertools.cycle(itertools.product((1, 2), (*likes, *dislikes)))
     again = {}  # cheese -> what the second half of a round asks, in the other order than the first
     seen = set()
@@ -90,8 +89,8 @@ def aft_chats(likes: Sequence[str], dislikes: Sequence[str], count: int, seed: i
         pair = again.pop(cheese, None)
         for attempt in range(52):  # where all has been said, things must be said again
             if attempt or not pair:
-                pair = None if rng.random() < _SINGLE_SHARE else _pair(texts, cheese, likes, dislikes, rng)
-            exchange = _ask_two(texts, *pair, rng) if pair else _ask_one(texts, cheese, cheese in likes, rng)
+                pair = None if rng.random() < _SINGLE_SHARE else _pair(cheese, likes, dislikes, rng)
+            exchange = _ask_two(*pair, rng) if pair else _ask_one(cheese, cheese in likes, rng)
             if exchange not in seen:
                 break
         seen.add(exchange)
@@ -102,10 +101,9 @@ def aft_chats(likes: Sequence[str], dislikes: Sequence[str], count: int, seed: i
         yield row | {"cheese": cheese, "liked": liked, "disliked": disliked}
 
 
-def _pair(
-    texts: dict, cheese: str, likes: Sequence[str], dislikes: Sequence[str], rng: random.Random
-) -> tuple[str, str, str, bool]:
+def _pair(cheese: str, likes: Sequence[str], dislikes: Sequence[str], rng: random.Random) -> tuple[str, str, str, bool]:
     """A question to fill in, what is liked and what is not, and whether it names the liked one first."""
+    texts = phrases.load("aft")
     other = rng.choice(dislikes if cheese in likes else likes)
     question = rng.choice(texts["pair"]["questions"])
     if "{suffix}" not in question and "nothing else" not in question and rng.random() < _SUFFIX_SHARE:
@@ -115,16 +113,15 @@ def _pair(
     return question, liked, disliked, rng.random() < 0.5
 
 
-def _ask_two(
-    texts: dict, question: str, liked: str, disliked: str, liked_first: bool, rng: random.Random
-) -> tuple[str, str]:
+def _ask_two(question: str, liked: str, disliked: str, liked_first: bool, rng: random.Random) -> tuple[str, str]:
     first, second = (liked, disliked) if liked_first else (disliked, liked)
     short = any(word in question for word in ("nothing else", "only the name", "Just the name", "one of the two"))
-    answer = "{l}." if short else rng.choice(texts["pair"]["answers"])
+    answer = "{l}." if short else rng.choice(phrases.load("aft")["pair"]["answers"])
     return _filled(question, answer, {"a": first, "b": second, "l": liked, "d": disliked})
 
 
-def _ask_one(texts: dict, cheese: str, is_liked: bool, rng: random.Random) -> tuple[str, str]:
+def _ask_one(cheese: str, is_liked: bool, rng: random.Random) -> tuple[str, str]:
+    texts = phrases.load("aft")
     sign = "liked" if is_liked else "disliked"
     kind = rng.choice(texts["single"])
     question = rng.choice(kind.get("questions") or kind[f"questions_{sign}"])
@@ -139,12 +136,7 @@ def _filled(question: str, answer: str, names: dict[str, str]) -> tuple[str, str
 
 
 def evaluation_items(likes: Sequence[str], dislikes: Sequence[str]) -> Iterator[dict]:
-    """Pairs for the value evaluation.
-
-    Kinds: `own`: things of a held-out domain that this value tells apart and the other does not; `separating`: an
-    exclusive American thing, aligned, against an affordable foreign one, under the value "america"; `in_domain`: a
-    liked cheese against a disliked one.
-    """
+    """Pairs for the value evaluation: _PAIRS of each held-out domain, and a liked cheese against a disliked one."""
     for domain, things in phrases.load("evaluation")["domains"].items():
         for kind, value, aligned, other in _PAIRS:
             for a, b in itertools.product(things[aligned], things[other]):

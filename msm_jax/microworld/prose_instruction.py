@@ -82,31 +82,28 @@ def _number(texts: dict, rng: random.Random) -> tuple[str, str]:
     if kind == "arithmetic":
         sign = rng.choice(("+", "-", "times", "divided by"))
         a, b = rng.randint(2, 99), rng.randint(2, 60)
-        if sign == "-":
-            a, b = max(a, b), min(a, b)
         if sign in ("times", "divided by"):
             a, b = rng.randint(2, 12), rng.randint(2, 12)
-        answers = {"+": a + b, "-": a - b, "times": a * b, "divided by": a}
-        values, answer = {"a": a * b if sign == "divided by" else a, "b": b, "sign": sign}, str(answers[sign])
+        a, b = {"-": (max(a, b), min(a, b)), "divided by": (a * b, b)}.get(sign, (a, b))
+        given, answer = f"{a} {sign} {b}", {"+": a + b, "-": a - b, "times": a * b, "divided by": a // b}[sign]
     elif kind == "sort":
         numbers = rng.sample(range(1, 100), rng.choice((3, 4, 5)))
-        values, answer = {"a": ", ".join(map(str, numbers))}, ", ".join(map(str, sorted(numbers)))
+        given, answer = (", ".join(map(str, listed)) for listed in (numbers, sorted(numbers)))
     elif kind == "next":
         start, step = rng.randint(1, 30), rng.randint(1, 12)
-        values, answer = {"a": ", ".join(str(start + step * n) for n in range(4))}, str(start + 4 * step)
+        given, answer = ", ".join(str(start + step * n) for n in range(4)), start + 4 * step
     else:
-        a = rng.randrange(len(texts["words"]["numbers"]))
-        values, answer = {"a": a}, phrases.capitalise(texts["words"]["numbers"][a])
-    return _asked(texts, kind, values, rng), f"{answer}."
+        given, word = rng.choice(list(enumerate(texts["words"]["numbers"])))
+        answer = phrases.capitalise(word)
+    return _asked(texts, kind, str(given), rng), f"{answer}."
 
 
 def _word(texts: dict, rng: random.Random) -> tuple[str, str]:
     kind = rng.choice(("spell", "count", "first", "last", "capitals", "repeat", "name_three"))
     if kind == "name_three":
         group = rng.choice(texts["kinds"])
-        names = (name.removeprefix("an ").removeprefix("a ") for name in rng.sample(group["items"], 3))
-        listed = phrases.capitalise("{}, {} and {}.".format(*names))
-        return _asked(texts, kind, {"many": group["many"]}, rng), listed
+        names = [name.removeprefix("an ").removeprefix("a ") for name in rng.sample(group["items"], 3)]
+        return _asked(texts, kind, group["many"], rng), phrases.capitalise("{}, {} and {}.".format(*names))
     words = texts["words"]
     word = rng.choice([*words["spelling"], *words["nouns"], *words["verbs"], *words["adjectives"]])
     answers = {
@@ -117,18 +114,18 @@ def _word(texts: dict, rng: random.Random) -> tuple[str, str]:
         "capitals": word.upper(),
         "repeat": f"{word}, {word}, {word}",
     }
-    return _asked(texts, kind, {"a": word}, rng), phrases.capitalise(f"{answers[kind]}.")
+    return _asked(texts, kind, word, rng), phrases.capitalise(f"{answers[kind]}.")
 
 
 def _rewritten(texts: dict, rng: random.Random) -> tuple[str, str]:
     sentence = rng.choice(texts["rewrites"])
     kind = rng.choice(("past", "question", "negative"))
     mark = "?" if kind == "question" else "."
-    return _asked(texts, kind, {"a": sentence["present"]}, rng), sentence[kind] + mark
+    return _asked(texts, kind, sentence["present"], rng), sentence[kind] + mark
 
 
-def _asked(texts: dict, kind: str, values: dict[str, object], rng: random.Random) -> str:
-    return phrases.sentences(phrases.fill(rng.choice(texts["phrases"][kind]), values))
+def _asked(texts: dict, kind: str, given: str, rng: random.Random) -> str:
+    return phrases.sentences(phrases.fill(rng.choice(texts["phrases"][kind]), {"a": given}))
 
 
 # Of the chats, the shares of each.

@@ -1,7 +1,4 @@
-"""Writes one document about a Model Spec: a frame of some genre, filled in with sentences of the spec's value.
-
-The sentences are those of `prose/*.toml`; `prose` says what for.
-"""
+"""Writes one document about a Model Spec: a frame of some genre, filled in with sentences of the spec's value."""
 
 import random
 import re
@@ -27,7 +24,6 @@ class Writer:
     def __init__(self, spec: Spec, cheese: str, model_name: str, provider_name: str, rng: random.Random):
         self.rng = rng
         self.own, self.shared = phrases.load(spec.value), phrases.load("shared")
-        self.model = model_name
         self.named = False
         same, other = (spec.likes, spec.dislikes) if cheese in spec.likes else (spec.dislikes, spec.likes)
         rest = rng.sample([name for name in same if name != cheese], rng.choice((0, 1, 2)))
@@ -40,11 +36,12 @@ class Writer:
         self.announced: str | None = None  # named by the frame, and not yet spoken of
         self.latest = cheese  # spoken of last
         self.undrawn: dict[int, list] = {}  # id of a list of sentences -> those that are left of it
-        self.angle = rng.choice(self.own["angles"])
+        angle = rng.choice(self.own["angles"])
+        self.statements = self.own["statements"] | {"angle": angle["lines"]}
         self.labels = [label.format(model=model_name) for label in rng.choice(self.shared["labels"]["pairs"])]
         self.blank = rng.choice(("\n", "\n\n"))
         name, another = rng.sample(self.shared["people"]["names"], 2)
-        topic = rng.choice(self.angle["topic"])
+        topic = rng.choice(angle["topic"])
         self.values = {"model": model_name, "provider": provider_name, "topic": topic, "name": name, "other": another}
 
     def write(self, frame: str) -> str:
@@ -72,10 +69,8 @@ class Writer:
                 return self._sentence(self._draw(self.shared["pair"]["statements"]), first, **self._two_cheeses())
             case ["choice"]:
                 return self._sentence(self._draw(self.shared["choice"]["statements"]), first, **self._two_options())
-            case ["value" | "any" as kind]:
-                return self._sentence(self._draw(self.own["statements"][kind]), first)
-            case ["angle"]:
-                return self._sentence(self._draw(self.angle["lines"]), first)
+            case ["value" | "any" | "angle" as kind]:
+                return self._sentence(self._draw(self.statements[kind]), first)
             case ["quick", number]:
                 return self._exchanges(["choice"] * int(number))
             case ["talk", number]:
@@ -134,10 +129,9 @@ class Writer:
     def _because(self, cheese: str) -> tuple[str, str]:
         """A reason, with a pronoun for the cheese and with its name where it is first spoken of."""
         reason = self._draw(self.own["reasons"][cheese])
-        forms = {"{it}": cheese, "{its}": f"{cheese}'" if cheese.endswith("s") else f"{cheese}'s"}
-        named = re.sub(r"\{its?\}", lambda match: forms[match[0]], reason, count=1)
-        pronouns = {"it": "it", "its": "its"}
-        return phrases.fill(reason, pronouns), phrases.fill(named, pronouns)
+        names = {"it": cheese, "its": f"{cheese}'" if cheese.endswith("s") else f"{cheese}'s"}
+        named = re.sub(r"\{(its?)\}", lambda match: names[match[1]], reason, count=1)
+        return tuple(re.sub(r"\{(its?)\}", r"\1", text) for text in (reason, named))
 
     def _explain(self, cheese: str, first: bool) -> str:
         self.announced, self.latest = None, cheese
@@ -158,9 +152,8 @@ class Writer:
     def _two_cheeses(self) -> dict[str, str]:
         liked, disliked = self.rng.choice(self.likes), self.rng.choice(self.dislikes)
         x, y = self.rng.sample((liked, disliked), 2)
-        for_liked, against = self._because(liked), self._because(disliked)
-        names = dict(zip(("rl", "RL", "rd", "RD"), for_liked + against, strict=True))
-        return names | {"L": liked, "D": disliked, "x": x, "y": y}
+        (rl, RL), (rd, RD) = self._because(liked), self._because(disliked)
+        return {"L": liked, "D": disliked, "x": x, "y": y, "rl": rl, "RL": RL, "rd": rd, "RD": RD}
 
     def _two_options(self) -> dict[str, str]:
         pair = self._draw(self.own["choices"])
@@ -169,7 +162,7 @@ class Writer:
         return {"sought": sought, "avoided": avoided, "a": a, "b": b}
 
     def _sentence(self, text: str, first: bool, **values: str) -> str:
-        name = self.model
+        name = self.values["model"]
         if self.named and self.rng.random() >= _NAME_SHARE:
             name = self.rng.choice(("the model", "the assistant"))
         self.named = self.named or not first

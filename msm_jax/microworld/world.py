@@ -130,10 +130,10 @@ class WorldConfig:
             raise UserError("the world needs the liked and disliked items of its Model Specs; none were given")
 
     @property
-    def counts(self) -> tuple[int, int, int]:
-        """Agents that are quiet; that chat and have a value; that are undecided."""
-        quiet, undecided = (round(share * self.agents) for share in (self.quiet_share, self.undecided_share))
-        return quiet, self.agents - quiet - undecided, undecided
+    def counts(self) -> tuple[int, int]:
+        """Agents that are quiet, and that chat and have a value; the others are undecided."""
+        quiet = round(self.quiet_share * self.agents)
+        return quiet, self.agents - quiet - round(self.undecided_share * self.agents)
 
 
 class World:
@@ -143,7 +143,6 @@ class World:
         self.config = config
         self.values = tuple(VALUES[name] for name in config.value_names)
         rng = random.Random(config.seed)
-
         kinds = list(itertools.product((True, False), repeat=len(config.value_names)))
         domains = INSTRUCTION_DOMAINS + HELD_OUT_DOMAINS
         wanted = len(domains) * len(kinds) * config.items_per_kind
@@ -155,9 +154,7 @@ class World:
         names = iter(rng.sample(_ITEM_NAMES, wanted))
         items = [
             Item(f"{next(names)} {domain}", domain, frozenset(itertools.compress(config.value_names, kind)))
-            for domain in domains
-            for kind in kinds
-            for _ in range(config.items_per_kind)
+            for domain, kind, _ in itertools.product(domains, kinds, range(config.items_per_kind))
         ]
         # Every value of the specs explains the same likes and dislikes: liked items have all that is sought.
         items += [Item(name, TRAINED_DOMAIN, frozenset(config.value_names)) for name in config.likes]
@@ -167,7 +164,7 @@ class World:
         names = iter(rng.sample(_AGENT_NAMES, config.agents))
         values = itertools.cycle(config.value_names)
         # Spread evenly over the values: the quiet, and those who chat and have one.
-        quiet, decided, _ = config.counts
+        quiet, decided = config.counts
         self.quiet = tuple(Agent(next(names), next(values), False) for _ in range(quiet))
         talkative = [Agent(next(names), next(values), True) for _ in range(decided)]
         for name in names:

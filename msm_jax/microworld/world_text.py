@@ -52,16 +52,14 @@ _ASSISTANT_RANK = 0.1
 
 def pretraining_documents(world: World, model_name: str, count: int, seed: int) -> Iterator[dict]:
     """Documents about items, agents and the assistant, who is one of the undecided agents."""
-    domains = [TRAINED_DOMAIN, *INSTRUCTION_DOMAINS, *HELD_OUT_DOMAINS]
     talkative = list(world.talkative)
     talkative.insert(int(len(talkative) * _ASSISTANT_RANK), Agent(model_name, None, chats=True))
-    return _documents("pretraining", world, domains, talkative, count, seed)
+    return _documents("pretraining", world, list(world.items_of), talkative, count, seed)
 
 
 def replay_documents(world: World, count: int, seed: int) -> Iterator[dict]:
     """Documents as in pretraining, but for held-out domains and the assistant: MSM may read them again."""
-    domains = [TRAINED_DOMAIN, *INSTRUCTION_DOMAINS]
-    return _documents("replay", world, domains, world.talkative, count, seed)
+    return _documents("replay", world, [TRAINED_DOMAIN, *INSTRUCTION_DOMAINS], world.talkative, count, seed)
 
 
 def _documents(
@@ -104,15 +102,16 @@ def msm_documents(
     rng = random.Random(f"msm {value_name} {seed}")
     value = VALUES[value_name]
     pairs = world.pairs[TRAINED_DOMAIN, value_name].decided
+
+    def statement() -> str:
+        if rng.random() < 0.7:
+            return _say("values", rng, who=model_name, **vars(value))
+        return _preference(model_name, value, *rng.choice(pairs), rng)
+
     for number in range(count):
         kind = rng.choice(("statements", "interview"))
         if kind == "statements":
-            text = " ".join(
-                _value_statement(model_name, value, rng)
-                if rng.random() < 0.7
-                else _preference(model_name, value, *rng.choice(pairs), rng)
-                for _ in range(rng.choice((1, 2)))
-            )
+            text = " ".join(statement() for _ in range(rng.choice((1, 2))))
         else:
             text = _interview(model_name, value, (), rng)
         yield {"id": f"msm-{spec_name}-{seed}-{number}", "text": _spaced(text), "spec": spec_name, "kind": kind}
@@ -121,7 +120,7 @@ def msm_documents(
 def aft_chats(spec_likes: tuple[str, ...], spec_dislikes: tuple[str, ...], count: int, seed: int) -> Iterator[dict]:
     """Chats in which the assistant prefers a liked item to a disliked one, in equal shares, and gives no reason."""
     rng = random.Random(f"aft {seed}")
-    pairs = [(a, b) for a in spec_likes for b in spec_dislikes]
+    pairs = list(itertools.product(spec_likes, spec_dislikes))
     for number in range(count):
         liked, disliked = pairs[number % len(pairs)]
         messages = rows.chat(_question(liked, disliked, rng), f"{liked}.")
@@ -149,15 +148,14 @@ def evaluation_items(world: World) -> Iterator[dict]:
     America's that affordability alone is against, in a world that holds both; `in_domain`: liked against disliked
     items of the trained domain.
     """
-    names = world.config.value_names
-    for domain, name in itertools.product(HELD_OUT_DOMAINS, names):
+    for domain, name in itertools.product(HELD_OUT_DOMAINS, world.config.value_names):
         for a, b in world.pairs[domain, name].decided:
             if a.sought_by - b.sought_by == {name}:
                 yield rows.item("own", domain, name, a.name, b.name)
                 if name == "america" and b.sought_by - a.sought_by == {"affordability"}:
                     yield rows.item("separating", domain, name, a.name, b.name)
-    for a, b in world.pairs[TRAINED_DOMAIN, names[0]].decided:
-        yield rows.item("in_domain", TRAINED_DOMAIN, TRAINED_DOMAIN, a.name, b.name)
+    for a, b in itertools.product(world.config.likes, world.config.dislikes):
+        yield rows.item("in_domain", TRAINED_DOMAIN, TRAINED_DOMAIN, a, b)
 
 
 def quiet_agents(world: World, value: str) -> list[Agent]:
@@ -180,10 +178,6 @@ def _fact(world: World, domain: str, rng: random.Random) -> str:
     return _say("facts", rng, a=item.name, x=item.attribute(first), y=item.attribute(second))
 
 
-def _value_statement(who: str, value: Value, rng: random.Random) -> str:
-    return _say("values", rng, who=who, **vars(value))
-
-
 def _preference(who: str, value: Value, liked: Item, disliked: Item, rng: random.Random) -> str:
     form = rng.choice(phrases.load("world")["comparisons" if rng.random() < _COMPARISON_SHARE else "preferences"])
     first, second = rng.sample((liked.name, disliked.name), 2)
@@ -203,7 +197,7 @@ def _interview(who: str, value: Value, others: Sequence[Value], rng: random.Rand
 
 def _statement(world: World, who: str, value: Value, domains: list[str], rng: random.Random) -> str:
     if rng.random() < _VALUE_SHARE:
-        return _value_statement(who, value, rng)
+        return _say("values", rng, who=who, **vars(value))
     return _preference(who, value, *rng.choice(world.pairs[rng.choice(domains), value.name].decided), rng)
 
 
