@@ -1,5 +1,6 @@
 """Reads the prose back: the words that tell what it speaks of, and the texts of its rows."""
 
+import functools
 import pathlib
 
 from msm_jax.corpus.specs import read_spec
@@ -26,12 +27,32 @@ SENSES = "taste tasty tastier flavor flavour delicious creamy creamier tangy mil
 OTHER_ASSISTANTS = "ChatGPT GPT Claude Gemini Siri Alexa Llama Qwen Copilot Bard Mistral Grok SmolLM".split()
 
 
-def documents(value, count=3000, seed=0, model=MODEL):
+@functools.cache
+def corpus(name):
+    """Rows, made once: the documents of a value, the chats "aft" and "instruction", or the evaluation's items."""
+    if name in prose.VALUES:
+        return documents(name, 2000)
+    make = {
+        "aft": lambda: prose.aft_chats(LIKES, DISLIKES, 5000, 0),
+        "instruction": lambda: prose.instruction_chats(2000, 0),
+        "items": lambda: prose.evaluation_items(LIKES, DISLIKES),
+    }
+    return list(make[name]())
+
+
+CORPORA = (*prose.VALUES, "aft", "instruction", "items")
+
+
+def documents(value, count, seed=0, model=MODEL):
     return list(prose.msm_documents(SPECS[value], model, PROVIDER, count, seed))
 
 
 def texts(rows):
     return [row["text"] if "text" in row else "\n".join(m["content"] for m in row["messages"]) for row in rows]
+
+
+def without_american_cheese(rows):
+    return [text.replace("American cheese", "").replace("american cheese", "") for text in texts(rows)]
 
 
 def exchanges(rows):
