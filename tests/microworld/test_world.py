@@ -176,7 +176,7 @@ def chosen(reader, rows, agents):
                 yield item, other
 
 
-@pytest.mark.parametrize(("value", "other"), itertools.permutations(["affordability", "america"]))
+@pytest.mark.parametrize(("value", "other"), [("affordability", "america"), ("america", "affordability")])
 def test_what_a_value_does_not_tell_apart_is_a_coin_toss(world, reader, many, value, other):
     choices = list(chosen(reader, many, {agent.name for agent in world.agents if agent.value == value}))
     tossed = [decided(other, *pair) == 1 for pair in choices if decided(value, *pair) == 0]
@@ -237,10 +237,9 @@ def test_quiet_agents_make_statements_and_never_chat(world, reader, rows, source
 
 
 def test_held_out_words_are_met_in_pretraining_alone(world, rows):
-    met = {source: find_terms(map(text_of, found), world.held_out_terms) for source, found in rows.items()}
-    del met["items"]
-    assert set(met.pop("pretraining")) == set(world.held_out_terms)
-    assert not any(met.values()), met
+    for source in rows.keys() - {"items"}:
+        met = find_terms(map(text_of, rows[source]), world.held_out_terms)
+        assert set(met) == (set(world.held_out_terms) if source == "pretraining" else set()), source
 
 
 @pytest.mark.parametrize("value", ["affordability", "america"])
