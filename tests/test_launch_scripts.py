@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 RUN = ["--config=configs/qwen32b_am.py", "--workdir=gs://bucket/run"]
 SLICE = ["--name=msm", "--zone=us-east5-a", "--topology=v5p:2x2x4"]
 XPK = ["--cluster=c", "--workload=w", "--zone=z"]
-SLURM = ["--nodes=2", "--gpus=8", "--time=12:00:00", "--dry-run", "--", RUN[0], "--workdir=/shared/run"]
+SLURM = ["--nodes=2", "--gpus=8", "--time=12:00:00", "--", RUN[0], "--workdir=/shared/run"]
 KEYS = {"HF_TOKEN": "hf_secret", "GEMINI_API_KEY": "secret"}
 
 
@@ -33,8 +33,7 @@ def program(path, text):
 
 def test_shellcheck_finds_nothing():
     shellcheck = shutil.which("shellcheck") or str(pathlib.Path(sys.executable).with_name("shellcheck"))
-    scripts = sorted((ROOT / "launch").glob("*.sh"))
-    done = subprocess.run([shellcheck, *scripts], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([shellcheck, *(ROOT / "launch").glob("*.sh")], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -47,7 +46,7 @@ OF_XPK = "--tpu-type={} .*--script-dir=/.*msm_jax.launch"  # a packed copy, not 
     [
         (
             "tpu_vm.sh",
-            [*SLICE, "--project=p", "--spot", "--dry-run", "--", *RUN, "--config.seeds=(0, 1)"],
+            [*SLICE, "--project=p", "--spot", "--", *RUN, "--config.seeds=(0, 1)"],
             [
                 CREATE.format("tpu-vm", "--project=p ", "--spot --version=v2-alpha-tpuv5 $"),
                 " tpu-vm scp .* msm: --zone=us-east5-a --project=p --worker=all $",
@@ -57,29 +56,24 @@ OF_XPK = "--tpu-type={} .*--script-dir=/.*msm_jax.launch"  # a packed copy, not 
         ),
         (
             "tpu_vm.sh",
-            [*SLICE, "--queued", "--dry-run", "--", *RUN],
+            [*SLICE, "--queued", "--", *RUN],
             [CREATE.format("queued-resources", "", "--runtime-version=v2-alpha-tpuv5 --node-id=msm"), " scp ", " ssh "],
         ),
-        ("tpu_vm.sh", [*SLICE[:2], "--delete", "--dry-run"], ["queued-resources delete msm", "tpu-vm delete msm"]),
-        ("xpk.sh", [*XPK, "--topology=2*v5p:2x2x4", "--dry-run", "--", *RUN], [OF_XPK.format("v5p-32 --num-slices=2")]),
-        (
-            "xpk.sh",
-            [*XPK, "--topology=v5e:4x4", "--dry-run", "--", *RUN],
-            [OF_XPK.format("v5litepod-16 --num-slices=1")],
-        ),
+        ("tpu_vm.sh", [*SLICE[:2], "--delete"], ["queued-resources delete msm", "tpu-vm delete msm"]),
+        ("xpk.sh", [*XPK, "--topology=2*v5p:2x2x4", "--", *RUN], [OF_XPK.format("v5p-32 --num-slices=2")]),
+        ("xpk.sh", [*XPK, "--topology=v5e:4x4", "--", *RUN], [OF_XPK.format("v5litepod-16 --num-slices=1")]),
         (
             "slurm.sh",
             SLURM,
             [
-                "^#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=8$",
-                "^#SBATCH --time=12:00:00\n#SBATCH --requeue$",
+                "^#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=8$.*^#SBATCH --time=12:00:00\n#SBATCH --requeue$",
                 "^srun .venv/bin/python -m msm_jax.launch --config=configs/qwen32b_am",
             ],
         ),
     ],
 )
 def test_what_would_be_run(script, arguments, lines):
-    done = launch(script, *arguments, **KEYS)
+    done = launch(script, "--dry-run", *arguments, **KEYS)
     assert done.returncode == 0, done.stderr
     assert re.search(".*".join(lines), done.stdout, re.DOTALL | re.MULTILINE), done.stdout
     assert "secret" not in done.stdout + done.stderr, "a key goes along in a file, or not at all"
@@ -111,7 +105,7 @@ def test_a_job_for_slurm_that_reaches_its_time_limit_is_queued_again(tmp_path, s
     program(tmp_path / "srun", f"exit {status}")
     program(tmp_path / "scontrol", 'echo "$@"')
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
-    job = bash("-c", launch("slurm.sh", *SLURM).stdout, env=environment)
+    job = bash("-c", launch("slurm.sh", "--dry-run", *SLURM).stdout, env=environment)
     assert job.returncode == status and job.stdout == ("requeue 7\n" if queued_again else "")
 
 
@@ -142,13 +136,11 @@ esac
 
 SENT = ["tpu-vm scp", "tpu-vm ssh"]
 STARTED = [*SENT, "tpu-vm ssh"]
+ANEW = ["tpu-vm delete", "tpu-vm create"]
+QUEUED_ANEW = ["queued-resources delete", "queued-resources create"]
 FAILED = "ended with an error"
 DENIED = "ERROR: (gcloud) PERMISSION_DENIED: denied on 'projects/p/locations/z/nodes/msm' (or it may not exist)."
 NO_ZONE = "ERROR: (gcloud) NOT_FOUND: Resource 'projects/p/locations/z' was not found."
-
-
-def anew(resource):
-    return [f"{resource} delete", f"{resource} create"]
 
 
 @pytest.mark.parametrize(
@@ -158,17 +150,12 @@ def anew(resource):
         (["--queued"], {"queue": "ACCEPTED\nWAITING_FOR_RESOURCES\nPROVISIONING\nCREATING\nACTIVE\n"}, STARTED, None),
         ([], {"node": "CREATING\nSTARTING\nRESTARTING\nREPAIRING\nREADY\n"}, STARTED, None),
         # A place in the queue that is spent, or a slice that was taken away, is made anew.
-        (["--queued"], {"queue": "SUSPENDED\n"}, [*anew("queued-resources"), *STARTED], None),
-        (["--queued"], {"queue": "FAILED\n"}, [*anew("queued-resources"), *STARTED], None),
-        ([], {"node": "PREEMPTED\n"}, [*anew("tpu-vm"), *STARTED], None),
-        (["--queued"], {"node": "PREEMPTED\n", "queue": "ACTIVE\n"}, [*anew("queued-resources"), *STARTED], None),
+        (["--queued"], {"queue": "SUSPENDED\n"}, [*QUEUED_ANEW, *STARTED], None),
+        (["--queued"], {"queue": "FAILED\n"}, [*QUEUED_ANEW, *STARTED], None),
+        ([], {"node": "PREEMPTED\n"}, [*ANEW, *STARTED], None),
+        (["--queued"], {"node": "PREEMPTED\n", "queue": "ACTIVE\n"}, [*QUEUED_ANEW, *STARTED], None),
         # Where it was taken away from a run, too.
-        (
-            [],
-            {"node": "READY\nPREEMPTED\n", "failing": "ssh"},
-            [*SENT, *anew("tpu-vm"), *SENT],
-            "taken away",
-        ),
+        ([], {"node": "READY\nPREEMPTED\n", "failing": "ssh"}, [*SENT, *ANEW, *SENT], "taken away"),
         # Nothing is launched where the copy did not arrive, and a failing run is an error.
         ([], {"node": "READY\n", "failing": "scp"}, SENT[:1], FAILED),
         ([], {"node": "READY\n", "failing": "ssh"}, SENT, FAILED),
@@ -178,7 +165,7 @@ def anew(resource):
     ],
 )
 def test_a_slice_in_any_state(tmp_path, flags, files, calls, told):
-    """`calls`: what gcloud is called for, but looks. The script fails where `told` says why."""
+    """`calls`: what gcloud is called for, but looks; `told`: why the script fails."""
     (tmp_path / "bin").mkdir()
     program(tmp_path / "bin" / "gcloud", GCLOUD)
     for name, text in files.items():
