@@ -51,17 +51,12 @@ def running(commands, **environment):
 
 
 def start(workdir, count, *options):
-    """`count` launchers with four devices together. The first compiles for all, into a cache that no other run uses:
-    they would wait for a program that it finds there a moment after they looked."""
-    environment = {"JAX_NUM_CPU_DEVICES": str(4 // count)}
+    """`count` launchers with four devices together."""
     command = [sys.executable, "-m", "msm_jax.launch", "--config=tests/tiny.py", f"--workdir={workdir}"]
     command += [*OPTIONS, *options]
-    if count == 1:
-        return running([command], **environment)
-    environment |= {"JAX_SHARE_BINARY_BETWEEN_HOSTS": "true"}
-    environment |= {"JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(workdir).with_name("compiled"))}
     together = [f"--coordinator={free_address()}", f"--processes={count}"]
-    return running([[*command, *together, f"--process={i}"] for i in range(count)], **environment)
+    commands = [[*command, *together, f"--process={i}"] for i in range(count)] if count > 1 else [command]
+    return running(commands, JAX_NUM_CPU_DEVICES=str(4 // count))
 
 
 def ends(processes, timeout=300):
