@@ -316,6 +316,7 @@ def test_evaluation_items(world):
 
 
 @hypothesis.given(st.sets(st.sampled_from(sorted(VALUES)), min_size=2, max_size=5), st.integers(0, 99))
+@hypothesis.example({"affordability", "america", "novelty"}, 0)
 @hypothesis.settings(max_examples=10)
 def test_any_values_of_the_paper_make_a_world(values, seed):
     world = make_world(sorted(values), seed=seed, items_per_kind=1, agents=40)
