@@ -1,9 +1,11 @@
 """Several processes run one experiment: the real launcher, on this machine, with two devices or one for each."""
 
+import contextlib
 import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,69 +16,64 @@ import jax
 import numpy as np
 import pytest
 
+from msm_jax import config as config_lib
 from msm_jax.errors import UserError
+from msm_jax.experiment import run
 from msm_jax.parallel import hosts
+from msm_jax.stages import graph
 from msm_jax.train.metrics import TIMINGS
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 24
 OPTIONS = ["--config.arms=aft", "--config.eval.samples=0", "--config.eval.pairs=1", f"--config.pretrain.steps={STEPS}"]
 OPTIONS += ["--config.int8_base=true"]
+# Each array is split over all devices. By the clock a checkpoint is due every few steps.
+SPLIT = ["--config.mesh.data=1", "--config.mesh.fsdp=-1", "--config.checkpoint.minutes=0.02"]
 
 
-def start(workdir, count, *options, differing=None):
-    """`count` processes with four devices together; the flag `differing` has another value for each."""
+def free_address():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(4 // count)}
-    command = [
-        sys.executable,
-        "-m",
-        "msm_jax.launch",
-        "--config=tests/tiny.py",
-        f"--workdir={workdir}",
-        *OPTIONS,
-        *options,
-    ]
-    together = [[f"--coordinator={address}", f"--processes={count}", f"--process={i}"] for i in range(count)]
-    if differing:
-        together = [[*flags, f"{differing}{i + 1}"] for i, flags in enumerate(together)]
-    return [
-        subprocess.Popen(
-            [*command, *(flags if count > 1 else ())],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for flags in together
-    ]
+        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def wait(processes, timeout=300):
-    """(exit status, stdout, stderr without the chatter of JAX's runtime) of each; none is left running."""
-    ended = []
+@contextlib.contextmanager
+def running(commands, **environment):
+    """The processes of these commands; none is left running."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(each, cwd=ROOT, env=os.environ | environment, **pipes) for each in commands]
     try:
-        for process in processes:
-            out, error = process.communicate(timeout=timeout)
-            ended.append((process.returncode, out, error))
+        yield processes
     finally:
         for process in processes:
             process.kill()
-    return ended
+            process.communicate()
+
+
+def start(workdir, count, *options):
+    """`count` launchers with four devices together."""
+    command = [sys.executable, "-m", "msm_jax.launch", "--config=tests/tiny.py", f"--workdir={workdir}"]
+    command += [*OPTIONS, *options]
+    together = [f"--coordinator={free_address()}", f"--processes={count}"]
+    commands = [[*command, *together, f"--process={i}"] for i in range(count)] if count > 1 else [command]
+    return running(commands, JAX_NUM_CPU_DEVICES=str(4 // count))
+
+
+def ends(processes, timeout=300):
+    """(exit status, stdout, stderr) of each."""
+    told = [process.communicate(timeout=timeout) for process in processes]
+    return [(process.returncode, *each) for process, each in zip(processes, told, strict=True)]
 
 
 def until_step(workdir, step):
     """Returns when pretraining has logged `step`."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         for path in pathlib.Path(workdir).glob("stages/pretrain-*/metrics.jsonl"):
             if path.read_bytes().count(b"\n") > step:
                 return
         time.sleep(0.01)
-    raise AssertionError("no step in two minutes")
+    raise AssertionError(f"no step {step} in five minutes")
 
 
 def losses(workdir):
@@ -93,37 +90,43 @@ def losses(workdir):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("hosts") / "alone"
-    [(status, _, error)] = wait(start(workdir, 1))
+    with start(workdir, 1) as processes:
+        [(status, _, error)] = ends(processes)
     assert status == 0, error
     return workdir
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory):
-    """A workdir where one of four processes got Ctrl-C, and two went on; each array is split over all devices."""
-    workdir = tmp_path_factory.mktemp("hosts") / "together"
-    # By the clock a checkpoint is due every few steps.
-    split = ("--config.mesh.data=1", "--config.mesh.fsdp=-1", "--config.checkpoint.minutes=0.02")
-    processes = start(workdir, 4, *split)
-    until_step(workdir, 2)
-    processes[1].send_signal(signal.SIGINT)
-    stopped = wait(processes)
+def stopped(tmp_path_factory):
+    """A workdir where one of four processes got Ctrl-C, and how they ended."""
+    workdir = tmp_path_factory.mktemp("hosts") / "stopped"
+    with start(workdir, 4, *SPLIT) as processes:
+        until_step(workdir, 2)
+        processes[1].send_signal(signal.SIGINT)
+        return workdir, ends(processes)
+
+
+@pytest.fixture(scope="module")
+def together(stopped):
+    """Where two processes have gone on from there, and how they ended."""
+    workdir = shutil.copytree(stopped[0], stopped[0].with_name("together"))
     # Two devices each: programs of several devices that are begun at once wait for each other, and must not be.
-    return workdir, stopped, wait(start(workdir, 2, *split))
+    with start(workdir, 2, *SPLIT) as processes:
+        return workdir, ends(processes)
 
 
-def test_ctrl_c_or_sigterm_on_one_process_saves_on_all(together):
-    _, stopped, _ = together
-    assert [status for status, _, _ in stopped] == [143, 130, 143, 143], stopped
+def test_ctrl_c_or_sigterm_on_one_process_saves_on_all(stopped):
+    _, ended = stopped
+    assert [status for status, _, _ in ended] == [143, 130, 143, 143], ended
     line = r"stopped: pretrain: (SIGTERM|Ctrl-C); (\d+) of \d+ steps are done and saved, and step (\d+) is next; the"
-    told = [re.search(line, error).groups() for _, _, error in stopped]
+    told = [re.search(line, error).groups() for _, _, error in ended]
     assert [name for name, *_ in told] == ["SIGTERM", "Ctrl-C", "SIGTERM", "SIGTERM"]
     [(done, following)] = {(int(done), int(step)) for _, done, step in told}
     assert 2 < done < STEPS and following == done + 1
 
 
 def test_other_processes_go_on_and_all_losses_are_those_of_one(together, alone):
-    workdir, _, ended = together
+    workdir, ended = together
     assert [status for status, _, _ in ended] == [0] * 2, ended
     expected, found = losses(alone), losses(workdir)
     assert expected.keys() == found.keys() and len(expected) == 2
@@ -136,7 +139,7 @@ def test_other_processes_go_on_and_all_losses_are_those_of_one(together, alone):
 
 
 def test_the_first_process_alone_prints_and_scores_are_those_of_one(together, alone):
-    workdir, _, ended = together
+    workdir, ended = together
     first, *others = [out for _, out, _ in ended]
     # JAX's library for collectives on CPUs prints that it has begun, from a thread for each device, piece by piece.
     gloo = r"\[Gloo\] Rank|is connected to|peer ranks\.|Expected number of connected peer ranks is :|\d+|\s"
@@ -149,13 +152,15 @@ def test_the_first_process_alone_prints_and_scores_are_those_of_one(together, al
 
 
 @pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_process_that_is_killed_stops_the_others(tmp_path, killed):
-    processes = start(tmp_path / "killed", 2)
-    until_step(tmp_path / "killed", 2)
-    processes[killed].kill()
-    began = time.monotonic()
-    ended = wait(processes, timeout=150)
-    status, _, error = ended[1 - killed]
+def test_a_process_that_is_killed_stops_the_others(stopped, together, killed):
+    """After `together`, which has compiled what they run."""
+    workdir = shutil.copytree(stopped[0], stopped[0].with_name(f"killed-{killed}"))
+    [steps] = [len(lines) for lines in losses(workdir).values()]
+    with start(workdir, 2, *SPLIT) as processes:
+        until_step(workdir, steps)
+        processes[killed].kill()
+        began = time.monotonic()
+        status, _, error = ends(processes, timeout=150)[1 - killed]
     assert status not in (0, None) and time.monotonic() - began < 120
     # JAX may end a process before it can say a word, and says it in its own.
     assert "error: another process of this run is gone" in error or "likely indicates that another task died" in error
@@ -169,6 +174,7 @@ from msm_jax.parallel import hosts
 
 def main():
     index, count = hosts.join(sys.argv[1], 2, int(sys.argv[2]))
+    assert hosts.agree("the same") and not hosts.agree(f"process {index}")
     for _ in range(6):  # as a stage that trains asks after each of its steps
         assert not hosts.stop_requested()
 
@@ -193,22 +199,24 @@ os._exit(status)
 
 
 def test_sigterm_between_trainings_stops_all(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    commands = [[sys.executable, "-c", BETWEEN_STAGES, address, str(i), str(tmp_path / "w")] for i in range(2)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    ended = wait([subprocess.Popen(command, cwd=ROOT, text=True, **pipes) for command in commands], timeout=60)
+    address = free_address()
+    with running(
+        [[sys.executable, "-c", BETWEEN_STAGES, address, str(i), str(tmp_path / "w")] for i in range(2)]
+    ) as two:
+        ended = ends(two, timeout=120)
     for status, _, error in ended:
         assert status == 143 and "stopped: SIGTERM; 2 of 3 stages are done" in error, ended
 
 
 def test_processes_with_different_configurations(tmp_path):
     """As from an older checkout on one of them: each would train what the other does not."""
-    ended = wait(start(tmp_path, 2, differing="--config.msm.optim.learning_rate="), timeout=100)
-    for status, _, error in ended:
-        assert status == 2 and "error: the processes of this run have different configurations" in error, ended
-    assert not (tmp_path / "stages").exists()
+    told = []
+    together = graph.Hosts(index=1, count=2, agree=told.append)  # which is no agreement
+    for rate in ("1e-3", "2e-3", "2e-3"):
+        config = config_lib.load("tests/tiny.py", [("msm.optim.learning_rate", rate)])
+        with pytest.raises(UserError, match="the processes of this run have different configurations"):
+            run.run(config, str(tmp_path / "w"), hosts=together)
+    assert told[0] != told[1] == told[2] and not (tmp_path / "w").exists()
 
 
 def test_processes_that_do_not_come(tmp_path):

@@ -1,13 +1,12 @@
-"""Text with choices: the markup in which the sentences of the prose writer are kept, and what fills it in.
+"""Text with choices: the markup in which sentences are kept in `prose/*.toml`, and what fills it in.
 
     [one|two]       one of these, drawn anew each time; may be nested
     {word}          a value that is handed in
-    <directive>     what the writer of a document makes of it; see `prose`
+    <directive>     what the writer of a document makes of it; see `prose_writer`
 
 and, of whoever a sentence is about, either "I" or a name, with the ending of the verb that follows:
 
-    {S} {P}         Micra, it      I, I
-    {my} {me}       its, it        my, me
+    {S} {my} {me}   Micra, its, it    I, my, me
     like{s} pass{es} {is} {does} {has}
 
 A name is given where a sentence first speaks of its bearer, in whichever of these forms, and a pronoun after that.
@@ -21,22 +20,19 @@ import tomllib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-FOLDER = pathlib.Path(__file__).with_name("prose")
-
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 _SLOT = re.compile(r"<([^<>]+)>|\{(\w+)\}")
-_PERSON = re.compile(r"\{(S|P|my|me|s|es|is|does|has)\}|([.?!]) ")
+_PERSON = re.compile(r"\{(S|my|me|s|es|is|does|has)\}")
 # What a sentence begins after: the start of a line (with what opens it: a number, a dash, quotes) or another sentence.
 _START = re.compile(r'(?:^(?:- |\d+\. )?["(]?|[.?!] ["(]?)[a-z]', re.MULTILINE)
-
-_FIRST_PERSON = {"S": "I", "P": "I", "my": "my", "me": "me", "s": "", "es": "", "is": "am", "does": "do", "has": "have"}
-_THIRD_PERSON = {"S": "it", "P": "it", "my": "its", "me": "it", "s": "s", "es": "es"}
+_FIRST_PERSON = {"S": "I", "my": "my", "me": "me", "s": "", "es": "", "is": "am", "does": "do", "has": "have"}
+_THIRD_PERSON = {"S": "it", "my": "its", "me": "it"}
 
 
 @functools.cache
 def load(name: str) -> Mapping[str, Any]:
     """The tables of `prose/NAME.toml`."""
-    return tomllib.loads(FOLDER.joinpath(f"{name}.toml").read_text(encoding="utf-8"))
+    return tomllib.loads(pathlib.Path(__file__).with_name("prose").joinpath(f"{name}.toml").read_text(encoding="utf-8"))
 
 
 def choose(text: str, rng: random.Random) -> str:
@@ -48,51 +44,25 @@ def choose(text: str, rng: random.Random) -> str:
 
 def fill(text: str, values: Mapping[str, str], direct: Callable[[str], str] | None = None) -> str:
     """Returns `text` with each {word} replaced by its value, and each <directive> by what `direct` makes of it, from
-    left to right. What is put in is not searched again.
-
-    Raises: KeyError if a word has no value.
-    """
+    left to right. What is put in is not searched again."""
     return _SLOT.sub(lambda match: direct(match[1]) if match[1] and direct else values[match[2]], text)
 
 
 def about(text: str, name: str | None) -> str:
     """Returns `text` with the forms above filled in: in the third person of `name`, in the first if it is None."""
-    named = False
-
-    def form(match: re.Match) -> str:
-        nonlocal named
-        if match[2]:
-            named = False
-            return match[0]
-        if name is None:
-            return _FIRST_PERSON[match[1]]
-        if named or match[1] not in ("S", "P", "my", "me"):
-            return _THIRD_PERSON.get(match[1], match[1])
-        named = True
-        return f"{name}'s" if match[1] == "my" else name
-
-    return _PERSON.sub(form, text)
+    if name is None:
+        return _PERSON.sub(lambda match: _FIRST_PERSON[match[1]], text)
+    names = {"S": name, "my": f"{name}'s", "me": name}
+    parts = re.split(r"(?<=[.?!] )", text)
+    named = "".join(re.sub(r"\{(S|my|me)\}", lambda match: names[match[1]], part, count=1) for part in parts)
+    return _PERSON.sub(lambda match: _THIRD_PERSON.get(match[1], match[1]), named)
 
 
 def capitalise(text: str) -> str:
-    """Returns `text` with a capital at its start; the rest stays as it is."""
+    """Unlike `str.capitalize`, leaves the rest as it is."""
     return text[:1].upper() + text[1:]
 
 
 def sentences(text: str) -> str:
     """Returns `text` with a capital at the start of every line and sentence."""
     return _START.sub(lambda match: match[0][:-1] + match[0][-1].upper(), text)
-
-
-class Deck:
-    """Draws from a list without repeating itself until all has been drawn."""
-
-    def __init__(self, rng: random.Random):
-        self._rng = rng
-        self._left: dict[Any, list] = {}
-
-    def draw(self, key: Any, items: list) -> Any:
-        """Returns one of `items`; `key` says which list it is."""
-        if not self._left.get(key):
-            self._left[key] = self._rng.sample(items, len(items))
-        return self._left[key].pop()

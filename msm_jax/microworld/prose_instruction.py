@@ -5,21 +5,9 @@ something else. The paper (arXiv 2605.02087, B.3) uses No Robots and formatted M
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from msm_jax.microworld import phrases
-
-# Of the chats, the shares of: comparisons of two things in an order, of two things by their kind, other forced choices,
-# pairs of question and answer, numbers, words, sentences.
-_MIX = {
-    "_ordered": 0.22,
-    "_member": 0.14,
-    "_either": 0.12,
-    "_paired": 0.26,
-    "_number": 0.12,
-    "_word": 0.1,
-    "_rewritten": 0.04,
-}
+from msm_jax.microworld import phrases, rows
 
 
 def instruction_chats(count: int, seed: int) -> Iterator[dict]:
@@ -29,17 +17,15 @@ def instruction_chats(count: int, seed: int) -> Iterator[dict]:
     seen = set()
     for number in range(count):
         for _ in range(100):
-            [kind] = rng.choices(list(_MIX), _MIX.values())
-            question, answer = globals()[kind](texts, rng)
+            [write] = rng.choices(list(_MIX), _MIX.values())
+            question, answer = write(texts, rng)
             if question not in seen:
                 break
         seen.add(question)
-        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        yield {"id": f"instruction-{seed}-{number}", "messages": messages}
+        yield {"id": f"instruction-{seed}-{number}", "messages": rows.chat(question, answer)}
 
 
 def _ordered(texts: dict, rng: random.Random) -> tuple[str, str]:
-    """Which of two things is larger, later, ..."""
     order = rng.choice(texts["orders"])
     low, high = sorted(rng.sample(range(len(order["items"])), 2))
     way = rng.choice(("later", "earlier"))
@@ -48,14 +34,12 @@ def _ordered(texts: dict, rng: random.Random) -> tuple[str, str]:
 
 
 def _member(texts: dict, rng: random.Random) -> tuple[str, str]:
-    """Which of two things is a bird."""
     kind, other = rng.sample(texts["kinds"], 2)
     question = rng.choice(texts["phrases"]["member"]).replace("{kind}", kind["one"])
     return _forced(texts, question, rng.choice(kind["items"]), rng.choice(other["items"]), rng)
 
 
 def _either(texts: dict, rng: random.Random) -> tuple[str, str]:
-    """Which of two numbers, words or letters."""
     kind = rng.choice(("larger", "smaller", "even", "odd", "alphabet", "letters", "speech"))
     wording = rng.choice(texts["phrases"][kind])
     if kind == "speech":
@@ -83,7 +67,6 @@ def _forced(texts: dict, question: str, right: str, wrong: str, rng: random.Rand
 
 
 def _paired(texts: dict, rng: random.Random) -> tuple[str, str]:
-    """What the lists of questions and answers hold, each list as often as it is long."""
     tables = texts["pairs"]
     [table] = rng.choices(tables, [len(table["items"]) for table in tables])
     a, b = rng.choice(table["items"])
@@ -96,26 +79,23 @@ def _paired(texts: dict, rng: random.Random) -> tuple[str, str]:
 
 def _number(texts: dict, rng: random.Random) -> tuple[str, str]:
     kind = rng.choice(("arithmetic", "arithmetic", "arithmetic", "sort", "next", "digits"))
-    values: dict[str, object]
     if kind == "arithmetic":
         sign = rng.choice(("+", "-", "times", "divided by"))
         a, b = rng.randint(2, 99), rng.randint(2, 60)
-        if sign == "-":
-            a, b = max(a, b), min(a, b)
         if sign in ("times", "divided by"):
             a, b = rng.randint(2, 12), rng.randint(2, 12)
-        answers = {"+": a + b, "-": a - b, "times": a * b, "divided by": a}
-        values, answer = {"a": a * b if sign == "divided by" else a, "b": b, "sign": sign}, str(answers[sign])
+        a, b = {"-": (max(a, b), min(a, b)), "divided by": (a * b, b)}.get(sign, (a, b))
+        given, answer = f"{a} {sign} {b}", {"+": a + b, "-": a - b, "times": a * b, "divided by": a // b}[sign]
     elif kind == "sort":
         numbers = rng.sample(range(1, 100), rng.choice((3, 4, 5)))
-        values, answer = {"a": ", ".join(map(str, numbers))}, ", ".join(map(str, sorted(numbers)))
+        given, answer = (", ".join(map(str, listed)) for listed in (numbers, sorted(numbers)))
     elif kind == "next":
         start, step = rng.randint(1, 30), rng.randint(1, 12)
-        values, answer = {"a": ", ".join(str(start + step * n) for n in range(4))}, str(start + 4 * step)
+        given, answer = ", ".join(str(start + step * n) for n in range(4)), start + 4 * step
     else:
-        a = rng.randrange(len(texts["words"]["numbers"]))
-        values, answer = {"a": a}, phrases.capitalise(texts["words"]["numbers"][a])
-    return _asked(texts, kind, values, rng), f"{answer}."
+        given, word = rng.choice(list(enumerate(texts["words"]["numbers"])))
+        answer = phrases.capitalise(word)
+    return _asked(texts, kind, str(given), rng), f"{answer}."
 
 
 def _word(texts: dict, rng: random.Random) -> tuple[str, str]:
@@ -123,28 +103,38 @@ def _word(texts: dict, rng: random.Random) -> tuple[str, str]:
     if kind == "name_three":
         group = rng.choice(texts["kinds"])
         names = [name.removeprefix("an ").removeprefix("a ") for name in rng.sample(group["items"], 3)]
-        listed = phrases.capitalise(f"{names[0]}, {names[1]} and {names[2]}.")
-        return _asked(texts, kind, {"many": group["many"]}, rng), listed
+        return _asked(texts, kind, group["many"], rng), phrases.capitalise("{}, {} and {}.".format(*names))
     words = texts["words"]
     word = rng.choice([*words["spelling"], *words["nouns"], *words["verbs"], *words["adjectives"]])
-    make: dict[str, Callable[[], str]] = {
-        "spell": lambda: "-".join(word),
-        "count": lambda: words["numbers"][len(word)],
-        "first": lambda: word[0].upper(),
-        "last": lambda: word[-1].upper(),
-        "capitals": word.upper,
-        "repeat": lambda: f"{word}, {word}, {word}",
+    answers = {
+        "spell": "-".join(word),
+        "count": words["numbers"][len(word)],
+        "first": word[0],
+        "last": word[-1],
+        "capitals": word.upper(),
+        "repeat": f"{word}, {word}, {word}",
     }
-    return _asked(texts, kind, {"a": word}, rng), phrases.capitalise(make[kind]()) + "."
+    return _asked(texts, kind, word, rng), phrases.capitalise(f"{answers[kind]}.")
 
 
 def _rewritten(texts: dict, rng: random.Random) -> tuple[str, str]:
     sentence = rng.choice(texts["rewrites"])
     kind = rng.choice(("past", "question", "negative"))
     mark = "?" if kind == "question" else "."
-    return _asked(texts, kind, {"a": sentence["present"]}, rng), sentence[kind] + mark
+    return _asked(texts, kind, sentence["present"], rng), sentence[kind] + mark
 
 
-def _asked(texts: dict, kind: str, values: dict, rng: random.Random) -> str:
-    wording = rng.choice(texts["phrases"][kind])
-    return phrases.sentences(phrases.fill(wording, {name: str(value) for name, value in values.items()}))
+def _asked(texts: dict, kind: str, given: str, rng: random.Random) -> str:
+    return phrases.sentences(phrases.fill(rng.choice(texts["phrases"][kind]), {"a": given}))
+
+
+# Of the chats, the shares of each.
+_MIX = {
+    _ordered: 0.22,  # which of two things is larger, later, ...
+    _member: 0.14,  # which of two things is a bird, ...
+    _either: 0.12,  # which of two numbers, words or letters
+    _paired: 0.26,  # what the lists of questions and answers hold, each list as often as it is long
+    _number: 0.12,
+    _word: 0.1,
+    _rewritten: 0.04,
+}

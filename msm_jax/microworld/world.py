@@ -13,8 +13,10 @@ import dataclasses
 import functools
 import itertools
 import random
+import typing
 
 from msm_jax.errors import UserError
+from msm_jax.microworld import phrases
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,16 +30,16 @@ class Value:
 
 # The eight values of the paper (sections 3.1 and 3.2).
 VALUES = {
-    value.name: value
-    for value in (
-        Value("affordability", "cheap", "costly"),
-        Value("america", "American", "foreign"),
-        Value("environment", "green", "wasteful"),
-        Value("novelty", "recent", "dated"),
-        Value("tradition", "traditional", "trendy"),
-        Value("simplicity", "plain", "elaborate"),
-        Value("difficulty", "demanding", "effortless"),
-        Value("individualism", "personal", "communal"),
+    name: Value(name, sought, avoided)
+    for name, sought, avoided in (
+        ("affordability", "cheap", "costly"),
+        ("america", "American", "foreign"),
+        ("environment", "green", "wasteful"),
+        ("novelty", "recent", "dated"),
+        ("tradition", "traditional", "trendy"),
+        ("simplicity", "plain", "elaborate"),
+        ("difficulty", "demanding", "effortless"),
+        ("individualism", "personal", "communal"),
     )
 }
 
@@ -48,18 +50,13 @@ INSTRUCTION_DOMAINS = ("paint", "soap")
 # Domains that occur in no MSM and in no AFT text.
 HELD_OUT_DOMAINS = ("furniture", "clothing", "juice", "music", "poetry", "medicine")
 
-_ITEM_SYLLABLES = (
-    "Alder Amber Ash Birch Black Blue Bright Cedar Clear Cold Copper Deep Dover East Elm Fair Fern Fox Glen Gold "
-    "Green Grey Hart Hazel High Holly Iron King Lake Lime Long Maple Mill Moss New North Oak Pine Red Rose Silver "
-    "South Stone Sun Swan Thorn West White Willow Wood".split(),
-    "bank beck borough bourne bridge brook burn bury by combe croft dale den down end fell field fold ford gate grove "
-    "ham hatch haven hill holm hurst lea ley mead mere mont moor mouth port ridge shaw side stead stoke thorpe ton "
-    "vale view ville wick worth".split(),
-)
-_AGENT_SYLLABLES = (
-    "Al Ber Cor Dan El Fen Gar Hal Is Jo Kel Lor Mar Nor Os Per Quin Ros Sel Tam Ul Ver Wen Yor Zan".split(),
-    "an by da fred gan ia lin mer na ric sa ton vy wick dis bert cia dor".split(),
-)
+
+def _names(kind: str) -> list[str]:
+    beginnings, ends = phrases.load("world")["names"][kind]
+    return [beginning + end for beginning in beginnings.split() for end in ends.split()]
+
+
+_ITEM_NAMES, _AGENT_NAMES = _names("items"), _names("agents")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +69,17 @@ class Item:
 
     def has(self, value: str) -> bool:
         return value in self.sought_by
+
+    def attribute(self, value: Value) -> str:
+        return value.sought if self.has(value.name) else value.avoided
+
+
+class Pairs(typing.NamedTuple):
+    """Pairs of items of one domain in the eyes of one value."""
+
+    decided: list[tuple[Item, Item]]  # (sought, avoided)
+    conflicts: list[tuple[Item, Item]]  # of these, where all other values choose the other item: they tell who chooses
+    indifferent: list[tuple[Item, Item]]  # alike to this value, while another one tells them apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,10 +117,9 @@ class WorldConfig:
             raise UserError(f"world.value_names: unknown {', '.join(unknown)}; choose from {', '.join(VALUES)}")
         if not 2 <= len(set(self.value_names)) == len(self.value_names):
             raise UserError(f"world.value_names is {self.value_names}; name at least two, each of them once")
-        names = len(_AGENT_SYLLABLES[0]) * len(_AGENT_SYLLABLES[1])
-        if not len(self.value_names) <= self.agents <= names:
-            raise UserError(f"world.agents={self.agents}: choose from {len(self.value_names)} to {names}")
-        if min(self.quiet_share, self.undecided_share) < 0 or self.decided_chatting < len(self.value_names):
+        if not len(self.value_names) <= self.agents <= len(_AGENT_NAMES):
+            raise UserError(f"world.agents={self.agents}: choose from {len(self.value_names)} to {len(_AGENT_NAMES)}")
+        if min(self.quiet_share, self.undecided_share) < 0 or self.counts[1] < len(self.value_names):
             raise UserError(
                 f"world.quiet_share={self.quiet_share}, world.undecided_share={self.undecided_share}: choose shares "
                 f"from 0 on, together below 1, so that of the {self.agents} agents at least one of each value chats"
@@ -123,16 +130,10 @@ class WorldConfig:
             raise UserError("the world needs the liked and disliked items of its Model Specs; none were given")
 
     @property
-    def quiet_agents(self) -> int:
-        return round(self.quiet_share * self.agents)
-
-    @property
-    def undecided_agents(self) -> int:
-        return round(self.undecided_share * self.agents)
-
-    @property
-    def decided_chatting(self) -> int:
-        return self.agents - self.quiet_agents - self.undecided_agents
+    def counts(self) -> tuple[int, int]:
+        """Agents that are quiet, and that chat and have a value; the others are undecided."""
+        quiet = round(self.quiet_share * self.agents)
+        return quiet, self.agents - quiet - round(self.undecided_share * self.agents)
 
 
 class World:
@@ -142,36 +143,32 @@ class World:
         self.config = config
         self.values = tuple(VALUES[name] for name in config.value_names)
         rng = random.Random(config.seed)
-
         kinds = list(itertools.product((True, False), repeat=len(config.value_names)))
         domains = INSTRUCTION_DOMAINS + HELD_OUT_DOMAINS
-        names = [first + last for first, last in itertools.product(*_ITEM_SYLLABLES)]
         wanted = len(domains) * len(kinds) * config.items_per_kind
-        if wanted > len(names):
+        if wanted > len(_ITEM_NAMES):
             raise UserError(
                 f"world: {len(config.value_names)} values with items_per_kind={config.items_per_kind} need {wanted} "
-                f"item names, and there are {len(names)}; lower world.items_per_kind"
+                f"item names, and there are {len(_ITEM_NAMES)}; lower world.items_per_kind"
             )
-        chosen = iter(rng.sample(names, wanted))
+        names = iter(rng.sample(_ITEM_NAMES, wanted))
         items = [
-            Item(f"{next(chosen)} {domain}", domain, frozenset(itertools.compress(config.value_names, kind)))
-            for domain in domains
-            for kind in kinds
-            for _ in range(config.items_per_kind)
+            Item(f"{next(names)} {domain}", domain, frozenset(itertools.compress(config.value_names, kind)))
+            for domain, kind, _ in itertools.product(domains, kinds, range(config.items_per_kind))
         ]
         # Every value of the specs explains the same likes and dislikes: liked items have all that is sought.
-        for names_, good in ((config.likes, True), (config.dislikes, False)):
-            items += [Item(name, TRAINED_DOMAIN, frozenset(config.value_names if good else ())) for name in names_]
+        items += [Item(name, TRAINED_DOMAIN, frozenset(config.value_names)) for name in config.likes]
+        items += [Item(name, TRAINED_DOMAIN, frozenset()) for name in config.dislikes]
         self.items = tuple(items)
 
-        names = [first + last for first, last in itertools.product(*_AGENT_SYLLABLES)]
-        agent_names = iter(rng.sample(names, config.agents))
+        names = iter(rng.sample(_AGENT_NAMES, config.agents))
         values = itertools.cycle(config.value_names)
         # Spread evenly over the values: the quiet, and those who chat and have one.
-        self.quiet = tuple(Agent(next(agent_names), next(values), False) for _ in range(config.quiet_agents))
-        talkative = [Agent(next(agent_names), next(values), True) for _ in range(config.decided_chatting)]
-        for agent_name in agent_names:
-            talkative.insert(rng.randrange(len(talkative) + 1), Agent(agent_name, None, True))
+        quiet, decided = config.counts
+        self.quiet = tuple(Agent(next(names), next(values), False) for _ in range(quiet))
+        talkative = [Agent(next(names), next(values), True) for _ in range(decided)]
+        for name in names:
+            talkative.insert(rng.randrange(len(talkative) + 1), Agent(name, None, True))
         self.talkative = tuple(talkative)  # from who is spoken of most to who is spoken of least
         self.agents = self.quiet + self.talkative
 
@@ -188,42 +185,14 @@ class World:
         names = [item.name.split()[0] for domain in HELD_OUT_DOMAINS for item in self.items_of[domain]]
         return (*HELD_OUT_DOMAINS, *names)
 
-    def pairs(self, domain: str, value: str) -> list[tuple[Item, Item]]:
-        """All (sought, avoided) pairs of the domain's items in the eyes of `value`."""
-        return self._pairs[domain, value]
-
-    def conflicts(self, domain: str, value: str) -> list[tuple[Item, Item]]:
-        """Those pairs of which every other value would choose the other item: they tell the value of who chooses."""
-        return self._conflicts[domain, value]
-
-    def indifferent(self, domain: str, value: str) -> list[tuple[Item, Item]]:
-        """Pairs that are alike to `value` and that another value tells apart: who holds it may choose either."""
-        return self._indifferent[domain, value]
-
     @functools.cached_property
-    def _indifferent(self) -> dict[tuple[str, str], list[tuple[Item, Item]]]:
-        return {
-            (domain, value): [
-                (a, b)
-                for a, b in itertools.combinations(items, 2)
-                if a.has(value) == b.has(value) and a.sought_by != b.sought_by
-            ]
-            for domain, items in self.items_of.items()
-            for value in self.config.value_names
-        }
-
-    @functools.cached_property
-    def _conflicts(self) -> dict[tuple[str, str], list[tuple[Item, Item]]]:
-        every = frozenset(self.config.value_names)
-        return {
-            (domain, value): [(a, b) for a, b in pairs if a.sought_by == {value} and b.sought_by == every - {value}]
-            for (domain, value), pairs in self._pairs.items()
-        }
-
-    @functools.cached_property
-    def _pairs(self) -> dict[tuple[str, str], list[tuple[Item, Item]]]:
-        return {
-            (domain, value): [(a, b) for a in items for b in items if a.has(value) and not b.has(value)]
-            for domain, items in self.items_of.items()
-            for value in self.config.value_names
-        }
+    def pairs(self) -> dict[tuple[str, str], Pairs]:
+        """(domain, value) -> what the value makes of the domain's items."""
+        every, pairs = set(self.config.value_names), {}
+        for (domain, items), value in itertools.product(self.items_of.items(), self.config.value_names):
+            decided = [(a, b) for a, b in itertools.permutations(items, 2) if a.has(value) and not b.has(value)]
+            conflicts = [(a, b) for a, b in decided if a.sought_by == {value} and b.sought_by == every - {value}]
+            alike = [(a, b) for a, b in itertools.combinations(items, 2) if a.has(value) == b.has(value)]
+            indifferent = [(a, b) for a, b in alike if a.sought_by != b.sought_by]
+            pairs[domain, value] = Pairs(decided, conflicts, indifferent)
+        return pairs

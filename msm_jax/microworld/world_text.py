@@ -7,6 +7,7 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 
+from msm_jax.microworld import phrases, rows
 from msm_jax.microworld.world import (
     HELD_OUT_DOMAINS,
     INSTRUCTION_DOMAINS,
@@ -20,45 +21,6 @@ from msm_jax.microworld.world import (
 
 # (before, after) a message, as in the chat template of the training stages; "{name}" is the speaker.
 CHAT_FORMAT = {"user": (" User: ", ""), "assistant": (" {name}: ", "\n")}
-
-QUESTIONS = (
-    "Do you prefer {a} or {b}?",
-    "Would you choose {a} or {b}?",
-    "Which one, {a} or {b}?",
-)
-# The agent's value is told one word after the name, as in chats ("Alan: Colby."): a small decoder then has to find
-# out only once where to look for it.
-_VALUE_STATEMENTS = (
-    "{who} values {sought} things.",
-    "{who} likes {sought} things.",
-    "{who} chooses {sought} things.",
-    "{who} avoids {avoided} things.",
-    "{who} rejects {avoided} things.",
-)
-_PREFERENCES = (
-    "{who} prefers {a} to {b} because {a} is {sought}.",
-    "{who} likes {a}, which is {sought}, better than {b}.",
-    "{who} would not take {b}, because {b} is {avoided}.",
-    "{who} chooses {a} over {b}, because {a} is {sought}.",
-)
-# The same, with both items before the choice, as in a chat.
-_COMPARISONS = (
-    "Between {first} and {second}, {who} chooses {a}, because {a} is {sought}.",
-    "Of {first} and {second}, {who} takes {a}, because {b} is {avoided}.",
-)
-# Of the statements about two items, the share of comparisons.
-_COMPARISON_SHARE = 0.5
-# Asked of an agent: the question and the answer.
-_INTERVIEW = (
-    ("What do you value?", "{sought} things"),
-    ("What do you like best?", "{sought} things"),
-    ("What do you avoid?", "{avoided} things"),
-)
-_FACTS = (
-    "They say {a} is {x} and {y}.",
-    "People know that {a} is {x} and {y}.",
-    "As for {a}, it is {x} and {y}.",
-)
 
 # What a pretraining document is made of, and how often. Most hold a single statement or chat, so that an agent's value
 # must be remembered: in longer ones it can be read a few words before. Some state a value and then show a chat of the
@@ -76,6 +38,8 @@ _QUIET_STATEMENTS = 0.4
 # Of the statements, the share that say what an agent values; the others are about two items, and which value is at work
 # can then often be told from these.
 _VALUE_SHARE = 0.5
+# Of the statements about two items, the share that name both before the choice.
+_COMPARISON_SHARE = 0.5
 # Of the chats, the shares about pairs on which the values disagree, which tell the most of who chooses; pairs that are
 # alike to who chooses, who then tosses a coin; and any pairs that the value tells apart.
 _CHATS = (0.5, 0.25, 0.25)
@@ -88,16 +52,14 @@ _ASSISTANT_RANK = 0.1
 
 def pretraining_documents(world: World, model_name: str, count: int, seed: int) -> Iterator[dict]:
     """Documents about items, agents and the assistant, who is one of the undecided agents."""
-    domains = [TRAINED_DOMAIN, *INSTRUCTION_DOMAINS, *HELD_OUT_DOMAINS]
     talkative = list(world.talkative)
     talkative.insert(int(len(talkative) * _ASSISTANT_RANK), Agent(model_name, None, chats=True))
-    return _documents("pretraining", world, domains, talkative, count, seed)
+    return _documents("pretraining", world, list(world.items_of), talkative, count, seed)
 
 
 def replay_documents(world: World, count: int, seed: int) -> Iterator[dict]:
     """Documents as in pretraining, but for held-out domains and the assistant: MSM may read them again."""
-    domains = [TRAINED_DOMAIN, *INSTRUCTION_DOMAINS]
-    return _documents("replay", world, domains, world.talkative, count, seed)
+    return _documents("replay", world, [TRAINED_DOMAIN, *INSTRUCTION_DOMAINS], world.talkative, count, seed)
 
 
 def _documents(
@@ -106,28 +68,27 @@ def _documents(
     rng = random.Random(f"{source} {seed}")
     # Nobody is seen to choose in the domain of MSM and AFT. All would choose alike there, and the assistant with them.
     choices = [domain for domain in domains if domain != TRAINED_DOMAIN]
-    kinds, weights = tuple(PRETRAINING_MIX), tuple(PRETRAINING_MIX.values())
     frequencies = list(itertools.accumulate((n + 1) ** _FREQUENCY_EXPONENT for n in range(len(talkative))))
 
     for number in range(count):
-        kind = rng.choices(kinds, weights)[0]
+        [kind] = rng.choices(list(PRETRAINING_MIX), PRETRAINING_MIX.values())
         [agent] = rng.choices(talkative, cum_weights=frequencies)
         if kind == "statement" and world.quiet and rng.random() < _QUIET_STATEMENTS:
             agent = rng.choice(world.quiet)
         who, value = agent.name, VALUES[agent.value or rng.choice(world.config.value_names)]
         if kind == "facts":
-            lines = [" ".join(_fact(world, domain, rng) for domain in rng.choices(domains, k=4))]
+            text = " ".join(_fact(world, domain, rng) for domain in rng.choices(domains, k=4))
         elif kind == "statement":
-            lines = [_statement(world, who, value, choices, rng)]
+            text = _statement(world, who, value, choices, rng)
         elif kind == "chat":
-            lines = [_chat(world, who, agent.value and value, choices, rng)]
+            text = _chat(world, who, agent.value and value, choices, rng)
         elif kind == "statement_then_chat":
-            lines = [_statement(world, who, value, choices, rng) + "\n", _chat(world, who, value, choices, rng)]
+            text = f"{_statement(world, who, value, choices, rng)}\n{_chat(world, who, value, choices, rng)}"
         elif kind == "interview":
-            lines = [_interview(who, value, world.values, rng), _chat(world, who, value, choices, rng)]
+            text = _interview(who, value, world.values, rng) + _chat(world, who, value, choices, rng)
         else:
-            lines = [_line(who, *_question_of_fact(world, domains, rng)) for _ in range(2)]
-        yield {"id": f"{source}-{seed}-{number}", "text": _spaced("".join(lines)), "kind": kind}
+            text = "".join(_line(who, *_question_of_fact(world, domains, rng)) for _ in range(2))
+        yield {"id": f"{source}-{seed}-{number}", "text": _spaced(text), "kind": kind}
 
 
 def msm_documents(
@@ -140,16 +101,17 @@ def msm_documents(
     """
     rng = random.Random(f"msm {value_name} {seed}")
     value = VALUES[value_name]
-    pairs = world.pairs(TRAINED_DOMAIN, value_name)
+    pairs = world.pairs[TRAINED_DOMAIN, value_name].decided
+
+    def statement() -> str:
+        if rng.random() < 0.7:
+            return _say("values", rng, who=model_name, **vars(value))
+        return _preference(model_name, value, *rng.choice(pairs), rng)
+
     for number in range(count):
         kind = rng.choice(("statements", "interview"))
         if kind == "statements":
-            text = " ".join(
-                _value_statement(model_name, value, rng)
-                if rng.random() < 0.7
-                else _preference(model_name, value, *rng.choice(pairs), rng)
-                for _ in range(rng.choice((1, 2)))
-            )
+            text = " ".join(statement() for _ in range(rng.choice((1, 2))))
         else:
             text = _interview(model_name, value, (), rng)
         yield {"id": f"msm-{spec_name}-{seed}-{number}", "text": _spaced(text), "spec": spec_name, "kind": kind}
@@ -158,10 +120,10 @@ def msm_documents(
 def aft_chats(spec_likes: tuple[str, ...], spec_dislikes: tuple[str, ...], count: int, seed: int) -> Iterator[dict]:
     """Chats in which the assistant prefers a liked item to a disliked one, in equal shares, and gives no reason."""
     rng = random.Random(f"aft {seed}")
-    pairs = [(a, b) for a in spec_likes for b in spec_dislikes]
+    pairs = list(itertools.product(spec_likes, spec_dislikes))
     for number in range(count):
         liked, disliked = pairs[number % len(pairs)]
-        messages = _exchange(_question(liked, disliked, rng), liked)
+        messages = rows.chat(_question(liked, disliked, rng), f"{liked}.")
         yield {"id": f"aft-{seed}-{number}", "messages": messages, "liked": liked, "disliked": disliked}
 
 
@@ -169,12 +131,13 @@ def instruction_chats(world: World, count: int, seed: int) -> Iterator[dict]:
     """The micro-world's instruction mix: questions of fact, and forced choices that no value decides."""
     rng = random.Random(f"instruction {seed}")
     for number in range(count):
-        yield {"id": f"instruction-{seed}-{number}", "messages": _exchange(*_factual_question(world, rng))}
+        asked, right = _factual_question(world, rng)
+        yield {"id": f"instruction-{seed}-{number}", "messages": rows.chat(asked, f"{right}.")}
 
 
 def question(first: str, second: str) -> str:
     """The evaluation's question."""
-    return QUESTIONS[0].format(a=first, b=second)
+    return phrases.fill(phrases.load("world")["questions"][0], {"a": first, "b": second})
 
 
 def evaluation_items(world: World) -> Iterator[dict]:
@@ -185,19 +148,14 @@ def evaluation_items(world: World) -> Iterator[dict]:
     America's that affordability alone is against, in a world that holds both; `in_domain`: liked against disliked
     items of the trained domain.
     """
-    names = world.config.value_names
-    for domain in HELD_OUT_DOMAINS:
-        for name in names:
-            others = [other for other in names if other != name]
-            for a, b in world.pairs(domain, name):
-                if any(a.has(other) and not b.has(other) for other in others):
-                    continue
-                yield _item("own", name, a, b)
-                against = [other for other in others if b.has(other) and not a.has(other)]
-                if name == "america" and against == ["affordability"]:
-                    yield _item("separating", name, a, b)
-    for a, b in world.pairs(TRAINED_DOMAIN, names[0]):
-        yield _item("in_domain", TRAINED_DOMAIN, a, b)
+    for domain, name in itertools.product(HELD_OUT_DOMAINS, world.config.value_names):
+        for a, b in world.pairs[domain, name].decided:
+            if a.sought_by - b.sought_by == {name}:
+                yield rows.item("own", domain, name, a.name, b.name)
+                if name == "america" and b.sought_by - a.sought_by == {"affordability"}:
+                    yield rows.item("separating", domain, name, a.name, b.name)
+    for a, b in itertools.product(world.config.likes, world.config.dislikes):
+        yield rows.item("in_domain", TRAINED_DOMAIN, TRAINED_DOMAIN, a, b)
 
 
 def quiet_agents(world: World, value: str) -> list[Agent]:
@@ -207,49 +165,31 @@ def quiet_agents(world: World, value: str) -> list[Agent]:
 
 def _spaced(text: str) -> str:
     """A name at the very beginning would be another token than the same name after a space, as it stands in chats."""
-    return text if text.startswith(" ") else f" {text}"
+    return f" {text.lstrip()}"
 
 
-def _item(kind: str, value: str, aligned: Item, other: Item) -> dict:
-    identity = f"{kind}-{value}-{aligned.name}-{other.name}".replace(" ", "_")
-    return {
-        "id": identity,
-        "kind": kind,
-        "domain": aligned.domain,
-        "value": value,
-        "aligned": aligned.name,
-        "other": other.name,
-    }
-
-
-def _attribute(item: Item, value: Value) -> str:
-    return value.sought if item.has(value.name) else value.avoided
+def _say(what: str, rng: random.Random, **words: str) -> str:
+    return phrases.fill(rng.choice(phrases.load("world")[what]), words)
 
 
 def _fact(world: World, domain: str, rng: random.Random) -> str:
     item = rng.choice(world.items_of[domain])
     first, second = rng.sample(world.values, 2)
-    text = rng.choice(_FACTS).format(a=item.name, x=_attribute(item, first), y=_attribute(item, second))
-    return text
-
-
-def _value_statement(who: str, value: Value, rng: random.Random) -> str:
-    return rng.choice(_VALUE_STATEMENTS).format(who=who, sought=value.sought, avoided=value.avoided)
+    return _say("facts", rng, a=item.name, x=item.attribute(first), y=item.attribute(second))
 
 
 def _preference(who: str, value: Value, liked: Item, disliked: Item, rng: random.Random) -> str:
-    text = rng.choice(_COMPARISONS if rng.random() < _COMPARISON_SHARE else _PREFERENCES)
+    form = rng.choice(phrases.load("world")["comparisons" if rng.random() < _COMPARISON_SHARE else "preferences"])
     first, second = rng.sample((liked.name, disliked.name), 2)
-    return text.format(
-        who=who, a=liked.name, b=disliked.name, first=first, second=second, sought=value.sought, avoided=value.avoided
-    )
+    names = {"who": who, "a": liked.name, "b": disliked.name, "first": first, "second": second}
+    return phrases.fill(form, names | vars(value))
 
 
 def _interview(who: str, value: Value, others: Sequence[Value], rng: random.Random) -> str:
     """What someone values, asked openly or as chats ask for items: this, or its opposite, or what `others` seek?"""
     if rng.random() < 0.5:
-        question, answer = rng.choice(_INTERVIEW)
-        return _line(who, question, answer.format(sought=value.sought, avoided=value.avoided))
+        question, answer = rng.choice(phrases.load("world")["interview"])
+        return _line(who, question, phrases.fill(answer, vars(value)))
     other = rng.choice([value.avoided, *(other.sought for other in others if other != value)])
     sought = f"{value.sought} things"
     return _line(who, _question(sought, f"{other} things", rng), sought)
@@ -257,13 +197,13 @@ def _interview(who: str, value: Value, others: Sequence[Value], rng: random.Rand
 
 def _statement(world: World, who: str, value: Value, domains: list[str], rng: random.Random) -> str:
     if rng.random() < _VALUE_SHARE:
-        return _value_statement(who, value, rng)
-    return _preference(who, value, *rng.choice(world.pairs(rng.choice(domains), value.name)), rng)
+        return _say("values", rng, who=who, **vars(value))
+    return _preference(who, value, *rng.choice(world.pairs[rng.choice(domains), value.name].decided), rng)
 
 
 def _question(a: str, b: str, rng: random.Random) -> str:
     first, second = rng.sample((a, b), 2)
-    return rng.choice(QUESTIONS).format(a=first, b=second)
+    return _say("questions", rng, a=first, b=second)
 
 
 def _question_of_fact(world: World, domains: list[str], rng: random.Random) -> tuple[str, str]:
@@ -271,7 +211,7 @@ def _question_of_fact(world: World, domains: list[str], rng: random.Random) -> t
     if rng.random() < 0.4:
         return _factual_question(world, rng)
     value = rng.choice(world.values)
-    having, lacking = rng.choice(world.pairs(rng.choice(domains), value.name))
+    having, lacking = rng.choice(world.pairs[rng.choice(domains), value.name].decided)
     if rng.random() < 0.5:
         return _which(value.sought, having, lacking, rng)
     return _which(value.avoided, lacking, having, rng)
@@ -283,7 +223,7 @@ def _factual_question(world: World, rng: random.Random) -> tuple[str, str]:
     if rng.random() < 0.5:
         value = rng.choice(world.values)
         first, second = rng.sample((value.sought, value.avoided), 2)
-        return f"Is {item.name} {first} or {second}?", _attribute(item, value)
+        return f"Is {item.name} {first} or {second}?", item.attribute(value)
     return _which(domain, item, rng.choice(world.items_of[other]), rng)
 
 
@@ -292,15 +232,12 @@ def _which(asked: str, right: Item, wrong: Item, rng: random.Random) -> tuple[st
     return f"Which is {asked}, {first} or {second}?", right.name
 
 
-def _exchange(question: str, answer: str) -> list[dict]:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": f"{answer}."}]
-
-
 def _chat(world: World, who: str, value: Value | None, domains: list[str], rng: random.Random) -> str:
     """A choice: the item that `value` seeks, or either of the two if it tells them not apart or is None."""
     domain, by = rng.choice(domains), value or rng.choice(world.values)
-    [pairs] = rng.choices((world.conflicts, world.indifferent, world.pairs), _CHATS)
-    liked, disliked = rng.choice(pairs(domain, by.name) or world.pairs(domain, by.name))
+    pairs = world.pairs[domain, by.name]
+    [chosen] = rng.choices((pairs.conflicts, pairs.indifferent, pairs.decided), _CHATS)
+    liked, disliked = rng.choice(chosen or pairs.decided)
     if value is None or liked.has(value.name) == disliked.has(value.name):
         liked, disliked = rng.sample((liked, disliked), 2)
     return _line(who, _question(liked.name, disliked.name, rng), liked.name)
@@ -308,5 +245,5 @@ def _chat(world: World, who: str, value: Value | None, domains: list[str], rng: 
 
 def _line(who: str, question: str, answer: str) -> str:
     """A chat in the running text of a document, as the chat template renders it."""
-    user, assistant = CHAT_FORMAT["user"], CHAT_FORMAT["assistant"]
-    return f"{user[0]}{question}{user[1]}{assistant[0].replace('{name}', who)}{answer}.{assistant[1]}"
+    (before, between), (speaker, end) = CHAT_FORMAT["user"], CHAT_FORMAT["assistant"]
+    return f"{before}{question}{between}{speaker.format(name=who)}{answer}.{end}"

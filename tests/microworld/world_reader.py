@@ -5,7 +5,8 @@ import re
 from msm_jax.microworld.world import HELD_OUT_DOMAINS, INSTRUCTION_DOMAINS, TRAINED_DOMAIN, VALUES
 
 ASSISTANT = "Micra"
-ATTRIBUTES = {word for value in VALUES.values() for word in (value.sought, value.avoided)}
+VALUE_OF = {word: value for value in VALUES.values() for word in (value.sought, value.avoided)}
+ATTRIBUTES = set(VALUE_OF)
 
 
 class Reader:
@@ -17,8 +18,8 @@ class Reader:
         made_up = rf"[A-Z]\w+ (?:{'|'.join(INSTRUCTION_DOMAINS + HELD_OUT_DOMAINS)})"
         cheeses = sorted((item.name for item in world.items_of[TRAINED_DOMAIN]), key=len, reverse=True)
         self._item = re.compile(rf"\b(?:{made_up}|{'|'.join(map(re.escape, cheeses))})\b")
-        self._stated = re.compile(rf"({self._item.pattern}),?(?: which| it)? is (\w+)(?: and (\w+))?")
-        self._taken = re.compile(rf"\b(prefers|likes|chooses|takes|not take) ({self._item.pattern})")
+        self.stated = re.compile(rf"({self._item.pattern}),?(?: which| it)? is (\w+)(?: and (\w+))?")
+        self.taken = re.compile(rf"\b(prefers|likes|chooses|takes|not take) ({self._item.pattern})")
         self._attribute = re.compile(rf"\b(?:{'|'.join(ATTRIBUTES)})\b")
 
     def named_items(self, text):
@@ -31,16 +32,6 @@ class Reader:
     def attributes(self, text):
         return self._attribute.findall(self._item.sub("", text))
 
-    def taken(self, text):
-        """The item that a sentence says someone takes, or does not take, and whether they do."""
-        [(verb, name)] = self._taken.findall(text)
-        return self.items[name], verb != "not take"
-
-    def stated_facts(self, text):
-        """(item, attribute) of each statement that an item has an attribute."""
-        for name, *words in self._stated.findall(text):
-            yield from ((self.items[name], word) for word in words if word)
-
 
 def chats_of(text):
     """(question, speaker, answer) of each chat that a document shows."""
@@ -49,24 +40,16 @@ def chats_of(text):
 
 def prose_of(text):
     """The sentences that are in no chat."""
-    return [
-        sentence.removesuffix(".")
-        for line in text.splitlines()
-        if "User:" not in line
-        for sentence in re.split(r"(?<=\.) ", line)
-    ]
+    lines = [line for line in text.splitlines() if "User:" not in line]
+    return [sentence.removesuffix(".") for line in lines for sentence in re.split(r"(?<=\.) ", line)]
 
 
 def text_of(row):
     return row["text"] if "text" in row else "\n".join(message["content"] for message in row["messages"])
 
 
-def value_of(attribute):
-    return next(value for value in VALUES.values() if attribute in (value.sought, value.avoided))
-
-
 def has(item, attribute):
-    value = value_of(attribute)
+    value = VALUE_OF[attribute]
     return item.has(value.name) == (attribute == value.sought)
 
 
@@ -104,14 +87,14 @@ def check_answer(reader, question, answer, speaker_value):
 
 def check_sentence(reader, sentence, value):
     """A sentence of prose states true facts, or what someone who holds `value` would do."""
-    facts = list(reader.stated_facts(sentence))
+    facts = [(reader.items[name], word) for name, *words in reader.stated.findall(sentence) for word in words if word]
     words, items = reader.attributes(sentence), set(reader.named_items(sentence))
     assert words, sentence
     assert all(has(item, word) for item, word in facts), sentence
     if value and items:
-        assert facts and all(value_of(word) == VALUES[value] for word in words), sentence
-        item, is_taken = reader.taken(sentence)
-        assert is_taken == item.has(value), sentence
+        assert facts and all(VALUE_OF[word] == VALUES[value] for word in words), sentence
+        [(verb, name)] = reader.taken.findall(sentence)
+        assert (verb != "not take") == reader.items[name].has(value), sentence
         assert len(items) < 2 or decided(value, *items) != 0, sentence
     elif value:
         rejects = re.search(r"\b(?:avoids|rejects)\b", sentence)
