@@ -17,6 +17,8 @@ alone makes an arm for each spec. More recipes are lines of a configuration:
         "dose": (("msm", {}), ("aft", {"aft": {"aft": 0.75, "aft@anti_spec": 0.25}})),
         "interleaved": (("aft", {"instruction": {"instruction": 0.5, "msm": 0.5}}),),
     }
+
+Parts of a share (`dose`, `interleaved`) need a stage with a number of steps: an epoch takes each row once.
 """
 
 import dataclasses
@@ -154,6 +156,12 @@ def _shares(
     return shares
 
 
+def named_by(changes: Mapping[str, Any]) -> set[str]:
+    """The sources that stand in place of others."""
+    refs = (ref for stands in changes.values() for ref in ([stands] if isinstance(stands, str) else stands))
+    return {ref.partition("@")[0] for ref in refs if ref}
+
+
 def check_recipes(own: Mapping[str, Any], mixtures: Mapping[str, Mapping[str, float]], has: Sequence[str]) -> None:
     """The recipes of a configuration whose experiment has the sources `has`. Raises: UserError."""
     for name, recipe in own.items():
@@ -163,7 +171,7 @@ def check_recipes(own: Mapping[str, Any], mixtures: Mapping[str, Mapping[str, fl
                 f"{field}: choose another name, of letters, digits and '_' alone; it goes into names of stages"
             )
         if not isinstance(recipe, tuple | list) or not recipe:
-            raise UserError(f"{field} is {recipe!r}; it is a tuple of steps, as in {RECIPES['msm']}")
+            raise UserError(f"{field} is {type(recipe).__name__}; it is a tuple of steps, as in {RECIPES['msm']}")
         for step in recipe:
             if not isinstance(step, tuple | list) or len(step) != 2 or not isinstance(step[1], Mapping):
                 raise UserError(
@@ -182,8 +190,11 @@ def _check_change(where: str, source: str, stands: Any, mixture: Mapping[str, fl
     if source not in mixture:
         raise UserError(f"{where}: {source!r} is not in its mixture, which has {', '.join(mixture)}")
     parts = {stands: 1.0} if isinstance(stands, str) else stands
-    if not isinstance(parts, Mapping) or not all(
-        isinstance(ref, str) and type(part) in (int, float) and 0 < part < math.inf for ref, part in parts.items()
+    if (
+        not isinstance(parts, Mapping)
+        or not parts
+        or not all(isinstance(ref, str) and (ref or ref == stands) for ref in parts)
+        or not all(type(part) in (int, float) and 0 < part < math.inf for part in parts.values())
     ):
         raise UserError(
             f"{where}: in place of {source} stands {stands!r}; write a source, or sources with their parts, above 0, "
@@ -191,8 +202,8 @@ def _check_change(where: str, source: str, stands: Any, mixture: Mapping[str, fl
         )
     possible = [one for one in SOURCES if one in has]
     for ref in filter(None, parts):
-        bare, at, _ = ref.partition("@")
-        if bare not in possible or (at and bare not in _OF_A_SPEC):
+        bare, at, of = ref.partition("@")
+        if bare not in possible or (at and not (of and bare in _OF_A_SPEC)):
             raise UserError(
                 f"{where}: there is no {ref}; choose from {', '.join(possible)}, or a source of a spec, as in msm@rules"
             )

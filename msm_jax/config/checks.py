@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from msm_jax import config as config_lib
 from msm_jax.config import schema
-from msm_jax.config.arms import RECIPES, SECTIONS, check_recipes
+from msm_jax.config.arms import RECIPES, SECTIONS, check_recipes, named_by
 from msm_jax.config.settings import EVALUATIONS, KINDS
 from msm_jax.corpus.datasets import sources
 from msm_jax.corpus.specs import Spec
@@ -126,6 +126,10 @@ def corpus_source(config: ConfigDict, source: str, spec: Spec | None, specs: Seq
             f"{field} is empty; name a file or an id that holds it"
             + (f", or say how many are to be written, in config.corpus.{source}" if source in ("msm", "aft") else "")
         )
+    if source != "msm" and spec and "{spec}" not in path:
+        raise UserError(
+            f"config.recipes has {source}@{spec.name}, and {field}={path} is the same for all specs; put {{spec}} in it"
+        )
     if spec is None and config.aft_spec:
         spec = next((own for own in specs if own.name == config.aft_spec), None)
     if spec is None and "{spec}" in path:
@@ -233,6 +237,15 @@ def _check_mixtures(config: ConfigDict) -> None:
     check_recipes(config.recipes, mixtures, known)
     recipes = [config.recipes.get(arm) or RECIPES[arm] for arm in config.arms]
     for section, changes in (step for recipe in recipes for step in recipe):
+        for source in named_by(changes).intersection(config.corpus) if not may_be_written(config) else ():
+            check_rows(config, source, 1)
+        if config[section].steps is None and any(
+            isinstance(stands, Mapping) and len(stands) > 1 for stands in changes.values()
+        ):
+            raise UserError(
+                f"config.recipes puts several sources in place of one, and config.{section}.steps is none: in an epoch "
+                f"the shares are those of the rows; set config.{section}.steps"
+            )
         if section not in mixtures[section] and changes.get(section) != "":
             raise UserError(
                 f"config.{section}.mixture has no share of '{section}', so its arms would learn nothing of it"

@@ -1,5 +1,6 @@
 """Writes docs/config.md from the settings: `python -m msm_jax.config.document > docs/config.md`."""
 
+import textwrap
 from typing import get_origin
 
 from msm_jax.config.schema import Setting, settings
@@ -9,9 +10,10 @@ _PAGE = """\
 # Settings
 
 Every field of a configuration, as `python -m msm_jax.config.document` writes them from
-[msm_jax/config/settings.py](../msm_jax/config/settings.py). Any of them can be set on the command line:
-`--config.aft.optim.learning_rate=5e-5`, `--config.seeds='(0, 1)'`, `--config.arms=baseline,msm_aft`. `none` unsets a
-field that may be open. `--mode=show` prints them as a run will see them.
+[msm_jax/config/settings.py](../msm_jax/config/settings.py). All but groups can be set on the command line:
+`--config.aft.optim.learning_rate=5e-5`, `--config.seeds='(0, 1)'`, `--config.arms=baseline,msm_aft`; of a group its
+members that are there, as `--config.aft.mixture.aft=0.7`. `none` clears a field whose column says "or none".
+`--mode=show` prints them as a run will see them.
 
 ## Arms
 
@@ -20,6 +22,8 @@ after MSM. A recipe is data: its training steps, each a section (`msm` or `aft`)
 what that section's mixture has in place of a source. More of them are lines of a configuration, in a file:
 
 ```python
+config.specs = ("specs/rules.md", "specs/value_augmented.md", "specs/anti_spec.md")
+config.aft_spec = "rules"  # of the AFT chats of arms that name no spec
 config.recipes = {
     # MSM on one spec, AFT on the chats of another.
     "cross": (("msm", {"msm": "msm@rules"}), ("aft", {"aft": "aft@value_augmented"})),
@@ -29,6 +33,7 @@ config.recipes = {
     "interleaved": (("aft", {"instruction": {"instruction": 0.5, "msm": 0.5}}),),
 }
 config.arms = ("baseline", "msm_aft", "cross", "dose", "interleaved")
+config.aft.steps = 150  # an epoch takes each row once, whatever its share: parts need a number of steps
 ```
 
 `source@spec` is of one spec of `config.specs`; `msm` alone makes an arm for each of them; `""` leaves a source out.
@@ -50,7 +55,12 @@ def page() -> str:
     """The whole page, Markdown."""
     lines, told = [_PAGE], {}
     for kind, title, about in _SECTIONS:
-        lines += [f"## {title}\n", f"{about}\n", "| field | default | may be | what it is |", "|---|---|---|---|"]
+        lines += [
+            f"## {title}\n",
+            textwrap.fill(about, 120, break_on_hyphens=False) + "\n",
+            "| field | default | may be | what it is |",
+            "|---|---|---|---|",
+        ]
         for one in settings(kind):
             as_msm = one.name.startswith(("aft.", "pretrain.")) and not one.name.endswith(".mixture")
             if one.name != "kind" and one != told.get(one.name) and not as_msm:

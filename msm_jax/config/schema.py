@@ -26,6 +26,10 @@ class Range(NamedTuple):
     most: int | None = None
 
     def __str__(self) -> str:
+        return self._ends + (f", at most {self.most:,}" if self.most else "")
+
+    @property
+    def _ends(self) -> str:
         if self.high == math.inf:
             return f"above {self.low:g}" if "(" in self.open else f"{self.low:g} or more"
         start = f"above {self.low:g}" if "(" in self.open else f"from {self.low:g}"
@@ -36,7 +40,7 @@ class Range(NamedTuple):
             return f"it must be at most {self.most:,}"
         fits = self.low < value if "(" in self.open else self.low <= value
         fits &= value < self.high if ")" in self.open or self.high == math.inf else value <= self.high
-        return "" if fits else f"it must be {self}"
+        return "" if fits else f"it must be {self._ends}"
 
 
 class Choice(tuple):
@@ -167,7 +171,7 @@ def _check_value(one: Setting, value: Any) -> None:
             raise UserError(f"{field} is {value!r}; it must be a group of fields")
         return
     if not _is_a(one.type, value):
-        raise UserError(f"{field} is {value!r}; it must be {_TOLD[one.type]}")
+        raise UserError(f"{field} is {_plain(value)!r}; it must be {_TOLD[one.type]}")
     for part in value if isinstance(value, tuple | list) else [value]:
         if one.within and (fault := one.within.fault(part)):
             raise UserError(f"{field} is {value!r}; {fault}")

@@ -11,6 +11,7 @@ from msm_jax.config.schema import Choice, Range, setting
 
 SHARE, FROM_0, ABOVE_0 = Range(0, 1), Range(0), Range(0, open="(")
 SEED = Range(0, most=2**31 - 1)
+DTYPE = Choice(("bfloat16", "float32"))
 
 
 def from_1(most: int | None = None) -> Range:
@@ -75,11 +76,11 @@ class ExpectedTokens:
     pretraining: float | None = setting(
         None, "tokens of the texts of the base, where a plan is made before they are there"
     )
-    msm: float | None = setting(None, "tokens of the documents of a spec")
-    aft: float | None = setting(None, "tokens of the AFT chats")
-    aft_cot: float | None = setting(None, "tokens of the AFT chats with reasoning")
-    instruction: float | None = setting(None, "tokens of the instruction chats")
-    replay: float | None = setting(None, "tokens of the texts that keep other agents as they are")
+    msm: float | None = setting(None, "tokens of the documents of a spec", ABOVE_0)
+    aft: float | None = setting(None, "tokens of the AFT chats", ABOVE_0)
+    aft_cot: float | None = setting(None, "tokens of the AFT chats with reasoning", ABOVE_0)
+    instruction: float | None = setting(None, "tokens of the instruction chats", ABOVE_0)
+    replay: float | None = setting(None, "tokens of the texts that keep other agents as they are", ABOVE_0)
 
 
 @dataclasses.dataclass
@@ -91,11 +92,13 @@ class Mesh:
 
 @dataclasses.dataclass
 class Execution:
-    attention: str = setting("auto", "kernel: reference, blocked, splash (TPU), triton (NVIDIA GPU); auto: the fastest")
+    attention: str = setting("auto", "kernel: splash is of TPUs, triton of NVIDIA GPUs; auto: the fastest",
+                             Choice(("auto", "reference", "blocked", "splash", "triton")))  # fmt: skip
     attention_block: int = setting(512, "tokens of a tile of splash attention", from_1(2**18))
     remat: str = setting(
-        "none", "what the forward pass keeps: none (all), full, save_attention, save_qkv, save_projections; or in the "
-        "memory of the host offload_inputs, offload_attention, offload_qkv, offload_projections"
+        "none", "what the forward pass keeps: none: all; or, of those named offload, in the memory of the host",
+        Choice(("none", "full", "save_attention", "save_qkv", "save_projections", "offload_inputs", "offload_attention",
+                "offload_qkv", "offload_projections")),
     )  # fmt: skip
     scan_unroll: int = setting(1, "layers of one step of the loop over them", from_1(2**12))
     loss_chunk: int = setting(512, "tokens of each row whose logits are held at once", from_1(2**18))
@@ -154,7 +157,7 @@ class Decoder:
     rope_theta: float = setting(10_000.0, "base of the rotary embedding", ABOVE_0)
     norm_epsilon: float = setting(1e-5, "of RMS norms", ABOVE_0)
     tied_head: bool = setting(True, "whether the output matrix is the embedding")
-    dtype: str = setting("bfloat16", "of the matrix products, or float32; what is trained is always float32")
+    dtype: str = setting("bfloat16", "of the matrix products; what is trained is always float32", DTYPE)
 
 
 @dataclasses.dataclass
@@ -169,7 +172,7 @@ class WorldChat:
 @dataclasses.dataclass
 class Tokenizer:
     vocab_size: int = setting(1152, "tokens of the vocabulary", from_1(10**6))
-    model_type: str = setting("bpe", "of SentencePiece: bpe or unigram")
+    model_type: str = setting("bpe", "of SentencePiece", Choice(("bpe", "unigram")))
 
 
 @dataclasses.dataclass
@@ -212,7 +215,7 @@ class Base:
 class OfCheckpoint:
     """What can be chosen of a model that exists: its shape and tokenizer are its own."""
 
-    dtype: str = setting("bfloat16", "of the matrix products, or float32; what is trained is always float32")
+    dtype: str = setting("bfloat16", "of the matrix products; what is trained is always float32", DTYPE)
 
 
 @dataclasses.dataclass
@@ -339,7 +342,7 @@ class RowsToWrite:
 @dataclasses.dataclass
 class Data:
     msm: str = setting("", "documents that exist, with {spec} for the name of a spec")
-    aft: str = setting("", "AFT chats that exist")
+    aft: str = setting("", "AFT chats that exist, with {spec} for that of aft_spec, or of a recipe's aft@SPEC")
     aft_cot: str = setting("", "with reasoning; empty: the rows of aft with their reasoning, where these are written")
     identity: str = setting("", "chats on who the model is that exist")
     instruction: str = setting("", "instruction chats")

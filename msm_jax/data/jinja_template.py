@@ -244,7 +244,9 @@ def load_chat_template(
     # Where no file names a bos, the tokenizer itself may still begin texts with one.
     bos = "" if tokenizer.bos_id is None else tokenizer.spell([tokenizer.bos_id])
     bos, eos, specials = named.get("bos_token", bos), named.get("eos_token", ""), tuple(tokenizer.special_tokens)
-    template = JinjaTemplate(source, specials, bos, eos, tuple(named.items()), thinking, date)
+    template = JinjaTemplate(
+        source, specials, bos, eos, named_tokens=tuple(named.items()), thinking=thinking, date=date
+    )
     template = dataclasses.replace(template, special_tokens=specials + _plain_marks(template, tokenizer))
     if for_training:
         find_borders(template)

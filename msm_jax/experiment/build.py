@@ -164,7 +164,7 @@ class Experiment:
         c = self.config
         if self.in_world:
             shares = {Corpus(source): float(share) for source, share in c.pretrain.mixture.items()}
-            self.base = self._train(Step("pretrain", shares), "pretrain", c.base_seed)
+            self.base = self._train(Step("pretrain", shares), ["pretrain"], c.base_seed)
         ends = [(index, arm, seed, self._trained(arm, seed)) for seed in c.seeds for index, arm in enumerate(self.arms)]
         models = Models(self.base, self.tokenizer, self.chat, self.runtime)
         stated = {source: self.corpora[Corpus(source)] for source in c.pretrain.mixture} if self.in_world else {}
@@ -200,27 +200,29 @@ class Experiment:
     def _trained(self, arm: Arm, seed: int) -> Stage:
         """The last training stage of an arm; each goes on with the adapter of the one before it."""
         stage = None
-        for step in arm.steps:
+        for index, step in enumerate(arm.steps):
             chats = step.sources & {"aft", "aft_cot"}
             name = step.section if step.section != "aft" else "aft" if chats else "instruct"
             # A stage of MSM is named by what it reads, since other arms share it.
             specs = [corpus.spec.name for corpus in step.shares if corpus.spec]
             of = "-".join(specs) if step.section == "msm" and specs else arm.key
-            stage = self._train(step, f"{name}-{of}-s{seed}", seed, adapter=stage, arm=arm.key)
+            names = [f"{name}-{own}-s{seed}" for own in (of, arm.key, f"{arm.key}-{index}")]
+            stage = self._train(step, names, seed, adapter=stage, arm=arm.key)
         return stage
 
-    def _train(self, step: Step, name: str, seed: int, adapter: Stage | None = None, arm: str = "") -> Stage:
-        """A training stage with the settings of its section of the configuration."""
+    def _train(self, step: Step, names: list[str], seed: int, adapter: Stage | None = None, arm: str = "") -> Stage:
+        """A training stage with the settings of its section of the configuration, and the first of the names that no
+        other stage has."""
         settings = self.plain[step.section]
         several = collections.Counter(corpus.source for corpus in step.shares)
-        names = {corpus: corpus.source if several[corpus.source] == 1 else corpus.name for corpus in step.shares}
+        keys = {corpus: corpus.source if several[corpus.source] == 1 else corpus.name for corpus in step.shares}
         steps = settings["steps"]
         if steps is not None:
             # An arm without the AFT chats sees its instruction chats as often as the others do.
             steps = max(1, round(steps * sum(step.shares.values()) / sum(settings["mixture"].values())))
         pretraining = step.section == "pretrain"
         params = {
-            "mixture": {names[corpus]: float(share) for corpus, share in step.shares.items()},
+            "mixture": {keys[corpus]: float(share) for corpus, share in step.shares.items()},
             "steps": steps,
             "batch_size": settings["batch_size"],
             "accumulation": settings["accumulation"],
@@ -231,16 +233,19 @@ class Experiment:
             "seed": seed,
         }
         inputs: dict[str, Any] = {
-            "rows": {names[corpus]: self.rows[corpus] for corpus in step.shares}, "tokenizer": self.tokenizer
+            "rows": {keys[corpus]: self.rows[corpus] for corpus in step.shares}, "tokenizer": self.tokenizer
         }  # fmt: skip
         if not pretraining:
             inputs["base"] = self.base
         if adapter:
             inputs["adapter"] = adapter
-        run = functools.partial(training.train, runtime=self.runtime, label=name)
-        stage = Stage(
-            Kind.TRAIN, name, params, inputs, run, VERSIONS[Kind.TRAIN], section=step.section, arm=arm, seed=seed
-        )
+        taken = {stage.name: stage.hash for stage in self.stages}
+        for name in names:
+            run = functools.partial(training.train, runtime=self.runtime, label=name)
+            about = {"section": step.section, "arm": arm, "seed": seed}
+            stage = Stage(Kind.TRAIN, name, params, inputs, run, VERSIONS[Kind.TRAIN], **about)
+            if taken.get(name, stage.hash) == stage.hash:
+                break
         return self._add(stage)
 
     def check_base(self, store: str) -> None:

@@ -131,7 +131,9 @@ class Corpora:
         if self._reasoned and not writing.has_reasoning(stage):
             raise UserError("config.arms has arms with reasoning, and chats of preferences have none; leave them out")
         self.added.append(stage)
-        self.datasets |= writing.datasets_of_chats(stage, re.sub(r"[^\w.-]", "_", spec.item_class or spec.name))
+        label = re.sub(r"[^\w.-]", "_", spec.item_class or spec.name)
+        taken = f"{label}-aft" in self.datasets  # by chats of a spec that has other likes of the same class
+        self.datasets |= writing.datasets_of_chats(stage, spec.name if taken else label)
         return stage
 
     @functools.cached_property
@@ -151,13 +153,18 @@ class Corpora:
         if len({(spec.item_class, spec.likes, spec.dislikes) for spec in self._specs}) > 1 or (
             len(self._specs) > 1 and not first.likes
         ):
-            raise UserError("config.specs has several specs, and all arms share one AFT set; name its spec in aft_spec")
+            raise UserError(
+                "config.specs has several specs, and arms that name none share one set of AFT chats; name its spec in "
+                "config.aft_spec"
+            )
         return first
 
     def _taken(self, corpus: Corpus) -> Stage:
         source, spec = corpus
         path = "" if self._planned else checks.corpus_source(self._config, source, spec, self._specs)
-        params: dict[str, Any] = {"source": source, "content": "" if self._planned else sources.identity(path)}
+        # Of a plan, files need not be there: corpora are told apart by their names.
+        content = corpus.name if self._planned else sources.identity(path)
+        params: dict[str, Any] = {"source": source, "content": content}
         inputs = {}
         identity = self._config.data.identity if source == "instruction" else ""
         if identity:

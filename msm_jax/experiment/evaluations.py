@@ -31,7 +31,7 @@ class Models:
 
 class Evaluation(Protocol):
     """Attributes:
-    name: names its score stages.
+    name: what the manifests of its score stages call it.
     answer_length: tokens of an answer that it draws, at most; 0: it draws none.
     told: what will be measured, in a line, or why nothing is; told before there is anything to pay.
     measures: whether it can say something of these specs; without it there are no stages.
@@ -53,7 +53,7 @@ class Evaluation(Protocol):
     def columns(self) -> list[dict[str, Any]]: ...
 
     def score(self, models: Models, model: Stage, arm: str, seed: int) -> Stage:
-        """Asks one model. Summary: {"scores": [one entry a column and form]}."""
+        """Asks one model. Summary: {"scores": [one entry a column and form]}; no other evaluation has its columns."""
 
     def control(self, models: Models, stated: Mapping[str, Stage]) -> Stage | None:
         """Whether what it measures can be told from the base at all; `stated`: the corpora of the base."""

@@ -8,7 +8,6 @@ import dataclasses
 import importlib.resources
 import math
 import pathlib
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,7 +32,6 @@ from msm_jax.train.optimizer import OptimizerConfig
 from msm_jax.train.step import flops_per_token, lower_train_step
 
 PLAN_FILE = "plan.json"
-_SEED = re.compile(r"-s\d+$")
 # Part of a chip's memory that a plan by estimate may fill.
 _FILLED = 0.95
 
@@ -155,14 +153,15 @@ def _stage(
     steps, missing = stage.params["steps"], {}
     if steps is None:
         told_of = config.get("expected_tokens", {})
-        expected = {rows.source: told_of.get(rows.source) for rows in stage.inputs["rows"].values()}
-        if unknown := [source for source, tokens in expected.items() if not tokens]:
-            missing = {"unknown_tokens": unknown}
+        expected = [(rows.source, told_of.get(rows.source)) for rows in stage.inputs["rows"].values()]
+        if unknown := [source for source, tokens in expected if not tokens]:
+            missing = {"unknown_tokens": list(dict.fromkeys(unknown))}
         else:
-            steps = math.ceil(sum(expected.values()) / step.tokens)
+            steps = math.ceil(sum(tokens for _, tokens in expected) / step.tokens)
     hours = None if steps is None else steps * seconds / 3600
     return {
         "name": stage.name,
+        "seed": stage.seed,
         "steps": steps,
         **missing,
         "hours": hours,
@@ -262,7 +261,7 @@ def _times(trained: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for the seeds of a stage, and one for all; times are those of the roofline, so the least there can be."""
     seeds: dict[str, list[Mapping[str, Any]]] = {}
     for stage in trained:
-        seeds.setdefault(_SEED.sub("", stage["name"]), []).append(stage)
+        seeds.setdefault(stage["name"].removesuffix(f"-s{stage['seed']}"), []).append(stage)
     lines, known = [], [stage for stage in trained if stage["steps"] is not None]
 
     def least(hours: float, usd: list[float | None]) -> str:

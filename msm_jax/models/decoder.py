@@ -100,7 +100,10 @@ class Block(nnx.Module):
         self.down = linear("down", (c.mlp_width, c.width), ("mlp", "embed"))
 
     def __call__(self, x_BTM: jax.Array, segments: Segments, angles: tuple, cache_kv: tuple | None):
-        """Returns the new x_BTM and, if a cache (keys, values, cursor) was given, the keys and values with ours in."""
+        """Returns the new x_BTM and, if a cache was given, its keys and values with ours in.
+
+        `angles`: cosines and sines of the positions; `cache_kv`: keys [B, S, K, D], values, and the cursor int32[].
+        """
         c, execution = self.model.config, self.model.execution
         B, T, _ = x_BTM.shape
         x_BTM = checkpoint_name(x_BTM, "input")
@@ -138,8 +141,8 @@ class Decoder(nnx.Module):
         self.embedding = nnx.Param(embedding, axes=("vocab", "embed"))
         self.layers = nnx.vmap(lambda rngs: Block(model, rngs))(rngs.split(c.num_layers))
         self.norm = RMSNorm(c.width, c)
-        head = "head", (c.width, c.vocab_size), ("embed", "vocab")
-        self.head = None if c.tied_head else Linear(*head, model, rngs)
+        shape, axes = (c.width, c.vocab_size), ("embed", "vocab")
+        self.head = None if c.tied_head else Linear("head", shape, axes, model, rngs)
 
     def __call__(self, tokens_BT: jax.Array, segments: Segments, cache: Cache | None = None):
         """Returns the normed output of the last layer, [B, T, M], and the cache with these tokens in it."""

@@ -59,9 +59,9 @@ def count(text: str) -> Work:
         counted = not in_fusion or any('"AsyncCollectiveStart"' in instruction.attributes for instruction in body)
         for instruction in body:
             kind = instruction.operation.removesuffix("-start")
-            if kind in ("convolution", "dot"):
+            if instruction.operation in ("convolution", "dot"):
                 flops += turns * _product_flops(instruction, shapes)
-            elif kind == "custom-call":
+            elif instruction.operation == "custom-call":
                 flops += turns * _kernel_flops(instruction, shapes)
             elif kind in _COLLECTIVES and counted:
                 sent[kind] += turns * _sent_bytes(kind, instruction)

@@ -235,6 +235,9 @@ def missing_file(error: BaseException) -> str | None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error:
+    """The error, and those that led to it. What libraries raise again may lead back to itself."""
+    seen: list[BaseException] = []
+    while error is not None and all(error is not other for other in seen):
         yield error
+        seen.append(error)
         error = error.__cause__ or error.__context__

@@ -130,9 +130,15 @@ def test_a_configuration_is_read_without_jax():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_libraries_that_are_used_alone_have_the_same_defaults():
-    from msm_jax.models import LoraConfig
+def test_libraries_that_are_used_alone_have_the_same_defaults_and_names():
+    from msm_jax.data.jinja_template import THINKING
+    from msm_jax.models import REMAT_POLICIES, LoraConfig
+    from msm_jax.models.kernels import KERNELS
     from msm_jax.train.optimizer import OptimizerConfig
 
+    within = {one.name: one.within for kind in KINDS.values() for one in schema.settings(kind)}
+    assert set(within["execution.remat"]) == set(REMAT_POLICIES)
+    assert set(within["execution.attention"]) == {"auto", *KERNELS}
+    assert set(within["chat.thinking"]) == set(THINKING)
     for settings, library in ((settings_.Lora, LoraConfig), (settings_.Optim, OptimizerConfig)):
         assert dataclasses.asdict(settings()) == dataclasses.asdict(library())

@@ -228,7 +228,7 @@ def test_weights_that_changed_are_an_error(checkpoints, tmp_path, capsys):
         (["chat.thinking=off"], "error: config.chat: thinking is 'off', but this chat template knows no"),
         (["chat.template=nothing"], "error: "),
         (["base.path="], "error: config.base.path is empty"),
-        (["execution.remat=some"], "error: execution.remat='some'"),
+        (["execution.remat=some"], "error: config.execution.remat is 'some'"),
     ],
 )
 def test_what_a_user_can_get_wrong(checkpoints, corpora, tmp_path, capsys, overrides, message):

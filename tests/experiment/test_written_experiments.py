@@ -10,6 +10,7 @@ import pytest
 from msm_jax import config as config_lib
 from msm_jax import launch
 from msm_jax.corpus.records import read_chats, read_documents
+from msm_jax.errors import UserError
 from msm_jax.experiment.build import Experiment
 from tests.tiny_checkpoints import write_checkpoint
 
@@ -199,7 +200,7 @@ TWO = {"specs": "('specs/rules.md', 'specs/value_augmented.md')", "arms": "('msm
         ("qwen32b_am.py", {"data.aft": "x.jsonl"}, "config.data.aft: x.jsonl: no such file"),
         ("qwen32b_am.py", {"data.msm": "x.docx"}, "config.data.msm: x.docx: no source that is understood"),
         ("qwen32b_am.py", {"corpus.msm": 0}, "config.data.msm is empty; name a file or an id"),
-        ("qwen32b_am.py", TWO, "name its spec in aft_spec"),
+        ("qwen32b_am.py", TWO, "name its spec in config.aft_spec"),
         ("qwen32b_am.py", TWO | {"aft_spec": "general"}, "choose one of rules, value_augmented"),
         ("qwen32b_am.py", {"generator": "prose"}, "choose one of gemini, local, offline"),
         ("qwen32b_am.py", {"generator": "gemini", "generation.model": "gpt-9"}, "no price is known of gpt-9"),
@@ -246,13 +247,19 @@ def test_a_dose_is_a_line_of_a_configuration(flags):
     """A quarter of the AFT chats are of the anti-spec."""
     recipe = (("msm", {"msm": "msm@philosophy"}), ("aft", {"aft": {"aft@philosophy": 0.75, "aft@anti_spec": 0.25}}))
     specs = "('specs/philosophy.md', 'specs/anti_spec.md')"
-    experiment = with_recipes(flags, {"dose": recipe}, specs=specs, **{"chats.unattached": False})
+    with pytest.raises(UserError, match="config.aft.steps is none: in an epoch the shares are those of the rows"):
+        with_recipes(flags, {"dose": recipe}, specs=specs)
+    fields = {"specs": specs, "aft.steps": 9, "chats.unattached": False}
+    experiment = with_recipes(flags, {"dose": recipe}, **fields)
     assert trained(experiment, "aft").params["mixture"] == {
         "aft-philosophy": 0.375,
         "aft-anti_spec": 0.125,
         "instruction": 0.5,
     }
     assert "anti_spec-msm" not in experiment.datasets
+    # A file that is the same for all specs is no dose of one of them.
+    with pytest.raises(UserError, match="is the same for all specs; put {spec} in it"):
+        with_recipes(flags, {"dose": recipe}, **fields, **{"data.aft": "specs/held_out.toml"})
 
 
 def test_crossed_specs_train_all_arms_on_the_chats_of_one(flags):
@@ -261,6 +268,13 @@ def test_crossed_specs_train_all_arms_on_the_chats_of_one(flags):
     names = {stage.name for stage in experiment.stages}
     assert {"chats-value_augmented", "corpus-msm-rules", "corpus-msm-value_augmented"} <= names
     assert "chats-rules" not in names
+
+
+def test_a_plan_has_the_stages_of_all_specs(flags):
+    """Corpora that need not be there yet are told apart."""
+    overrides = _overrides(flags("llama8b_cheese.py", **{"data.msm": "data/{spec}.jsonl", "seeds": "(0,)"}))
+    planned = Experiment(config_lib.load(str(ROOT / "configs" / "llama8b_cheese.py"), overrides), planned=True)
+    assert sum(stage.kind == "train" for stage in planned.stages) == 8
 
 
 def test_what_no_arm_is_trained_on_is_not_written(flags):
