@@ -42,7 +42,7 @@ def test_nothing_else_is_installed(installed):
 def test_configs_and_specs_have_names(msm_jax):
     done = msm_jax("launch", "--config=corpus:philosophy", "--mode=show")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "specs = ['specs/philosophy.md']" in done.stdout
+    assert "specs = ('specs/philosophy.md',)" in done.stdout
     assert "corpus-msm-philosophy" in done.stdout
 
 

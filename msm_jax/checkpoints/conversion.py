@@ -109,7 +109,8 @@ def export_model(
 
 def verify(ours: Stored, theirs: Stored) -> None:
     """Prints the largest absolute difference of logits, and the largest KL divergence, between a model that we run and
-    one that transformers (with `peft`, for an adapter) runs: both in float32, on rows of random tokens.
+    one that transformers (with `peft`, for an adapter) runs: both in float32, on rows of random tokens. These libraries
+    are there: who made the model with `verify` was told otherwise.
 
     Raises: UserError if the two differ.
     """
