@@ -34,11 +34,11 @@ hypothesis.settings.register_profile("msm_jax", deadline=None)
 hypothesis.settings.load_profile("msm_jax")
 
 # Files that take longest: begun last, one of them would keep a worker busy alone.
-_DEAR = ("test_experiment.py", "test_checkpoint_experiments.py", "test_kill.py", "test_huggingface.py", "test_mesh.py")
+_DEAR = ("test_hosts.py", "test_plan.py", "test_experiment.py", "test_checkpoint_experiments.py", "test_paid_corpora.py")
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name not in _DEAR)
+    items.sort(key=lambda item: _DEAR.index(item.path.name) if item.path.name in _DEAR else len(_DEAR))
 
 
 @pytest.fixture(scope="session")
