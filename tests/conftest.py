@@ -34,7 +34,10 @@ hypothesis.settings.register_profile("msm_jax", deadline=None)
 hypothesis.settings.load_profile("msm_jax")
 
 # Files that take longest: begun last, one of them would keep a worker busy alone.
-_DEAR = ("test_hosts.py", "test_plan.py", "test_experiment.py", "test_checkpoint_experiments.py", "test_paid_corpora.py")
+_DEAR = (
+    *("test_hosts.py", "test_plan.py", "test_experiment.py"),
+    *("test_checkpoint_experiments.py", "test_paid_corpora.py"),
+)
 
 
 def pytest_collection_modifyitems(items):
