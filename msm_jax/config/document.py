@@ -34,6 +34,7 @@ config.recipes = {
 }
 config.arms = ("baseline", "msm_aft", "cross", "dose", "interleaved")
 config.aft.steps = 150  # an epoch takes each row once, whatever its share: parts need a number of steps
+config.chats.unattached = False  # the anti-spec argues for what bars a row otherwise
 ```
 
 `source@spec` is of one spec of `config.specs`; `msm` alone makes an arm for each of them; `""` leaves a source out.
