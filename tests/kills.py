@@ -136,6 +136,7 @@ class Kills:
         with self._lock:
             self.tracebacks += ("Traceback" in errors) + ("Traceback" in errors_of_end)
             print(f"{number:4} {name:12} {where:60} status {status:4} {verdict:9} {seconds:4.0f} s  {last}", flush=True)
+            print(*(text for text in (errors, errors_of_end) if "Traceback" in text), sep="\n", end="", flush=True)
         if not different:
             shutil.rmtree(workdir)
         else:
