@@ -79,6 +79,8 @@ class Linear(nnx.Module):
             self.scale = lora.alpha / lora.rank
         adapted = self.scale is not None
         self.may_merge = model.execution.cpu and adapted and self.dtype == "float32" and not int8
+        matrix_unit = model.execution.cpu and cpu.uses_matrix_unit(self.dtype, model.config.tied_head)
+        self.product = cpu.product if matrix_unit else jnp.matmul
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return project(x, self)[0]
@@ -91,9 +93,9 @@ class Linear(nnx.Module):
         """x W [..., F], without the adapter."""
         kernel = self.kernel[...]
         if self.kernel_scale is None:
-            return x @ kernel.astype(self.dtype)
+            return self.product(x, kernel.astype(self.dtype))
         # Gathered over fsdp as it is stored, or the partitioner would send twice the bytes.
-        y = x @ constrain(kernel, self.gathered_axes).astype(self.dtype)
+        y = self.product(x, constrain(kernel, self.gathered_axes).astype(self.dtype))
         return (y * self.kernel_scale[...]).astype(self.dtype)
 
 
@@ -111,9 +113,9 @@ def project(x: jax.Array, *linears: Linear) -> list[jax.Array]:
         places = [place for place, linear in enumerate(linears) if linear.scale is not None]
         if places:
             firsts, seconds = zip(*(linears[place].factors() for place in places), strict=True)
-            low_NR = checkpoint_name(x_NM @ jnp.concatenate(firsts, axis=1), "low")
+            low_NR = checkpoint_name(linears[0].product(x_NM, jnp.concatenate(firsts, axis=1)), "low")
             for place, part_NR, b_RF in zip(places, jnp.split(low_NR, len(places), axis=1), seconds, strict=True):
-                outs[place] += (part_NR @ b_RF).reshape(outs[place].shape)
+                outs[place] += linears[place].product(part_NR, b_RF).reshape(outs[place].shape)
     for place, linear in enumerate(linears):
         if linear.bias is not None:
             outs[place] += linear.bias[...].astype(linear.dtype)

@@ -61,7 +61,7 @@ def measured_flops(dtype: str) -> float:
     size = 2048 if platform == "cpu" else 8192
     x = jnp.ones((size, size), dtype)
     # With the options of a training step, or XLA might choose a slower product than the step has.
-    product = jax.jit(lambda x: x @ x, compiler_options=compiler_options(platform))
+    product = jax.jit(lambda x: x @ x, compiler_options=compiler_options(platform, dtype))
     seconds = []
     for _ in range(5):  # the first compiles
         start = time.perf_counter()

@@ -9,9 +9,9 @@ _GPU = {"xla_gpu_enable_latency_hiding_scheduler": True}
 # A TPU has no entry. What is often set for it, to gather split weights while products run
 # (xla_tpu_enable_async_collective_fusion and its like), its compiler does by itself: with them and without, the 32B
 # step on v5e:4x4 is the same program.
-_OF_PLATFORMS = {"cpu": cpu.COMPILER_OPTIONS, "gpu": _GPU, "cuda": _GPU}
+_OF_PLATFORMS = {"gpu": _GPU, "cuda": _GPU}
 
 
-def compiler_options(platform: str) -> dict[str, bool | int | str]:
-    """For `jax.jit` of a training step on devices of `platform`, as JAX names it."""
-    return dict(_OF_PLATFORMS.get(platform, {}))
+def compiler_options(platform: str, dtype: str, tied_head: bool = True) -> dict[str, bool | int | str]:
+    """For `jax.jit` of a training step on devices of `platform`, as JAX names it; `dtype`: of its products."""
+    return dict(cpu.compiler_options(dtype, tied_head) if platform == "cpu" else _OF_PLATFORMS.get(platform, {}))

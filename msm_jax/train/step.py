@@ -136,7 +136,7 @@ def _jit_step(model: Model, mesh: Mesh) -> Callable:
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     out_shardings = (state_shardings(model, mesh), replicated(mesh))
-    options = compiler_options(mesh.devices.flat[0].platform)
+    options = compiler_options(mesh.devices.flat[0].platform, model.config.dtype, model.config.tied_head)
     return jax.jit(step, donate_argnums=0, out_shardings=out_shardings, compiler_options=options)
 
 

@@ -1,5 +1,7 @@
 """What is there for a few CPU cores alone changes no number, and does what it is there for."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +26,7 @@ def test_the_compiler_takes_less_memory_and_multiplies_on_all_cores():
     shapes = jax.ShapeDtypeStruct((512, 256), jnp.float32), jax.ShapeDtypeStruct((8, 256, 256), jnp.float32)
     ours, default = (
         jax.jit(jax.grad(loss), compiler_options=options).lower(*shapes).compile()
-        for options in (compiler_options("cpu"), {})
+        for options in (compiler_options("cpu", "float32"), {})
     )
     memory = [program.memory_analysis().temp_size_in_bytes for program in (ours, default)]
     assert memory[0] < 0.7 * memory[1]
@@ -88,3 +90,31 @@ def test_what_is_never_merged(merged, tokens, dtype):
     found, expected = (results(platform, tokens, dtype=dtype) for platform in ("cpu", "tpu"))
     assert not merged
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_products_for_a_matrix_unit_round_once_and_compile_with_its_options(monkeypatch):
+    """As on a CPU that has one, forward and backward, through a scan as a deep model has it."""
+    x, w = (jnp.asarray(np.random.default_rng(seed).standard_normal((24, 24)), "bfloat16") for seed in (0, 1))
+
+    def total(product, x, w):
+        y, _ = jax.lax.scan(lambda y, _: (jnp.tanh(product(y, w)), None), x.reshape(2, 12, 24), None, length=3)
+        return y.astype(jnp.float32).sum()
+
+    monkeypatch.setattr(cpu, "uses_matrix_unit", lambda dtype, tied_head: dtype == "bfloat16")
+    options = compiler_options("cpu", "bfloat16")
+    assert not options.keys() & cpu.EIGEN.keys() and options.keys() < compiler_options("cpu", "float32").keys()
+    found, expected = (
+        jax.jit(jax.grad(functools.partial(total, product), argnums=(0, 1)), compiler_options=options)(x, w)
+        for product in (cpu.product, jnp.matmul)
+    )
+    for ours, plain in zip(found, expected, strict=True):
+        assert ours.dtype == plain.dtype
+        np.testing.assert_allclose(ours.astype(np.float32), plain.astype(np.float32), rtol=0.05, atol=0.05)
+
+
+def test_a_model_multiplies_as_its_cpu_does_best(monkeypatch):
+    monkeypatch.setattr(cpu, "uses_matrix_unit", lambda dtype, tied_head: dtype == "bfloat16")
+    found = results("cpu", 20, dtype="bfloat16")
+    monkeypatch.undo()
+    for ours, plain in zip(found, results("cpu", 20, dtype="bfloat16"), strict=True):
+        np.testing.assert_allclose(ours.astype(np.float32), plain.astype(np.float32), rtol=0.05, atol=0.1)
