@@ -1,12 +1,13 @@
 """The decoder: Llama-style blocks, stacked and scanned, with LoRA beside every linear layer.
 
 Shapes: B rows, T tokens, L layers, M model width, F feed-forward width, H query heads, K key heads, D head size,
-R LoRA rank, V vocabulary, S slots of the key-value cache.
+R LoRA rank, V vocabulary.
 """
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from msm_jax.errors import UserError
 from msm_jax.models.attention import RopeScaling, Segments, attention, rope, rope_angles, rope_frequencies
-from msm_jax.models.execution import REMAT_POLICIES
+from msm_jax.models.execution import REMAT_POLICIES, Execution
 from msm_jax.models.kernels import flash_attention, kernel_for
 from msm_jax.models.linear import Linear, project
 from msm_jax.parallel import cpu
@@ -59,14 +60,24 @@ class DecoderConfig:
             raise UserError(f"model.dtype={self.dtype!r}: choose bfloat16 or float32")
 
 
-class Cache(NamedTuple):
-    """Keys and values of what was read before. All rows write the next tokens at the same `cursor`."""
+# Mixes the values of a layer: (q [B, T, H, D], k [B, T, K, D], v [B, T, K, D], what the layer keeps) -> [B, T, H, D],
+# and what it keeps from then on. Queries and keys are rotated.
+PyTree = Any
+Attend = Callable[[jax.Array, jax.Array, jax.Array, PyTree], tuple[jax.Array, PyTree]]
 
-    k: jax.Array  # [L, B, S, K, D]
-    v: jax.Array  # [L, B, S, K, D]
-    segments: jax.Array  # int32[B, S], 0 where nothing was written
-    positions: jax.Array  # int32[B, S]
-    cursor: jax.Array  # int32[]
+
+def attend_within(segments: Segments, execution: Execution) -> Attend:
+    """Attention of packed rows to themselves, by the kernel that `execution` names. Nothing is kept."""
+
+    def attend(q_BTHD, k_BTKD, v_BTKD, kept):
+        kernel = kernel_for(execution.attention, q_BTHD.shape[1])
+        if kernel == "reference":
+            return checkpoint_name(attention(q_BTHD, k_BTKD, v_BTKD, segments), "attention"), kept
+        # Which name what they keep themselves: twice named, it would be kept twice.
+        tile = execution.attention_block
+        return flash_attention(q_BTHD, k_BTKD, v_BTKD, segments.q_ids, kernel=kernel, block=tile), kept
+
+    return attend
 
 
 class RMSNorm(nnx.Module):
@@ -99,12 +110,9 @@ class Block(nnx.Module):
         self.up = linear("up", (c.width, c.mlp_width), ("embed", "mlp"))
         self.down = linear("down", (c.mlp_width, c.width), ("mlp", "embed"))
 
-    def __call__(self, x_BTM: jax.Array, segments: Segments, angles: tuple, cache_kv: tuple | None):
-        """Returns the new x_BTM and, if a cache was given, its keys and values with ours in.
-
-        `angles`: cosines and sines of the positions; `cache_kv`: keys [B, S, K, D], values, and the cursor int32[].
-        """
-        c, execution = self.model.config, self.model.execution
+    def __call__(self, x_BTM: jax.Array, angles: tuple, attend: Attend, kept: PyTree) -> tuple[jax.Array, PyTree]:
+        """Returns the new x_BTM and what `attend` keeps. `angles`: sines and cosines of the positions."""
+        c = self.model.config
         B, T, _ = x_BTM.shape
         x_BTM = checkpoint_name(x_BTM, "input")
         q, k, v = project(self.attention_norm(x_BTM), self.q, self.k, self.v)
@@ -114,24 +122,15 @@ class Block(nnx.Module):
         if c.qk_norm:
             q_BTHD, k_BTKD = self.q_norm(q_BTHD), self.k_norm(k_BTKD)
         q_BTHD, k_BTKD = rope(q_BTHD, angles), rope(k_BTKD, angles)
-        if cache_kv is not None:
-            k_BSKD, v_BSKD, cursor = cache_kv
-            k_BTKD = jax.lax.dynamic_update_slice_in_dim(k_BSKD, k_BTKD.astype(k_BSKD.dtype), cursor, axis=1)
-            v_BTKD = jax.lax.dynamic_update_slice_in_dim(v_BSKD, v_BTKD.astype(v_BSKD.dtype), cursor, axis=1)
         with jax.named_scope("attention"):
-            kernel = "reference" if cache_kv is not None else kernel_for(execution.attention, T)
-            if kernel == "reference":
-                mixed_BTHD = checkpoint_name(attention(q_BTHD, k_BTKD, v_BTKD, segments), "attention")
-            else:  # which name what they keep themselves: twice named, it would be kept twice
-                tile = execution.attention_block
-                mixed_BTHD = flash_attention(q_BTHD, k_BTKD, v_BTKD, segments.q_ids, kernel=kernel, block=tile)
+            mixed_BTHD, kept = attend(q_BTHD, k_BTKD, v_BTKD, kept)
         x_BTM += checkpoint_name(self.o(mixed_BTHD.reshape(B, T, c.num_heads * c.head_size)), "o")
 
         gate_BTF, up_BTF = project(self.mlp_norm(x_BTM), self.gate, self.up)
         gate_BTF, up_BTF = checkpoint_name(gate_BTF, "gate"), checkpoint_name(up_BTF, "up")
         x_BTM += self.down(jax.nn.silu(gate_BTF) * up_BTF)
         x_BTM = constrain(x_BTM, ("batch", None, None))
-        return x_BTM, None if cache_kv is None else (k_BTKD, v_BTKD)
+        return x_BTM, kept
 
 
 class Decoder(nnx.Module):
@@ -139,36 +138,44 @@ class Decoder(nnx.Module):
         self.model, c = model, model.config
         embedding = 0.02 * jax.random.normal(rngs.params(), (c.vocab_size, c.width), jnp.float32)
         self.embedding = nnx.Param(embedding, axes=("vocab", "embed"))
-        self.layers = nnx.vmap(lambda rngs: Block(model, rngs))(rngs.split(c.num_layers))
+        if model.execution.stacked:
+            self.layers = nnx.vmap(lambda rngs: Block(model, rngs))(rngs.split(c.num_layers))
+        else:
+            self.layers = nnx.List([Block(model, rngs) for _ in range(c.num_layers)])
         self.norm = RMSNorm(c.width, c)
         shape, axes = (c.width, c.vocab_size), ("embed", "vocab")
         self.head = None if c.tied_head else Linear("head", shape, axes, model, rngs)
 
-    def __call__(self, tokens_BT: jax.Array, segments: Segments, cache: Cache | None = None):
-        """Returns the normed output of the last layer, [B, T, M], and the cache with these tokens in it."""
+    def __call__(self, tokens_BT, positions_BT, attend: Attend, kept: PyTree = None) -> tuple[jax.Array, PyTree]:
+        """Returns the normed output of the last layer, [B, T, M], and what `attend` keeps, layer by layer: a list, or
+        one tree whose leaves have layers as their first axis, as the layers themselves have."""
         c, execution = self.model.config, self.model.execution
         # Each device looks up all tokens in its part of the width, and then gets the whole width of its rows: what is
         # sent is activations, where a gathered table would be 1.6 GB for Qwen2.5-32B.
         x_BTM = self.embedding[...].astype(c.dtype)[constrain(tokens_BT, ("copy_batch", None))]
         x_BTM = constrain(constrain(x_BTM, ("copy_batch", None, "embed")), ("batch", None, None))
         frequency = rope_frequencies(c.head_size, c.rope_theta, c.rope_scaling)
-        angles = rope_angles(segments.q_positions, frequency)
+        angles = rope_angles(positions_BT, frequency)
+        if not execution.stacked:
+            kept = [None] * c.num_layers if kept is None else list(kept)
+            for place, layer in enumerate(self.layers):
+                x_BTM, kept[place] = layer(x_BTM, angles, attend, kept[place])
+            return self.norm(x_BTM), kept
         unrolled = execution.scan_unroll > 1
         if unrolled and execution.cpu:
             angles = cpu.held(*angles)
         graph, layers = nnx.split(self.layers)
 
-        def block(x_BTM, layer_and_cache):
-            layer, kv = layer_and_cache
-            return nnx.merge(graph, layer)(x_BTM, segments, angles, None if kv is None else (*kv, cache.cursor))
+        def block(x_BTM, layer_and_kept):
+            layer, kept = layer_and_kept
+            return nnx.merge(graph, layer)(x_BTM, angles, attend, kept)
 
         policy = REMAT_POLICIES[execution.remat]
         if policy is not None:
             # In one piece XLA would find the second computation equal to the first, and keep what was to be dropped.
             block = jax.checkpoint(block, policy=policy, prevent_cse=unrolled)
-        kv = None if cache is None else (cache.k, cache.v)
-        x_BTM, kv = jax.lax.scan(block, x_BTM, (layers, kv), unroll=execution.scan_unroll)
-        return self.norm(x_BTM), cache if cache is None else cache._replace(k=kv[0], v=kv[1])
+        x_BTM, kept = jax.lax.scan(block, x_BTM, (layers, kept), unroll=execution.scan_unroll)
+        return self.norm(x_BTM), kept
 
     def head_matrix(self) -> jax.Array:
         """[V, M], in the type of the matrix products."""

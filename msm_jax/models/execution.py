@@ -44,6 +44,8 @@ class Execution:
       attention_block: tokens of a tile of splash attention.
       remat: what the forward pass keeps, a name in `REMAT_POLICIES`.
       scan_unroll: layers of one step of the scan. On a CPU a full unroll is faster: nothing is copied into stacks.
+      stacked: whether the layers' parameters are one array each, with layers as the first axis, and scanned. If not,
+        each layer has arrays of its own (`Model.unstack`): for the sampler on CPUs, where a slice is a copy.
       loss_chunk: tokens of each row whose logits are held at once.
       cpu: what parallel/cpu.py has for a few CPU cores; set by `on`.
 
@@ -54,6 +56,7 @@ class Execution:
     attention_block: int = 512
     remat: str = "none"
     scan_unroll: int = 1
+    stacked: bool = True
     loss_chunk: int = 512
     cpu: bool = False
 

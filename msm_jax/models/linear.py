@@ -111,7 +111,11 @@ def project(x: jax.Array, *linears: Linear) -> list[jax.Array]:
     else:
         outs = [linear.base(x) for linear in linears]
         places = [place for place, linear in enumerate(linears) if linear.scale is not None]
-        if places:
+        if places and linears[places[0]].lora_a.ndim == 3:  # [B, M, R]: an adapter for each row of x_BTM
+            for place in places:
+                a_BMR, b_BRF = linears[place].factors()
+                outs[place] += jnp.einsum("btr,brf->btf", jnp.einsum("btm,bmr->btr", x, a_BMR), b_BRF)
+        elif places:
             firsts, seconds = zip(*(linears[place].factors() for place in places), strict=True)
             low_NR = checkpoint_name(linears[0].product(x_NM, jnp.concatenate(firsts, axis=1)), "low")
             for place, part_NR, b_RF in zip(places, jnp.split(low_NR, len(places), axis=1), seconds, strict=True):

@@ -15,7 +15,7 @@ from flax import nnx
 
 from msm_jax.models.attention import Segments
 from msm_jax.models.cross_entropy import cross_entropy
-from msm_jax.models.decoder import Cache, Decoder, DecoderConfig
+from msm_jax.models.decoder import Attend, Decoder, DecoderConfig, attend_within
 from msm_jax.models.execution import Execution
 from msm_jax.models.linear import LoraConfig, LoraParam
 
@@ -67,7 +67,7 @@ class Model:
     def apply(self, params: PyTree, lora: PyTree | None, tokens_BT, segments_BT, positions_BT) -> jax.Array:
         """Logits float32[B, T, V]."""
         decoder = self._decoder(params, lora)
-        return decoder.logits(decoder(tokens_BT, Segments.of_rows(segments_BT, positions_BT))[0])
+        return decoder.logits(self._read(decoder, tokens_BT, segments_BT, positions_BT))
 
     def loss(
         self, params: PyTree, lora: PyTree | None, tokens_BT, segments_BT, positions_BT, targets_BT, weights_BT
@@ -75,7 +75,7 @@ class Model:
         """Cross-entropy of the targets, times the weights, in nats: its sum float32[], and its terms float32[B, T],
         which carry no gradient. With `lora` the gradient by `params` is not complete: the base is frozen."""
         decoder = self._decoder(params, lora)
-        x_BTM, _ = decoder(tokens_BT, Segments.of_rows(segments_BT, positions_BT))
+        x_BTM = self._read(decoder, tokens_BT, segments_BT, positions_BT)
         chunk, head_is_trained = self.execution.loss_chunk, lora is None
         with jax.named_scope("loss"):
             return cross_entropy(x_BTM, decoder.head_matrix(), targets_BT, weights_BT, chunk, head_is_trained)
@@ -86,31 +86,31 @@ class Model:
         """float32[B, T]: at t, log p(token t + 1) in nats among the first `vocab_size` ids; the last column means
         nothing."""
         decoder = self._decoder(params, lora)
-        x_BTM, _ = decoder(tokens_BT, Segments.of_rows(segments_BT, positions_BT))
+        x_BTM = self._read(decoder, tokens_BT, segments_BT, positions_BT)
         targets_BT, weights_BT = jnp.roll(tokens_BT, -1, axis=1), jnp.ones(tokens_BT.shape, jnp.float32)
         head_VM = decoder.head_matrix()[:vocab_size]
         return -cross_entropy(x_BTM, head_VM, targets_BT, weights_BT, self.execution.loss_chunk)[1]
 
     def extend(
-        self, params: PyTree, lora: PyTree | None, tokens_BT, segments_BT, positions_BT, cache: Cache
-    ) -> tuple[jax.Array, Cache]:
-        """Reads T more tokens after those in the cache. Returns the logits float32[B, V] of the last of them, and the
-        cache moved on by T.
+        self, params: PyTree, lora: PyTree | None, tokens_BT, positions_BT, attend: Attend, kept: PyTree
+    ) -> tuple[jax.Array, PyTree]:
+        """Reads tokens of which `attend` knows what went before: returns the normed output of the last layer,
+        [B, T, M], and what each layer keeps from then on. `lora` may hold adapters of several models: matrices of
+        [B, M, R] and [B, R, F], one for each row. Of an output, `logits` are as in `apply`."""
+        return self._decoder(params, lora)(tokens_BT, positions_BT, attend, kept)
 
-        The cache must have T free slots: past its end, XLA would write over the last ones without a word.
-        """
-        write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=cache.cursor, axis=1)
-        ids_BS, positions_BS = write(cache.segments, segments_BT), write(cache.positions, positions_BT)
-        cache = cache._replace(segments=ids_BS, positions=positions_BS)
-        decoder = self._decoder(params, lora)
-        x_BTM, cache = decoder(tokens_BT, Segments(segments_BT, positions_BT, ids_BS, positions_BS), cache)
-        return decoder.logits(x_BTM[:, -1]), cache._replace(cursor=cache.cursor + tokens_BT.shape[1])
+    def logits(self, params: PyTree, x: jax.Array) -> jax.Array:
+        """[..., M] of the last layer -> float32[..., V]."""
+        return self._decoder(params, None).logits(x)
 
-    def empty_cache(self, rows: int, slots: int) -> Cache:
-        c = self.config
-        kv = jnp.zeros((c.num_layers, rows, slots, c.num_kv_heads, c.head_size), c.dtype)
-        ids = jnp.zeros((rows, slots), jnp.int32)
-        return Cache(k=kv, v=kv, segments=ids, positions=ids, cursor=jnp.int32(0))
+    def unstack(self, tree: PyTree) -> PyTree:
+        """Parameters of a base or an adapter, as a model with `execution.stacked` False has them."""
+        layers = [jax.tree.map(lambda x, i=i: x[i], tree["layers"]) for i in range(self.config.num_layers)]
+        return dict(tree) | {"layers": dict(enumerate(layers))}
+
+    def _read(self, decoder: Decoder, tokens_BT, segments_BT, positions_BT) -> jax.Array:
+        attend = attend_within(Segments.of_rows(segments_BT, positions_BT), self.execution)
+        return decoder(tokens_BT, positions_BT, attend)[0]
 
     def _decoder(self, params: PyTree, lora: PyTree | None) -> Decoder:
         # The bare base runs without the adapter's products.

@@ -1,7 +1,7 @@
 """Devices -> mesh -> shardings."""
 
 from msm_jax.parallel.chips import all_devices, measured_flops, peak_flops, platform
-from msm_jax.parallel.compiler import compiler_options
+from msm_jax.parallel.compiler import compiler_options, sampling_options
 from msm_jax.parallel.sharding import batch_sharding, check_heads, make_mesh, param_shardings, replicated
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "peak_flops",
     "platform",
     "replicated",
+    "sampling_options",
 ]

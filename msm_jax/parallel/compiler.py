@@ -15,3 +15,8 @@ _OF_PLATFORMS = {"gpu": _GPU, "cuda": _GPU}
 def compiler_options(platform: str, dtype: str, tied_head: bool = True) -> dict[str, bool | int | str]:
     """For `jax.jit` of a training step on devices of `platform`, as JAX names it; `dtype`: of its products."""
     return dict(cpu.compiler_options(dtype, tied_head) if platform == "cpu" else _OF_PLATFORMS.get(platform, {}))
+
+
+def sampling_options(platform: str) -> dict[str, bool | int | str]:
+    """For `jax.jit` of a sampler's programs, whose products are narrow."""
+    return dict(cpu.COMPILER_OPTIONS) if platform == "cpu" else {}

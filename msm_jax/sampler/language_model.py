@@ -1,5 +1,6 @@
 """`msm_jax.load`: a model on disk, ready to be asked."""
 
+import functools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -17,9 +18,11 @@ from msm_jax.data.jinja_template import make_template
 from msm_jax.data.stops import stop_ids
 from msm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from msm_jax.errors import UserError
-from msm_jax.models import DecoderConfig, Execution, Model
+from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model
 from msm_jax.parallel import all_devices, make_mesh, platform
-from msm_jax.sampler import Completion, Sampler
+from msm_jax.sampler.adapters import check_adapter
+from msm_jax.sampler.sampler import Completion, Sampler
+from msm_jax.sampler.service import Service
 
 PyTree = Any
 Chat = Sequence[Mapping[str, str]]  # [{"role": "user", "content": "..."}, ...]
@@ -38,6 +41,7 @@ class LanguageModel:
       template: the chat template: that of training, for a model that was trained here; None if there is none.
       name: who speaks in the answers, for templates that name the speaker.
       stop_ids: the ids of which each ends an answer (data/stops.py).
+      adapters: those that can be chosen for each request, by name: (their shape, their weights).
     """
 
     def __init__(
@@ -49,7 +53,10 @@ class LanguageModel:
         template: Template | None,
         name: str = "",
         stop_ids: Sequence[int] = (),
+        adapters: Mapping[str, tuple[LoraConfig, PyTree]] | None = None,
+        rows: int = 64,
     ):
+        self.adapters, self._rows = dict(adapters or {}), rows
         self.name, self.stop_ids = name, tuple(stop_ids)
         self.model, self.params, self.lora = model, params, lora
         self.tokenizer, self.template = tokenizer, template
@@ -71,56 +78,69 @@ class LanguageModel:
 
     def generate(
         self,
-        prompts: Sequence[str | Chat],
+        prompts: Sequence[str | Chat | Sequence[int]],
         n: int = 1,
         temperature: float = 1.0,
         top_p: float = 1.0,
         max_tokens: int = 256,
-        seed: int | Sequence[int] = 0,
+        seed: int | Sequence[int] | None = 0,
         stop: Sequence[str] = (),
         logprobs: int | None = None,
+        adapter: str | None = None,
+        **settings: Any,
     ) -> list[list[Completion]]:
         """`n` samples of each prompt: `Sampler.generate` says what the arguments do.
 
-        A prompt is a text to go on with, or a chat (a list of {"role", "content"}) to answer. In a text, control tokens
-        are read as such, and the tokenizer's bos is put before it, as transformers does.
+        A prompt is a text to go on with, a chat (a list of {"role", "content"}) to answer, or ids. In a text, control
+        tokens are read as such, and the tokenizer's bos is put before it, as transformers does; ids are taken as they
+        are. `adapter`: one of `adapters`; None: the model as it was loaded.
 
-        Raises: UserError for texts and chats at once, for messages that a corpus could not hold (such as with a field
-            of their own), for chats where the checkpoint has no chat template, and without a tokenizer.
+        Raises: UserError for messages that a corpus could not hold (such as with a field of their own), for chats where
+            the checkpoint has no chat template, without a tokenizer, and for an adapter that was not loaded.
         """
-        sampler, texts = self._asked(prompts)
+        if not isinstance(prompts, Sequence) or isinstance(prompts, str) or _is_chat(prompts):
+            raise UserError("generate: prompts must be a list of texts or of chats")
         for text in stop if isinstance(stop, Sequence) else ():
             check_text(str(text), "generate: stop")
-        return sampler.generate(texts, n, temperature, max_tokens, seed, stop, top_p, logprobs)
+        ids = [self.encode(prompt, f"generate: prompt {number}") for number, prompt in enumerate(prompts, start=1)]
+        place = self.place_of(adapter)
+        return self.sampler.generate(ids, n, temperature, max_tokens, seed, stop, top_p, logprobs, place, **settings)
 
-    def encode(self, prompt: str | Chat) -> list[int]:
-        """The ids that `generate` goes on from. Raises: UserError, as it does."""
-        sampler, [text] = self._asked([prompt])
-        return sampler.encode(text)
+    def encode(self, prompt: str | Chat | Sequence[int], where: str = "generate: prompt") -> list[int]:
+        """The ids that `generate` goes on from. Raises: UserError, as it does; `where` begins its message."""
+        sampler = self.sampler
+        if isinstance(prompt, Sequence) and not isinstance(prompt, str) and prompt and isinstance(prompt[0], int):
+            return list(prompt)
+        if isinstance(prompt, str):
+            check_text(prompt, where)
+            return sampler.encode(prompt)
+        text = self._rendered(prompt, where)
+        start = [self.tokenizer.bos_id] if self.template.bos and self.tokenizer.bos_id is not None else []
+        return [*start, *self.tokenizer.encode(text, special=self.template.special)]
 
-    def _asked(self, prompts: Sequence[str | Chat]) -> tuple[Sampler, Sequence[str]]:
-        """What answers them, and the texts that they are to it."""
+    def place_of(self, adapter: str | None) -> int:
+        """The adapter's place in the engine's stack. Raises: UserError if it was not loaded."""
+        if adapter is None:
+            return int(self.lora is not None)
+        if adapter not in self.adapters:
+            known = ", ".join(self.adapters) or "none"
+            raise UserError(f"generate: adapter {adapter!r} was not loaded; there are: {known}")
+        return 1 + int(self.lora is not None) + list(self.adapters).index(adapter)
+
+    @functools.cached_property
+    def sampler(self) -> Sampler:
+        """Raises: UserError if there is no tokenizer."""
         if self.tokenizer is None:
             raise UserError("generate: no tokenizer lies beside these weights")
-        if (
-            not isinstance(prompts, Sequence)
-            or isinstance(prompts, str)
-            or (prompts and isinstance(prompts[0], Mapping))
-        ):
-            raise UserError("generate: prompts must be a list of texts or of chats")
-        chats = {not isinstance(prompt, str) for prompt in prompts}
-        if len(chats) > 1:
-            raise UserError("generate: some prompts are texts and some are chats; ask for them one after the other")
-        bos = special = True
-        named = [(f"generate: prompt {number}", prompt) for number, prompt in enumerate(prompts, start=1)]
-        if chats == {True}:
-            prompts = [self._rendered(prompt, where) for where, prompt in named]
-            bos, special = self.template.bos, self.template.special
-        else:
-            for where, text in named:
-                check_text(text, where)
-        sampler = Sampler(self.model, self.params, self.lora, self.tokenizer, "generate", bos, special, self.stop_ids)
-        return sampler, prompts
+        return Sampler(
+            self.model, self.params, self.lora, self.tokenizer, "generate", special=True, stop_ids=self.stop_ids,
+            adapters=list(self.adapters.values()), rows=self._rows,
+        )  # fmt: skip
+
+    @functools.cached_property
+    def service(self) -> Service:
+        """The engine in a thread, for those who ask one after the other; close it when done."""
+        return Service(self.sampler.engine, self.tokenizer)
 
     def _rendered(self, chat: Chat, where: str) -> str:
         if not isinstance(chat, Sequence) or not chat or not all(isinstance(message, Mapping) for message in chat):
@@ -135,33 +155,37 @@ class LanguageModel:
 
 def load(
     path: str | os.PathLike,
-    adapter: str | os.PathLike | None = None,
+    adapter: str | os.PathLike | Mapping[str, str | os.PathLike] | None = None,
     *,
     revision: str | None = None,
     dtype: str | None = None,
     mesh: Mapping[str, int] | None = None,
     chat_template: str = "",
     thinking: str | None = None,
+    rows: int = 64,
 ) -> LanguageModel:
     """Loads a Hugging Face folder or id, or a folder of ours (a training stage, or what `msm_jax.convert import` made).
 
     Args:
       path: a folder, a URL such as gs://..., or a Hugging Face id. Where it holds an adapter, its base is loaded too.
-      adapter: a folder or id of a LoRA adapter, of ours or of `peft`.
+      adapter: a folder or id of a LoRA adapter, of ours or of `peft`. Or several, by the names by which `generate` is
+        asked for them; without a name it then answers as the base.
       revision: of the Hugging Face id `path`.
       dtype: of the matrices and their products; default bfloat16, and float32 on CPU.
       mesh: sizes of the axes data, fsdp and tensor; default: all devices, one copy of the weights between them.
       chat_template, thinking: see `make_template`; default: as in training, else as the checkpoint has it. A
         chat_template that is named thinks as it does by itself.
+      rows: answers that are drawn at once, at most.
 
     Raises: UserError if a part is missing, damaged, or of another model.
     """
     dtype = dtype or ("float32" if platform() == "cpu" else "bfloat16")
+    named, adapter = (adapter, None) if isinstance(adapter, Mapping) else ({}, adapter)
     base = weights.open_model(path, revision, dtype=dtype)
     if base.lora is not None:
         if base.base is None:
             raise UserError(f"{path}: an adapter whose base is not told; load the base, and this as its adapter")
-        if adapter is not None:
+        if adapter is not None or named:
             raise UserError(f"{path}: is an adapter itself; load its base with one adapter")
         adapter = base.folder
         base = weights.open_base(base.base, os.fspath(path), base.revision, dtype=dtype)
@@ -192,7 +216,16 @@ def load(
     params = weights.load(base, placed, dtype)
     lora = weights.load(adapter, placed) if adapter else None
     model = Model(base.decoder, adapter.lora if adapter else None, Execution("blocked").on(platform()))
-    return LanguageModel(model, params, lora, tokenizer, template, name, stops)
+    others = {}
+    for label, folder in named.items():
+        stored = weights.open_adapter(folder, base)
+        others[label] = stored.lora, weights.load(stored, placed)
+        check_adapter(*others[label], model, label)
+    return LanguageModel(model, params, lora, tokenizer, template, name, stops, others, rows)
+
+
+def _is_chat(prompts: Sequence[Any]) -> bool:
+    return bool(prompts) and isinstance(prompts[0], Mapping)
 
 
 def _one_copy(decoder: DecoderConfig) -> dict[str, int]:

@@ -261,7 +261,6 @@ def test_prompts_that_are_neither_texts_nor_chats(imported):
     for prompts, message in (
         ("Why?", "prompts must be a list of texts or of chats"),
         ([[]], r"a chat is a list of .*, not \[\]"),
-        (["Why?", [{"role": "user", "content": "Why?"}]], "some prompts are texts and some are chats"),
     ):
         with pytest.raises(UserError, match=f"generate: {message}"):
             model.generate(prompts)

@@ -109,6 +109,7 @@ def test_what_ended_by_itself_and_what_was_cut_off(make, loaded, monkeypatch):
     place = max(place for place in range(TOKENS) if ids[place] not in ids[:place])
     assert place > 2
     monkeypatch.setattr(loaded, "stop_ids", (ids[place],))
+    monkeypatch.delitem(vars(loaded), "sampler")
     [ended] = replies(make(), [question(1)])
     assert (ended.finish, ended.usage.output) == (Finish.STOP, place + 1)
     assert ended.text == loaded.tokenizer.decode(ids[:place])
@@ -164,10 +165,10 @@ def test_a_prompt_that_cannot_be_asked_is_refused_alone(make, batches):
 def test_a_prompt_that_fails_as_nobody_foresaw_fails_alone(make, monkeypatch):
     encode = LanguageModel.encode
 
-    def fails(self, chat):
+    def fails(self, chat, *where):
         if "chair is 0" in chat[-1]["content"]:
             raise RecursionError("a template that calls itself")
-        return encode(self, chat)
+        return encode(self, chat, *where)
 
     monkeypatch.setattr(LanguageModel, "encode", fails)
     [error, reply] = replies(make(), [question(0), question(1)])

@@ -1,0 +1,96 @@
+"""Several adapters beside one base, so that one batch holds answers of all of them.
+
+Shapes: X adapters, L layers, M inputs, F outputs, R rank.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from msm_jax.errors import UserError
+from msm_jax.models import LORA_TARGETS, Execution, LoraConfig, Model
+
+PyTree = Any
+
+
+def stack_adapters(base: Model, adapters: Sequence[tuple[LoraConfig, PyTree]]) -> tuple[Model, PyTree]:
+    """The model and the stack of adapters that an engine takes: matrices [X, M, R] and [X, R, F] of each layer (or
+    [L, X, M, R], where layers are stacked), in the type of the products, with the scale in the second. Place 0 is the
+    bare base; ranks and targets that an adapter has not are zeros."""
+    rank = max(lora.rank for lora, _ in adapters)
+    targets = tuple(name for name in LORA_TARGETS if any(name in lora.targets for lora, _ in adapters))
+    model = dataclasses.replace(base, lora=LoraConfig(rank, float(rank), targets))
+    dtype = base.config.dtype
+
+    def filled(name: str, shape: jax.ShapeDtypeStruct, side: str, lora: LoraConfig, weights: Mapping) -> jax.Array:
+        if name not in lora.targets:
+            return jnp.zeros(shape.shape, dtype)
+        matrix = weights["layers"][name][side]
+        if side == "lora_b":
+            matrix = matrix * (lora.alpha / lora.rank)
+        padding = [(0, wanted - size) for wanted, size in zip(shape.shape, matrix.shape, strict=True)]
+        return jnp.pad(matrix, padding).astype(dtype)
+
+    stacked = dataclasses.replace(model, execution=dataclasses.replace(model.execution, stacked=True))
+    shapes = stacked.lora_shapes["layers"]
+    layers = {
+        name: {
+            side: jnp.stack(
+                [jnp.zeros(shape.shape, dtype), *(filled(name, shape, side, *adapter) for adapter in adapters)], axis=1
+            )
+            for side, shape in sides.items()
+        }
+        for name, sides in shapes.items()
+    }
+    tree = {"layers": layers}
+    return model, tree if model.execution.stacked else model.unstack(tree)
+
+
+def for_sampling(
+    model: Model, params: PyTree, adapters: Sequence[tuple[LoraConfig, PyTree]]
+) -> tuple[Model, PyTree, PyTree | None]:
+    """What an engine takes, of a model as it was trained or loaded: matrices in the type of the products, once, and on
+    a CPU layer by layer."""
+    platform = next(iter(jax.tree.leaves(params)[0].devices())).platform
+    execution = Execution(stacked=platform != "cpu")
+    dtype = model.config.dtype
+
+    def cast(x: jax.Array) -> jax.Array:
+        return x.astype(dtype) if x.ndim > 1 and jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    layers = {
+        name: part if set(part) <= {"scale"} else part | {"kernel": cast(part["kernel"])}
+        for name, part in params["layers"].items()
+    } if model.execution.stacked else params["layers"]  # fmt: skip
+    params = {name: part if name in ("layers", "norm") else jax.tree.map(cast, part) for name, part in params.items()}
+    params["layers"] = layers
+    base = dataclasses.replace(model, lora=None, execution=execution)
+    if model.execution.stacked and not execution.stacked:
+        params = base.unstack(params)
+    if not adapters:
+        return base, params, None
+    model, stack = stack_adapters(base, adapters)
+    return model, params, stack
+
+
+def check_adapter(lora: LoraConfig, weights: PyTree, base: Model, name: str) -> None:
+    """Raises: UserError naming the matrix that does not fit the base, or that no module of it has."""
+    shapes = dataclasses.replace(
+        base, lora=lora, execution=dataclasses.replace(base.execution, stacked=True)
+    ).lora_shapes
+    wanted = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in _leaves(shapes)}
+    found = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in _leaves(weights)}
+    if extra := sorted(found.keys() - wanted.keys()):
+        raise UserError(f"adapter {name}: {extra[0]} is of no module of this model")
+    if missing := sorted(wanted.keys() - found.keys()):
+        raise UserError(f"adapter {name}: {missing[0]} is missing")
+    for path, shape in wanted.items():
+        if found[path] != shape:
+            raise UserError(f"adapter {name}: {path} is {list(found[path])}, and this model needs {list(shape)}")
+
+
+def _leaves(tree: PyTree):
+    return jax.tree_util.tree_leaves_with_path(tree)

@@ -1,0 +1,116 @@
+"""Attention of many samples to one prompt, whose keys and values are there once.
+
+What a query may see lies in parts: the prompt, which a group of rows shares, what its own row has drawn, and what it
+has drawn in the present block of steps. Each part gives its sum of values, weighted from its own largest logit, and
+`merge` puts them on one scale: the online softmax of FlashAttention (arXiv 2205.14135), over parts that lie apart as in
+Hydragen (arXiv 2402.05099). Logits, weights and sums are float32.
+
+Shapes: G groups, R rows of a group, T queries of a group (R times those of a row), H query heads, K key heads, D head
+size, P prompt slots, S slots of a row, Q queries of a key head.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Part(NamedTuple):
+    """Attention to some of the keys. One that has no visible key weighs nothing."""
+
+    values: jax.Array  # float32[..., Q, D], summed with weights exp(logit - largest)
+    largest: jax.Array  # float32[..., Q, 1], the largest visible logit, or -inf
+    total: jax.Array  # float32[..., Q, 1], sum of the weights
+
+
+def attend_part(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> Part:
+    """Queries [..., Q, D] to keys and values [..., S, D]; `visible`: bool, to be broadcast to [..., Q, S]."""
+    logits = jnp.einsum("...qd,...sd->...qs", q, k.astype(q.dtype), preferred_element_type=jnp.float32)
+    logits = jnp.where(visible, logits * q.shape[-1] ** -0.5, -jnp.inf)
+    largest = logits.max(axis=-1, keepdims=True)
+    # Of a part without visible keys the largest is -inf, and -inf - (-inf) is no number.
+    weights = jnp.exp(logits - jnp.where(jnp.isfinite(largest), largest, 0.0))
+    values = jnp.einsum(
+        "...qs,...sd->...qd", weights.astype(q.dtype), v.astype(q.dtype), preferred_element_type=jnp.float32
+    )
+    return Part(values, largest, weights.sum(axis=-1, keepdims=True))
+
+
+def merge(parts: list[Part]) -> jax.Array:
+    """The mean of all parts' values, float32[..., Q, D]; zero where no part has a visible key."""
+    largest = parts[0].largest
+    for part in parts[1:]:
+        largest = jnp.maximum(largest, part.largest)
+    largest = jnp.where(jnp.isfinite(largest), largest, 0.0)
+    scales = [jnp.exp(part.largest - largest) for part in parts]  # exp(-inf) is 0
+    values = sum(part.values * scale for part, scale in zip(parts, scales, strict=True))
+    total = sum(part.total * scale for part, scale in zip(parts, scales, strict=True))
+    return values / jnp.where(total > 0, total, 1.0)
+
+
+def attend_prompt(q_GTHD, k_GKPD, v_GKPD, length_G) -> Part:
+    """All of a group's queries to the first `length` keys of its prompt: one product, of [K, Q, D], Q = T H / K."""
+    G, T, H, D = q_GTHD.shape
+    visible_G11P = jnp.arange(k_GKPD.shape[2]) < length_G[:, None, None, None]
+    return attend_part(_by_head(q_GTHD, k_GKPD.shape[1]), k_GKPD, v_GKPD, visible_G11P)
+
+
+def attend_rows(q_GRHD, k_GRKSD, v_GRKSD, length_GR) -> Part:
+    """Each row's query to the first `length` keys of its own; as a part of [G, K, R H / K, D]."""
+    G, R, H, D = q_GRHD.shape
+    K, S = k_GRKSD.shape[2:4]
+    q_GRKHD = q_GRHD.reshape(G, R, K, H // K, D)
+    visible_GR11S = jnp.arange(S) < length_GR[..., None, None, None]
+    part = attend_part(q_GRKHD, k_GRKSD, v_GRKSD, visible_GR11S)
+    return jax.tree.map(lambda x: x.swapaxes(1, 2).reshape(G, K, R * (H // K), x.shape[-1]), part)
+
+
+def attend_chunk(q_GCHD, k_GKPD, v_GKPD, start_G, block: int) -> jax.Array:
+    """Causal attention of a chunk of a prompt, of which the first token stands in slot `start`, to all of the prompt
+    up to it, which holds the chunk's own keys and values too: [G, C, H, D]. Blocks of keys behind the last query are
+    not looked at."""
+    G, C, H, D = q_GCHD.shape
+    K, P = k_GKPD.shape[1:3]
+    q_GKQD = _by_head(q_GCHD, K)
+    at_GQ = jnp.repeat(start_G[:, None] + jnp.arange(C), H // K, axis=1)
+
+    def visible(begin, size):
+        return (begin + jnp.arange(size)) <= at_GQ[:, None, :, None]
+
+    if P <= block:
+        return _by_token(merge([attend_part(q_GKQD, k_GKPD, v_GKPD, visible(0, P))]), q_GCHD)
+
+    def add(i, so_far: Part) -> Part:
+        k, v = (jax.lax.dynamic_slice_in_dim(x, i * block, block, axis=2) for x in (k_GKPD, v_GKPD))
+        part = attend_part(q_GKQD, k, v, visible(i * block, block))
+        largest = jnp.maximum(so_far.largest, part.largest)
+        safe = jnp.where(jnp.isfinite(largest), largest, 0.0)
+        old, new = jnp.exp(so_far.largest - safe), jnp.exp(part.largest - safe)
+        return Part(so_far.values * old + part.values * new, largest, so_far.total * old + part.total * new)
+
+    zeros = jnp.zeros((*q_GKQD.shape[:-1], 1), jnp.float32)
+    empty = Part(jnp.zeros(q_GKQD.shape, jnp.float32), zeros - jnp.inf, zeros)
+    blocks = (jnp.max(start_G) + C + block - 1) // block
+    return _by_token(merge([jax.lax.fori_loop(0, blocks, add, empty)]), q_GCHD)
+
+
+def attend_decoding(q_GRHD, prompt, prompt_length_G, rows, length_GR, block, step) -> jax.Array:
+    """The next token of each row: to its group's prompt, its own earlier tokens, and those of the present block, of
+    which it may see slots up to `step`: [G, R, H, D]. `prompt`, `rows` and `block` are pairs of keys and values."""
+    parts = [attend_prompt(q_GRHD, *prompt, prompt_length_G), attend_rows(q_GRHD, *rows, length_GR)]
+    parts.append(attend_rows(q_GRHD, *block, jnp.full_like(length_GR, step + 1)))
+    return _by_token(merge(parts), q_GRHD)
+
+
+def _by_head(q_GTHD, K: int):
+    """[G, K, T H / K, D]: the queries of a key head are rows of one matrix."""
+    G, T, H, D = q_GTHD.shape
+    return q_GTHD.reshape(G, T, K, H // K, D).swapaxes(1, 2).reshape(G, K, T * (H // K), D)
+
+
+def _by_token(values_GKQD, q_GTHD):
+    """[G, K, Q, D] -> [G, T, H, D], in the type of the queries."""
+    G, T, H, D = q_GTHD.shape
+    K = values_GKQD.shape[1]
+    values = values_GKQD.reshape(G, K, T, H // K, D).swapaxes(1, 2)
+    return values.reshape(G, T, H, D).astype(q_GTHD.dtype)

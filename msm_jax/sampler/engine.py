@@ -1,0 +1,250 @@
+"""The loop that draws: plans a border, gives the devices their work, and reads what they drew.
+
+An engine holds one base on its devices, and adapters beside it. `submit` hands it a request, `step` goes on by one
+block, and a request's listener hears of each token. It knows ids alone; text is made around it (text.py).
+"""
+
+import collections
+import dataclasses
+import functools
+import math
+import secrets
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from msm_jax.errors import UserError
+from msm_jax.models import Model
+from msm_jax.parallel.hosts import fetch
+from msm_jax.sampler import programs
+from msm_jax.sampler.draw import Settings, neutral, sample_key
+from msm_jax.sampler.request import Finish, Sampling, TokenLogprob, check_stop_ids
+from msm_jax.sampler.scheduler import Chunk, Plan, Sample, Scheduler
+from msm_jax.sampler.state import STOP_IDS, Shape, State, empty_state
+
+PyTree = Any
+
+
+@dataclasses.dataclass(eq=False)
+class Request:
+    """What was submitted. `listener(index, tokens, finish)` hears of the tokens of sample `index`, each once and in
+    order; `finish` comes with the last ones, and is None before. It returns whether the answer ends here."""
+
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    n: int
+    adapter: int
+    stop_ids: tuple[int, ...]
+    seed: int
+    listener: Callable[[int, list[TokenLogprob], Finish | None], bool | None]
+    samples: list[Sample] = dataclasses.field(default_factory=list)
+
+
+class Engine:
+    """Args:
+      params: of the base, as `model` has them, in the type of its products.
+      adapters: None, or their stack (adapters.py), of which place 0 is the bare base.
+      vocabulary: ids that the tokenizer can spell.
+      rows: samples that are drawn at once, at most.
+      steps: tokens of a block: what a row that has ended may idle, and what a listener waits for.
+      chunk: tokens of a prompt that are read at once.
+
+    `model.lora` tells whether there are adapters. Programs are compiled when they are first needed, for the shapes that
+    `scheduler.wanted` chooses.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        params: PyTree,
+        adapters: PyTree | None,
+        *,
+        vocabulary: int,
+        end_ids: Sequence[int] = (),
+        rows: int = 64,
+        steps: int = 16,
+        chunk: int = 256,
+    ):
+        self.model, self._params, self._adapters = model, params, adapters
+        self.vocabulary, self.end_ids = vocabulary, tuple(end_ids)
+        self.scheduler = Scheduler(rows, steps, chunk)
+        self._state: State | None = None
+        self._ended_on_host: set[int] = set()  # rows that the devices still draw
+        self._unread: collections.deque = collections.deque()
+        self._lock = threading.RLock()  # several threads may ask, and go on
+
+    def submit(
+        self, prompt: Sequence[int], sampling: Sampling, n: int, listener: Callable, adapter: int = 0
+    ) -> Request:
+        """Raises: UserError if the prompt is empty or has an id that the model does not know, or if prompt and answer
+        exceed the tokens that the model was made for."""
+        prompt, longest = tuple(map(int, prompt)), self.model.config.max_length
+        if not prompt:
+            raise UserError("a prompt has no token to go on from; give it a text")
+        if outside := [i for i in prompt if not 0 <= i < self.model.config.vocab_size]:
+            raise UserError(f"a prompt has the id {outside[0]}, which the model does not know")
+        if longest and len(prompt) + sampling.max_tokens > longest:
+            raise UserError(
+                f"a prompt of {len(prompt)} tokens and max_tokens={sampling.max_tokens} exceed the {longest} tokens "
+                "that the model was made for; shorten one of the two"
+            )
+        if n < 0 or not isinstance(n, int):
+            raise UserError(f"n is {n!r}; it must be a whole number, 0 or more")
+        ends = set(sampling.stop_ids) | (set() if sampling.ignore_end else set(self.end_ids))
+        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        if outside := [i for i in sampling.logit_bias if not 0 <= i < self.vocabulary]:
+            raise UserError(f"logit_bias has the id {outside[0]}; ids are from 0 to {self.vocabulary - 1}")
+        request = Request(prompt, sampling, n, adapter, check_stop_ids(ends, self.vocabulary), seed, listener)
+        request.samples = [Sample(prompt, adapter, sampling.max_tokens, (request, index)) for index in range(n)]
+        with self._lock:
+            self.scheduler.add(request.samples)
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """Its samples draw no more, and hear of that."""
+        with self._lock:
+            for sample in request.samples:
+                if not sample.ended:
+                    self._end(sample, [], Finish.CANCELLED)
+
+    def step(self) -> bool:
+        """Goes on by one border and one block. Returns whether anything was done."""
+        with self._lock:
+            return self._step()
+
+    def _step(self) -> bool:
+        plan = self.scheduler.plan()
+        if plan.reshape:
+            self._reshape(plan)
+        for work in plan.reading:
+            self._read(work)
+        if plan.admitted:
+            self._state = programs.admit(self._state, self._admission(plan.admitted))
+            self._ended_on_host -= {sample.row for sample in plan.admitted}
+        if plan.decodes:
+            self._decode()
+        while self._unread:
+            self._listen(*self._unread.popleft())
+        return bool(plan)
+
+    def run(self) -> None:
+        """Goes on until nothing is left to be drawn."""
+        while not self.scheduler.idle:
+            if not self.step() and not self.scheduler.idle:
+                raise RuntimeError("the sampler has samples that wait, and nothing to do")
+
+    def _reshape(self, plan: Plan) -> None:
+        move, stacked = plan.reshape, self.model.execution.stacked
+        if self._state is None or not any(place >= 0 for place in move.group_from):
+            self._state = _empty(self.model, move.shape)
+        else:
+            self._state = programs.reshape(
+                self._state, np.array(move.group_from), np.array(move.row_from), shape=move.shape, stacked=stacked
+            )
+        self._ended_on_host = set()
+
+    def _read(self, work) -> None:
+        if not isinstance(work, Chunk):
+            self._state = programs.copy_prompt(
+                self._state, work.source, work.target, work.length, stacked=self.model.execution.stacked
+            )
+            return
+        tokens = np.zeros(work.size, np.int32)
+        tokens[: len(work.tokens)] = work.tokens
+        self._state, _ = programs.prefill(
+            self.model, self._params, self._adapters, self._state, np.int32(work.group), tokens, np.int32(work.start),
+            np.int32(len(work.tokens)), np.int32(work.adapter), vocabulary=self.vocabulary,
+        )  # fmt: skip
+
+    def _admission(self, samples: Sequence[Sample]) -> programs.Admitted:
+        B = self.scheduler.shape.batch
+        settings = Settings(*(np.array(x) for x in _neutral(B)))
+        rows, limit = np.zeros(B, bool), np.zeros(B, np.int32)
+        stops = np.full((B, STOP_IDS), -1, np.int32)
+        for sample in samples:
+            request, index = sample.request
+            row, asked = sample.row, request.sampling
+            rows[row], limit[row] = True, asked.max_tokens
+            stops[row, : len(request.stop_ids)] = request.stop_ids
+            for name in (
+                "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"
+            ):  # fmt: skip
+                getattr(settings, name)[row] = min(getattr(asked, name), 2**31 - 1)
+            for place, (token, bias) in enumerate(asked.logit_bias.items()):
+                settings.bias_ids[row, place], settings.biases[row, place] = token, bias
+            settings.key[row] = _key(request.seed, asked.stream, index)
+            settings.likeliest[row] = asked.logprobs or 0
+        return programs.Admitted(rows, limit, stops, settings)
+
+    def _decode(self) -> None:
+        cancelled = np.zeros(self.scheduler.shape.batch, bool)
+        cancelled[list(self._ended_on_host)] = True
+        self._state, block = programs.decode(
+            self.model, self._params, self._adapters, self._state, cancelled, steps=self.scheduler.steps,
+            vocabulary=self.vocabulary,
+        )  # fmt: skip
+        self._unread.append((block, list(self.scheduler.rows)))
+
+    def _listen(self, block: programs.Block, rows: list[Sample | None]) -> None:
+        """Tells listeners what a block drew in the rows that it had."""
+        block = fetch(block)
+        for row, sample in enumerate(rows):
+            if sample is None or sample.ended:
+                continue
+            request, index = sample.request
+            wanted = request.sampling.logprobs or 0
+            count = int(block.alive[:, row].sum())
+            tokens = [
+                TokenLogprob(
+                    int(block.drawn.token[step, row]),
+                    float(block.drawn.logprob[step, row]),
+                    _likeliest(block.drawn, step, row, wanted),
+                )
+                for step in range(count)
+            ]
+            sample.drawn += count
+            finish = None
+            if not block.finite[:count, row].all():
+                finish = Finish.ERROR
+            elif tokens and tokens[-1].id in request.stop_ids:
+                finish = Finish.STOP
+            elif sample.drawn >= sample.max_tokens:
+                finish = Finish.LENGTH
+            self._end(sample, tokens, finish) if finish else self._tell(sample, tokens)
+
+    def _tell(self, sample: Sample, tokens: list[TokenLogprob]) -> None:
+        request, index = sample.request
+        if request.listener(index, tokens, None):
+            if sample.row is not None:
+                self._ended_on_host.add(sample.row)
+            self.scheduler.end(sample)
+
+    def _end(self, sample: Sample, tokens: list[TokenLogprob], finish: Finish) -> None:
+        request, index = sample.request
+        if sample.row is not None and finish is not Finish.LENGTH:
+            self._ended_on_host.add(sample.row)
+        self.scheduler.end(sample)
+        request.listener(index, tokens, finish)
+
+
+def _likeliest(drawn, step: int, row: int, wanted: int) -> dict[int, float]:
+    ids, values = drawn.likeliest_ids[step, row, :wanted], drawn.likeliest_logprobs[step, row, :wanted]
+    return {int(i): float(value) for i, value in zip(ids, values, strict=True) if math.isfinite(value)}
+
+
+@functools.lru_cache(maxsize=64)
+def _neutral(rows: int) -> tuple[np.ndarray, ...]:
+    return tuple(np.asarray(x) for x in neutral(rows))
+
+
+@functools.lru_cache(maxsize=4096)
+def _key(seed: int, stream: int, index: int) -> tuple[int, int]:
+    return sample_key(seed, stream, index)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _empty(model: Model, shape: Shape) -> State:
+    return empty_state(model.config, shape, model.execution.stacked)

@@ -1,0 +1,152 @@
+"""An engine in a thread of its own, for those who ask one after the other: servers, evaluations, corpora."""
+
+import asyncio
+import collections
+import dataclasses
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from msm_jax.data.tokenizer import Tokenizer
+from msm_jax.sampler.engine import Engine, Request
+from msm_jax.sampler.request import Finish, Sampling, TokenLogprob
+from msm_jax.sampler.text import Continuation
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """What is new of one answer. Joined, the texts of an answer are the whole of it.
+
+    Attributes:
+      index: of the sample.
+      text: may be empty: a character may need several tokens, and a stop text is held back.
+      tokens: since the last piece; after a stop text they go on to the end of its block.
+      finish: None while more comes.
+    """
+
+    index: int
+    text: str
+    tokens: tuple[TokenLogprob, ...]
+    finish: Finish | None
+
+
+class Answers:
+    """One request, as text. `hear` is what the engine calls; `on_piece` hears of it in the engine's thread."""
+
+    def __init__(
+        self, prompt: Sequence[int], sampling: Sampling, n: int, tokenizer: Tokenizer, on_piece: Callable[[Piece], None]
+    ):
+        self._texts = [Continuation(tokenizer, prompt, sampling.stop) for _ in range(n)]
+        self._on_piece = on_piece
+
+    def hear(self, index: int, tokens: list[TokenLogprob], finish: Finish | None) -> bool:
+        continuation = self._texts[index]
+        ids = [token.id for token in tokens]
+        if finish is Finish.STOP:
+            ids = ids[:-1]  # the id that ended it is no part of the text
+        text = continuation.add(ids)
+        if finish:
+            text += continuation.end()
+        if continuation.stopped:
+            finish = Finish.STOP
+        if text or tokens or finish:
+            self._on_piece(Piece(index, text, tuple(tokens), finish))
+        return continuation.stopped
+
+
+class Service:
+    """Any thread may ask; one works. Close it when done: what is asked is then cancelled, or with `drain` answered."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer):
+        self.engine, self.tokenizer = engine, tokenizer
+        self._inbox: collections.deque[Callable[[], None]] = collections.deque()
+        self._changed = threading.Condition()
+        self._closing = self._cancelling = False
+        self._requests: set[Request] = set()
+        self.failure: BaseException | None = None  # what ended the thread, if anything did
+        self._thread = threading.Thread(target=self._work, name="sampler", daemon=True)
+        self._thread.start()
+
+    async def stream(
+        self, prompt: Sequence[int], sampling: Sampling, n: int = 1, adapter: int = 0
+    ) -> AsyncIterator[Piece]:
+        """The pieces of `n` answers, as they come. Who stops listening (`aclose`, or cancels the task) frees its rows.
+
+        Raises: UserError as `Engine.submit` does; RuntimeError if the service is closed or has failed.
+        """
+        loop, pieces = asyncio.get_running_loop(), asyncio.Queue()
+        answers = Answers(prompt, sampling, n, self.tokenizer, lambda piece: _post(loop, pieces, piece))
+        submitted: list[Request] = []
+
+        def submit() -> None:
+            try:
+                request = self.engine.submit(prompt, sampling, n, answers.hear, adapter)
+            except Exception as error:
+                _post(loop, pieces, error)
+            else:
+                submitted.append(request)
+                self._requests.add(request)
+
+        self._post(submit)
+        left = n
+        try:
+            while left:
+                piece = await pieces.get()
+                if isinstance(piece, BaseException):
+                    raise piece
+                left -= piece.finish is not None
+                yield piece
+        finally:
+            self._post(lambda: self._forget(submitted), even_if_closed=True)
+
+    def close(self, drain: bool = False, timeout: float | None = None) -> None:
+        """Returns when the thread has ended, or after `timeout` seconds, when what is left is cancelled."""
+        with self._changed:
+            self._closing, self._cancelling = True, not drain
+            self._changed.notify()
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            with self._changed:
+                self._cancelling = True
+            self._thread.join()
+
+    def _post(self, action: Callable[[], None], even_if_closed: bool = False) -> None:
+        with self._changed:
+            if (self._closing or self.failure) and not even_if_closed:
+                raise RuntimeError(f"the sampler has ended: {self.failure or 'it was closed'}")
+            self._inbox.append(action)
+            self._changed.notify()
+
+    def _forget(self, submitted: list[Request]) -> None:
+        for request in submitted:
+            self.engine.cancel(request)
+            self._requests.discard(request)
+
+    def _work(self) -> None:
+        try:
+            while True:
+                with self._changed:
+                    while not self._inbox and self.engine.scheduler.idle and not self._closing:
+                        self._changed.wait()
+                    actions, closing, cancelling = list(self._inbox), self._closing, self._cancelling
+                    self._inbox.clear()
+                for action in actions:
+                    action()
+                if cancelling:
+                    self._forget(list(self._requests))
+                if closing and self.engine.scheduler.idle:
+                    return
+                self.engine.step()
+        except BaseException as error:
+            self.failure = error
+            for request in self._requests:
+                for sample in request.samples:
+                    if not sample.ended:
+                        sample.ended = True
+                        request.listener(sample.request[1], [], Finish.ERROR)
+
+
+def _post(loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue, piece) -> None:
+    try:
+        loop.call_soon_threadsafe(pieces.put_nowait, piece)
+    except RuntimeError:  # the loop has ended: nobody listens
+        pass

@@ -1,0 +1,100 @@
+"""What the devices hold of a sampler: prompts, and the rows that go on from them.
+
+Shapes: G groups, R rows of a group, B = G R rows, L layers, K key heads, D head size, P prompt slots, S slots of a row,
+V vocabulary, E ids that end a row.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from msm_jax.models import DecoderConfig
+from msm_jax.sampler.draw import Settings, neutral
+
+PyTree = Any
+STOP_IDS = 16  # ids that end a row, at most
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Shape:
+    """Sizes that a compiled program is made for.
+
+    Attributes:
+      groups: prompts that are held at once.
+      rows: samples of each of them that are drawn at once.
+      prompt: slots of a prompt.
+      answer: slots of what follows it in a row.
+    """
+
+    groups: int
+    rows: int
+    prompt: int
+    answer: int
+
+    @property
+    def batch(self) -> int:
+        return self.groups * self.rows
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    keys_and_values: PyTree  # of each layer ([G, K, P, D], the same)
+    tokens: jax.Array  # int32[G, P]
+    length: jax.Array  # int32[G], slots that are filled
+    adapter: jax.Array  # int32[G], its place in the stack of adapters
+    logits: jax.Array  # float32[G, V], of the token after the last
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    keys_and_values: PyTree  # of each layer ([G, R, K, S, D], the same)
+    length: jax.Array  # int32[B], slots that are filled
+    logits: jax.Array  # float32[B, V], of the next token
+    limit: jax.Array  # int32[B], tokens that may be drawn yet
+    done: jax.Array  # bool[B], draws no more
+    stop_ids: jax.Array  # int32[B, E], -1 where there is none
+    counts: jax.Array  # int16[B, V], how often each id was drawn
+    in_prompt: jax.Array  # bool[B, V]; only of rows with a repetition penalty
+    settings: Settings
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    prompts: Prompts
+    rows: Rows
+
+
+def empty_state(config: DecoderConfig, shape: Shape, stacked: bool) -> State:
+    G, R, P, S = shape.groups, shape.rows, shape.prompt, shape.answer
+    B, V = shape.batch, config.vocab_size
+
+    def keys_and_values(*sizes: int) -> PyTree:
+        if stacked:
+            return tuple(jnp.zeros((config.num_layers, *sizes), config.dtype) for _ in range(2))
+        return [tuple(jnp.zeros(sizes, config.dtype) for _ in range(2)) for _ in range(config.num_layers)]
+
+    head = config.num_kv_heads, config.head_size
+    prompts = Prompts(
+        keys_and_values(G, head[0], P, head[1]),
+        tokens=jnp.zeros((G, P), jnp.int32),
+        length=jnp.zeros(G, jnp.int32),
+        adapter=jnp.zeros(G, jnp.int32),
+        logits=jnp.zeros((G, V), jnp.float32),
+    )
+    rows = Rows(
+        keys_and_values(G, R, head[0], S, head[1]),
+        length=jnp.zeros(B, jnp.int32),
+        logits=jnp.zeros((B, V), jnp.float32),
+        limit=jnp.zeros(B, jnp.int32),
+        done=jnp.ones(B, bool),
+        stop_ids=jnp.full((B, STOP_IDS), -1, jnp.int32),
+        counts=jnp.zeros((B, V), jnp.int16),
+        in_prompt=jnp.zeros((B, V), bool),
+        settings=neutral(B),
+    )
+    return State(prompts, rows)
