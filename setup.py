@@ -19,7 +19,11 @@ setuptools.setup(
     python_requires=">=3.11",
     # eval, configs and specs are at the top of the repository, and inside of the package by links.
     packages=setuptools.find_namespace_packages(include=["msm_jax*"]),
-    entry_points={"console_scripts": ["msm-jax = msm_jax.__main__:main"]},
+    entry_points={
+        "console_scripts": ["msm-jax = msm_jax.__main__:main"],
+        # The model provider of Inspect: `inspect eval TASK --model msm_jax/PATH`.
+        "inspect_ai": ["msm_jax = msm_jax.inspect"],
+    },
     # Folders of files count as packages too: prompts, report templates and reference numbers lie beside the code.
     package_data={"": ["*.txt", "*.md", "*.json", "*.jsonl", "*.csv", "*.html", "*.j2", "*.jinja", "*.toml"]},
     install_requires=[
@@ -62,8 +66,9 @@ setuptools.setup(
         # To compare with the original implementations: `python -m msm_jax.convert ... --verify`; and to read the GGUF
         # file of SmolLM2 (launch/smollm2.sh).
         "hf": HUGGING_FACE,
-        # Judges and embeddings of the evaluations to come; those of today need nothing more.
-        "eval": [],
+        # Inspect and its evaluations, which ask a checkpoint through msm_jax.inspect (docs/inspect.md). Not among those
+        # of "test": it wants an older fsspec than gcsfs does.
+        "eval": ["inspect-ai>=0.3.285,<0.4", "inspect-evals>=0.26"],
         # Each minor version of ruff may format otherwise, and launch/test.sh holds the code to one format.
         "test": [
             "pytest",

@@ -13,7 +13,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import jinja2
@@ -74,7 +74,7 @@ class JinjaTemplate:
         _day(self.date)
         if self.thinking in ("on", "off"):
             _compiled(self.source, self.date)  # which tells what is wrong with the source itself
-            if _SWITCH not in jinja2.meta.find_undeclared_variables(_environment(self.date).parse(self.source)):
+            if _SWITCH not in _variables(self.source, self.date):
                 raise UserError(
                     f"thinking is '{self.thinking}', but this chat template knows no {_SWITCH}; use 'default'"
                 )
@@ -102,6 +102,26 @@ class JinjaTemplate:
         text = self._run(messages, generation_prompt)
         self._check_written(messages, text, generation_prompt)
         return Rendered(text, () if generation_prompt else self._trained_spans(messages, text))
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether it tells the model of tools, and has it call them as Hermes and Qwen do, in <tool_call> blocks."""
+        return "<tool_call>" in self.source and "tools" in _variables(self.source, self.date)
+
+    def render_tools(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
+        """A generation prompt for messages as transformers takes them, with tool calls and what tools answered.
+
+        Raises: UserError if the template knows no tools, fails, or if a text in a message spells a control token.
+        """
+        if not self.takes_tools:
+            raise UserError(
+                "this checkpoint's chat template knows no tools; ask without them, or give another template"
+            )
+        for number, message in enumerate(messages, start=1):
+            for text in _texts(message):
+                if found := self._tokens.search(text):
+                    raise UserError(f"message {number} holds the control token '{found[0]}'; take it out")
+        return self._write(messages, generation_prompt=True, tools=tools)
 
     def _check_written(self, messages: Sequence[Message], text: str, generation_prompt: bool) -> None:
         """Some templates know no system messages, or take no texts but lists of parts, and leave out what they lack."""
@@ -149,15 +169,23 @@ class JinjaTemplate:
         return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def _run(self, messages: Sequence[Message], generation_prompt: bool) -> str:
+        return self._write([{"role": turn.role, "content": turn.content} for turn in messages], generation_prompt)
+
+    def _write(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
         switch = {_SWITCH: self.thinking == "on"} if self.thinking in ("on", "off") else {}
         try:
             return _compiled(self.source, self.date).render(
                 dict(self.named_tokens),
-                messages=[{"role": message.role, "content": message.content} for message in messages],
+                messages=list(messages),
                 add_generation_prompt=generation_prompt,
                 bos_token=self.bos_token,
                 eos_token=self.eos_token,
-                tools=None,
+                tools=list(tools) if tools else None,
                 documents=None,
                 date_string=self.date,
                 **switch,
@@ -315,6 +343,23 @@ def _compiled(source: str, date: str) -> jinja2.Template:
         return _environment(date).from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"chat template, line {error.lineno}: {error.message}") from None
+
+
+@functools.lru_cache(maxsize=32)
+def _variables(source: str, date: str) -> frozenset[str]:
+    """What the template is told from outside."""
+    return frozenset(jinja2.meta.find_undeclared_variables(_environment(date).parse(source)))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _texts(part)
+    elif isinstance(value, Sequence):
+        for part in value:
+            yield from _texts(part)
 
 
 def _day(date: str) -> datetime.datetime:
