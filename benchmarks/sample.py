@@ -1,0 +1,166 @@
+"""Our sampler beside transformers: same shape, machine and dtype, in turns, each in a process of its own.
+
+    python -m benchmarks.sample                          16 samples of a prompt of 2,048 tokens, 64 new ones each
+    python -m benchmarks.sample --case=stream            one short prompt, 128 tokens
+    python -m benchmarks.sample --case=prompts --sides=ours
+
+Prints a line of JSON: new tokens per second of both, prompts read and all (the best and the median of the runs), the
+ratio of the best, peak memory in GB of the process, and the load of the machine before it began. Weights are random:
+what is computed does not depend on them. The first run of each side, which compiles, is not counted. transformers reads
+a shared prompt once and repeats its cache; of several prompts it makes one batch.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+SHAPE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+# Prompts, samples of each, tokens of each prompt, new tokens.
+CASES = {
+    "16": (1, 16, 2048, 64),
+    "64": (1, 64, 2048, 64),
+    "stream": (1, 1, 32, 128),
+    "prompts": (64, 1, 256, 64),
+}
+SIDES = ("ours", "transformers")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=CASES, default="16")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--runs", type=int, default=3, help="counted, of each side")
+    parser.add_argument("--rows", type=int, default=64, help="of ours: answers drawn at once, at most")
+    parser.add_argument("--chunk", type=int, default=256, help="of ours: tokens of a prompt that are read at once")
+    parser.add_argument("--steps", type=int, default=16, help="of ours: tokens of a block")
+    parser.add_argument("--sides", default=",".join(SIDES), help="one of them alone is measured without a ratio")
+    parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if not set(options.sides.split(",")) <= set(SIDES):
+        parser.error(f"--sides={options.sides}: choose of {', '.join(SIDES)}")
+    if options.worker:
+        _serve({"ours": _ours, "transformers": _transformers}[options.worker](options))
+    else:
+        print(json.dumps(compare(options)), flush=True)
+
+
+def compare(options: argparse.Namespace) -> dict:
+    load = os.getloadavg()[0]
+    workers = {side: _start(side) for side in options.sides.split(",")}
+    seconds: dict[str, list[float]] = {side: [] for side in workers}
+    memory = {}
+    for run in range(options.runs + 1):
+        for side, worker in workers.items():
+            worker.stdin.write("run\n")
+            worker.stdin.flush()
+            line = worker.stdout.readline()
+            if not line:
+                raise SystemExit(f"{side} ended with status {worker.wait()}; its messages are above")
+            told = json.loads(line)
+            memory[side] = told["memory"]
+            if run:
+                seconds[side].append(told["seconds"])
+    for worker in workers.values():
+        worker.stdin.close()
+        worker.wait()
+    prompts, samples, length, new = CASES[options.case]
+    tokens = prompts * samples * new
+    result = {
+        "case": {"prompts": prompts, "samples": samples, "prompt_tokens": length, "new_tokens": new},
+        "dtype": options.dtype,
+        "load_before": round(load, 2),
+        "best": {side: round(tokens / min(times), 1) for side, times in seconds.items()},
+        "median": {side: round(tokens / statistics.median(times), 1) for side, times in seconds.items()},
+        "peak_memory_gb": {side: round(value / 1e9, 2) for side, value in memory.items()},
+    }
+    if len(workers) == 2:
+        result["ratio"] = round(min(seconds["transformers"]) / min(seconds["ours"]), 2)
+    return result
+
+
+def _start(side: str) -> subprocess.Popen:
+    environment = {"JAX_NUM_CPU_DEVICES": "1"} | dict(os.environ) if side == "ours" else dict(os.environ)
+    command = [sys.executable, "-m", "benchmarks.sample", *sys.argv[1:], f"--worker={side}"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def _serve(run: Callable[[], None]) -> None:
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        run()
+        seconds = time.perf_counter() - start
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps({"seconds": seconds, "memory": memory}), flush=True)
+
+
+def _prompts(options: argparse.Namespace, rng: np.random.Generator, vocabulary: int) -> np.ndarray:
+    """New ones for each run, so that nothing is found that was read before."""
+    prompts, _, length, _ = CASES[options.case]
+    return rng.integers(0, vocabulary, (prompts, length))
+
+
+def _ours(options: argparse.Namespace) -> Callable[[], None]:
+    import dataclasses
+
+    import jax
+
+    from msm_jax.checkpoints.presets import preset
+    from msm_jax.models import Model
+    from msm_jax.sampler import Sampling
+    from msm_jax.sampler.adapters import for_sampling
+    from msm_jax.sampler.engine import Engine
+
+    config = dataclasses.replace(preset(SHAPE), dtype=options.dtype)
+    model, params, _ = for_sampling(Model(config), jax.jit(Model(config).init)(jax.random.key(0)), [])
+    sizes = {"rows": options.rows, "steps": options.steps, "chunk": options.chunk}
+    engine = Engine(model, params, None, vocabulary=config.vocab_size, **sizes)
+    _, samples, _, new = CASES[options.case]
+    rng = np.random.default_rng(0)
+
+    def run() -> None:
+        drawn = []
+        for prompt in _prompts(options, rng, config.vocab_size):
+            engine.submit(prompt, Sampling(max_tokens=new), samples, lambda index, tokens, finish: drawn.extend(tokens))
+        engine.run()
+        assert len(drawn) == np.prod(CASES[options.case][:2]) * new
+
+    return run
+
+
+def _transformers(options: argparse.Namespace) -> Callable[[], None]:
+    import torch
+    import transformers
+
+    from msm_jax.checkpoints.families import config_of
+    from msm_jax.checkpoints.presets import preset
+
+    config = transformers.AutoConfig.for_model(**config_of(preset(SHAPE)))
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, options.dtype)).eval()
+    _, samples, _, new = CASES[options.case]
+    rng = np.random.default_rng(0)
+
+    @torch.inference_mode()
+    def run() -> None:
+        ids = torch.tensor(_prompts(options, rng, config.vocab_size))
+        out = model(ids, use_cache=True, logits_to_keep=1)
+        cache, logits = out.past_key_values, out.logits[:, -1].repeat_interleave(samples, dim=0)
+        if samples > 1:
+            cache.batch_repeat_interleave(samples)
+        for step in range(new):
+            token = torch.multinomial(logits.float().softmax(dim=-1), 1)
+            if step < new - 1:
+                logits = model(token, past_key_values=cache, use_cache=True).logits[:, -1]
+
+    return run
+
+
+if __name__ == "__main__":
+    main()
