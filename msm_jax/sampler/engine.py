@@ -111,9 +111,17 @@ class Engine:
                     self._end(sample, [], Finish.CANCELLED)
 
     def step(self) -> bool:
-        """Goes on by one border and one block. Returns whether anything was done."""
+        """Goes on by one border and one block. Returns whether anything was done. After an error (such as memory that
+        does not suffice) nothing is left of what was asked, and the engine can be asked anew."""
         with self._lock:
-            return self._step()
+            try:
+                return self._step()
+            except BaseException:  # the state that a program was given is gone
+                old = self.scheduler
+                self.scheduler = Scheduler(old.rows_at_most, old.steps, old.chunk)
+                self._state, self._ended_on_host = None, set()
+                self._unread.clear()
+                raise
 
     def _step(self) -> bool:
         plan = self.scheduler.plan()

@@ -101,7 +101,7 @@ class Scheduler:
 
     def __init__(self, rows: int, steps: int, chunk: int):
         self.steps, self.chunk, self.small_chunk = steps, chunk, max(8, chunk // 8)
-        self._batches = _batches(rows)
+        self.rows_at_most, self._batches = rows, _batches(rows)
         self.shape: Shape | None = None
         self.groups: list[Group | None] = []
         self.rows: list[Sample | None] = []

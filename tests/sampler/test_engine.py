@@ -194,6 +194,22 @@ def test_nothing_compiles_for_new_settings():
     assert compiled == [programs.decode.compiled(), programs.prefill.compiled(), programs.admit.compiled()]
 
 
+def test_after_an_error_the_engine_can_be_asked_anew(monkeypatch):
+    one = engine()
+    asked = [(LONG[:20], Sampling(max_tokens=8, seed=6), 16, 0)]
+    expected = ids(answers(one, asked)[0])
+
+    def fails(model, params, adapters, state, *_, **__):
+        jax.tree.map(lambda x: x.delete(), state)  # as it is when it was given away
+        raise MemoryError("too little")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(programs, "decode", fails)
+        with pytest.raises(MemoryError):
+            answers(one, asked)
+    assert one.scheduler.idle and ids(answers(one, asked)[0]) == expected
+
+
 def test_a_model_that_gives_no_numbers_says_so_and_spoils_no_slot():
     lora, weights = random_lora(2, ("v",), 1)
     one = engine(adapters=[(lora, jax.tree.map(lambda x: x * jnp.nan, weights))])
