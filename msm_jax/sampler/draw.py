@@ -67,7 +67,9 @@ def draw(
     normaliser_B1 = jax.nn.logsumexp(logits_BV, axis=-1, keepdims=True)
     adjusted_BV = _adjust(logits_BV, settings, counts_BV, in_prompt_BV)
     greedy_B = settings.temperature <= 0
-    tempered_BV = adjusted_BV / jnp.where(greedy_B, 1.0, settings.temperature)[:, None]
+    # Of the largest first: what a small temperature would make of logits is no float.
+    below_BV = adjusted_BV - jnp.max(adjusted_BV, axis=-1, keepdims=True)
+    tempered_BV = below_BV / jnp.where(greedy_B, 1.0, settings.temperature)[:, None]
     limited = (settings.top_k > 0) | (settings.top_p < 1) | (settings.min_p > 0)
     lowest_B = jax.lax.cond(
         jnp.any(limited & ~greedy_B), _threshold, lambda x, _: jnp.full(len(x), -jnp.inf), tempered_BV, settings
@@ -128,16 +130,16 @@ def _adjust(logits_BV, settings: Settings, counts_BV, in_prompt_BV) -> jax.Array
 def _threshold(logits_BV: jax.Array, settings: Settings) -> jax.Array:
     """The smallest logit that each row keeps, float32[B]: of those of the k likeliest, those that first reach the
     probability `top_p` among them (arXiv 1904.09751), and those of at least `min_p` times the likeliest's probability
-    (arXiv 2407.01082), in this order. Of equal logits all are kept."""
+    (arXiv 2407.01082), in this order. Of equal logits all are kept. The largest logit of each row is 0."""
     vocabulary = logits_BV.shape[-1]
     k_B = jnp.where(settings.top_k > 0, jnp.minimum(settings.top_k, vocabulary), vocabulary)
     lowest_B = _lowest_kept(logits_BV, jnp.ones_like(logits_BV), k_B.astype(jnp.float32))
-    largest_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
-    weights_BV = jnp.where(logits_BV >= lowest_B[:, None], jnp.exp(logits_BV - largest_B1), 0.0)
+    weights_BV = jnp.where(logits_BV >= lowest_B[:, None], jnp.exp(logits_BV), 0.0)
     total_B = weights_BV.sum(axis=-1)
     nucleus_B = _lowest_kept(logits_BV, weights_BV, settings.top_p * total_B)
     lowest_B = jnp.where(settings.top_p < 1, jnp.maximum(lowest_B, nucleus_B), lowest_B)
-    return jnp.maximum(lowest_B, largest_B1[:, 0] + jnp.log(settings.min_p))
+    # A `top_p` that is no float of full precision counts as 0, which nothing needs to reach.
+    return jnp.minimum(jnp.maximum(lowest_B, jnp.log(settings.min_p)), 0.0)
 
 
 def _lowest_kept(logits_BV: jax.Array, weights_BV: jax.Array, wanted_B: jax.Array) -> jax.Array:
@@ -161,9 +163,9 @@ def _float_of(order: jax.Array) -> jax.Array:
 
 def _invert(logits_BV: jax.Array, lowest_B: jax.Array, uniform_B2: jax.Array) -> jax.Array:
     """The token at which the sum of probabilities first exceeds a uniform number. The first number chooses a block of
-    ids, the second an id in it, so that neither sum is long: a float32 sum over the vocabulary would lose the tail."""
-    largest_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
-    weights_BV = jnp.where(logits_BV >= lowest_B[:, None], jnp.exp(logits_BV - largest_B1), 0.0)
+    ids, the second an id in it, so that neither sum is long: a float32 sum over the vocabulary would lose the tail. The
+    largest logit of each row is 0."""
+    weights_BV = jnp.where(logits_BV >= lowest_B[:, None], jnp.exp(logits_BV), 0.0)
     B, V = weights_BV.shape
     size = min(_BLOCK, V)
     blocks_BNS = jnp.pad(weights_BV, ((0, 0), (0, -V % size))).reshape(B, -1, size)
