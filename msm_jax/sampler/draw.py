@@ -89,7 +89,9 @@ def draw(
 
 def sample_key(seed: int, stream: int, index: int) -> tuple[int, int]:
     """The two words that all random numbers of one sample come from: those of choice `index` of a request."""
-    key = jax.random.key(seed, impl="threefry2x32")
+    # Of all 64 bits: `jax.random.key` takes the lower 32 of a number.
+    words = jnp.array([seed >> 32, seed & 0xFFFFFFFF], jnp.uint32)
+    key = jax.random.wrap_key_data(words, impl="threefry2x32")
     key = jax.random.fold_in(jax.random.fold_in(key, stream), index)
     first, second = jax.random.key_data(key).tolist()
     return first, second
