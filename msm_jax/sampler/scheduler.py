@@ -251,17 +251,19 @@ class Scheduler:
         return None
 
     def _give_group(self, sample: Sample, plan: Plan) -> int | None:
-        """A group for the sample's prompt, with what another one has of it; None if all are in use."""
-        wanted = {waiting.group_key for waiting in self._next}
+        """A group for the sample's prompt, with what another one has of it; None if all are in use. One that somebody
+        who came later waits for is taken too, if there is no other: else there might never be one."""
+        wanted = [waiting.group_key for waiting in self._next]
+        before = set(wanted[: wanted.index(sample.group_key)])
+        keys = [None if group is None else (group.adapter, group.tokens) for group in self.groups]
         free = [
             place
-            for place, group in enumerate(self.groups)
-            if len(self._free_rows(place)) == self.shape.rows
-            and (group is None or (group.adapter, group.tokens) not in wanted)
+            for place, key in enumerate(keys)
+            if key not in before and len(self._free_rows(place)) == self.shape.rows
         ]
         if not free:
             return None
-        target = min(free, key=lambda place: -1 if self.groups[place] is None else self.groups[place].used)
+        target = min(free, key=lambda p: (keys[p] in wanted, -1 if keys[p] is None else self.groups[p].used))
         new = Group(sample.adapter, sample.prompt, used=self._border)
         source, common = self._longest_beginning(new)
         if common >= _WORTH_COPYING:
