@@ -91,6 +91,9 @@ class Engine:
                 f"a prompt of {len(prompt)} tokens and max_tokens={sampling.max_tokens} exceed the {longest} tokens "
                 "that the model was made for; shorten one of the two"
             )
+        places = self._places
+        if not 0 <= adapter < places:
+            raise UserError(f"adapter {adapter} is not on the devices; places are from 0 to {places - 1}")
         if n < 0 or not isinstance(n, int):
             raise UserError(f"n is {n!r}; it must be a whole number, 0 or more")
         ends = set(sampling.stop_ids) | (set() if sampling.ignore_end else set(self.end_ids))
@@ -121,6 +124,8 @@ class Engine:
                 self.scheduler = Scheduler(old.rows_at_most, old.steps, old.chunk)
                 self._state, self._ended_on_host = None, set()
                 self._unread.clear()
+                for sample in old.live:
+                    sample.row = None
                 raise
 
     def _step(self) -> bool:
@@ -140,9 +145,19 @@ class Engine:
 
     def run(self) -> None:
         """Goes on until nothing is left to be drawn."""
-        while not self.scheduler.idle:
-            if not self.step() and not self.scheduler.idle:
-                raise RuntimeError("the sampler has samples that wait, and nothing to do")
+        while True:
+            with self._lock:  # others may ask between a step and the look at what is left
+                if self.scheduler.idle:
+                    return
+                if not self.step() and not self.scheduler.idle:
+                    raise RuntimeError("the sampler has samples that wait, and nothing to do")
+
+    @property
+    def _places(self) -> int:
+        """In the stack of adapters, with that of the bare base."""
+        if self._adapters is None:
+            return 1
+        return jax.tree.leaves(self._adapters)[0].shape[1 if self.model.execution.stacked else 0]
 
     def _reshape(self, plan: Plan) -> None:
         move, stacked = plan.reshape, self.model.execution.stacked

@@ -219,6 +219,8 @@ class _Draft:
         self.finish = piece.finish
 
     def completion(self, with_logprobs: bool) -> Completion:
+        if self.finish in (None, Finish.CANCELLED):
+            raise RuntimeError("the answer was lost: the sampler failed while another caller waited for it")
         if self.finish is Finish.ERROR:
             raise UserError("the model gave no numbers for the next token; its weights are damaged")
         # The id that ended the answer has a log-probability, and no text.

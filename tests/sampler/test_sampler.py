@@ -315,6 +315,15 @@ def test_what_stands_before_a_prompt(next_logits):
                 made.generate([""])
 
 
+def test_an_answer_that_is_lost_is_no_short_answer(letters, monkeypatch):
+    """Such as where memory did not suffice while another thread went on with the engine that both ask."""
+    monkeypatch.setattr(letters.engine, "run", lambda: letters.engine.step())
+    with pytest.raises(RuntimeError, match="the answer was lost"):
+        letters.generate(["ab"], n=8, max_tokens=61)
+    monkeypatch.undo()
+    assert len(letters.generate(["ab"], n=8, max_tokens=61)[0]) == 8
+
+
 def test_more_than_the_model_was_made_for(letters):
     config = dataclasses.replace(letters.model.config, max_length=10)
     short = Sampler(Model(config, letters.model.lora), letters.params, letters.lora, letters.tokenizer)
