@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -52,6 +53,10 @@ class Answers:
             self._on_piece(Piece(index, text, tuple(tokens), finish))
         return continuation.stopped
 
+    def fail(self, index: int) -> None:
+        """The answer ends here, without what was held back of its text."""
+        self._on_piece(Piece(index, "", (), Finish.ERROR))
+
 
 class Service:
     """Any thread may ask; one works. Close it when done: what is asked is then cancelled, or with `drain` answered."""
@@ -61,7 +66,7 @@ class Service:
         self._inbox: collections.deque[Callable[[], None]] = collections.deque()
         self._changed = threading.Condition()
         self._closing = self._cancelling = False
-        self._requests: set[Request] = set()
+        self._requests: dict[Request, Answers] = {}
         self.failure: BaseException | None = None  # what ended the thread, if anything did
         self._thread = threading.Thread(target=self._work, name="sampler", daemon=True)
         self._thread.start()
@@ -84,7 +89,7 @@ class Service:
                 _post(loop, pieces, error)
             else:
                 submitted.append(request)
-                self._requests.add(request)
+                self._requests[request] = answers
 
         self._post(submit)
         left = n
@@ -119,7 +124,7 @@ class Service:
     def _forget(self, submitted: list[Request]) -> None:
         for request in submitted:
             self.engine.cancel(request)
-            self._requests.discard(request)
+            self._requests.pop(request, None)
 
     def _work(self) -> None:
         try:
@@ -127,22 +132,25 @@ class Service:
                 with self._changed:
                     while not self._inbox and self.engine.scheduler.idle and not self._closing:
                         self._changed.wait()
-                    actions, closing, cancelling = list(self._inbox), self._closing, self._cancelling
-                    self._inbox.clear()
-                for action in actions:
-                    action()
+                    actions, closing, cancelling = len(self._inbox), self._closing, self._cancelling
+                for _ in range(actions):
+                    self._inbox.popleft()()
                 if cancelling:
                     self._forget(list(self._requests))
                 if closing and self.engine.scheduler.idle:
                     return
                 self.engine.step()
         except BaseException as error:
-            self.failure = error
-            for request in self._requests:
+            with self._changed:
+                self.failure = error  # nobody can ask from here on
+            while self._inbox:  # who asked before has to hear of it too
+                with contextlib.suppress(Exception):
+                    self._inbox.popleft()()
+            for request, answers in self._requests.items():
                 for sample in request.samples:
                     if not sample.ended:
                         sample.ended = True
-                        request.listener(sample.request[1], [], Finish.ERROR)
+                        answers.fail(sample.request[1])
 
 
 def _post(loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue, piece) -> None:

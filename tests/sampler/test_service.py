@@ -1,8 +1,10 @@
 """Many ask one engine at once: each hears its own answers, and whoever leaves frees its rows."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import random
+import threading
 
 import jax
 import numpy as np
@@ -72,9 +74,73 @@ def test_each_hears_its_own_answers_while_others_leave(service):
                 assert (await task)[0] == expected[wanted]
 
     async def everyone():
-        await asyncio.gather(*(client(number) for number in range(24)))
+        await asyncio.gather(*(client(number) for number in range(64)))
 
     asyncio.run(everyone())
+    service.close(drain=True)
+    assert not service._requests, "what nobody waits for is kept"
+
+
+def test_threads_with_loops_of_their_own_hear_their_own_answers(service):
+    expected = [asyncio.run(answer(service, *asked(number)))[0] for number in range(8)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda number: asyncio.run(answer(service, *asked(number % 8)))[0], range(32)))
+    assert found == expected * 4
+
+
+def test_who_stops_listening_frees_the_rows(service, monkeypatch):
+    steps, step = [], service.engine.step
+    monkeypatch.setattr(service.engine, "step", lambda: steps.append(1) or step())
+
+    async def leave():
+        pieces = service.stream(*asked(1, max_tokens=100), n=16)
+        await anext(pieces)
+        await pieces.aclose()
+        return await answer(service, *asked(2))
+
+    asyncio.run(leave())
+    service.close(drain=True)
+    assert not service._requests and len(steps) < 20, "100 tokens are 25 steps"
+
+
+def test_threads_may_ask_one_engine_and_go_on_with_it_together():
+    """As `generate` does: each goes on until nothing is left of anybody's."""
+    base = Model(CONFIG)
+    engine = Engine(MODEL, base.unstack(base.init(jax.random.key(0))), None, vocabulary=16, rows=4, steps=4, chunk=64)
+
+    def ask(number):
+        heard = []
+        for _ in range(6):
+            engine.submit(*asked(number), 1, lambda index, tokens, finish: heard.append(finish))
+            engine.run()
+        return [finish for finish in heard if finish]
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, range(16))) == [[Finish.LENGTH] * 6] * 16
+
+
+def test_a_step_that_found_nothing_to_do_says_nothing_of_what_is_asked_after_it():
+    base = Model(CONFIG)
+    engine = Engine(MODEL, base.unstack(base.init(jax.random.key(0))), None, vocabulary=16, rows=4, steps=4, chunk=64)
+    step, asking = engine.step, []
+
+    def step_while_others_ask():
+        """Another thread has done what was left when this one comes to it, and then somebody asks."""
+        if not asking:
+            while not engine.scheduler.idle:
+                step()
+            done = step()
+            thread = threading.Thread(target=engine.submit, args=(*asked(2), 1, lambda *_: None))
+            asking.append(thread)
+            thread.start()
+            thread.join(0.2)
+            return done
+        return step()
+
+    engine.step = step_while_others_ask
+    engine.submit(*asked(1), 1, lambda *_: None)
+    engine.run()
+    asking[0].join()
 
 
 def test_what_cannot_be_asked_reaches_only_who_asked(service):
@@ -121,6 +187,60 @@ def test_when_the_engine_fails_all_hear_of_it(service, monkeypatch):
         asyncio.run(answer(service, *asked(1)))
     for sample in service.engine.scheduler.waiting:
         sample.ended = True
+
+
+def test_who_asked_just_before_the_engine_failed_hears_of_it(service, monkeypatch):
+    """The thread was at work, and had not seen the request yet."""
+    working, asked_too = threading.Event(), threading.Event()
+
+    def fails():
+        working.set()
+        asked_too.wait(10)
+        raise FloatingPointError("broken")
+
+    monkeypatch.setattr(service.engine, "step", fails)
+
+    async def both():
+        first = asyncio.create_task(answer(service, *asked(1)))
+        await asyncio.to_thread(working.wait, 10)
+        second = asyncio.create_task(answer(service, *asked(2), n=2))
+        await asyncio.sleep(0.01)
+        asked_too.set()
+        return await asyncio.wait_for(asyncio.gather(first, second), 10)
+
+    (_, first), (_, second) = asyncio.run(both())
+    assert set(first.values()) == set(second.values()) == {Finish.ERROR}
+    service.engine.scheduler.waiting.clear()
+
+
+def test_a_text_that_cannot_be_made_leaves_nobody_waiting(service, monkeypatch):
+    """The thread ends with it, and the others hear of that as well as the one whose text it is."""
+
+    def decode(ids):
+        if len(ids) > 3:
+            raise ValueError("no text")
+        return ""
+
+    monkeypatch.setattr(service.tokenizer, "decode", decode, raising=False)
+
+    async def everyone():
+        asking = (answer(service, *asked(number, max_tokens=40), n=2) for number in range(6))
+        return await asyncio.wait_for(asyncio.gather(*asking), 20)
+
+    for _, ends in asyncio.run(everyone()):
+        assert set(ends.values()) == {Finish.ERROR}
+    assert isinstance(service.failure, ValueError)
+
+
+def test_closing_in_time_cancels_what_takes_longer(service):
+    async def ask():
+        task = asyncio.create_task(answer(service, *asked(3, max_tokens=120), n=16))
+        await asyncio.sleep(0.05)
+        await asyncio.to_thread(service.close, True, 0.01)
+        return await task
+
+    _, ends = asyncio.run(ask())
+    assert set(ends.values()) <= {Finish.CANCELLED, Finish.LENGTH} and not service._thread.is_alive()
 
 
 def test_pieces_arrive_while_the_answer_is_drawn(service):
