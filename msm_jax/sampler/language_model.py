@@ -4,7 +4,7 @@ import functools
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,14 @@ Chat = Sequence[Mapping[str, str]]  # [{"role": "user", "content": "..."}, ...]
 _apply = jax.jit(Model.apply, static_argnums=0)  # equal models share it
 
 
+class Voice(NamedTuple):
+    """How chats are written for a model, and what ends its answers."""
+
+    template: Template | None  # None: it is asked with texts alone
+    name: str = ""  # who speaks in the answers, for templates that name the speaker
+    stop_ids: tuple[int, ...] = ()  # of which each ends an answer (data/stops.py)
+
+
 class LanguageModel:
     """What `msm_jax.load` returns.
 
@@ -42,6 +50,7 @@ class LanguageModel:
       name: who speaks in the answers, for templates that name the speaker.
       stop_ids: the ids of which each ends an answer (data/stops.py).
       adapters: those that can be chosen for each request, by name: (their shape, their weights).
+      voices: of those adapters that were trained with a chat template of their own.
     """
 
     def __init__(
@@ -55,8 +64,9 @@ class LanguageModel:
         stop_ids: Sequence[int] = (),
         adapters: Mapping[str, tuple[LoraConfig, PyTree]] | None = None,
         rows: int = 64,
+        voices: Mapping[str, Voice] | None = None,
     ):
-        self.adapters, self._rows = dict(adapters or {}), rows
+        self.adapters, self.voices, self._rows = dict(adapters or {}), dict(voices or {}), rows
         self.name, self.stop_ids = name, tuple(stop_ids)
         self.model, self.params, self.lora = model, params, lora
         self.tokenizer, self.template = tokenizer, template
@@ -102,11 +112,15 @@ class LanguageModel:
             raise UserError("generate: prompts must be a list of texts or of chats")
         for text in stop if isinstance(stop, Sequence) else ():
             check_text(str(text), "generate: stop")
-        ids = [self.encode(prompt, f"generate: prompt {number}") for number, prompt in enumerate(prompts, start=1)]
         place = self.place_of(adapter)
+        ids = [self.encode(prompt, f"generate: prompt {i}", adapter) for i, prompt in enumerate(prompts, start=1)]
+        if adapter in self.voices:
+            settings["stop_ids"] = (*settings.get("stop_ids", ()), *self.voices[adapter].stop_ids)
         return self.sampler.generate(ids, n, temperature, max_tokens, seed, stop, top_p, logprobs, place, **settings)
 
-    def encode(self, prompt: str | Chat | Sequence[int], where: str = "generate: prompt") -> list[int]:
+    def encode(
+        self, prompt: str | Chat | Sequence[int], where: str = "generate: prompt", adapter: str | None = None
+    ) -> list[int]:
         """The ids that `generate` goes on from. Raises: UserError, as it does; `where` begins its message."""
         sampler = self.sampler
         if isinstance(prompt, Sequence) and not isinstance(prompt, str) and prompt and isinstance(prompt[0], int):
@@ -114,9 +128,10 @@ class LanguageModel:
         if isinstance(prompt, str):
             check_text(prompt, where)
             return sampler.encode(prompt)
-        text = self._rendered(prompt, where)
-        start = [self.tokenizer.bos_id] if self.template.bos and self.tokenizer.bos_id is not None else []
-        return [*start, *self.tokenizer.encode(text, special=self.template.special)]
+        voice = self.voice_of(adapter)
+        text = self._rendered(prompt, where, voice)
+        start = [self.tokenizer.bos_id] if voice.template.bos and self.tokenizer.bos_id is not None else []
+        return [*start, *self.tokenizer.encode(text, special=voice.template.special)]
 
     def place_of(self, adapter: str | None) -> int:
         """The adapter's place in the engine's stack. Raises: UserError if it was not loaded."""
@@ -126,6 +141,10 @@ class LanguageModel:
             known = ", ".join(self.adapters) or "none"
             raise UserError(f"generate: adapter {adapter!r} was not loaded; there are: {known}")
         return 1 + int(self.lora is not None) + list(self.adapters).index(adapter)
+
+    def voice_of(self, adapter: str | None) -> Voice:
+        """How `adapter` is asked; None: the model as it was loaded."""
+        return self.voices.get(adapter) or Voice(self.template, self.name, self.stop_ids)
 
     @functools.cached_property
     def sampler(self) -> Sampler:
@@ -142,15 +161,15 @@ class LanguageModel:
         """The engine in a thread, for those who ask one after the other; close it when done."""
         return Service(self.sampler.engine, self.tokenizer)
 
-    def _rendered(self, chat: Chat, where: str) -> str:
+    def _rendered(self, chat: Chat, where: str, voice: Voice) -> str:
         if not isinstance(chat, Sequence) or not chat or not all(isinstance(message, Mapping) for message in chat):
             raise UserError(f"generate: a chat is a list of {{'role', 'content'}}, not {chat!r}")
-        if self.template is None:
+        if voice.template is None:
             raise UserError(
                 "generate: this checkpoint has no chat template; give texts, or load it with chat_template="
             )
         messages = [to_message(message, f"{where}: message {number}") for number, message in enumerate(chat, start=1)]
-        return self.template.render(messages, self.name, generation_prompt=True).text
+        return voice.template.render(messages, voice.name, generation_prompt=True).text
 
 
 def load(
@@ -202,26 +221,41 @@ def load(
                 f"{texts}: the tokenizer has {tokenizer.vocab_size} ids, and the embedding only "
                 f"{base.decoder.vocab_size} rows; they are of two models"
             )
-        chat = dict((adapter and adapter.chat) or base.chat or {})
-        name = chat.pop("name", "")
-        if chat_template or (not chat and read_chat_template(folder)):
-            chat = {"template": chat_template, "thinking": "default"}
-        if thinking is not None:
-            if "template" not in chat:
-                raise UserError(f"thinking={thinking!r}: this checkpoint has no chat template that knows of thinking")
-            chat["thinking"] = thinking
-        template = make_template(chat, folder, for_training=False) if chat else None
-        beside = [weights.beside(stored) for stored in (base, adapter) if stored]
-        stops = stop_ids(tokenizer, template, folder, *filter(None, beside))
+        template, name, stops = voice = _voice(base, adapter, folder, tokenizer, chat_template, thinking)
     params = weights.load(base, placed, dtype)
     lora = weights.load(adapter, placed) if adapter else None
     model = Model(base.decoder, adapter.lora if adapter else None, Execution("blocked").on(platform()))
-    others = {}
-    for label, folder in named.items():
-        stored = weights.open_adapter(folder, base)
+    others, voices = {}, {}
+    for label, where in named.items():
+        stored = weights.open_adapter(where, base)
+        if tokenizer is not None:
+            own = _voice(base, stored, folder, tokenizer, chat_template, thinking)
+            voices |= {label: own} if own != voice else {}
         others[label] = stored.lora, weights.load(stored, placed)
         check_adapter(*others[label], model, label)
-    return LanguageModel(model, params, lora, tokenizer, template, name, stops, others, rows)
+    return LanguageModel(model, params, lora, tokenizer, template, name, stops, others, rows, voices)
+
+
+def _voice(
+    base: weights.Stored,
+    adapter: weights.Stored | None,
+    folder: str | os.PathLike,
+    tokenizer: Tokenizer,
+    chat_template: str,
+    thinking: str | None,
+) -> Voice:
+    """Of `base`, with `adapter` over it: an adapter that was trained with a template is asked with the same one."""
+    chat = dict((adapter and adapter.chat) or base.chat or {})
+    name = chat.pop("name", "")
+    if chat_template or (not chat and read_chat_template(folder)):
+        chat = {"template": chat_template, "thinking": "default"}
+    if thinking is not None:
+        if "template" not in chat:
+            raise UserError(f"thinking={thinking!r}: this checkpoint has no chat template that knows of thinking")
+        chat["thinking"] = thinking
+    template = make_template(chat, folder, for_training=False) if chat else None
+    beside = [weights.beside(stored) for stored in (base, adapter) if stored]
+    return Voice(template, name, stop_ids(tokenizer, template, folder, *filter(None, beside)))
 
 
 def _is_chat(prompts: Sequence[Any]) -> bool:
