@@ -1,0 +1,25 @@
+"""Adapters that are chosen by name are asked as they were trained."""
+
+import json
+
+from msm_jax.sampler.language_model import load
+from tests.tiny_checkpoints import write_adapter
+
+USER = [{"role": "user", "content": "Why?"}]
+TURNS = {"system": ["", "\n"], "user": ["Q: ", "\n"], "assistant": ["A: ", "\n"]}
+
+
+def test_an_adapter_with_a_template_of_its_own(imported, adapter, tmp_path):
+    trained = write_adapter(tmp_path / "trained", imported)
+    described = json.loads((trained / "model.json").read_text())
+    (trained / "model.json").write_text(json.dumps(described | {"chat": TURNS | {"name": "Ann"}}))
+    model = load(imported, {"plain": adapter, "trained": trained})
+    assert model.voices.keys() == {"trained"} and model.voice_of("trained").name == "Ann"
+    assert model.encode(USER, adapter="plain") == model.encode(USER)
+    assert model.tokenizer.decode(model.encode(USER, adapter="trained")) == "Q: Why?\nA:"
+    alone = load(imported, trained)
+    [[expected]], [[found]] = (
+        asked.generate([USER], temperature=0, max_tokens=5, **chosen)
+        for asked, chosen in [(alone, {}), (model, {"adapter": "trained"})]
+    )
+    assert found == expected
