@@ -13,14 +13,13 @@ a shared prompt once and repeats its cache; of several prompts it makes one batc
 import argparse
 import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import numpy as np
+
+from benchmarks import turns
 
 SHAPE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # Prompts, samples of each, tokens of each prompt, new tokens.
@@ -47,7 +46,8 @@ def main() -> None:
     if not set(options.sides.split(",")) <= set(SIDES):
         parser.error(f"--sides={options.sides}: choose of {', '.join(SIDES)}")
     if options.worker:
-        _serve({"ours": _ours, "transformers": _transformers}[options.worker](options))
+        run = {"ours": _ours, "transformers": _transformers}[options.worker](options)
+        turns.serve(run, lambda: {"memory": turns.process_memory()})
     else:
         print(json.dumps(compare(options)), flush=True)
 
@@ -55,22 +55,7 @@ def main() -> None:
 def compare(options: argparse.Namespace) -> dict:
     load = os.getloadavg()[0]
     workers = {side: _start(side) for side in options.sides.split(",")}
-    seconds: dict[str, list[float]] = {side: [] for side in workers}
-    memory = {}
-    for run in range(options.runs + 1):
-        for side, worker in workers.items():
-            worker.stdin.write("run\n")
-            worker.stdin.flush()
-            line = worker.stdout.readline()
-            if not line:
-                raise SystemExit(f"{side} ended with status {worker.wait()}; its messages are above")
-            told = json.loads(line)
-            memory[side] = told["memory"]
-            if run:
-                seconds[side].append(told["seconds"])
-    for worker in workers.values():
-        worker.stdin.close()
-        worker.wait()
+    seconds, told = turns.in_turns(workers, options.runs, uncounted=1)
     prompts, samples, length, new = CASES[options.case]
     tokens = prompts * samples * new
     result = {
@@ -79,26 +64,16 @@ def compare(options: argparse.Namespace) -> dict:
         "load_before": round(load, 2),
         "best": {side: round(tokens / min(times), 1) for side, times in seconds.items()},
         "median": {side: round(tokens / statistics.median(times), 1) for side, times in seconds.items()},
-        "peak_memory_gb": {side: round(value / 1e9, 2) for side, value in memory.items()},
+        "peak_memory_gb": {side: round(facts["memory"] / 1e9, 2) for side, facts in told.items()},
     }
     if len(workers) == 2:
         result["ratio"] = round(min(seconds["transformers"]) / min(seconds["ours"]), 2)
     return result
 
 
-def _start(side: str) -> subprocess.Popen:
-    environment = {"JAX_NUM_CPU_DEVICES": "1"} | dict(os.environ) if side == "ours" else dict(os.environ)
-    command = [sys.executable, "-m", "benchmarks.sample", *sys.argv[1:], f"--worker={side}"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-
-
-def _serve(run: Callable[[], None]) -> None:
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        run()
-        seconds = time.perf_counter() - start
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({"seconds": seconds, "memory": memory}), flush=True)
+def _start(side: str) -> turns.Worker:
+    one_device = {"JAX_NUM_CPU_DEVICES": "1"} if side == "ours" else {}
+    return turns.start("benchmarks.sample", [*sys.argv[1:], f"--worker={side}"], one_device | dict(os.environ))
 
 
 def _prompts(options: argparse.Namespace, rng: np.random.Generator, vocabulary: int) -> np.ndarray:

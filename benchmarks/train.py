@@ -13,14 +13,11 @@ in a process of its own, and one waits while the other works.
 import argparse
 import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
+from benchmarks import turns
 from msm_jax import cli
 
 SHAPES = {
@@ -50,7 +47,7 @@ def main() -> None:
         parser.error(f"--sides={options.sides}: choose of {', '.join(SIDES)}")
     if options.worker:
         side = {"ours": _ours, "peft": _peft}[options.worker]
-        sys.exit(cli.status_of(lambda: _serve(side(options))))
+        sys.exit(cli.status_of(lambda: turns.serve(*side(options))))
     for dtype in options.dtype.split(","):
         options.dtype = dtype
         print(json.dumps(compare(options)), flush=True)
@@ -58,21 +55,8 @@ def main() -> None:
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
     workers = {side: _start(side, options.dtype) for side in options.sides.split(",")}
-    seconds: dict[str, list[float]] = {side: [] for side in workers}
-    about: dict[str, dict[str, Any]] = {}
-    for step in range(options.steps + 2):
-        for side, worker in workers.items():
-            worker.stdin.write("step\n")
-            worker.stdin.flush()
-            line = worker.stdout.readline()
-            if not line:
-                raise SystemExit(f"{side} ended with status {worker.wait()}; its messages are above")
-            about[side] = json.loads(line)
-            if step >= 2:  # the first compiles, and the second may still allocate
-                seconds[side].append(about[side]["seconds"])
-    for worker in workers.values():
-        worker.stdin.close()
-        worker.wait()
+    # The first run compiles, and the second may still allocate.
+    seconds, about = turns.in_turns(workers, options.steps, uncounted=2)
     tokens = options.rows * options.length
     rates = {side: tokens / statistics.median(times) for side, times in seconds.items()}
     result: dict[str, Any] = {
@@ -98,26 +82,12 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _start(side: str, dtype: str) -> subprocess.Popen:
+def _start(side: str, dtype: str) -> turns.Worker:
     environment = dict(os.environ)
     if side == "ours":
         environment.setdefault("JAX_NUM_CPU_DEVICES", "1")
         environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # of a GPU that both sides are on
-    command = [sys.executable, "-m", "benchmarks.train", *sys.argv[1:], f"--dtype={dtype}", f"--worker={side}"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-
-
-def _serve(worker: tuple[Callable[[], None], Callable[[], float], dict[str, float]]) -> None:
-    step, memory, facts = worker
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        step()
-        seconds = time.perf_counter() - start
-        print(json.dumps({"seconds": seconds, "memory": memory(), **facts}), flush=True)
-
-
-def _process_memory() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+    return turns.start("benchmarks.train", [*sys.argv[1:], f"--dtype={dtype}", f"--worker={side}"], environment)
 
 
 def _ours(options: argparse.Namespace):
@@ -173,9 +143,9 @@ def _ours(options: argparse.Namespace):
 
     def memory() -> float:
         stats = jax.devices()[0].memory_stats()
-        return float(stats["peak_bytes_in_use"]) if stats else _process_memory()
+        return float(stats["peak_bytes_in_use"]) if stats else turns.process_memory()
 
-    return step, memory, facts
+    return step, lambda: {"memory": memory(), **facts}
 
 
 def _peft(options: argparse.Namespace):
@@ -214,9 +184,9 @@ def _peft(options: argparse.Namespace):
             torch.cuda.synchronize()
 
     def memory() -> float:
-        return float(torch.cuda.max_memory_allocated()) if device == "cuda" else _process_memory()
+        return float(torch.cuda.max_memory_allocated()) if device == "cuda" else turns.process_memory()
 
-    return step, memory, {}
+    return step, lambda: {"memory": memory()}
 
 
 if __name__ == "__main__":
