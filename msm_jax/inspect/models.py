@@ -13,13 +13,10 @@ import jax
 from msm_jax.checkpoints import weights
 from msm_jax.checkpoints.sources import is_hub_id
 from msm_jax.data.chat import Template
-from msm_jax.data.huggingface import read_chat_template
-from msm_jax.data.jinja_template import make_template
-from msm_jax.data.stops import stop_ids
 from msm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from msm_jax.errors import UserError
 from msm_jax.sampler.adapters import check_adapter, for_sampling
-from msm_jax.sampler.language_model import load
+from msm_jax.sampler.language_model import load, read_voice
 from msm_jax.sampler.sampler import Sampler
 from msm_jax.sampler.service import Service
 from msm_jax.stages.own_model import name_of
@@ -98,20 +95,10 @@ def _texts(
         raise UserError(f"{what}: no tokenizer lies beside these weights, so it cannot be asked")
     folder = weights.local_tokenizer(where)
     tokenizer = load_tokenizer(folder, base.decoder.vocab_size)
-    chat = dict((adapter and adapter.chat) or base.chat or {})
-    name = chat.pop("name", "")
-    if chat_template or (not chat and read_chat_template(folder)):
-        chat = {"template": chat_template, "thinking": "default"}
-    if thinking is not None:
-        if "template" not in chat:
-            raise UserError(f"thinking={thinking!r}: {what} has no chat template that knows of thinking")
-        chat["thinking"] = thinking
-    if not chat:
+    voice = read_voice(base, adapter, folder, tokenizer, chat_template, thinking)
+    if voice.template is None:
         raise UserError(f"{what}: has no chat template, so it cannot be asked; give -M chat_template=")
-    template = make_template(chat, folder, for_training=False)
-    beside = [weights.beside(stored) for stored in (base, adapter) if stored]
-    ends = {tokenizer.eos_id, *stop_ids(tokenizer, template, folder, *filter(None, beside))}
-    return tokenizer, template, name, tuple(sorted(ends))
+    return tokenizer, *voice
 
 
 class Shared:

@@ -221,7 +221,7 @@ def load(
                 f"{texts}: the tokenizer has {tokenizer.vocab_size} ids, and the embedding only "
                 f"{base.decoder.vocab_size} rows; they are of two models"
             )
-        template, name, stops = voice = _voice(base, adapter, folder, tokenizer, chat_template, thinking)
+        template, name, stops = voice = read_voice(base, adapter, folder, tokenizer, chat_template, thinking)
     params = weights.load(base, placed, dtype)
     lora = weights.load(adapter, placed) if adapter else None
     model = Model(base.decoder, adapter.lora if adapter else None, Execution("blocked").on(platform()))
@@ -229,14 +229,14 @@ def load(
     for label, where in named.items():
         stored = weights.open_adapter(where, base)
         if tokenizer is not None:
-            own = _voice(base, stored, folder, tokenizer, chat_template, thinking)
+            own = read_voice(base, stored, folder, tokenizer, chat_template, thinking)
             voices |= {label: own} if own != voice else {}
         others[label] = stored.lora, weights.load(stored, placed)
         check_adapter(*others[label], model, label)
     return LanguageModel(model, params, lora, tokenizer, template, name, stops, others, rows, voices)
 
 
-def _voice(
+def read_voice(
     base: weights.Stored,
     adapter: weights.Stored | None,
     folder: str | os.PathLike,
@@ -244,7 +244,8 @@ def _voice(
     chat_template: str,
     thinking: str | None,
 ) -> Voice:
-    """Of `base`, with `adapter` over it: an adapter that was trained with a template is asked with the same one."""
+    """Of `base`, with `adapter` over it: an adapter that was trained with a template is asked with the same one.
+    `folder` holds the tokenizer's files. Raises: UserError for a `thinking` that no template knows of."""
     chat = dict((adapter and adapter.chat) or base.chat or {})
     name = chat.pop("name", "")
     if chat_template or (not chat and read_chat_template(folder)):
