@@ -40,7 +40,7 @@ class Execution:
 
     Attributes:
       attention: kernel over whole rows: "reference", "blocked", "splash" (TPU), "triton" (NVIDIA GPU), or "auto",
-        which is settled by `on`. Steps of the sampler use the reference.
+        which is settled by `on`. The sampler has its own (sampler/attention.py).
       attention_block: tokens of a tile of splash attention.
       remat: what the forward pass keeps, a name in `REMAT_POLICIES`.
       scan_unroll: layers of one step of the scan. On a CPU a full unroll is faster: nothing is copied into stacks.

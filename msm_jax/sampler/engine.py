@@ -4,7 +4,6 @@ An engine holds one base on its devices, and adapters beside it. `submit` hands 
 block, and a request's listener hears of each token. It knows ids alone; text is made around it (text.py).
 """
 
-import collections
 import dataclasses
 import functools
 import math
@@ -21,7 +20,7 @@ from msm_jax.models import Model
 from msm_jax.parallel.hosts import fetch
 from msm_jax.sampler import programs
 from msm_jax.sampler.draw import Settings, neutral, sample_key
-from msm_jax.sampler.request import Finish, Sampling, TokenLogprob, check_stop_ids
+from msm_jax.sampler.request import Finish, Sampling, TokenLogprob, check_count, check_stop_ids
 from msm_jax.sampler.scheduler import Chunk, Plan, Sample, Scheduler
 from msm_jax.sampler.state import STOP_IDS, Shape, State, empty_state
 
@@ -73,7 +72,6 @@ class Engine:
         self.scheduler = Scheduler(rows, steps, chunk)
         self._state: State | None = None
         self._ended_on_host: set[int] = set()  # rows that the devices still draw
-        self._unread: collections.deque = collections.deque()
         self._lock = threading.RLock()  # several threads may ask, and go on
 
     def submit(
@@ -94,8 +92,7 @@ class Engine:
         places = self._places
         if not 0 <= adapter < places:
             raise UserError(f"adapter {adapter} is not on the devices; places are from 0 to {places - 1}")
-        if n < 0 or not isinstance(n, int):
-            raise UserError(f"n is {n!r}; it must be a whole number, 0 or more")
+        check_count(n)
         ends = set(sampling.stop_ids) | (set() if sampling.ignore_end else set(self.end_ids))
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         if outside := [i for i in sampling.logit_bias if not 0 <= i < self.vocabulary]:
@@ -123,7 +120,6 @@ class Engine:
                 old = self.scheduler
                 self.scheduler = Scheduler(old.rows_at_most, old.steps, old.chunk)
                 self._state, self._ended_on_host = None, set()
-                self._unread.clear()
                 for sample in old.live:
                     sample.row = None
                 raise
@@ -138,9 +134,7 @@ class Engine:
             self._state = programs.admit(self._state, self._admission(plan.admitted))
             self._ended_on_host -= {sample.row for sample in plan.admitted}
         if plan.decodes:
-            self._decode()
-        while self._unread:
-            self._listen(*self._unread.popleft())
+            self._listen(self._decode())
         return bool(plan)
 
     def run(self) -> None:
@@ -177,7 +171,7 @@ class Engine:
             return
         tokens = np.zeros(work.size, np.int32)
         tokens[: len(work.tokens)] = work.tokens
-        self._state, _ = programs.prefill(
+        self._state = programs.prefill(
             self.model, self._params, self._adapters, self._state, np.int32(work.group), tokens, np.int32(work.start),
             np.int32(len(work.tokens)), np.int32(work.adapter), vocabulary=self.vocabulary,
         )  # fmt: skip
@@ -202,24 +196,26 @@ class Engine:
             settings.likeliest[row] = asked.logprobs or 0
         return programs.Admitted(rows, limit, stops, settings)
 
-    def _decode(self) -> None:
+    def _decode(self) -> programs.Block:
         cancelled = np.zeros(self.scheduler.shape.batch, bool)
         cancelled[list(self._ended_on_host)] = True
         self._state, block = programs.decode(
             self.model, self._params, self._adapters, self._state, cancelled, steps=self.scheduler.steps,
             vocabulary=self.vocabulary,
         )  # fmt: skip
-        self._unread.append((block, list(self.scheduler.rows)))
+        return fetch(block)
 
-    def _listen(self, block: programs.Block, rows: list[Sample | None]) -> None:
-        """Tells listeners what a block drew in the rows that it had."""
-        block = fetch(block)
-        for row, sample in enumerate(rows):
-            if sample is None or sample.ended:
+    def _listen(self, block: programs.Block) -> None:
+        """Tells listeners what a block drew."""
+        for row, sample in enumerate(list(self.scheduler.rows)):
+            if sample is None or sample.ended:  # by a listener of a row before it
                 continue
-            request, index = sample.request
+            request, _ = sample.request
             wanted = request.sampling.logprobs or 0
             count = int(block.alive[:, row].sum())
+            spoilt = ~block.finite[:count, row]
+            if spoilt.any():  # what is drawn from what is no number is no token
+                count = int(spoilt.argmax())
             tokens = [
                 TokenLogprob(
                     int(block.drawn.token[step, row]),
@@ -230,7 +226,7 @@ class Engine:
             ]
             sample.drawn += count
             finish = None
-            if not block.finite[:count, row].all():
+            if spoilt.any():
                 finish = Finish.ERROR
             elif tokens and tokens[-1].id in request.stop_ids:
                 finish = Finish.STOP

@@ -61,10 +61,9 @@ class Block(NamedTuple):
 def prefill(
     model: Model, params: PyTree, adapters: PyTree | None, state: State, group, tokens_C, start, count, adapter,
     *, vocabulary: int,
-) -> tuple[State, jax.Array]:  # fmt: skip
+) -> State:  # fmt: skip
     """Reads a chunk of one group's prompt, whose first token belongs in slot `start`; of its C tokens `count` count.
-    `vocabulary`: ids that the tokenizer can spell. Returns the state, and of each token the log-probability that the
-    prompt gave it, float32[C]; that of the first means nothing."""
+    `vocabulary`: ids that the tokenizer can spell."""
     prompts = state.prompts
     layers_axis = 1 if model.execution.stacked else 0
     of_group = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=group, slice_size=1, axis=layers_axis)
@@ -93,7 +92,7 @@ def prefill(
         adapter=prompts.adapter.at[group].set(adapter),
         logits=put(prompts.logits, logits_1V, axis=0),
     )
-    return dataclasses.replace(state, prompts=prompts), x_1CM[0]
+    return dataclasses.replace(state, prompts=prompts)
 
 
 @functools.partial(program, static_argnames=("stacked",), donate_argnames="state")

@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import math
+import numbers
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -56,24 +57,24 @@ class Sampling:
             "max_tokens": (1, math.inf), "top_k": (0, math.inf), "seed": (0, 2**63 - 1), "stream": (0, 2**32 - 1),
             "logprobs": (0, LIKELIEST),
         }  # fmt: skip
-        numbers = {
-            "temperature": (0, math.inf), "top_p": (0, 1), "min_p": (0, 1), "repetition_penalty": (0, math.inf),
-            "presence_penalty": (-math.inf, math.inf), "frequency_penalty": (-math.inf, math.inf),
+        real = {
+            "temperature": (0, 1000), "top_p": (0, 1), "min_p": (0, 1), "repetition_penalty": (0.01, 100),
+            "presence_penalty": (-100, 100), "frequency_penalty": (-100, 100),
         }  # fmt: skip
-        for name, (low, high) in {**whole, **numbers}.items():
+        for name, (low, high) in {**whole, **real}.items():
             value = getattr(self, name)
             if value is None and name in ("seed", "logprobs"):
                 continue
-            if isinstance(value, bool) or not isinstance(value, int if name in whole else int | float):
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral if name in whole else numbers.Real):
                 kind = "whole number" if name in whole else "number"
                 raise UserError(f"{name} is {value!r}; it must be a {kind}")
-            above = name in ("top_p", "repetition_penalty")  # zero would rule out, or divide by
+            above = name == "top_p"  # zero would rule out everything
             if not low <= value <= high or not math.isfinite(value) or (above and value == 0):
                 if name == "seed":
                     high = "2**63 - 1"
                 bounds = f"above {low}" if above else f"{low} or more"
                 bounds = bounds if high == math.inf else f"{bounds}, and at most {high}"
-                raise UserError(f"{name} is {value}; it must be {'finite' if low == -math.inf else bounds}")
+                raise UserError(f"{name} is {value}; it must be {bounds}")
         if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
             raise UserError(f"stop is {self.stop!r}; it must be a list of texts that are not empty")
         object.__setattr__(self, "stop", tuple(self.stop))
@@ -81,8 +82,8 @@ class Sampling:
         if len(self.logit_bias) > BIASES:
             raise UserError(f"logit_bias has {len(self.logit_bias)} ids; at most {BIASES} can be given")
         for token, bias in self.logit_bias.items():
-            if not isinstance(token, int) or not isinstance(bias, int | float) or not math.isfinite(bias):
-                raise UserError(f"logit_bias gives {token!r} the bias {bias!r}; it maps ids to finite numbers")
+            if not isinstance(token, int) or not isinstance(bias, int | float) or not -1000 <= bias <= 1000:
+                raise UserError(f"logit_bias gives {token!r} the bias {bias!r}; it maps ids to numbers up to 1000")
 
 
 class Finish(enum.StrEnum):
@@ -98,6 +99,12 @@ class TokenLogprob(NamedTuple):
     id: int
     logprob: float
     likeliest: dict[int, float]
+
+
+def check_count(n: int) -> None:
+    """Raises: UserError if there cannot be so many samples."""
+    if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 0:
+        raise UserError(f"n is {n!r}; it must be a whole number, 0 or more")
 
 
 def check_stop_ids(ids: set[int], vocabulary: int) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from msm_jax.models import LoraConfig, Model
 from msm_jax.parallel.hosts import fetch
 from msm_jax.sampler.adapters import for_sampling
 from msm_jax.sampler.engine import Engine
-from msm_jax.sampler.request import Finish, Sampling, TokenLogprob
+from msm_jax.sampler.request import Finish, Sampling, TokenLogprob, check_count
 from msm_jax.sampler.service import Answers, Piece
 from msm_jax.storage.progress import track
 
@@ -175,8 +175,7 @@ class Sampler:
         )  # fmt: skip
         strings, ids = parse_stop(self.tokenizer, asked.stop)
         asked = dataclasses.replace(asked, stop=strings, stop_ids=(*asked.stop_ids, *ids))
-        if isinstance(n, bool) or not isinstance(n, int) or n < 0:
-            raise UserError(f"n is {n!r}; it must be a whole number, 0 or more")
+        check_count(n)
         drafts = [[_Draft() for _ in range(n)] for _ in prompts]
         place = adapter if adapter is not None else int(self.lora is not None)
         ids_of = [self.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]

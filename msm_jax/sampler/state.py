@@ -17,7 +17,7 @@ PyTree = Any
 STOP_IDS = 16  # ids that end a row, at most
 
 
-@dataclasses.dataclass(frozen=True, order=True)
+@dataclasses.dataclass(frozen=True)
 class Shape:
     """Sizes that a compiled program is made for.
 

@@ -371,7 +371,9 @@ def test_a_model_that_gives_no_numbers_says_so_and_spoils_no_slot():
     one = engine(adapters=[(lora, jax.tree.map(lambda x: x * jnp.nan, weights))])
     asked = [(LONG[:20], Sampling(max_tokens=8, seed=6), 16, 0)]
     expected = ids(answers(one, asked)[0])
-    assert set(answers(one, [(LONG[:20], Sampling(max_tokens=8), 16, 1)])[1].values()) == {Finish.ERROR}
+    tokens, ends = answers(one, [(LONG[:20], Sampling(max_tokens=8), 16, 1)])
+    assert set(ends.values()) == {Finish.ERROR}
+    assert not any(tokens.values())  # what is drawn from no numbers may be an id that no tokenizer has
     assert ids(answers(one, asked)[0]) == expected
 
 
