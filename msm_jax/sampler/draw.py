@@ -29,7 +29,7 @@ class Settings(NamedTuple):
     frequency_penalty: jax.Array  # float32[B]
     bias_ids: jax.Array  # int32[B, N]
     biases: jax.Array  # float32[B, N], added to the logits of these ids; 0 for what is not used
-    key: jax.Array  # uint32[B, 2], of the sample: see `sample_key`
+    key: jax.Array  # uint32[B, 2], of the sample: see `sample_keys`
     likeliest: jax.Array  # int32[B], how many of the likeliest ids are wanted
 
 
@@ -87,14 +87,16 @@ def draw(
     return Drawn(token_B, logprob_B, ids_BK, values_BK - normaliser_B1)
 
 
-def sample_key(seed: int, stream: int, index: int) -> tuple[int, int]:
-    """The two words that all random numbers of one sample come from: those of choice `index` of a request."""
-    # Of all 64 bits: `jax.random.key` takes the lower 32 of a number.
-    words = jnp.array([seed >> 32, seed & 0xFFFFFFFF], jnp.uint32)
-    key = jax.random.wrap_key_data(words, impl="threefry2x32")
-    key = jax.random.fold_in(jax.random.fold_in(key, stream), index)
-    first, second = jax.random.key_data(key).tolist()
-    return first, second
+def sample_keys(origin_B4: jax.Array) -> jax.Array:
+    """uint32[B, 2] that all random numbers of a sample come from. `origin_B4`: uint32, the upper and the lower half of
+    the seed, the stream of the request and the index of the sample in it."""
+
+    def of_sample(origin_4):
+        # Of all 64 bits: `jax.random.key` takes the lower 32 of a number.
+        key = jax.random.wrap_key_data(origin_4[:2], impl="threefry2x32")
+        return jax.random.key_data(jax.random.fold_in(jax.random.fold_in(key, origin_4[2]), origin_4[3]))
+
+    return jax.vmap(of_sample)(origin_B4)
 
 
 def _uniforms(key_B2: jax.Array, index_B: jax.Array) -> jax.Array:

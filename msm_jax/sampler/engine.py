@@ -19,7 +19,7 @@ from msm_jax.errors import UserError
 from msm_jax.models import Model
 from msm_jax.parallel.hosts import fetch
 from msm_jax.sampler import programs
-from msm_jax.sampler.draw import Settings, neutral, sample_key
+from msm_jax.sampler.draw import Settings, neutral
 from msm_jax.sampler.request import Finish, Sampling, TokenLogprob, check_count, check_stop_ids
 from msm_jax.sampler.scheduler import Chunk, Plan, Sample, Scheduler
 from msm_jax.sampler.state import STOP_IDS, Shape, State, empty_state
@@ -180,7 +180,7 @@ class Engine:
         B = self.scheduler.shape.batch
         settings = Settings(*(np.array(x) for x in _neutral(B)))
         rows, limit = np.zeros(B, bool), np.zeros(B, np.int32)
-        stops = np.full((B, STOP_IDS), -1, np.int32)
+        stops, origin = np.full((B, STOP_IDS), -1, np.int32), np.zeros((B, 4), np.uint32)
         for sample in samples:
             request, index = sample.request
             row, asked = sample.row, request.sampling
@@ -192,9 +192,9 @@ class Engine:
                 getattr(settings, name)[row] = min(getattr(asked, name), 2**31 - 1)
             for place, (token, bias) in enumerate(asked.logit_bias.items()):
                 settings.bias_ids[row, place], settings.biases[row, place] = token, bias
-            settings.key[row] = _key(request.seed, asked.stream, index)
+            origin[row] = request.seed >> 32, request.seed & 0xFFFFFFFF, asked.stream, index
             settings.likeliest[row] = asked.logprobs or 0
-        return programs.Admitted(rows, limit, stops, settings)
+        return programs.Admitted(rows, limit, stops, origin, settings)
 
     def _decode(self) -> programs.Block:
         cancelled = np.zeros(self.scheduler.shape.batch, bool)
@@ -257,11 +257,6 @@ def _likeliest(drawn, step: int, row: int, wanted: int) -> dict[int, float]:
 @functools.lru_cache(maxsize=64)
 def _neutral(rows: int) -> tuple[np.ndarray, ...]:
     return tuple(np.asarray(x) for x in neutral(rows))
-
-
-@functools.lru_cache(maxsize=4096)
-def _key(seed: int, stream: int, index: int) -> tuple[int, int]:
-    return sample_key(seed, stream, index)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from msm_jax.models import Model
 from msm_jax.parallel import sampling_options
 from msm_jax.sampler.attention import attend_chunk, attend_decoding
-from msm_jax.sampler.draw import Drawn, Settings, draw
+from msm_jax.sampler.draw import Drawn, Settings, draw, sample_keys
 from msm_jax.sampler.state import Prompts, Rows, Shape, State
 
 PyTree = Any
@@ -46,7 +46,8 @@ class Admitted(NamedTuple):
     rows: jax.Array  # bool[B]
     limit: jax.Array  # int32[B]
     stop_ids: jax.Array  # int32[B, E]
-    settings: Settings
+    origin: jax.Array  # uint32[B, 4], of the random numbers: see `draw.sample_keys`
+    settings: Settings  # but for their keys
 
 
 class Block(NamedTuple):
@@ -144,7 +145,7 @@ def admit(state: State, admitted: Admitted) -> State:
             stop_ids=chosen(admitted.stop_ids, rows.stop_ids),
             counts=chosen(jnp.int16(0), rows.counts),
             in_prompt=jax.lax.cond(penalised, mark, lambda x: x, rows.in_prompt),
-            settings=jax.tree.map(chosen, admitted.settings, rows.settings),
+            settings=jax.tree.map(chosen, admitted.settings._replace(key=sample_keys(admitted.origin)), rows.settings),
         ),
     )
 

@@ -231,12 +231,13 @@ class Scheduler:
     def _next_prompt(self, plan: Plan) -> int | None:
         """The group whose prompt is to be read next, which may be one that is given to a prompt now."""
         tried: set[tuple] = set()
+        places = self._places()
         for sample in self._next:
             if sample.group_key in tried:
                 continue
             tried.add(sample.group_key)
             unready = None
-            for place in self._groups_of(sample.group_key):
+            for place in places[sample.group_key]:
                 self.groups[place].used = self._border
                 if not self.groups[place].ready:
                     unready = place
@@ -297,9 +298,9 @@ class Scheduler:
 
     def _admit(self, plan: Plan) -> None:
         free = {place: self._free_rows(place) for place in range(len(self.groups))}
-        admitted = set()
+        admitted, places = set(), self._places()
         for sample in self._next:
-            for place in self._groups_of(sample.group_key):
+            for place in places[sample.group_key]:
                 if self.groups[place].ready and free[place]:
                     sample.row = free[place].pop(0)
                     self.rows[sample.row] = sample
@@ -309,8 +310,13 @@ class Scheduler:
         plan.admitted = [sample for sample in self.waiting if sample in admitted]
         self.waiting = collections.deque(sample for sample in self.waiting if sample not in admitted)
 
-    def _groups_of(self, key: tuple) -> list[int]:
-        return [i for i, group in enumerate(self.groups) if group and (group.adapter, group.tokens) == key]
+    def _places(self) -> dict[tuple, list[int]]:
+        """The groups that hold each prompt; none for a prompt that no group holds."""
+        places: dict[tuple, list[int]] = collections.defaultdict(list)
+        for place, group in enumerate(self.groups):
+            if group is not None:
+                places[group.adapter, group.tokens].append(place)
+        return places
 
     def _free_rows(self, group: int) -> list[int]:
         rows = range(group * self.shape.rows, (group + 1) * self.shape.rows)

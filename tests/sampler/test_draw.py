@@ -10,11 +10,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from msm_jax.sampler import draw as drawing
-from msm_jax.sampler.draw import draw, neutral, sample_key
+from msm_jax.sampler.draw import draw, neutral, sample_keys
 
 DRAWS = 4000
 jitted = jax.jit(draw)
 adjust, threshold, lowest_kept = (jax.jit(f) for f in (drawing._adjust, drawing._threshold, drawing._lowest_kept))
+
+
+def sample_key(seed, stream, index):
+    return tuple(np.asarray(sample_keys(jnp.uint32([[seed >> 32, seed & 0xFFFFFFFF, stream, index]])))[0].tolist())
 
 
 def settings_of(rows, **values):
