@@ -249,6 +249,7 @@ class Scheduler:
                 place = self._give_group(sample, plan)
                 if place is not None and not self.groups[place].ready:
                     return place
+                places = self._places()
         return None
 
     def _give_group(self, sample: Sample, plan: Plan) -> int | None:
