@@ -111,10 +111,11 @@ def project(x: jax.Array, *linears: Linear) -> list[jax.Array]:
     else:
         outs = [linear.base(x) for linear in linears]
         places = [place for place, linear in enumerate(linears) if linear.scale is not None]
-        if places and linears[places[0]].lora_a.ndim == 3:  # [B, M, R]: an adapter for each row of x_BTM
+        if places and linears[places[0]].lora_a.ndim == 3:  # [X, M, R]: an adapter for each of X parts of the rows
             for place in places:
-                a_BMR, b_BRF = linears[place].factors()
-                outs[place] += jnp.einsum("btr,brf->btf", jnp.einsum("btm,bmr->btr", x, a_BMR), b_BRF)
+                a_XMR, b_XRF = linears[place].factors()
+                low_XNR = jnp.einsum("xnm,xmr->xnr", x_NM.reshape(len(a_XMR), -1, x.shape[-1]), a_XMR)
+                outs[place] += jnp.einsum("xnr,xrf->xnf", low_XNR, b_XRF).reshape(outs[place].shape)
         elif places:
             firsts, seconds = zip(*(linears[place].factors() for place in places), strict=True)
             low_NR = checkpoint_name(linears[0].product(x_NM, jnp.concatenate(firsts, axis=1)), "low")

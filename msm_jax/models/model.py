@@ -95,8 +95,8 @@ class Model:
         self, params: PyTree, lora: PyTree | None, tokens_BT, positions_BT, attend: Attend, kept: PyTree
     ) -> tuple[jax.Array, PyTree]:
         """Reads tokens of which `attend` knows what went before: returns the normed output of the last layer,
-        [B, T, M], and what each layer keeps from then on. `lora` may hold adapters of several models: matrices of
-        [B, M, R] and [B, R, F], one for each row. Of an output, `logits` are as in `apply`."""
+        [B, T, M], and what each layer keeps from then on. `lora` may hold X adapters, [X, M, R] and [X, R, F], each
+        for as many of the rows, in order. Of an output, `logits` are as in `apply`."""
         return self._decoder(params, lora)(tokens_BT, positions_BT, attend, kept)
 
     def logits(self, params: PyTree, x: jax.Array) -> jax.Array:

@@ -20,6 +20,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 RULES: dict[str | None, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
     "copy_batch": "data",  # rows of one copy of the weights
+    "rows": MESH_AXES,  # of which each device has its own
     "embed": "fsdp",
     "heads": "tensor",
     "kv_heads": "tensor",
@@ -119,3 +120,11 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(axes))
+
+
+def ways(axis: str) -> int:
+    """In how many parts the mesh of `jax.set_mesh` splits a logical axis; 1 where none is set."""
+    mesh, over = jax.sharding.get_abstract_mesh(), RULES[axis]
+    return (
+        1 if mesh.empty else math.prod(mesh.shape[name] for name in ((over,) if isinstance(over, str) else over or ()))
+    )

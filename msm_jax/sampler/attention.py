@@ -5,8 +5,8 @@ has drawn in the present block of steps. Each part gives its sum of values, weig
 `merge` puts them on one scale: the online softmax of FlashAttention (arXiv 2205.14135), over parts that lie apart as in
 Hydragen (arXiv 2402.05099). Logits, weights and sums are float32.
 
-Shapes: G groups, R rows of a group, T queries of a group (R times those of a row), H query heads, K key heads, D head
-size, P prompt slots, S slots of a row, Q queries of a key head.
+Shapes: G groups, R rows of a group, B = G R rows, C tokens of a chunk, H query heads, K key heads, D head size, P
+prompt slots, S slots of a row, Q queries of a key head.
 """
 
 from typing import NamedTuple
@@ -48,21 +48,21 @@ def merge(parts: list[Part]) -> jax.Array:
     return values / jnp.where(total > 0, total, 1.0)
 
 
-def attend_prompt(q_GTHD, k_GKPD, v_GKPD, length_G) -> Part:
-    """All of a group's queries to the first `length` keys of its prompt: one product, of [K, Q, D], Q = T H / K."""
-    G, T, H, D = q_GTHD.shape
-    visible_G11P = jnp.arange(k_GKPD.shape[2]) < length_G[:, None, None, None]
-    return attend_part(_by_head(q_GTHD, k_GKPD.shape[1]), k_GKPD, v_GKPD, visible_G11P)
+def attend_prompt(q_BHD, k_GKPD, v_GKPD, length_G) -> Part:
+    """All of a group's queries to the first `length` keys of its prompt: one product, of [K, Q, D], Q = R H / K. As a
+    part of [B, K, H / K, D]."""
+    (G, K, P, D), (B, H, _) = k_GKPD.shape, q_BHD.shape
+    q_GKQD = _by_head(q_BHD.reshape(G, -1, H, D), K)
+    part = attend_part(q_GKQD, k_GKPD, v_GKPD, jnp.arange(P) < length_G[:, None, None, None])
+    return jax.tree.map(
+        lambda x: x.reshape(G, K, -1, H // K, x.shape[-1]).swapaxes(1, 2).reshape(B, K, H // K, -1), part
+    )
 
 
-def attend_rows(q_GRHD, k_GRKSD, v_GRKSD, length_GR) -> Part:
-    """Each row's query to the first `length` keys of its own; as a part of [G, K, R H / K, D]."""
-    G, R, H, D = q_GRHD.shape
-    K, S = k_GRKSD.shape[2:4]
-    q_GRKHD = q_GRHD.reshape(G, R, K, H // K, D)
-    visible_GR11S = jnp.arange(S) < length_GR[..., None, None, None]
-    part = attend_part(q_GRKHD, k_GRKSD, v_GRKSD, visible_GR11S)
-    return jax.tree.map(lambda x: x.swapaxes(1, 2).reshape(G, K, R * (H // K), x.shape[-1]), part)
+def attend_rows(q_BHD, k_BKSD, v_BKSD, length_B) -> Part:
+    """Each row's query to the first `length` keys of its own; as a part of [B, K, H / K, D]."""
+    (B, H, D), (K, S) = q_BHD.shape, k_BKSD.shape[1:3]
+    return attend_part(q_BHD.reshape(B, K, H // K, D), k_BKSD, v_BKSD, jnp.arange(S) < length_B[:, None, None, None])
 
 
 def attend_chunk(q_GCHD, k_GKPD, v_GKPD, start_G, block: int) -> jax.Array:
@@ -94,12 +94,12 @@ def attend_chunk(q_GCHD, k_GKPD, v_GKPD, start_G, block: int) -> jax.Array:
     return _by_token(merge([jax.lax.fori_loop(0, blocks, add, empty)]), q_GCHD)
 
 
-def attend_decoding(q_GRHD, prompt, prompt_length_G, rows, length_GR, block, step) -> jax.Array:
+def attend_decoding(q_BHD, prompt, prompt_length_G, rows, length_B, block, step) -> jax.Array:
     """The next token of each row: to its group's prompt, its own earlier tokens, and those of the present block, of
-    which it may see slots up to `step`: [G, R, H, D]. `prompt`, `rows` and `block` are pairs of keys and values."""
-    parts = [attend_prompt(q_GRHD, *prompt, prompt_length_G), attend_rows(q_GRHD, *rows, length_GR)]
-    parts.append(attend_rows(q_GRHD, *block, jnp.full_like(length_GR, step + 1)))
-    return _by_token(merge(parts), q_GRHD)
+    which it may see slots up to `step`: [B, H, D]. `prompt`, `rows` and `block` are pairs of keys and values."""
+    parts = [attend_prompt(q_BHD, *prompt, prompt_length_G), attend_rows(q_BHD, *rows, length_B)]
+    parts.append(attend_rows(q_BHD, *block, jnp.full_like(length_B, step + 1)))
+    return merge(parts).reshape(q_BHD.shape).astype(q_BHD.dtype)
 
 
 def _by_head(q_GTHD, K: int):

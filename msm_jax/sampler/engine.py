@@ -4,6 +4,7 @@ An engine holds one base on its devices, and adapters beside it. `submit` hands 
 block, and a request's listener hears of each token. It knows ids alone; text is made around it (text.py).
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -14,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from msm_jax.errors import UserError
 from msm_jax.models import Model
@@ -21,8 +23,8 @@ from msm_jax.parallel.hosts import fetch
 from msm_jax.sampler import programs
 from msm_jax.sampler.draw import Settings, neutral
 from msm_jax.sampler.request import Finish, Sampling, TokenLogprob, check_count, check_stop_ids
-from msm_jax.sampler.scheduler import Chunk, Plan, Sample, Scheduler
-from msm_jax.sampler.state import STOP_IDS, Shape, State, empty_state
+from msm_jax.sampler.scheduler import Group, Plan, Read, Sample, Scheduler
+from msm_jax.sampler.state import STOP_IDS, State
 
 PyTree = Any
 
@@ -40,6 +42,7 @@ class Request:
     seed: int
     listener: Callable[[int, list[TokenLogprob], Finish | None], bool | None]
     samples: list[Sample] = dataclasses.field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] | None = None  # where they are wanted, of tokens from the first such one on
 
 
 class Engine:
@@ -69,15 +72,27 @@ class Engine:
     ):
         self.model, self._params, self._adapters = model, params, adapters
         self.vocabulary, self.end_ids = vocabulary, tuple(end_ids)
-        self.scheduler = Scheduler(rows, steps, chunk)
+        sharding = jax.tree.leaves(params)[0].sharding
+        self._mesh = sharding.mesh if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None
+        devices = self._mesh.size if self._mesh else 1
+        self.scheduler = Scheduler(-(-rows // devices) * devices, steps, chunk, devices)
         self._state: State | None = None
         self._ended_on_host: set[int] = set()  # rows that the devices still draw
         self._lock = threading.RLock()  # several threads may ask, and go on
 
     def submit(
-        self, prompt: Sequence[int], sampling: Sampling, n: int, listener: Callable, adapter: int = 0
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        n: int,
+        listener: Callable,
+        adapter: int = 0,
+        scored_from: int = 1,
     ) -> Request:
-        """Raises: UserError if the prompt is empty or has an id that the model does not know, or if prompt and answer
+        """`scored_from`: the first token of the prompt whose log-probability is wanted, if any are
+        (`sampling.prompt_logprobs`): at least 1, since nothing tells the probability of the first.
+
+        Raises: UserError if the prompt is empty or has an id that the model does not know, or if prompt and answer
         exceed the tokens that the model was made for."""
         prompt, longest = tuple(map(int, prompt)), self.model.config.max_length
         if not prompt:
@@ -98,7 +113,11 @@ class Engine:
         if outside := [i for i in sampling.logit_bias if not 0 <= i < self.vocabulary]:
             raise UserError(f"logit_bias has the id {outside[0]}; ids are from 0 to {self.vocabulary - 1}")
         request = Request(prompt, sampling, n, adapter, check_stop_ids(ends, self.vocabulary), seed, listener)
-        request.samples = [Sample(prompt, adapter, sampling.max_tokens, (request, index)) for index in range(n)]
+        first = None if sampling.prompt_logprobs is None else scored_from
+        request.samples = [
+            Sample(prompt, adapter, sampling.max_tokens, (request, index), first, sampling.prompt_logprobs or 0)
+            for index in range(n)
+        ]
         with self._lock:
             self.scheduler.add(request.samples)
         return request
@@ -115,10 +134,11 @@ class Engine:
         does not suffice) nothing is left of what was asked, and the engine can be asked anew."""
         with self._lock:
             try:
-                return self._step()
+                with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+                    return self._step()
             except BaseException:  # the state that a program was given is gone
                 old = self.scheduler
-                self.scheduler = Scheduler(old.rows_at_most, old.steps, old.chunk)
+                self.scheduler = Scheduler(old.rows_at_most, old.steps, old.chunk, old.devices)
                 self._state, self._ended_on_host = None, set()
                 for sample in old.live:
                     sample.row = None
@@ -128,13 +148,21 @@ class Engine:
         plan = self.scheduler.plan()
         if plan.reshape:
             self._reshape(plan)
-        for work in plan.reading:
-            self._read(work)
+        scores = [(read, self._read(read)) for read in plan.reading]
         if plan.admitted:
             self._state = programs.admit(self._state, self._admission(plan.admitted))
             self._ended_on_host -= {sample.row for sample in plan.admitted}
-        if plan.decodes:
-            self._listen(self._decode())
+        block = self._decode() if plan.decodes else None
+        for read, found in scores:
+            self._keep_scores(read, found)
+        for sample in plan.admitted:
+            self._tell_scores(sample, self.scheduler.groups[sample.row // self.scheduler.shape.rows])
+        for sample, group in plan.read:
+            self._tell_scores(sample, group)
+            if not sample.ended:
+                self._end(sample, [], Finish.LENGTH)
+        if block is not None:
+            self._listen(fetch(block))
         return bool(plan)
 
     def run(self) -> None:
@@ -156,25 +184,58 @@ class Engine:
     def _reshape(self, plan: Plan) -> None:
         move, stacked = plan.reshape, self.model.execution.stacked
         if self._state is None or not any(place >= 0 for place in move.group_from):
-            self._state = _empty(self.model, move.shape)
+            self._state = programs.empty(model=self.model, shape=move.shape)
         else:
             self._state = programs.reshape(
                 self._state, np.array(move.group_from), np.array(move.row_from), shape=move.shape, stacked=stacked
             )
         self._ended_on_host = set()
 
-    def _read(self, work) -> None:
-        if not isinstance(work, Chunk):
-            self._state = programs.copy_prompt(
-                self._state, work.source, work.target, work.length, stacked=self.model.execution.stacked
-            )
-            return
-        tokens = np.zeros(work.size, np.int32)
-        tokens[: len(work.tokens)] = work.tokens
-        self._state = programs.prefill(
-            self.model, self._params, self._adapters, self._state, np.int32(work.group), tokens, np.int32(work.start),
-            np.int32(len(work.tokens)), np.int32(work.adapter), vocabulary=self.vocabulary,
+    def _read(self, read: Read) -> programs.Scores | None:
+        groups = self.scheduler.shape.groups
+        if read.copies:
+            width = 1 if len(read.copies) == 1 else groups
+            places = np.full((3, width), groups, np.int32)
+            for place, copy in enumerate(read.copies):
+                places[:, place] = copy.source, copy.target, copy.length
+            self._state = programs.copy_prompts(self._state, *places, stacked=self.model.execution.stacked)
+        if not read.chunks:
+            return None
+        tokens = np.zeros((read.width, read.size), np.int32)
+        place, start, count, adapter = np.zeros((4, read.width), np.int32)
+        place[:], count[:] = groups, 1
+        for number, chunk in enumerate(read.chunks):
+            tokens[number, : len(chunk.tokens)] = chunk.tokens
+            place[number], start[number], count[number] = chunk.group, chunk.start, len(chunk.tokens)
+            adapter[number] = chunk.adapter
+        likeliest = max((-1 if group is None else group.key.likeliest for group in read.scored), default=-1)
+        self._state, scores = programs.prefill(
+            self.model, self._params, self._adapters, self._state, place, tokens, start, count, adapter,
+            np.int32(likeliest), vocabulary=self.vocabulary,
         )  # fmt: skip
+        return scores if likeliest >= 0 else None
+
+    def _keep_scores(self, read: Read, scores: programs.Scores | None) -> None:
+        if scores is None:
+            return
+        scores = fetch(scores)
+        for number, (chunk, group) in enumerate(zip(read.chunks, read.scored, strict=True)):
+            if group is None:
+                continue
+            for place in range(len(chunk.tokens) - 1):
+                slot = chunk.start + place + 1
+                if slot >= group.key.scored_from and slot not in group.scores:
+                    ids, logprobs = scores.likeliest_ids[number, place], scores.likeliest_logprobs[number, place]
+                    group.scores[slot] = TokenLogprob(
+                        chunk.tokens[place + 1],
+                        float(scores.logprob[number, place]),
+                        _likeliest(ids, logprobs, group.key.likeliest),
+                    )
+
+    def _tell_scores(self, sample: Sample, group: Group) -> None:
+        request, _ = sample.request
+        if sample.scored_from is not None and request.prompt_logprobs is None:
+            request.prompt_logprobs = [group.scores[slot] for slot in range(sample.scored_from, len(sample.prompt))]
 
     def _admission(self, samples: Sequence[Sample]) -> programs.Admitted:
         B = self.scheduler.shape.batch
@@ -203,7 +264,7 @@ class Engine:
             self.model, self._params, self._adapters, self._state, cancelled, steps=self.scheduler.steps,
             vocabulary=self.vocabulary,
         )  # fmt: skip
-        return fetch(block)
+        return block
 
     def _listen(self, block: programs.Block) -> None:
         """Tells listeners what a block drew."""
@@ -220,7 +281,7 @@ class Engine:
                 TokenLogprob(
                     int(block.drawn.token[step, row]),
                     float(block.drawn.logprob[step, row]),
-                    _likeliest(block.drawn, step, row, wanted),
+                    _likeliest(block.drawn.likeliest_ids[step, row], block.drawn.likeliest_logprobs[step, row], wanted),
                 )
                 for step in range(count)
             ]
@@ -249,16 +310,11 @@ class Engine:
         request.listener(index, tokens, finish)
 
 
-def _likeliest(drawn, step: int, row: int, wanted: int) -> dict[int, float]:
-    ids, values = drawn.likeliest_ids[step, row, :wanted], drawn.likeliest_logprobs[step, row, :wanted]
-    return {int(i): float(value) for i, value in zip(ids, values, strict=True) if math.isfinite(value)}
+def _likeliest(ids: np.ndarray, logprobs: np.ndarray, wanted: int) -> dict[int, float]:
+    found = zip(ids[:wanted].tolist(), logprobs[:wanted].tolist(), strict=True)
+    return {i: value for i, value in found if math.isfinite(value)}
 
 
 @functools.lru_cache(maxsize=64)
 def _neutral(rows: int) -> tuple[np.ndarray, ...]:
     return tuple(np.asarray(x) for x in neutral(rows))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _empty(model: Model, shape: Shape) -> State:
-    return empty_state(model.config, shape, model.execution.stacked)

@@ -2,7 +2,11 @@
 
 Every setting is an argument, so each is compiled once for a `Shape`. The state is donated.
 
-Shapes: G groups, R rows of a group, B = G R rows, N steps of a block, C tokens of a chunk, V vocabulary.
+Rows, of prompts that are read as of answers that are drawn, are the first axis of what the decoder gets: that is the
+axis which a mesh splits.
+
+Shapes: G groups, R rows of a group, B = G R rows, N steps of a block, J prompts that are read, C tokens of a chunk,
+V vocabulary, K likeliest ids.
 """
 
 import dataclasses
@@ -16,8 +20,8 @@ import jax.numpy as jnp
 from msm_jax.models import Model
 from msm_jax.parallel import sampling_options
 from msm_jax.sampler.attention import attend_chunk, attend_decoding
-from msm_jax.sampler.draw import Drawn, Settings, draw, sample_keys
-from msm_jax.sampler.state import Prompts, Rows, Shape, State
+from msm_jax.sampler.draw import LIKELIEST, Drawn, Settings, draw, sample_keys
+from msm_jax.sampler.state import Prompts, Rows, Shape, State, empty_state, placed, whole_rows
 
 PyTree = Any
 
@@ -38,6 +42,7 @@ def program(function: Callable, **settings: Any) -> Callable:
 
 
 KEY_BLOCK = 512  # prompt slots that a chunk looks at in one product
+SCORED_AT_ONCE = 128  # tokens whose logits are held at once
 
 
 class Admitted(NamedTuple):
@@ -58,62 +63,100 @@ class Block(NamedTuple):
     finite: jax.Array  # bool[N, B], whether the model gave numbers
 
 
+class Scores(NamedTuple):
+    """Log-probabilities, in nats, of the tokens of chunks after their first, given those before them."""
+
+    logprob: jax.Array  # float32[J, C - 1]
+    likeliest_ids: jax.Array  # int32[J, C - 1, K]
+    likeliest_logprobs: jax.Array  # float32[J, C - 1, K]
+
+
 @functools.partial(program, static_argnames=("model", "vocabulary"), donate_argnames="state")
 def prefill(
-    model: Model, params: PyTree, adapters: PyTree | None, state: State, group, tokens_C, start, count, adapter,
-    *, vocabulary: int,
-) -> State:  # fmt: skip
-    """Reads a chunk of one group's prompt, whose first token belongs in slot `start`; of its C tokens `count` count.
-    `vocabulary`: ids that the tokenizer can spell."""
-    prompts = state.prompts
-    layers_axis = 1 if model.execution.stacked else 0
-    of_group = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=group, slice_size=1, axis=layers_axis)
-    C = tokens_C.shape[0]
+    model: Model, params: PyTree, adapters: PyTree | None, state: State, groups_J, tokens_JC, start_J, count_J,
+    adapter_J, likeliest, *, vocabulary: int,
+) -> tuple[State, Scores]:  # fmt: skip
+    """Reads a chunk of each of J prompts, whose first token belongs in slot `start`; of its C tokens `count` count.
+
+    Args:
+      groups_J: what lies behind the last group is read for nothing.
+      likeliest: int32[], of how many ids log-probabilities are wanted beside each token's own. -1: of none at all, and
+        the scores are zeros.
+      vocabulary: ids that the tokenizer can spell.
+    """
+    prompts, axis = state.prompts, _group_axis(model.execution.stacked)
+    J, C = tokens_JC.shape
 
     def attend(q, k, v, kept):
-        kept = tuple(
-            jax.lax.dynamic_update_slice_in_dim(old, _finite(new).swapaxes(1, 2).astype(old.dtype), start, axis=2)
-            for old, new in zip(kept, (k, v), strict=True)
-        )
-        return _unless_spoilt(attend_chunk(q, *kept, start[None], KEY_BLOCK), k, v), kept
+        q_JCHD, k_JCKD, v_JCKD = (x.reshape(J, C, *x.shape[2:]) for x in (q, k, v))
+        kept = tuple(_write(old, new, start_J) for old, new in zip(kept, (k_JCKD, v_JCKD), strict=True))
+        mixed_JCHD = attend_chunk(q_JCHD, *kept, start_J, KEY_BLOCK)
+        return _unless_spoilt(mixed_JCHD.reshape(q.shape), k, v), kept
 
-    lora = _take_adapters(adapters, adapter[None], layers_axis)
-    positions_1C = (start + jnp.arange(C))[None]
-    x_1CM, kept = model.extend(
-        params, lora, tokens_C[None], positions_1C, attend, jax.tree.map(of_group, prompts.keys_and_values)
-    )
-    last_1M = jax.lax.dynamic_slice_in_dim(x_1CM[0], count - 1, 1, axis=0)
-    logits_1V = _spelled(model.logits(params, last_1M), vocabulary)
-    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=group)
-    everything = jax.tree.map(functools.partial(put, axis=layers_axis), prompts.keys_and_values, kept)
+    lora = _take_adapters(adapters, adapter_J, axis)
+    positions_JC = start_J[:, None] + jnp.arange(C)
+    before = jax.tree.map(lambda x: _take(x, groups_J, axis), prompts.keys_and_values)
+    x_N1M, kept = model.extend(params, lora, tokens_JC.reshape(-1, 1), positions_JC.reshape(-1, 1), attend, before)
+    x_JCM = x_N1M.reshape(J, C, -1)
+    last_JM = jnp.take_along_axis(x_JCM, (count_J - 1)[:, None, None], axis=1)[:, 0]
+    put = functools.partial(_put, places=groups_J)
     prompts = Prompts(
-        everything,
-        tokens=jax.lax.dynamic_update_slice(prompts.tokens, tokens_C[None], (group, start)),
-        length=prompts.length.at[group].set(start + count),
-        adapter=prompts.adapter.at[group].set(adapter),
-        logits=put(prompts.logits, logits_1V, axis=0),
+        jax.tree.map(functools.partial(put, axis=axis), prompts.keys_and_values, kept),
+        tokens=put(prompts.tokens, _write_tokens(_take(prompts.tokens, groups_J), tokens_JC, start_J)),
+        length=put(prompts.length, start_J + count_J),
+        adapter=put(prompts.adapter, adapter_J),
+        logits=put(prompts.logits, _spelled(model.logits(params, last_JM), vocabulary)),
     )
-    return dataclasses.replace(state, prompts=prompts)
+    scores = jax.lax.switch(
+        jnp.minimum(likeliest, 1) + 1,
+        [functools.partial(_scores, model, wanted=wanted, vocabulary=vocabulary) for wanted in (None, 0, LIKELIEST)],
+        params, x_JCM[:, :-1], tokens_JC[:, 1:],
+    )  # fmt: skip
+    return placed(dataclasses.replace(state, prompts=prompts)), scores
+
+
+def _scores(model: Model, params: PyTree, x_JCM, targets_JC, wanted: int | None, vocabulary: int) -> Scores:
+    J, C = targets_JC.shape
+    K = min(LIKELIEST, model.config.vocab_size)
+    nothing = jnp.zeros((J, C, K), jnp.int32), jnp.zeros((J, C, K), jnp.float32)
+    if wanted is None:
+        return Scores(jnp.zeros((J, C), jnp.float32), *nothing)
+
+    def of_token(x_and_target):
+        x_M, target = x_and_target
+        logits_V = _spelled(model.logits(params, x_M), vocabulary)
+        normaliser = jax.nn.logsumexp(logits_V)
+        # By comparison: an index into a vocabulary that is split over devices would gather it.
+        logprob = jnp.sum(logits_V, where=jnp.arange(len(logits_V)) == target) - normaliser
+        if not wanted:
+            return logprob
+        values_K, ids_K = jax.lax.top_k(logits_V, K)
+        return logprob, ids_K, values_K - normaliser
+
+    flat = x_JCM.reshape(J * C, -1), targets_JC.reshape(-1)
+    found = jax.lax.map(of_token, flat, batch_size=min(SCORED_AT_ONCE, J * C))
+    if not wanted:
+        return Scores(found.reshape(J, C), *nothing)
+    return Scores(*(x.reshape(J, C, *x.shape[1:]) for x in found))
 
 
 @functools.partial(program, static_argnames=("stacked",), donate_argnames="state")
-def copy_prompt(state: State, source, target, length, *, stacked: bool) -> State:
-    """The first `length` slots of one group's prompt become those of another."""
-    axis = 1 if stacked else 0
+def copy_prompts(state: State, sources_J, targets_J, length_J, *, stacked: bool) -> State:
+    """The first `length` slots of some groups' prompts become those of others; what is copied behind the last group is
+    copied for nothing."""
 
     def copy(x, axis=0):
-        row = jax.lax.dynamic_slice_in_dim(x, source, 1, axis=axis)
-        return jax.lax.dynamic_update_slice_in_dim(x, row, target, axis=axis)
+        return _put(x, _take(x, sources_J, axis), targets_J, axis)
 
     old = state.prompts
     prompts = Prompts(
-        jax.tree.map(functools.partial(copy, axis=axis), old.keys_and_values),
+        jax.tree.map(functools.partial(copy, axis=_group_axis(stacked)), old.keys_and_values),
         tokens=copy(old.tokens),
-        length=old.length.at[target].set(length),
+        length=_put(old.length, length_J, targets_J),
         adapter=copy(old.adapter),
         logits=copy(old.logits),
     )
-    return dataclasses.replace(state, prompts=prompts)
+    return placed(dataclasses.replace(state, prompts=prompts))
 
 
 @functools.partial(program, donate_argnames="state")
@@ -134,20 +177,18 @@ def admit(state: State, admitted: Admitted) -> State:
         return chosen(jnp.repeat(marked_GV, R, axis=0), in_prompt_BV)
 
     penalised = jnp.any(new_B & (admitted.settings.repetition_penalty != 1))
-    return dataclasses.replace(
-        state,
-        rows=Rows(
-            rows.keys_and_values,
-            length=chosen(0, rows.length),
-            logits=chosen(jnp.repeat(prompts.logits, R, axis=0), rows.logits),
-            limit=chosen(admitted.limit, rows.limit),
-            done=chosen(False, rows.done),
-            stop_ids=chosen(admitted.stop_ids, rows.stop_ids),
-            counts=chosen(jnp.int16(0), rows.counts),
-            in_prompt=jax.lax.cond(penalised, mark, lambda x: x, rows.in_prompt),
-            settings=jax.tree.map(chosen, admitted.settings._replace(key=sample_keys(admitted.origin)), rows.settings),
-        ),
+    rows = Rows(
+        rows.keys_and_values,
+        length=chosen(0, rows.length),
+        logits=chosen(jnp.repeat(prompts.logits, R, axis=0), rows.logits),
+        limit=chosen(admitted.limit, rows.limit),
+        done=chosen(False, rows.done),
+        stop_ids=chosen(admitted.stop_ids, rows.stop_ids),
+        counts=chosen(jnp.int16(0), rows.counts),
+        in_prompt=jax.lax.cond(penalised, mark, lambda x: x, rows.in_prompt),
+        settings=jax.tree.map(chosen, admitted.settings._replace(key=sample_keys(admitted.origin)), rows.settings),
     )
+    return placed(dataclasses.replace(state, rows=rows))
 
 
 @functools.partial(program, static_argnames=("model", "steps", "vocabulary"), donate_argnames="state")
@@ -160,10 +201,9 @@ def decode(
     at the end: a row's numbers do not depend on when the others began.
     """
     prompts, rows = state.prompts, state.rows
-    G, B = len(prompts.length), len(rows.length)
-    R, stacked = B // G, model.execution.stacked
-    lora = _take_adapters(adapters, prompts.adapter, 1 if stacked else 0)
-    length_GR = rows.length.reshape(G, R)
+    B, stacked = len(rows.length), model.execution.stacked
+    lora = _take_adapters(adapters, prompts.adapter, _group_axis(stacked))
+    start_B = jnp.repeat(prompts.length, B // len(prompts.length)) + rows.length
     fresh = jax.tree.map(
         lambda old: jnp.zeros((*old.shape[:-2], steps, old.shape[-1]), old.dtype), rows.keys_and_values
     )
@@ -184,17 +224,16 @@ def decode(
         def attend(q, k, v, kept):
             prompt, row, block = kept
             block = tuple(
-                jax.lax.dynamic_update_slice_in_dim(old, _finite(new)[:, :, :, None].astype(old.dtype), index, axis=3)
+                jax.lax.dynamic_update_slice_in_dim(old, _finite(new).swapaxes(1, 2).astype(old.dtype), index, axis=2)
                 for old, new in zip(block, (k, v), strict=True)
             )
-            mixed = attend_decoding(q, prompt, prompts.length, row, length_GR, block, index)
-            return _unless_spoilt(mixed, k, v), block
+            mixed_BHD = attend_decoding(q[:, 0], prompt, prompts.length, row, rows.length, block, index)
+            return _unless_spoilt(mixed_BHD[:, None], k, v), block
 
-        positions_GR = prompts.length[:, None] + length_GR + index
         kept = by_layer(prompts.keys_and_values, rows.keys_and_values, fresh)
-        x_GRM, fresh = model.extend(params, lora, token_B.reshape(G, R), positions_GR, attend, kept)
+        x_B1M, fresh = model.extend(params, lora, token_B[:, None], (start_B + index)[:, None], attend, kept)
         finite_B = jnp.isfinite(logits_BV[:, 0])
-        logits_BV = _spelled(model.logits(params, x_GRM.reshape(B, -1)), vocabulary)
+        logits_BV = whole_rows(_spelled(model.logits(params, x_B1M[:, 0]), vocabulary))
         return (logits_BV, counts_BV, limit_B, done_B, fresh), Block(alive_B, drawn, finite_B)
 
     start = (rows.logits, rows.counts, rows.limit, rows.done | cancelled_B, fresh)
@@ -202,7 +241,7 @@ def decode(
     rows = dataclasses.replace(
         rows,
         keys_and_values=jax.tree.map(
-            lambda old, new: _append(old, new, length_GR, stacked=stacked), rows.keys_and_values, fresh
+            lambda old, new: _append(old, new, rows.length, stacked=stacked), rows.keys_and_values, fresh
         ),
         length=jnp.minimum(rows.length + steps, _slots(rows)),
         logits=logits_BV,
@@ -210,15 +249,14 @@ def decode(
         done=done_B,
         counts=counts_BV,
     )
-    return dataclasses.replace(state, rows=rows), block
+    return placed(dataclasses.replace(state, rows=rows)), block
 
 
 @functools.partial(program, static_argnames=("shape", "stacked"))
 def reshape(state: State, group_from, row_from, *, shape: Shape, stacked: bool) -> State:
     """The state in another shape: group g holds the prompt of `group_from[g]`, row b goes on with what row
     `row_from[b]` had. -1: nothing; such a row is done. What lies behind the new number of slots is cut off."""
-    G, R, P, S = shape.groups, shape.rows, shape.prompt, shape.answer
-    first = 1 if stacked else 0
+    axis = _group_axis(stacked)
 
     def sized(x, axis: int, size: int):
         x = jax.lax.slice_in_dim(x, 0, min(size, x.shape[axis]), axis=axis)
@@ -226,42 +264,71 @@ def reshape(state: State, group_from, row_from, *, shape: Shape, stacked: bool) 
         padding[axis] = (0, size - x.shape[axis])
         return jnp.pad(x, padding)
 
-    def of_prompts(x):
-        return sized(jnp.take(x, jnp.maximum(group_from, 0), axis=first), x.ndim - 2, P)
-
-    def of_rows(x):
-        flat = x.reshape(*x.shape[:first], -1, *x.shape[first + 2 :])
-        taken = sized(jnp.take(flat, jnp.maximum(row_from, 0), axis=first), flat.ndim - 2, S)
-        return taken.reshape(*x.shape[:first], G, R, *taken.shape[first + 1 :])
+    def moved(x, places, slots: int):
+        return sized(jnp.take(x, jnp.maximum(places, 0), axis=axis), x.ndim - 2, slots)
 
     take_groups = functools.partial(jnp.take, indices=jnp.maximum(group_from, 0), axis=0)
     take_rows = functools.partial(jnp.take, indices=jnp.maximum(row_from, 0), axis=0)
     old = state.prompts
     prompts = Prompts(
-        jax.tree.map(of_prompts, old.keys_and_values),
-        tokens=sized(take_groups(old.tokens), 1, P),
+        jax.tree.map(lambda x: moved(x, group_from, shape.prompt), old.keys_and_values),
+        tokens=sized(take_groups(old.tokens), 1, shape.prompt),
         length=jnp.where(group_from >= 0, take_groups(old.length), 0),
         adapter=take_groups(old.adapter),
         logits=take_groups(old.logits),
     )
     others = {field.name: getattr(state.rows, field.name) for field in dataclasses.fields(Rows)}
-    keys_and_values = jax.tree.map(of_rows, others.pop("keys_and_values"))
+    keys_and_values = jax.tree.map(lambda x: moved(x, row_from, shape.answer), others.pop("keys_and_values"))
     rows = Rows(keys_and_values, **{name: jax.tree.map(take_rows, x) for name, x in others.items()})
-    return State(prompts, dataclasses.replace(rows, done=rows.done | (row_from < 0)))
+    return placed(State(prompts, dataclasses.replace(rows, done=rows.done | (row_from < 0))))
+
+
+@functools.partial(program, static_argnames=("model", "shape"))
+def empty(*, model: Model, shape: Shape) -> State:
+    """A state of nothing."""
+    return placed(empty_state(model.config, shape, model.execution.stacked))
+
+
+def _group_axis(stacked: bool) -> int:
+    """Of keys and values, and of adapters: layers come first where they are stacked."""
+    return 1 if stacked else 0
+
+
+def _take(x, places, axis: int = 0):
+    if len(places) == 1:
+        return jax.lax.dynamic_slice_in_dim(x, places[0], 1, axis=axis)
+    return jnp.take(x, places, axis=axis, mode="clip")
+
+
+def _put(x, new, places, axis: int = 0):
+    """`new` in these places of an axis; what lies behind its end is left out, but if it is the only one."""
+    if len(places) == 1:
+        return jax.lax.dynamic_update_slice_in_dim(x, new.astype(x.dtype), places[0], axis=axis)
+    return x.at[(slice(None),) * axis + (places,)].set(new.astype(x.dtype), mode="drop")
+
+
+def _write(old_JKPD, new_JCKD, start_J):
+    """Keys or values of chunks, in their slots."""
+    new_JKCD = _finite(new_JCKD).swapaxes(1, 2).astype(old_JKPD.dtype)
+    return jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1))(old_JKPD, new_JKCD, start_J)
+
+
+def _write_tokens(old_JP, new_JC, start_J):
+    return jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=0))(old_JP, new_JC, start_J)
 
 
 def _take_adapters(adapters: PyTree | None, places, axis: int) -> PyTree | None:
     return None if adapters is None else jax.tree.map(lambda x: jnp.take(x, places, axis=axis), adapters)
 
 
-def _append(old, new, length_GR, *, stacked: bool):
-    """Puts [G, R, K, N, D] behind the first `length` slots of [G, R, K, S, D]."""
+def _append(old, new, length_B, *, stacked: bool):
+    """Puts [B, K, N, D] behind the first `length` slots of [B, K, S, D]."""
 
     def of_row(old_KSD, new_KND, length):
         return jax.lax.dynamic_update_slice_in_dim(old_KSD, new_KND, length, axis=1)
 
-    of_layer = jax.vmap(jax.vmap(of_row))
-    return jax.vmap(of_layer, in_axes=(0, 0, None))(old, new, length_GR) if stacked else of_layer(old, new, length_GR)
+    of_layer = jax.vmap(of_row)
+    return jax.vmap(of_layer, in_axes=(0, 0, None))(old, new, length_B) if stacked else of_layer(old, new, length_B)
 
 
 def _slots(rows: Rows) -> int:
@@ -273,10 +340,10 @@ def _finite(x):
     return jnp.where(jnp.isfinite(x), x, 0)
 
 
-def _unless_spoilt(mixed_GTHD, k, v):
+def _unless_spoilt(mixed_BTHD, k, v):
     """No number for tokens whose own keys or values are none, so that their answer ends with an error."""
-    whole_GT11 = (jnp.isfinite(k) & jnp.isfinite(v)).all(axis=(2, 3), keepdims=True)
-    return jnp.where(whole_GT11, mixed_GTHD, jnp.nan)
+    whole_BT11 = (jnp.isfinite(k) & jnp.isfinite(v)).all(axis=(2, 3), keepdims=True)
+    return jnp.where(whole_BT11, mixed_BTHD, jnp.nan)
 
 
 def _spelled(logits, vocabulary: int):

@@ -17,7 +17,7 @@ class Sampling:
     """How to draw an answer.
 
     Attributes:
-      max_tokens: of the answer.
+      max_tokens: of the answer. 0: nothing is drawn, for those who want log-probabilities of the prompt alone.
       temperature: 0 takes the likeliest token.
       top_k: draw from this many of the likeliest; 0: all.
       top_p: draw from the fewest tokens that have this much probability together (arXiv 1904.09751).
@@ -32,6 +32,7 @@ class Sampling:
       seed: of all random numbers: sample i of two requests with equal seeds draws the same ones. None: no one's.
       stream: tells requests apart that share a seed.
       logprobs: how many of the likeliest ids' log-probabilities are given for each token; None: not even its own.
+      prompt_logprobs: the same of the prompt's tokens, but for the first.
 
     Raises: UserError naming the field that is out of range.
     """
@@ -51,11 +52,12 @@ class Sampling:
     seed: int | None = None
     stream: int = 0
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self):
         whole = {
-            "max_tokens": (1, math.inf), "top_k": (0, math.inf), "seed": (0, 2**63 - 1), "stream": (0, 2**32 - 1),
-            "logprobs": (0, LIKELIEST),
+            "max_tokens": (0, math.inf), "top_k": (0, math.inf), "seed": (0, 2**63 - 1), "stream": (0, 2**32 - 1),
+            "logprobs": (0, LIKELIEST), "prompt_logprobs": (0, LIKELIEST),
         }  # fmt: skip
         real = {
             "temperature": (0, 1000), "top_p": (0, 1), "min_p": (0, 1), "repetition_penalty": (0.01, 100),
@@ -63,7 +65,7 @@ class Sampling:
         }  # fmt: skip
         for name, (low, high) in {**whole, **real}.items():
             value = getattr(self, name)
-            if value is None and name in ("seed", "logprobs"):
+            if value is None and name in ("seed", "logprobs", "prompt_logprobs"):
                 continue
             if isinstance(value, bool) or not isinstance(value, numbers.Integral if name in whole else numbers.Real):
                 kind = "whole number" if name in whole else "number"

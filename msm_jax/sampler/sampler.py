@@ -1,21 +1,14 @@
-"""Scores and samples text with a decoder: the only two things that evaluations and corpora ask of a model.
-
-Shapes: B rows, T tokens of a row.
-"""
+"""Scores and samples text with a decoder: the only two things that evaluations and corpora ask of a model."""
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-import numpy as np
-
-from msm_jax.data.rows import pack
 from msm_jax.data.tokenizer import Tokenizer
 from msm_jax.errors import UserError
 from msm_jax.models import LoraConfig, Model
-from msm_jax.parallel.hosts import fetch
 from msm_jax.sampler.adapters import for_sampling
 from msm_jax.sampler.engine import Engine
 from msm_jax.sampler.request import Finish, Sampling, TokenLogprob, check_count
@@ -23,12 +16,6 @@ from msm_jax.sampler.service import Answers, Piece
 from msm_jax.storage.progress import track
 
 PyTree = Any
-
-# Rows of one compiled scoring call at most, and the grains to which rows and lengths are rounded up: few shapes, so few
-# compilations.
-_ROWS, _ROW_GRAIN = 64, 16
-_LENGTH_GRAIN = 32
-_MIN_SCORED_LENGTH = 128  # short examples share a row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +56,7 @@ class Sampler:
         special: bool = False,
         stop_ids: Sequence[int] = (),
         adapters: Sequence[tuple[LoraConfig, PyTree]] = (),
-        rows: int = _ROWS,
+        rows: int = 64,
     ):
         self.model, self.params, self.lora, self.tokenizer = model, params, lora, tokenizer
         self._stop_ids = {tokenizer.eos_id, *stop_ids}
@@ -86,42 +73,37 @@ class Sampler:
         """
         pairs = [(prompt, option) for prompt, row in zip(prompts, options, strict=True) for option in row]
         encoded = [self._encode_pair(prompt, option) for prompt, option in pairs]
-        scores = iter(self._score(encoded))
-        return [[next(scores) for _ in row] for row in options]
+        progress = iter(track(range(len(encoded)), f"{self.label}: scoring", len(encoded), "text"))
+        asked = Sampling(max_tokens=0, prompt_logprobs=0, seed=0)
 
-    def _encode_pair(self, prompt: str, option: str) -> tuple[np.ndarray, np.ndarray]:
+        def hear(index: int, tokens: list[TokenLogprob], finish: Finish | None) -> None:
+            next(progress, None)
+
+        requests = []
+        try:
+            for ids, first in encoded:
+                requests.append(self.engine.submit(ids, asked, 1, hear, self._place, scored_from=first))
+            self.engine.run()
+        finally:
+            for request in requests:
+                self.engine.cancel(request)
+        totals = iter([_total(request.prompt_logprobs) for request in requests])
+        return [[next(totals) for _ in row] for row in options]
+
+    def _encode_pair(self, prompt: str, option: str) -> tuple[list[int], int]:
+        """The ids of both, and where the option's begin."""
         ids, spans = self.tokenizer.encode_with_spans(prompt + option, special=self._special)
-        scored = [end > len(prompt) for _, end in spans]
-        if not any(scored):
+        first = next((place for place, (_, end) in enumerate(spans) if end > len(prompt)), None)
+        if first is None:
             raise UserError(f"nothing to score: option {option!r} has no token after the prompt {prompt!r}")
-        if scored[0] and not self._start:
+        if not first and not self._start:
             raise UserError(f"nothing before {option!r} to predict it from: the prompt has no token")
-        return np.array([*self._start, *ids], np.int32), np.array([False] * len(self._start) + scored)
+        return [*self._start, *ids], len(self._start) + first
 
-    def _score(self, examples: list[tuple[np.ndarray, np.ndarray]]) -> list[float]:
-        """Packs the examples into rows, each a segment of its own, and sums each one's scored log-probabilities."""
-        length, bins = _fewest_slots([len(ids) for ids, _ in examples])
-        totals = np.zeros(len(examples))
-        rows = _row_count(len(bins))
-        for start in self._chunks(len(bins), "scoring"):
-            tokens, segments, positions, scored = np.zeros((4, rows, length), np.int32)
-            owner = np.full((rows, length), -1)
-            for row, members in enumerate(bins[start : start + _ROWS]):
-                cursor = 0
-                for segment, member in enumerate(members, 1):
-                    ids, mask = examples[member]
-                    span = slice(cursor, cursor + len(ids))
-                    tokens[row, span], segments[row, span], scored[row, span] = ids, segment, mask
-                    positions[row, span], owner[row, span] = np.arange(len(ids)), member
-                    cursor += len(ids)
-            logprobs_BT = _next_token_logprobs(
-                self.model, self.params, self.lora, tokens, segments, positions, self.tokenizer.vocab_size
-            )
-            logprobs_BT = fetch(logprobs_BT).astype(np.float64)
-            # Position t holds the log-probability of token t+1.
-            counted = scored[:, 1:].astype(bool)
-            np.add.at(totals, owner[:, 1:][counted], logprobs_BT[:, :-1][counted])
-        return totals.tolist()
+    @property
+    def _place(self) -> int:
+        """Of this sampler's own adapter in those of the engine."""
+        return int(self.lora is not None)
 
     def encode(self, prompt: str) -> list[int]:
         """The ids that `generate` goes on from."""
@@ -177,7 +159,7 @@ class Sampler:
         asked = dataclasses.replace(asked, stop=strings, stop_ids=(*asked.stop_ids, *ids))
         check_count(n)
         drafts = [[_Draft() for _ in range(n)] for _ in prompts]
-        place = adapter if adapter is not None else int(self.lora is not None)
+        place = self._place if adapter is None else adapter
         ids_of = [self.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
         progress = iter(track(range(n * len(prompts)), f"{self.label}: sampling", n * len(prompts), "answer"))
 
@@ -197,11 +179,6 @@ class Sampler:
             for request in requests:
                 self.engine.cancel(request)
         return [[draft.completion(logprobs is not None) for draft in row] for row in drafts]
-
-    def _chunks(self, rows: int, doing: str) -> Iterator[int]:
-        """First row of each compiled call."""
-        starts = range(0, rows, _ROWS)
-        return track(starts, f"{self.label}: {doing}", len(starts), "batch")
 
 
 @dataclasses.dataclass
@@ -240,22 +217,11 @@ def parse_stop(tokenizer: Tokenizer, stop: Sequence[str]) -> tuple[tuple[str, ..
     return tuple(strings), tuple(control[string] for string in stop if string in control)
 
 
-_next_token_logprobs = jax.jit(Model.next_logprobs, static_argnums=(0, 6))
-
-
-def _fewest_slots(lengths: list[int]) -> tuple[int, list[list[int]]]:
-    """The row length, up to twice the shortest that will do, at which examples of these lengths take the fewest slots;
-    and which of them share a row."""
-    shortest = _round_up(max([_MIN_SCORED_LENGTH, *lengths]), _LENGTH_GRAIN)
-    choices = {length: pack(lengths, length) for length in range(shortest, 2 * shortest + 1, _LENGTH_GRAIN)}
-    length = min(choices, key=lambda length: length * len(choices[length]))
-    return length, choices[length]
-
-
-def _row_count(needed: int) -> int:
-    """Rows of each compiled call: no more than it takes."""
-    return min(_ROWS, _round_up(max(needed, 1), _ROW_GRAIN))
-
-
-def _round_up(value: int, grain: int) -> int:
-    return -(-value // grain) * grain
+def _total(tokens: list[TokenLogprob] | None) -> float:
+    """Raises: UserError if the model gave no numbers."""
+    if tokens is None:
+        raise RuntimeError("the score was lost: the sampler failed while another caller waited for it")
+    total = math.fsum(token.logprob for token in tokens)
+    if math.isnan(total):
+        raise UserError("the model gave no numbers for a text; its weights are damaged")
+    return total

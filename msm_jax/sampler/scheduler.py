@@ -9,12 +9,23 @@ import collections
 import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from msm_jax.sampler.state import Shape
 
 _PATIENCE = 4  # borders at which a smaller shape would do, before it is taken
-_WORTH_COPYING = 16  # tokens of a common beginning
+_SHORTEST = 64  # tokens that take as long as a single one, about: the weights are read for them
+_CALL = 4  # chunks of full size that one call may read
+_WORTH_COPYING = 32  # tokens of a common beginning
+
+
+class Key(NamedTuple):
+    """Samples of equal keys share a group."""
+
+    adapter: int
+    prompt: tuple[int, ...]
+    scored_from: int | None
+    likeliest: int
 
 
 @dataclasses.dataclass(eq=False)
@@ -24,31 +35,39 @@ class Sample:
     Attributes:
       prompt: ids.
       adapter: its place in the stack of adapters.
-      max_tokens: that may be drawn.
+      max_tokens: that may be drawn. 0: the prompt is read, and that is all.
       request: whatever the engine needs to know of it.
+      scored_from: the first token of the prompt, 1 or later, whose log-probability is wanted; None: of none.
+      likeliest: how many of the likeliest ids' are wanted beside each of these.
     """
 
     prompt: tuple[int, ...]
     adapter: int
     max_tokens: int
     request: Any = None
+    scored_from: int | None = None
+    likeliest: int = 0
     drawn: int = 0  # tokens that were read
     ended: bool = False
     row: int | None = None
 
     @property
-    def group_key(self) -> tuple:
-        return self.adapter, self.prompt
+    def group_key(self) -> Key:
+        return Key(self.adapter, self.prompt, self.scored_from, self.likeliest)
 
 
 @dataclasses.dataclass(eq=False)
 class Group:
     """A prompt on the device."""
 
-    adapter: int
-    tokens: tuple[int, ...]
+    key: Key
     filled: int = 0  # tokens that were read; the logits are those after the last of them
     used: int = 0  # border at which it was last wanted
+    scores: dict[int, Any] = dataclasses.field(default_factory=dict)  # of tokens from `scored_from` on, by their slot
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return self.key.prompt
 
     @property
     def ready(self) -> bool:
@@ -68,8 +87,23 @@ class Chunk:
     adapter: int
     tokens: tuple[int, ...]  # without padding
     start: int  # slot of the first
-    last: bool  # whether the prompt is read with it
-    size: int  # of the program: with padding
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """Chunks of different prompts that are read in one call, after the copies.
+
+    Attributes:
+      size: tokens of each chunk, with padding.
+      width: chunks, and copies, with padding.
+      scored: the group of each chunk whose tokens' log-probabilities are wanted; None for the others.
+    """
+
+    copies: tuple[Copy, ...]
+    chunks: tuple[Chunk, ...]
+    size: int
+    width: int
+    scored: tuple[Group | None, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,24 +118,28 @@ class Plan:
     """What to do at a border, in this order, and then a block of steps if `decodes`."""
 
     reshape: Reshape | None = None
-    reading: list[Copy | Chunk] = dataclasses.field(default_factory=list)
+    reading: list[Read] = dataclasses.field(default_factory=list)
+    read: list[tuple[Sample, Group]] = dataclasses.field(default_factory=list)  # that draw nothing: they have ended
     admitted: list[Sample] = dataclasses.field(default_factory=list)  # with their rows
     decodes: bool = False
 
     def __bool__(self) -> bool:
-        return self.decodes or bool(self.reading)
+        return self.decodes or bool(self.reading) or bool(self.read)
 
 
 class Scheduler:
     """Args:
     rows: that draw at once, at most.
     steps: tokens of a block.
-    chunk: tokens of a prompt that are read at once; of a short one, or of the end of one, an eighth of it.
+    chunk: tokens of a prompt that are read at once, at most. A call reads up to four times as many, of several prompts.
+    devices: over which rows are split: their number is a multiple of it, as are the tokens of a chunk.
     """
 
-    def __init__(self, rows: int, steps: int, chunk: int):
-        self.steps, self.chunk, self.small_chunk = steps, chunk, max(8, chunk // 8)
-        self.rows_at_most, self._batches = rows, _batches(rows)
+    def __init__(self, rows: int, steps: int, chunk: int, devices: int = 1):
+        self.steps, self.chunk, self.devices = steps, -(-chunk // devices) * devices, devices
+        # A call is compiled for each: a whole chunk, a quarter of it, and a quarter of that.
+        self._sizes = sorted({max(8, devices, self.chunk // 16), max(8, devices, self.chunk // 4), self.chunk})
+        self.rows_at_most, self._batches = rows, _batches(rows, devices)
         self.shape: Shape | None = None
         self.groups: list[Group | None] = []
         self.rows: list[Sample | None] = []
@@ -148,7 +186,7 @@ class Scheduler:
 
     def wanted(self) -> Shape:
         """The smallest shape for the live rows, and for as many of those that wait as there may be rows."""
-        counts: collections.Counter[tuple] = collections.Counter()
+        counts: collections.Counter[Key] = collections.Counter()
         prompt = answer = 0
         for sample in [*self.live, *self._next]:
             counts[sample.group_key] += 1
@@ -159,7 +197,7 @@ class Scheduler:
         return Shape(
             groups,
             batch // groups,
-            max(bucket(prompt), self.small_chunk if prompt <= self.small_chunk else self.chunk),
+            max(bucket(prompt), self._chunk_size(prompt)),
             bucket(-(-answer // self.steps) * self.steps),
         )
 
@@ -216,107 +254,159 @@ class Scheduler:
     # Prompts
 
     def _read(self, plan: Plan) -> None:
-        """One chunk if most rows are drawing, so that they do not wait for long; else until most have their prompts:
+        """One call if most rows are drawing, so that they do not wait for long; else until most have their prompts:
         a step takes as long with few rows as with all."""
         drawing = len(self.live)
-        while (group := self._next_prompt(plan)) is not None:
-            chunk = self._chunk_of(group)
-            plan.reading.append(chunk)
-            if chunk.last:
-                key = chunk.adapter, self.groups[group].tokens
-                drawing += min(self.shape.rows, sum(sample.group_key == key for sample in self._next))
+        while (read := self._next_read()) is not None:
+            plan.reading.append(read)
+            for chunk in read.chunks:
+                group = self.groups[chunk.group]
+                waiting = sum(sample.group_key == group.key and sample.max_tokens > 0 for sample in self._next)
+                drawing += min(self.shape.rows, waiting) if group.ready else 0
             if 8 * drawing >= 7 * len(self.rows) and self.live:
                 return
 
-    def _next_prompt(self, plan: Plan) -> int | None:
-        """The group whose prompt is to be read next, which may be one that is given to a prompt now."""
-        tried: set[tuple] = set()
+    def _next_read(self) -> Read | None:
+        """Chunks of one size, of the prompts that are waited for longest. Those that no group holds are given one."""
+        tried: set[Key] = set()
+        unready: list[int] = []
+        copies: dict[int, Copy] = {}  # by their target
+        given: set[int] = set()
         places = self._places()
         for sample in self._next:
             if sample.group_key in tried:
                 continue
             tried.add(sample.group_key)
-            unready = None
             for place in places[sample.group_key]:
+                if place in given:  # to a prompt that is waited for longer
+                    continue
                 self.groups[place].used = self._border
                 if not self.groups[place].ready:
-                    unready = place
-                elif self._free_rows(place):
+                    unready.append(place)
+                    break
+                if not sample.max_tokens or self._free_rows(place):
                     break
             else:
-                if unready is not None:
-                    return unready
-                place = self._give_group(sample, plan)
+                place = self._give_group(sample, given, copies)
                 if place is not None and not self.groups[place].ready:
-                    return place
-                places = self._places()
-        return None
+                    unready.append(place)
+        if not unready and not copies:
+            return None
+        chosen, size, width = self._choose(unready)
+        chunks = tuple(self._read_chunk(place, size) for place in chosen)
+        scored = tuple(self._scored(chunk) for chunk in chunks)
+        return Read(tuple(copies.values()), chunks, size, width, scored)
 
-    def _give_group(self, sample: Sample, plan: Plan) -> int | None:
-        """A group for the sample's prompt, with what another one has of it; None if all are in use. One that somebody
-        who came later waits for is taken too, if there is no other: else there might never be one."""
+    def _choose(self, unready: list[int]) -> tuple[list[int], int, int]:
+        """Which of these groups are read in one call, the size of their chunks, and the number of chunks that it is
+        compiled for: one, or as many as there may be."""
+        if not unready:
+            return [], 0, 0
+        size = self._chunk_size(self._left(unready[0]))
+        width = min(max(1, _CALL * self.chunk // size), len(self.groups))
+        chosen = [place for place in unready if self._chunk_size(self._left(place)) == size][:width]
+        one_by_one = len(chosen) * max(size, _SHORTEST)
+        return (
+            (chosen[:1], size, 1) if width == 1 or one_by_one < max(width * size, _SHORTEST) else (chosen, size, width)
+        )
+
+    def _chunk_size(self, tokens: int) -> int:
+        return next((size for size in self._sizes if size >= tokens), self.chunk)
+
+    def _left(self, place: int) -> int:
+        return len(self.groups[place].tokens) - self._begin(self.groups[place])
+
+    def _begin(self, group: Group) -> int:
+        """The slot of the next chunk's first token. The one before a token tells its probability: it is read again."""
+        scored_from = group.key.scored_from
+        return group.filled - (scored_from is not None and group.filled >= scored_from)
+
+    def _read_chunk(self, place: int, size: int) -> Chunk:
+        group = self.groups[place]
+        # A whole chunk must fit: near the end of the slots, tokens that were read before are read again.
+        start = max(0, min(self._begin(group), self.shape.prompt - size))
+        tokens = group.tokens[start : start + size]
+        group.filled = start + len(tokens)
+        return Chunk(place, group.key.adapter, tokens, start)
+
+    def _scored(self, chunk: Chunk) -> Group | None:
+        group = self.groups[chunk.group]
+        scored_from = group.key.scored_from
+        return group if scored_from is not None and group.filled > scored_from else None
+
+    def _give_group(self, sample: Sample, given: set[int], copies: dict[int, Copy]) -> int | None:
+        """A group for the sample's prompt, with what another one has of it. None if all are in use, or if another one
+        will soon have much more of it. One that somebody who came later waits for is taken too, if there is no other:
+        else there might never be one."""
+        key = sample.group_key
         wanted = [waiting.group_key for waiting in self._next]
-        before = set(wanted[: wanted.index(sample.group_key)])
-        keys = [None if group is None else (group.adapter, group.tokens) for group in self.groups]
+        before = set(wanted[: wanted.index(key)])
+        keys = [None if group is None else group.key for group in self.groups]
         free = [
             place
-            for place, key in enumerate(keys)
-            if key not in before and len(self._free_rows(place)) == self.shape.rows
+            for place, held in enumerate(keys)
+            if held not in before and place not in given and len(self._free_rows(place)) == self.shape.rows
         ]
         if not free:
             return None
+        # Groups that are given in this call have nothing yet: a copy comes with it.
+        source, common = self._longest_beginning(key, [p for p in range(len(keys)) if p not in given], filled=True)
+        coming = [p for p, held in enumerate(keys) if held in wanted and held != key and not self.groups[p].ready]
+        if self._longest_beginning(key, [*given, *coming], filled=False)[1] >= common + _WORTH_COPYING:
+            return None
         target = min(free, key=lambda p: (keys[p] in wanted, -1 if keys[p] is None else self.groups[p].used))
-        new = Group(sample.adapter, sample.prompt, used=self._border)
-        source, common = self._longest_beginning(new)
-        if common >= _WORTH_COPYING:
-            whole = common == len(new.tokens) == self.groups[source].filled
+        new = Group(key, used=self._border)
+        if common >= _WORTH_COPYING or source == target:
+            whole = key.scored_from is None and common == len(new.tokens) == self.groups[source].filled
             # The last token is read again where its logits are not those that the other group has.
             new.filled = common if whole else min(common, len(new.tokens) - 1)
-            if source != target:
-                plan.reading.append(Copy(source, target, new.filled))
+            if key.scored_from is not None:
+                new.filled = min(new.filled, key.scored_from - 1)
+            if source != target and new.filled:
+                copies[target] = Copy(source, target, new.filled)
         self.groups[target] = new
+        given.add(target)
         return target
 
-    def _longest_beginning(self, new: Group) -> tuple[int, int]:
+    def _longest_beginning(self, key: Key, places: Iterable[int], filled: bool) -> tuple[int, int]:
+        """The group that has most of the prompt's beginning, and how much: of what is read, or of all its tokens."""
         best, length = -1, 0
-        for place, group in enumerate(self.groups):
-            if group is not None and group.adapter == new.adapter:
-                common = _common(group.tokens[: group.filled], new.tokens)
+        limit = len(key.prompt) if key.scored_from is None else key.scored_from - 1
+        for place in places:
+            group = self.groups[place]
+            if group is not None and group.key.adapter == key.adapter:
+                tokens = group.tokens[: group.filled] if filled else group.tokens
+                common = min(_common(tokens, key.prompt), limit)
                 if common > length:
                     best, length = place, common
         return best, length
-
-    def _chunk_of(self, place: int) -> Chunk:
-        group = self.groups[place]
-        size = self.chunk if len(group.tokens) - group.filled > self.small_chunk else self.small_chunk
-        # A whole chunk must fit: near the end of the slots, tokens that were read before are read again.
-        start = max(0, min(group.filled, self.shape.prompt - size))
-        tokens = group.tokens[start : start + size]
-        group.filled = start + len(tokens)
-        return Chunk(place, group.adapter, tokens, start, group.ready, size)
 
     # Rows
 
     def _admit(self, plan: Plan) -> None:
         free = {place: self._free_rows(place) for place in range(len(self.groups))}
-        admitted, places = set(), self._places()
+        taken, places = set(), self._places()
         for sample in self._next:
             for place in places[sample.group_key]:
-                if self.groups[place].ready and free[place]:
-                    sample.row = free[place].pop(0)
-                    self.rows[sample.row] = sample
-                    self.groups[place].used = self._border
-                    admitted.add(sample)
+                group = self.groups[place]
+                if group.ready and (free[place] or not sample.max_tokens):
+                    group.used = self._border
+                    taken.add(sample)
+                    if sample.max_tokens:
+                        sample.row = free[place].pop(0)
+                        self.rows[sample.row] = sample
+                        plan.admitted.append(sample)
+                    else:
+                        plan.read.append((sample, group))
                     break
-        plan.admitted = [sample for sample in self.waiting if sample in admitted]
-        self.waiting = collections.deque(sample for sample in self.waiting if sample not in admitted)
+        self.waiting = collections.deque(sample for sample in self.waiting if sample not in taken)
 
-    def _places(self) -> dict[tuple, list[int]]:
+    def _places(self) -> dict[Key, list[int]]:
         """The groups that hold each prompt; none for a prompt that no group holds."""
-        places: dict[tuple, list[int]] = collections.defaultdict(list)
+        places: dict[Key, list[int]] = collections.defaultdict(list)
         for place, group in enumerate(self.groups):
             if group is not None:
-                places[group.adapter, group.tokens].append(place)
+                places[group.key].append(place)
         return places
 
     def _free_rows(self, group: int) -> list[int]:
@@ -331,9 +421,9 @@ def bucket(size: int) -> int:
     return max(64, 1 << (size - 1).bit_length())
 
 
-def _batches(rows: int) -> list[int]:
-    """Numbers of rows that programs are made for: powers of 4, and `rows`."""
-    sizes = [4**power for power in range(16) if 4**power < rows]
+def _batches(rows: int, devices: int = 1) -> list[int]:
+    """Numbers of rows that programs are made for: powers of 4 times the devices, and `rows`."""
+    sizes = [devices * 4**power for power in range(16) if devices * 4**power < rows]
     return [*(size for size in sizes if rows % size == 0), rows]
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from msm_jax.models import DecoderConfig
+from msm_jax.parallel.sharding import constrain, ways
 from msm_jax.sampler.draw import Settings, neutral
 
 PyTree = Any
@@ -51,7 +52,7 @@ class Prompts:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    keys_and_values: PyTree  # of each layer ([G, R, K, S, D], the same)
+    keys_and_values: PyTree  # of each layer ([B, K, S, D], the same)
     length: jax.Array  # int32[B], slots that are filled
     logits: jax.Array  # float32[B, V], of the next token
     limit: jax.Array  # int32[B], tokens that may be drawn yet
@@ -70,7 +71,7 @@ class State:
 
 
 def empty_state(config: DecoderConfig, shape: Shape, stacked: bool) -> State:
-    G, R, P, S = shape.groups, shape.rows, shape.prompt, shape.answer
+    G, P, S = shape.groups, shape.prompt, shape.answer
     B, V = shape.batch, config.vocab_size
 
     def keys_and_values(*sizes: int) -> PyTree:
@@ -87,7 +88,7 @@ def empty_state(config: DecoderConfig, shape: Shape, stacked: bool) -> State:
         logits=jnp.zeros((G, V), jnp.float32),
     )
     rows = Rows(
-        keys_and_values(G, R, head[0], S, head[1]),
+        keys_and_values(B, head[0], S, head[1]),
         length=jnp.zeros(B, jnp.int32),
         logits=jnp.zeros((B, V), jnp.float32),
         limit=jnp.zeros(B, jnp.int32),
@@ -98,3 +99,35 @@ def empty_state(config: DecoderConfig, shape: Shape, stacked: bool) -> State:
         settings=neutral(B),
     )
     return State(prompts, rows)
+
+
+def placed(state: State) -> State:
+    """The state where a mesh has it; does nothing where none is set. Rows are split over data and fsdp, as in training,
+    and so are groups, if there are enough of them; heads over tensor. What is drawn from is split by rows alone."""
+    prompts, rows = state.prompts, state.rows
+    groups = "batch" if len(prompts.length) % ways("batch") == 0 else None
+
+    def kept(tree: PyTree, first: str | None) -> PyTree:
+        return jax.tree.map(lambda x: constrain(x, (*(None,) * (x.ndim - 4), first, "kv_heads", None, None)), tree)
+
+    def by(name: str | None, x: jax.Array) -> jax.Array:
+        return constrain(x, (name, *(None,) * (x.ndim - 1)))
+
+    return State(
+        Prompts(
+            kept(prompts.keys_and_values, groups),
+            **{name: by(None, getattr(prompts, name)) for name in ("tokens", "length", "adapter", "logits")},
+        ),
+        dataclasses.replace(
+            rows,
+            keys_and_values=kept(rows.keys_and_values, "batch"),
+            logits=whole_rows(rows.logits),
+            counts=whole_rows(rows.counts),
+            in_prompt=whole_rows(rows.in_prompt),
+        ),
+    )
+
+
+def whole_rows(x_BV: jax.Array) -> jax.Array:
+    """Split by rows over all devices, so that each draws from whole vocabularies."""
+    return constrain(x_BV, ("rows", None))

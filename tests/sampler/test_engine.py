@@ -111,15 +111,18 @@ def test_stacked_and_separate_layers_draw_the_same():
 @pytest.mark.parametrize("penalty", [1.0, 1.5])
 def test_a_beginning_that_is_copied_is_as_if_it_were_read(monkeypatch, penalty):
     """At two levels: what was copied is copied again. Penalties know the tokens that were copied."""
-    prompts = [LONG[:70], LONG[:40] + (3,) * 40, LONG[:40] + (3,) * 20 + (4,) * 20, LONG[:40], LONG[:20]]
+    prompts = [LONG[:70], LONG[:40] + (3,) * 60, LONG[:40] + (3,) * 40 + (4,) * 20, LONG[:40], LONG[:20]]
     sampling = Sampling(max_tokens=8, seed=1, repetition_penalty=penalty)
-    copies, copy = [], programs.copy_prompt
-    monkeypatch.setattr(
-        programs, "copy_prompt", lambda state, *args, **kw: copies.append(args) or copy(state, *args, **kw)
-    )
+    copies, copy = [], programs.copy_prompts
+
+    def remember(state, sources, targets, lengths, **settings):
+        copies.extend(lengths[targets < len(state.prompts.length)].tolist())
+        return copy(state, sources, targets, lengths, **settings)
+
+    monkeypatch.setattr(programs, "copy_prompts", remember)
     asked = [(prompt, sampling, 3, 0) for prompt in prompts]
     copied, _ = answers(engine(), asked)
-    assert len(copies) >= 4 and copies[0][2] == 40 and 60 in [length for _, _, length in copies]
+    assert {39, 40, 80} <= set(copies)
     copies.clear()
     monkeypatch.setattr(scheduler, "_WORTH_COPYING", 10**9)
     anew, _ = answers(engine(), asked)
@@ -142,16 +145,19 @@ def test_the_next_request_goes_on_from_a_prompt_that_is_there_still():
     order=st.permutations(range(5)),
     company=st.sampled_from([{}, {"temperature": 0.0}, {"top_k": 2, "logprobs": 5}, {"presence_penalty": 2.0}]),
     late=st.integers(0, 3),
+    anew=st.booleans(),
 )
-def test_a_sample_is_the_same_bit_for_bit_in_any_slot_order_and_company(shared, order, company, late):
-    """Within one shape; whatever the others ask, and whether they are there when it begins."""
+def test_a_sample_is_the_same_bit_for_bit_in_any_slot_order_and_company(shared, order, company, late, anew):
+    """Within one shape, of a prompt that was read; whatever the others ask, and whether they are there when it begins.
+    If the prompt is read anew, in other company, the tokens are the same and their log-probabilities nearly so."""
     one, expected = shared
 
     def hear(found, number):
         return lambda index, new, finish: found.setdefault((number, index), []).extend(new)
 
     found, others = {}, Sampling(max_tokens=24, seed=77, **company)
-    one.scheduler.groups = [None] * 16  # else each prompt has its old place
+    if anew:
+        one.scheduler.groups = [None] * 16
     for place, number in enumerate(order):
         if place == late:
             for _ in range(late):
@@ -160,7 +166,12 @@ def test_a_sample_is_the_same_bit_for_bit_in_any_slot_order_and_company(shared, 
         sampling = Sampling(max_tokens=12, seed=number, logprobs=2)
         one.submit(LONG[number : number + 50], sampling, 3, hear(found, number))
     one.run()
-    assert found == expected
+    assert ids(found) == ids(expected)
+    for key, new in found.items():
+        np.testing.assert_allclose([t.logprob for t in new], [t.logprob for t in expected[key]], atol=1e-5)
+    if not anew:
+        assert found == expected
+    expected.update(found)  # of the prompts as they were read last
 
 
 @pytest.fixture(scope="module")
@@ -399,3 +410,40 @@ def test_an_adapter_that_is_not_there_is_refused(place):
     for one in (engine(), engine(adapters=[random_lora(2, ("q",), 1)])):
         with pytest.raises(UserError, match=f"adapter {place} is not on the devices; places are from 0 to"):
             one.submit((1,), Sampling(), 1, lambda *_: None, place)
+
+
+@pytest.mark.parametrize(("stacked", "chunk"), [(True, 64), (False, 64), (False, 16)])
+def test_log_probabilities_of_a_prompt_are_those_of_one_pass_over_it(stacked, chunk):
+    """From any token on, for prompts that begin alike, beside answers that are drawn."""
+    one, requests = engine(stacked, chunk=chunk), []
+    asked = [(prompt, first) for prompt in PROMPTS for first in (1, max(1, len(prompt) - 2))]
+    for again in range(2):  # the second time from what is there still
+        for number, (prompt, first) in enumerate(asked):
+            sampling = Sampling(max_tokens=(0, 3)[number % 2], prompt_logprobs=(0, 4)[number // 2 % 2], seed=1)
+            requests.append(one.submit(prompt, sampling, 1 + number % 2, lambda *_: None, scored_from=first))
+        one.submit(LONG[:70], Sampling(max_tokens=9), 5, lambda *_: None)
+        one.run()
+        assert one.scheduler.idle, again
+    for request, (prompt, first) in zip(requests, asked * 2, strict=True):
+        row = jnp.array([prompt])
+        logits = apply(BASE, PARAMS, None, row, jnp.ones_like(row), jnp.arange(len(prompt))[None])[0, :, :VOCABULARY]
+        expected = jax.nn.log_softmax(logits)[first - 1 : -1]
+        found = request.prompt_logprobs
+        assert [token.id for token in found] == list(prompt[first:])
+        np.testing.assert_allclose(
+            [token.logprob for token in found], [expected[i, token.id] for i, token in enumerate(found)], atol=1e-5
+        )
+        for place, token in enumerate(found):
+            best = sorted(expected[place].tolist(), reverse=True)[: request.sampling.prompt_logprobs]
+            np.testing.assert_allclose(list(token.likeliest.values()), best, atol=1e-5)
+
+
+def test_many_short_prompts_are_read_in_few_calls(monkeypatch):
+    calls, prefill = [], programs.prefill
+    monkeypatch.setattr(programs, "prefill", lambda *args, **kw: calls.append(args[5].shape) or prefill(*args, **kw))
+    prompts = [tuple(RNG.integers(0, VOCABULARY, 10)) for _ in range(64)]
+    asked = [(prompt, Sampling(max_tokens=4, seed=number), 1, 0) for number, prompt in enumerate(prompts)]
+    tokens, _ = answers(engine(rows=64), asked)
+    assert calls == [(16, 16)] * 4
+    for (number, _), new in tokens.items():
+        np.testing.assert_allclose([t.logprob for t in new], forced(prompts[number], new), atol=1e-5)

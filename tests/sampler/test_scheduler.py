@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msm_jax.sampler.scheduler import Chunk, Copy, Sample, Scheduler, bucket
+from msm_jax.sampler.scheduler import Sample, Scheduler, bucket
 
 STEPS, CHUNK = 4, 64
 
@@ -25,12 +25,15 @@ class Devices:
     def work(self, scheduler, plan):
         if plan.reshape:
             self.reshape(scheduler, plan.reshape)
-        for work in plan.reading:
-            self.copy(work) if isinstance(work, Copy) else self.read(scheduler, work)
+        for read in plan.reading:
+            self.read(scheduler, read)
+        for sample, group in plan.read:
+            self.check_read(scheduler, sample, group)
         for sample in plan.admitted:
             group, row = sample.row // scheduler.shape.rows, sample.row
             assert self.rows[row] is None or self.rows[row].ended, "a row is given away twice"
             assert self.prompts[group] == (sample.adapter, sample.prompt)
+            self.check_scores(sample, scheduler.groups[group])
             self.rows[row], self.drawn[row] = sample, 0
         if plan.decodes:
             self.decode(scheduler)
@@ -48,20 +51,40 @@ class Devices:
         self.rows = [None if row < 0 else self.rows[row] for row in move.row_from]
         assert all(prompt is None or len(prompt[1]) <= shape.prompt for prompt in self.prompts)
 
-    def copy(self, work):
-        adapter, tokens = self.prompts[work.source]
-        assert work.source != work.target and 0 < work.length <= len(tokens)
-        self.nobody_draws_in(work.target)
-        self.prompts[work.target] = adapter, tokens[: work.length]
+    def read(self, scheduler, read):
+        before = list(self.prompts)
+        assert len({copy.target for copy in read.copies}) == len(read.copies)
+        for copy in read.copies:  # all at once: none sees what another one brings
+            adapter, tokens = before[copy.source]
+            assert copy.source != copy.target and 0 < copy.length <= len(tokens)
+            self.nobody_draws_in(copy.target)
+            self.prompts[copy.target] = adapter, tokens[: copy.length]
+        assert len({chunk.group for chunk in read.chunks}) == len(read.chunks) <= max(read.width, 0)
+        assert read.size * read.width <= 4 * scheduler.chunk and len(read.scored) == len(read.chunks)
+        for chunk, scored in zip(read.chunks, read.scored, strict=True):
+            assert 0 < len(chunk.tokens) <= read.size
+            assert chunk.start + read.size <= scheduler.shape.prompt, "a chunk needs more slots than there are"
+            known = self.prompts[chunk.group]
+            before = known[1][: chunk.start] if known and known[0] == chunk.adapter else ()
+            assert len(before) == chunk.start, "slots before a chunk were not read"
+            self.nobody_draws_in(chunk.group)
+            self.prompts[chunk.group] = chunk.adapter, before + chunk.tokens
+            if scored is not None:
+                assert scored is scheduler.groups[chunk.group] or scored.key == scheduler.groups[chunk.group].key
+                for slot in range(chunk.start + 1, chunk.start + len(chunk.tokens)):
+                    if slot >= scored.key.scored_from:
+                        scored.scores[slot] = chunk.tokens[slot - chunk.start]
 
-    def read(self, scheduler, work):
-        assert isinstance(work, Chunk) and 0 < len(work.tokens) <= work.size
-        assert work.start + work.size <= scheduler.shape.prompt, "a chunk needs more slots than there are"
-        known = self.prompts[work.group]
-        before = known[1][: work.start] if known and known[0] == work.adapter else ()
-        assert len(before) == work.start, "slots before a chunk were not read"
-        self.nobody_draws_in(work.group)
-        self.prompts[work.group] = work.adapter, before + work.tokens
+    def check_read(self, scheduler, sample, group):
+        place = next(place for place, held in enumerate(scheduler.groups) if held is group)
+        assert not sample.max_tokens and self.prompts[place] == (sample.adapter, sample.prompt)
+        self.check_scores(sample, group)
+        scheduler.end(sample)
+
+    def check_scores(self, sample, group):
+        if sample.scored_from is not None:
+            wanted = {slot: sample.prompt[slot] for slot in range(sample.scored_from, len(sample.prompt))}
+            assert {slot: group.scores[slot] for slot in wanted} == wanted, "tokens were not scored"
 
     def nobody_draws_in(self, group):
         rows = len(self.rows) // len(self.prompts)
@@ -77,7 +100,7 @@ class Devices:
                 continue
             assert scheduler.rows[row] is sample and sample.row == row
             group = scheduler.groups[row // rows]
-            assert self.prompts[row // rows] == (sample.adapter, sample.prompt) == (group.adapter, group.tokens)
+            assert self.prompts[row // rows] == (sample.adapter, sample.prompt) == group.key[:2]
             assert group.ready and self.drawn[row] + self.steps <= scheduler.shape.answer
             self.drawn[row] += self.steps
 
@@ -90,12 +113,14 @@ def traffic(rng, requests):
     pool += [pool[-1][:-1], pool[0] + (1,), pool[-1] + (2,) * 17]
     for _ in range(requests):
         prompt, adapter, n = rng.choice(pool), rng.randrange(3), rng.choice([1, 1, 2, 7, 20])
-        yield [Sample(prompt, adapter, rng.randrange(1, 100)) for _ in range(n)]
+        scored_from = rng.choice([None, None, 1, rng.randrange(1, len(prompt) + 1)])
+        most = rng.choice([0, 100, 100])
+        yield [Sample(prompt, adapter, rng.randrange(1, 100) if most else 0, None, scored_from) for _ in range(n)]
 
 
-def play(rng, rows, requests, steps=STEPS, chunk=CHUNK, cancels=0.01, at_once=2):
+def play(rng, rows, requests, steps=STEPS, chunk=CHUNK, cancels=0.01, at_once=2, devices=1):
     """All that was asked, and at how many borders each sample waited."""
-    scheduler, devices = Scheduler(rows, steps, chunk), Devices(steps)
+    scheduler, devices = Scheduler(rows, steps, chunk, devices), Devices(steps)
     arriving, everyone, waits, idle = list(traffic(rng, requests)), [], {}, 0
     while arriving or not scheduler.idle:
         for samples in [arriving.pop() for _ in range(min(len(arriving), rng.randrange(at_once + 1)))]:
@@ -106,7 +131,7 @@ def play(rng, rows, requests, steps=STEPS, chunk=CHUNK, cancels=0.01, at_once=2)
                 scheduler.end(sample)
         plan = scheduler.plan()
         devices.work(scheduler, plan)
-        for sample in plan.admitted:
+        for sample in [*plan.admitted, *(sample for sample, _ in plan.read)]:
             assert sample not in waits, "a sample is drawn twice"
             waits[sample] = scheduler._border
         assert len({sample.row for sample in scheduler.live}) == len(scheduler.live) <= rows
@@ -135,10 +160,12 @@ def test_two_thousand_requests_are_all_answered():
     chunk=st.sampled_from([8, 16, 64, 100, 256]),
     cancels=st.sampled_from([0.0, 0.01, 0.3]),
     at_once=st.sampled_from([1, 3, 40]),
+    devices=st.sampled_from([1, 2, 8]),
 )
 @settings(max_examples=50)
-def test_nothing_is_lost_and_no_row_leaks(seed, rows, steps, chunk, cancels, at_once):
-    play(random.Random(seed), rows, 20, steps, chunk, cancels, at_once)
+def test_nothing_is_lost_and_no_row_leaks(seed, rows, steps, chunk, cancels, at_once, devices):
+    scheduler, _ = play(random.Random(seed), rows * devices, 20, steps, chunk, cancels, at_once, devices)
+    assert scheduler.shape.batch % devices == 0 and scheduler.chunk % devices == 0
 
 
 @pytest.mark.parametrize("popular", [1, 3])
@@ -189,7 +216,7 @@ def test_what_is_cancelled_while_it_waits_needs_no_row_and_its_prompt_is_not_rea
     scheduler.add(samples)
     scheduler.end(samples[0])
     plan = scheduler.plan()
-    assert plan.admitted == samples[1:] and [work.tokens for work in plan.reading] == [(2, 3)]
+    assert plan.admitted == samples[1:] and [chunk.tokens for read in plan.reading for chunk in read.chunks] == [(2, 3)]
     scheduler.end(samples[1])
     assert scheduler.idle and not scheduler.plan() and not scheduler.waiting
 
@@ -222,9 +249,8 @@ def test_common_beginnings_are_copied_and_not_read_again():
     for _ in range(30):
         plan = scheduler.plan()
         devices.work(scheduler, plan)
-        for work in plan.reading:
-            if isinstance(work, Chunk):
-                read[work.adapter] += len(work.tokens)
+        for chunk in [chunk for work in plan.reading for chunk in work.chunks]:
+            read[chunk.adapter] += len(chunk.tokens)
     assert len(scheduler.live) == 5
     assert read[1] == 100, "keys and values of another adapter are not those of this one"
     assert 100 + 30 + 3 + 20 <= read[0] <= 100 + 30 + 3 + 20 + 4 * 8
@@ -237,7 +263,10 @@ def test_plans_depend_on_what_was_asked_alone():
             scheduler.add(samples)
         while not scheduler.idle:
             plan = scheduler.plan()
-            found.append((plan.reshape, tuple(plan.reading), tuple(sample.row for sample in plan.admitted)))
+            reading = [(read.copies, read.chunks, read.size, read.width) for read in plan.reading]
+            found.append((plan.reshape, reading, [sample.row for sample in plan.admitted]))
+            for sample, _ in plan.read:
+                scheduler.end(sample)
             for sample in scheduler.live:
                 sample.drawn += STEPS
                 if sample.drawn >= sample.max_tokens:
