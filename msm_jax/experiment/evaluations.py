@@ -13,10 +13,12 @@ from ml_collections import ConfigDict
 
 from msm_jax.config import nearest
 from msm_jax.corpus.specs import Spec
-from msm_jax.microworld import columns, prose
+from msm_jax.microworld import columns, prose, world_text
 from msm_jax.stages import corpora, scoring
 from msm_jax.stages.graph import VERSIONS, Kind, Stage
 from msm_jax.stages.training import Runtime
+
+_QUESTION_TOKENS = 64  # of a question of two things, as plans take it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Evaluation(Protocol):
     """Attributes:
     name: what the manifests of its score stages call it.
     answer_length: tokens of an answer that it draws, at most; 0: it draws none.
+    drawn: how many answers to how many prompts it draws of a model, and of how many tokens they are (fields of
+        `sampler.plan.Workload`); None: none.
     told: what will be measured, in a line, or why nothing is; told before there is anything to pay.
     measures: whether it can say something of these specs; without it there are no stages.
     columns: of the report (`eval/results.py`), one for each rate.
@@ -48,6 +52,9 @@ class Evaluation(Protocol):
 
     @property
     def measures(self) -> bool: ...
+
+    @property
+    def drawn(self) -> dict[str, int] | None: ...
 
     @property
     def columns(self) -> list[dict[str, Any]]: ...
@@ -85,6 +92,26 @@ class ValueGeneralisation:
             f"NO EVALUATION YET for spec {spec.name}{hint}: models are trained and the report has no rates; built is "
             f"{built}"
         )
+
+    @property
+    def drawn(self) -> dict[str, int] | None:
+        settings = self._config.eval
+        if not self.measures or not settings.samples:
+            return None
+        if self._world:
+            items = list(world_text.evaluation_items(corpora.make_world(self._world)))
+        else:
+            items = list(prose.evaluation_items(list(self._specs[0].likes), list(self._specs[0].dislikes)))
+        if settings.pairs is not None:
+            kinds = {(item["kind"], item["value"]) for item in items}
+            items = items[: settings.pairs * len(kinds)]
+        return {
+            "prompts": 2 * len(items),  # in both orders
+            "samples": settings.samples,
+            "prompt_tokens": _QUESTION_TOKENS,
+            "answer_tokens": settings.max_tokens,
+            "max_tokens": settings.max_tokens,
+        }
 
     @property
     def columns(self) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""`--mode=plan`: what an experiment's training takes on TPU slices, told before one is rented.
+"""`--mode=plan`: what an experiment takes on TPU slices, told before one is rented.
 
-The step is compiled for each slice by the TPU compiler itself, and nothing is run. Memory is the compiler's account;
-times are the roofline's, so a real step takes longer.
+Its training steps, and the programs of the sampler (sampling_plan.py), are compiled for each slice by the TPU compiler
+itself, and nothing is run. Memory is the compiler's account; times are the roofline's, so what is run takes longer.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from msm_jax.checkpoints import weights
 from msm_jax.checkpoints.presets import PRESETS, preset
 from msm_jax.config import checks
 from msm_jax.experiment.build import Experiment
+from msm_jax.experiment.sampling_plan import plan_evaluations
 from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model
 from msm_jax.parallel import check_heads, make_mesh
 from msm_jax.parallel.chips import chip_of, slice_devices
@@ -65,7 +66,7 @@ def plan(config: ConfigDict, topologies: Sequence[str], workdir: str) -> None:
     decoder = _decoder(config)
     trained = [stage for stage in experiment.stages if stage.kind is Kind.TRAIN]
     print(experiment.evaluation, flush=True)
-    plans = []
+    plans, sampling = [], []
     for topology, mesh in meshes.items():
         checks.check_mesh(config, mesh)
         check_heads(mesh, decoder.num_kv_heads)
@@ -75,8 +76,13 @@ def plan(config: ConfigDict, topologies: Sequence[str], workdir: str) -> None:
         for step, of_step in steps.items():
             plans.append(_plan(config, topology, mesh, step, of_step))
             print(told(plans[-1]), flush=True)
+        kind = topology.partition(":")[0].rpartition("*")[2]
+        drawn = plan_evaluations(config, experiment, decoder, topology, mesh, _prices().get(kind))
+        for entry in drawn:
+            print(f"{topology}: answers that are drawn\n{entry.pop('told')}\n", flush=True)
+        sampling += drawn
     path = pathlib.Path(place.local, PLAN_FILE)
-    files.write_json(path, {"experiment": config.name, "plans": plans})
+    files.write_json(path, {"experiment": config.name, "plans": plans, "sampling": sampling})
     place.send(path)
     print(f"written to {place.name}/{PLAN_FILE}")
 

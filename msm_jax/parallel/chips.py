@@ -19,19 +19,20 @@ from msm_jax.parallel.compiler import compiler_options
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """From the vendors' data sheets (cloud.google.com/tpu/docs, and NVIDIA's). No plan is made without the last two."""
+    """From the vendors' data sheets (cloud.google.com/tpu/docs, and NVIDIA's). Plans need the last three."""
 
     kinds: tuple[str, ...]  # beginnings of `Device.device_kind`
     peak: float  # dense bf16, FLOP/s
     link: float | None = None  # bytes/s that a chip sends to its neighbours, over all links
+    bandwidth: float | None = None  # bytes/s between a chip and its main memory
     memory: float | None = None  # bytes that a program may use, as the TPU compiler says when it has too little
 
 
 CHIPS = {
     "v4": Chip(("TPU v4",), 275e12),
-    "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, 200e9, 15.75 * 2**30),
-    "v5p": Chip(("TPU v5", "TPU v5p"), 459e12, 600e9, 95.74 * 2**30),
-    "v6e": Chip(("TPU v6 lite", "TPU v6e"), 918e12, 448e9, 31.25 * 2**30),
+    "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, 200e9, 819e9, 15.75 * 2**30),
+    "v5p": Chip(("TPU v5", "TPU v5p"), 459e12, 600e9, 2765e9, 95.74 * 2**30),
+    "v6e": Chip(("TPU v6 lite", "TPU v6e"), 918e12, 448e9, 1638e9, 31.25 * 2**30),
     "A100": Chip(("NVIDIA A100",), 312e12),
     "H100": Chip(("NVIDIA H100",), 989e12),
     "H200": Chip(("NVIDIA H200",), 989e12),

@@ -1,4 +1,4 @@
-"""Compiles a training step for a slice that is not there, and says what it would take, by the TPU compiler's own
+"""Compiles a program for a slice that is not there, and says what it would take, by the TPU compiler's own
 account. No array is made, and no TPU is asked."""
 
 import dataclasses
@@ -31,8 +31,9 @@ class Compiled:
     # not live at once shares memory. None if it does not fit: the compiler refuses such a program.
     peak: float | None = None
     lacking: float = 0  # bytes by which it does not fit
-    flops: float = 0  # this and the next as `hlo.Work` has them; 0 and empty if it does not fit
+    flops: float = 0  # this and the next two as `hlo.Work` has them; 0 and empty if it does not fit
     sent_bytes: dict[str, float] = dataclasses.field(default_factory=dict)
+    memory_bytes: float = 0
     compile_seconds: float = 0  # of this machine
 
     @property
@@ -40,8 +41,11 @@ class Compiled:
         return self.peak is not None
 
 
-def compile_for(lowered: jax.stages.Lowered, mesh: Mesh, arguments: PyTree) -> Compiled:
-    """Compiles what was lowered for `arguments` (ShapeDtypeStructs with shardings) on `mesh`.
+def compile_for(
+    lowered: jax.stages.Lowered, mesh: Mesh, arguments: PyTree, turns_of_others: int | None = None
+) -> Compiled:
+    """Compiles what was lowered for `arguments` (ShapeDtypeStructs with shardings) on `mesh`; `turns_of_others` as in
+    `hlo.count`.
 
     Raises: what the compiler raises, but for lack of memory; UserError if a kernel's blocks are too large.
     """
@@ -62,7 +66,7 @@ def compile_for(lowered: jax.stages.Lowered, mesh: Mesh, arguments: PyTree) -> C
         if lacking is None:
             raise
         return Compiled(mesh.size, state, lacking=lacking, compile_seconds=time.monotonic() - start)
-    memory, work = compiled.memory_analysis(), hlo.count(compiled.as_text())
+    memory, work = compiled.memory_analysis(), hlo.count(compiled.as_text(), turns_of_others)
     return Compiled(
         chips=mesh.size,
         state=state,
@@ -72,6 +76,7 @@ def compile_for(lowered: jax.stages.Lowered, mesh: Mesh, arguments: PyTree) -> C
         peak=memory.peak_memory_in_bytes,
         flops=work.flops,
         sent_bytes=work.sent_bytes,
+        memory_bytes=work.memory_bytes,
         compile_seconds=time.monotonic() - start,
     )
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from msm_jax.models import Model
 from msm_jax.parallel import sampling_options
+from msm_jax.parallel.sharding import constrain
 from msm_jax.sampler.attention import attend_chunk, attend_decoding
 from msm_jax.sampler.draw import LIKELIEST, Drawn, Settings, draw, sample_keys
 from msm_jax.sampler.state import Prompts, Rows, Shape, State, empty_state, placed, whole_rows
@@ -38,6 +39,7 @@ def program(function: Callable, **settings: Any) -> Callable:
         return on(jax.default_backend())(*args, **kwargs)
 
     call.compiled = lambda: on(jax.default_backend())._cache_size()
+    call.lower = lambda platform, *args, **kwargs: on(platform).lower(*args, **kwargs)
     return call
 
 
@@ -216,7 +218,7 @@ def decode(
         logits_BV, counts_BV, limit_B, done_B, fresh = carry
         drawn = draw(logits_BV, rows.settings, rows.length + index, counts_BV, rows.in_prompt)
         alive_B = ~done_B
-        token_B = jnp.where(alive_B, drawn.token, 0)
+        token_B = constrain(jnp.where(alive_B, drawn.token, 0), ("batch",))
         limit_B -= alive_B.astype(limit_B.dtype)
         done_B |= (token_B[:, None] == rows.stop_ids).any(axis=1) | (limit_B <= 0)
         counts_BV = counts_BV.at[jnp.arange(B), token_B].add(alive_B.astype(counts_BV.dtype))
@@ -233,7 +235,8 @@ def decode(
         kept = by_layer(prompts.keys_and_values, rows.keys_and_values, fresh)
         x_B1M, fresh = model.extend(params, lora, token_B[:, None], (start_B + index)[:, None], attend, kept)
         finite_B = jnp.isfinite(logits_BV[:, 0])
-        logits_BV = whole_rows(_spelled(model.logits(params, x_B1M[:, 0]), vocabulary))
+        logits_BV = constrain(model.logits(params, x_B1M[:, 0]), ("batch", "vocab"))
+        logits_BV = whole_rows(_spelled(logits_BV, vocabulary))
         return (logits_BV, counts_BV, limit_B, done_B, fresh), Block(alive_B, drawn, finite_B)
 
     start = (rows.logits, rows.counts, rows.limit, rows.done | cancelled_B, fresh)

@@ -72,6 +72,40 @@ def test_a_plan_for_one_slice_and_for_two(planned):
         assert p["usd_per_chip_hour"] > 0 and all(s["hours"] > 0 and s["usd"] > 0 for s in p["stages"])
 
 
+def test_answers_that_evaluations_draw_are_planned(planned):
+    _, output, _, _ = planned
+    assert output.count("answers that are drawn") == 2
+    assert "value generalisation: 156 prompts of about 64 tokens x 1, answers of about 12 tokens; 64 rows" in output
+    assert output.count("GiB a chip: fits") == 2 and "1 models: at least" in output
+
+
+@pytest.mark.slow  # some minutes: 64 layers of a 32B model
+@pytest.mark.parametrize("adapters", [0, 6])
+def test_256_samples_of_a_prompt_on_a_host_of_v6e(adapters):
+    """What a chip reads in a step is what it has to: weights, the prompt once, and the slots of the rows."""
+    code = f"""
+import dataclasses, json
+from msm_jax.parallel.chips import prepare_environment, slice_devices
+prepare_environment()
+from msm_jax.checkpoints import weights
+from msm_jax.checkpoints.presets import preset
+from msm_jax.models import LoraConfig, Model
+from msm_jax.parallel import make_mesh
+from msm_jax.sampler.plan import Workload, plan_sampling
+mesh = make_mesh({{"data": 1, "fsdp": 1, "tensor": 8}}, slice_devices("v6e:2x4"))
+base = Model(preset("Qwen/Qwen3-32B"))
+params = weights.abstract_params(base, mesh, "bfloat16")
+model = dataclasses.replace(base, lora=LoraConfig(64, 128.0)) if {adapters} else base
+work = Workload("agentic", 27, 300, 3000, 500, 1000)
+p = plan_sampling(work, model, params, {adapters}, mesh, rows=256)
+read = p.decode.memory_bytes / p.steps
+print(json.dumps([p.fits, p.shape.rows, read / p.step_bytes, p.apart_seconds / p.step_seconds]))
+"""
+    done = in_a_process_of_its_own("-c", code)
+    fits, rows, ratio, factor = json.loads(done.stdout.splitlines()[-1])
+    assert fits and rows == 256 and 0.95 < ratio < 1.1 and factor > 2
+
+
 def test_work_is_counted_with_its_recomputation(planned):
     """Of the whole model: 6 N and attention, and the forward pass again but for its last product."""
     whole, adapter = planned[3][:2]

@@ -52,6 +52,51 @@ def test_a_loop_of_the_compiler_by_hand():
     }
 
 
+# A step of a loop: weights of one layer are sliced out of a stack and multiplied, what is between the products stays in
+# vector memory, and the slot of the layer is updated where it lies.
+SLICED = """\
+HloModule jit_step
+
+%inner (p.0: bf16[64,256,128], p.1: s32[]) -> bf16[256,128] {
+  %p.0 = bf16[64,256,128]{2,1,0} parameter(0)
+  %p.1 = s32[] parameter(1)
+  %slice = bf16[1,256,128]{2,1,0} dynamic-slice(%p.0, %p.1), dynamic_slice_sizes={1,256,128}
+  ROOT %flat = bf16[256,128]{1,0} bitcast(%slice)
+}
+
+%product (q.0: bf16[64,256,128], q.1: s32[], q.2: bf16[8,256]) -> bf16[8,128] {
+  %q.0 = bf16[64,256,128]{2,1,0} parameter(0)
+  %q.1 = s32[] parameter(1)
+  %q.2 = bf16[8,256]{1,0} parameter(2)
+  %w = bf16[256,128]{1,0} fusion(%q.0, %q.1), kind=kLoop, calls=%inner
+  ROOT %y = bf16[8,128]{1,0} dot(%q.2, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%update (r.0: bf16[64,8,128], r.1: bf16[8,128], r.2: s32[]) -> bf16[64,8,128] {
+  %r.0 = bf16[64,8,128]{2,1,0} parameter(0)
+  %r.1 = bf16[8,128]{1,0} parameter(1)
+  %r.2 = s32[] parameter(2)
+  %slot = bf16[1,8,128]{2,1,0} bitcast(%r.1)
+  ROOT %put = bf16[64,8,128]{2,1,0} dynamic-update-slice(%r.0, %slot, %r.2)
+}
+
+ENTRY %main (a: bf16[64,256,128], b: bf16[8,256], c: bf16[64,8,128], i: s32[]) -> bf16[64,8,128] {
+  %a = bf16[64,256,128]{2,1,0} parameter(0)
+  %b = bf16[8,256]{1,0} parameter(1)
+  %c = bf16[64,8,128]{2,1,0} parameter(2)
+  %i = s32[]{:S(1)} parameter(3)
+  %y = bf16[8,128]{1,0:T(8,128)S(1)} fusion(%a, %i, %b), kind=kOutput, calls=%product
+  %n = (bf16[64,8,128]{2,1,0}, bf16[64,8,128]{2,1,0:S(1)}, u32[]{:S(2)}) copy-start(%c)
+  ROOT %out = bf16[64,8,128]{2,1,0} fusion(%c, %y, %i), kind=kLoop, calls=%update
+}
+"""
+
+
+def test_what_goes_to_and_from_memory_by_hand():
+    layer, x, slot, copied = 256 * 128, 8 * 256, 8 * 128, 2 * 64 * 8 * 128
+    assert hlo.count(SLICED).memory_bytes == 2 * (layer + x + slot + copied)
+
+
 @pytest.mark.parametrize(
     ("window", "sizes", "pairs"),
     [
