@@ -179,10 +179,15 @@ class Decoder(nnx.Module):
 
     def head_matrix(self) -> jax.Array:
         """[V, M], in the type of the matrix products."""
-        head = self.embedding[...] if self.head is None else self.head.kernel[...].T
+        if self.head is None:
+            head = self.embedding[...]
+        else:
+            head = self.head.kernel[...] if self.model.execution.transposed else self.head.kernel[...].T
         return head.astype(self.model.config.dtype)
 
     def logits(self, x: jax.Array) -> jax.Array:
         """[..., M] -> float32[..., V]."""
         with jax.named_scope("head"):
+            if self.model.execution.transposed:
+                return cpu.transposed_product(x, self.head_matrix(), jnp.float32)
             return jnp.einsum("...m,vm->...v", x, self.head_matrix(), preferred_element_type=jnp.float32)

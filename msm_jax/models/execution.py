@@ -46,6 +46,7 @@ class Execution:
       scan_unroll: layers of one step of the scan. On a CPU a full unroll is faster: nothing is copied into stacks.
       stacked: whether the layers' parameters are one array each, with layers as the first axis, and scanned. If not,
         each layer has arrays of its own (`Model.unstack`): for the sampler on CPUs, where a slice is a copy.
+      transposed: whether matrices, and the head's, are [F, M] (parallel/cpu.py): for the sampler on CPUs.
       loss_chunk: tokens of each row whose logits are held at once.
       cpu: what parallel/cpu.py has for a few CPU cores; set by `on`.
 
@@ -57,6 +58,7 @@ class Execution:
     remat: str = "none"
     scan_unroll: int = 1
     stacked: bool = True
+    transposed: bool = False
     loss_chunk: int = 512
     cpu: bool = False
 

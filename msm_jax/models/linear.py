@@ -81,6 +81,7 @@ class Linear(nnx.Module):
         self.may_merge = model.execution.cpu and adapted and self.dtype == "float32" and not int8
         matrix_unit = model.execution.cpu and cpu.uses_matrix_unit(self.dtype, model.config.tied_head)
         self.product = cpu.product if matrix_unit else jnp.matmul
+        self.transposed = model.execution.transposed
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return project(x, self)[0]
@@ -92,6 +93,8 @@ class Linear(nnx.Module):
     def base(self, x: jax.Array) -> jax.Array:
         """x W [..., F], without the adapter."""
         kernel = self.kernel[...]
+        if self.transposed:
+            return cpu.transposed_product(x, kernel)
         if self.kernel_scale is None:
             return self.product(x, kernel.astype(self.dtype))
         # Gathered over fsdp as it is stored, or the partitioner would send twice the bytes.

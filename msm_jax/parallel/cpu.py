@@ -1,7 +1,8 @@
 """What makes models faster on a few CPU cores, and nothing else: who runs on TPUs or GPUs need not read it.
 
 `compiler.py` gives training steps the options, `models/decoder.py` holds the angles, and `models/linear.py` merges
-adapters and asks for products in float32; the latter two where `Execution.cpu` says so. docs/performance.md has what
+adapters and asks for products in float32; the latter two where `Execution.cpu` says so. The sampler's products have
+their matrices transposed (`Execution.transposed`). docs/performance.md has what
 each was worth.
 
 Shapes: N rows (of all tokens), M inputs, F outputs, R LoRA rank.
@@ -72,6 +73,14 @@ def _product_backward(residuals, by_y_NF):
 
 
 _product.defvjp(_product_forward, _product_backward)
+
+
+def transposed_product(x: jax.Array, w_FM: jax.Array, dtype: jax.typing.DTypeLike | None = None) -> jax.Array:
+    """x [..., M] times W transposed, [..., F]: float32 products of few rows are faster with the matrix on the left,
+    where XLA reads it as it lies. The barriers keep it from turning the product round."""
+    x_MN = jax.lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T)
+    y_FN = jax.lax.dot_general(w_FM, x_MN, (((1,), (0,)), ((), ())), preferred_element_type=dtype)
+    return jax.lax.optimization_barrier(y_FN).T.reshape(*x.shape[:-1], -1)
 
 
 def merging_pays(x_NM: jax.Array, kernel_shape: tuple[int, int]) -> bool:

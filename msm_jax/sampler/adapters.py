@@ -54,9 +54,9 @@ def for_sampling(
 ) -> tuple[Model, PyTree, PyTree | None]:
     """What an engine takes, of a model as it was trained or loaded: matrices in the type of the products, once, and on
     a CPU layer by layer."""
-    platform = next(iter(jax.tree.leaves(params)[0].devices())).platform
-    execution = Execution(stacked=platform != "cpu")
+    on_cpu = next(iter(jax.tree.leaves(params)[0].devices())).platform == "cpu"
     dtype = model.config.dtype
+    execution = Execution(stacked=not on_cpu, transposed=on_cpu and dtype == "float32" and not model.int8_base)
 
     def cast(x: jax.Array) -> jax.Array:
         return x.astype(dtype) if x.ndim > 1 and jnp.issubdtype(x.dtype, jnp.floating) else x
@@ -70,6 +70,8 @@ def for_sampling(
     base = dataclasses.replace(model, lora=None, execution=execution)
     if model.execution.stacked and not execution.stacked:
         params = base.unstack(params)
+    if execution.transposed:
+        params = jax.tree_util.tree_map_with_path(lambda path, x: x.T if path[-1].key == "kernel" else x, params)
     if not adapters:
         return base, params, None
     model, stack = stack_adapters(base, adapters)

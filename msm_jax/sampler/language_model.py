@@ -18,7 +18,7 @@ from msm_jax.data.jinja_template import make_template
 from msm_jax.data.stops import stop_ids
 from msm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from msm_jax.errors import UserError
-from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model
+from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model, quantize
 from msm_jax.parallel import all_devices, make_mesh, platform
 from msm_jax.sampler.adapters import check_adapter
 from msm_jax.sampler.sampler import Completion, Sampler
@@ -182,6 +182,7 @@ def load(
     chat_template: str = "",
     thinking: str | None = None,
     rows: int = 64,
+    int8: bool = False,
 ) -> LanguageModel:
     """Loads a Hugging Face folder or id, or a folder of ours (a training stage, or what `msm_jax.convert import` made).
 
@@ -195,6 +196,8 @@ def load(
       chat_template, thinking: see `make_template`; default: as in training, else as the checkpoint has it. A
         chat_template that is named thinks as it does by itself.
       rows: answers that are drawn at once, at most.
+      int8: whether the matrices of the base are 8-bit integers: half the memory of bfloat16, and a little noise
+        (`models.linear.quantize`). Adapters, embedding and head keep their type.
 
     Raises: UserError if a part is missing, damaged, or of another model.
     """
@@ -223,8 +226,10 @@ def load(
             )
         template, name, stops = voice = read_voice(base, adapter, folder, tokenizer, chat_template, thinking)
     params = weights.load(base, placed, dtype)
+    params = quantize(params) if int8 else params
     lora = weights.load(adapter, placed) if adapter else None
-    model = Model(base.decoder, adapter.lora if adapter else None, Execution("blocked").on(platform()))
+    execution = Execution("blocked").on(platform())
+    model = Model(base.decoder, adapter.lora if adapter else None, execution, int8)
     others, voices = {}, {}
     for label, where in named.items():
         stored = weights.open_adapter(where, base)

@@ -23,13 +23,15 @@ class Completion:
     """A sampled text. `finished` is False if it was cut off at `max_tokens`, before a stop string or end token.
 
     `logprobs`, where asked for, holds the sampled tokens up to the end token; a stop string does not shorten it.
-    `tokens` counts what was drawn, the end token and what follows a stop string with it.
+    `tokens` counts what was drawn, the end token and what follows a stop string with it. `prompt_logprobs`, where asked
+    for, holds the prompt's tokens but for the first.
     """
 
     text: str
     finished: bool
     logprobs: tuple[TokenLogprob, ...] | None = None
     tokens: int = dataclasses.field(default=0, compare=False)
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class Sampler:
@@ -174,6 +176,7 @@ class Sampler:
                 own = dataclasses.replace(asked, **({"seed": seed[number]} if several else {"stream": number}))
                 answers = Answers(prompt, own, n, self.tokenizer, functools.partial(hear, row))
                 requests.append(self.engine.submit(prompt, own, n, answers.hear, place))
+                answers.request = requests[-1]
             self.engine.run()
         finally:  # nobody waits for them if one of them could not be asked
             for request in requests:
@@ -188,8 +191,10 @@ class _Draft:
     text: str = ""
     tokens: list[TokenLogprob] = dataclasses.field(default_factory=list)
     finish: Finish | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
     def add(self, piece: Piece) -> None:
+        self.prompt_logprobs = self.prompt_logprobs or piece.prompt_logprobs
         self.text += piece.text
         self.tokens += piece.tokens
         self.finish = piece.finish
@@ -200,9 +205,8 @@ class _Draft:
         if self.finish is Finish.ERROR:
             raise UserError("the model gave no numbers for the next token; its weights are damaged")
         # The id that ended the answer has a log-probability, and no text.
-        return Completion(
-            self.text, self.finish is Finish.STOP, tuple(self.tokens) if with_logprobs else None, len(self.tokens)
-        )
+        logprobs = tuple(self.tokens) if with_logprobs else None
+        return Completion(self.text, self.finish is Finish.STOP, logprobs, len(self.tokens), self.prompt_logprobs)
 
 
 def parse_stop(tokenizer: Tokenizer, stop: Sequence[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:

@@ -22,12 +22,14 @@ class Piece:
       text: may be empty: a character may need several tokens, and a stop text is held back.
       tokens: since the last piece; after a stop text they go on to the end of its block.
       finish: None while more comes.
+      prompt_logprobs: of the prompt's tokens but for the first, where they are wanted, in its first piece.
     """
 
     index: int
     text: str
     tokens: tuple[TokenLogprob, ...]
     finish: Finish | None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class Answers:
@@ -38,6 +40,8 @@ class Answers:
     ):
         self._texts = [Continuation(tokenizer, prompt, sampling.stop) for _ in range(n)]
         self._on_piece = on_piece
+        self.request: Request | None = None  # once it is submitted
+        self._begun: set[int] = set()
 
     def hear(self, index: int, tokens: list[TokenLogprob], finish: Finish | None) -> bool:
         continuation = self._texts[index]
@@ -50,7 +54,9 @@ class Answers:
         if continuation.stopped:
             finish = Finish.STOP
         if text or tokens or finish:
-            self._on_piece(Piece(index, text, tuple(tokens), finish))
+            scores = self.request.prompt_logprobs if self.request and index not in self._begun else None
+            self._begun.add(index)
+            self._on_piece(Piece(index, text, tuple(tokens), finish, None if scores is None else tuple(scores)))
         return continuation.stopped
 
     def fail(self, index: int) -> None:
@@ -89,7 +95,7 @@ class Service:
                 _post(loop, pieces, error)
             else:
                 submitted.append(request)
-                self._requests[request] = answers
+                answers.request, self._requests[request] = request, answers
 
         self._post(submit)
         left = n

@@ -288,6 +288,19 @@ def test_logprobs_of_samples_are_those_of_forward_passes(letters, next_logits):
     assert all(token.likeliest == {} for token in chosen.logprobs)
 
 
+@pytest.mark.parametrize("max_tokens", [0, 3])
+def test_logprobs_of_a_prompt_come_with_its_answers(letters, next_logits, max_tokens):
+    ids = letters.encode("abcab")
+    [[first, second]] = letters.generate(["abcab"], n=2, max_tokens=max_tokens, prompt_logprobs=2)
+    expected = log_softmax(next_logits(letters, ids))[:-1]
+    assert first.prompt_logprobs == second.prompt_logprobs and (first.text == "") >= (max_tokens == 0)
+    assert [token.id for token in first.prompt_logprobs] == ids[1:]
+    for token, row in zip(first.prompt_logprobs, expected, strict=True):
+        assert token.logprob == pytest.approx(row[token.id], abs=1e-4)
+        assert list(token.likeliest) == np.argsort(-row)[:2].tolist()
+    assert letters.generate(["abcab"], max_tokens=2)[0][0].prompt_logprobs is None
+
+
 def test_what_stands_before_a_prompt(next_logits):
     """No bos where the tokenizer has none, or where the rendered text holds it."""
 

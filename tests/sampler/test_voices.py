@@ -23,3 +23,19 @@ def test_an_adapter_with_a_template_of_its_own(imported, adapter, tmp_path):
         for asked, chosen in [(alone, {}), (model, {"adapter": "trained"})]
     )
     assert found == expected
+
+
+def test_a_base_in_8_bits_is_nearly_the_same(imported, adapter):
+    """With adapters beside it, which keep their type."""
+    asked = {"temperature": 0, "max_tokens": 1, "prompt_logprobs": 0}
+    whole, coarse = (load(imported, {"other": adapter}, int8=int8) for int8 in (False, True))
+    assert coarse.sampler.engine.model.int8_base
+    for chosen in (None, "other"):
+        (exact,), (near,) = (
+            model.generate(["the cat and the dog"], adapter=chosen, **asked)[0] for model in (whole, coarse)
+        )
+        differences = [
+            abs(one.logprob - other.logprob)
+            for one, other in zip(exact.prompt_logprobs, near.prompt_logprobs, strict=True)
+        ]
+        assert 0 < max(differences) < 0.05
