@@ -87,7 +87,8 @@ def _start(side: str, dtype: str) -> turns.Worker:
     if side == "ours":
         environment.setdefault("JAX_NUM_CPU_DEVICES", "1")
         environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # of a GPU that both sides are on
-    return turns.start("benchmarks.train", [*sys.argv[1:], f"--dtype={dtype}", f"--worker={side}"], environment)
+    command = [sys.executable, "-m", "benchmarks.train", *sys.argv[1:], f"--dtype={dtype}", f"--worker={side}"]
+    return turns.start(command, environment)
 
 
 def _ours(options: argparse.Namespace):

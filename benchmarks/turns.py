@@ -1,5 +1,6 @@
 """Sides of a benchmark, each in a process of its own, of which one works while the others wait."""
 
+import argparse
 import json
 import resource
 import subprocess
@@ -11,10 +12,19 @@ from typing import Any
 Worker = subprocess.Popen
 
 
-def start(module: str, arguments: list[str], environment: Mapping[str, str]) -> Worker:
-    """`python -m module ARGUMENTS`, which is to call `serve`."""
-    command = [sys.executable, "-m", module, *arguments]
+def start(command: list[str], environment: Mapping[str, str]) -> Worker:
+    """Of a program that calls `serve`, or does the same."""
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(environment))
+
+
+def side_options() -> argparse.Namespace:
+    """What `benchmarks.sample` tells the sides in `benchmarks/peers`."""
+    parser = argparse.ArgumentParser()
+    for name in ("prompts", "samples", "length", "new"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--dtype", required=True)
+    parser.add_argument("--model", required=True)
+    return parser.parse_args()
 
 
 def in_turns(workers: Mapping[str, Worker], runs: int, uncounted: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
