@@ -4,6 +4,7 @@ An engine holds one base on its devices, and adapters beside it. `submit` hands 
 block, and a request's listener hears of each token. It knows ids alone; text is made around it (text.py).
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -53,6 +54,9 @@ class Engine:
       rows: samples that are drawn at once, at most.
       steps: tokens of a block: what a row that has ended may idle, and what a listener waits for.
       chunk: tokens of a prompt that are read at once.
+      behind: blocks that the devices have drawn, or are drawing, before the host reads the first of them. One, so that
+        they need not wait for it; none where they are the host's own cores. Who ends with a stop text or an id is then
+        known a block later.
 
     `model.lora` tells whether there are adapters. Programs are compiled when they are first needed, for the shapes that
     `scheduler.wanted` chooses.
@@ -69,6 +73,7 @@ class Engine:
         rows: int = 64,
         steps: int = 16,
         chunk: int = 256,
+        behind: int | None = None,
     ):
         self.model, self._params, self._adapters = model, params, adapters
         self.vocabulary, self.end_ids = vocabulary, tuple(end_ids)
@@ -76,6 +81,8 @@ class Engine:
         self._mesh = sharding.mesh if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None
         devices = self._mesh.size if self._mesh else 1
         self.scheduler = Scheduler(-(-rows // devices) * devices, steps, chunk, devices)
+        self._behind = int(jax.default_backend() != "cpu") if behind is None else behind
+        self._unread: collections.deque[tuple[programs.Block, list[Sample | None]]] = collections.deque()
         self._state: State | None = None
         self._ended_on_host: set[int] = set()  # rows that the devices still draw
         self._lock = threading.RLock()  # several threads may ask, and go on
@@ -140,6 +147,7 @@ class Engine:
                 old = self.scheduler
                 self.scheduler = Scheduler(old.rows_at_most, old.steps, old.chunk, old.devices)
                 self._state, self._ended_on_host = None, set()
+                self._unread.clear()
                 for sample in old.live:
                     sample.row = None
                 raise
@@ -152,7 +160,8 @@ class Engine:
         if plan.admitted:
             self._state = programs.admit(self._state, self._admission(plan.admitted))
             self._ended_on_host -= {sample.row for sample in plan.admitted}
-        block = self._decode() if plan.decodes else None
+        if plan.decodes:
+            self._unread.append((self._decode(), list(self.scheduler.rows)))
         for read, found in scores:
             self._keep_scores(read, found)
         for sample in plan.admitted:
@@ -161,17 +170,26 @@ class Engine:
             self._tell_scores(sample, group)
             if not sample.ended:
                 self._end(sample, [], Finish.LENGTH)
-        if block is not None:
-            self._listen(fetch(block))
-        return bool(plan)
+        if plan.decodes:
+            self.scheduler.release()
+        found = bool(plan) or bool(self._unread)
+        while len(self._unread) > (self._behind if plan.decodes else 0):
+            block, rows = self._unread.popleft()
+            self._listen(fetch(block), rows)
+        return found
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits for anything."""
+        return self.scheduler.idle and not self._unread
 
     def run(self) -> None:
         """Goes on until nothing is left to be drawn."""
         while True:
             with self._lock:  # others may ask between a step and the look at what is left
-                if self.scheduler.idle:
+                if self.idle:
                     return
-                if not self.step() and not self.scheduler.idle:
+                if not self.step() and not self.idle:
                     raise RuntimeError("the sampler has samples that wait, and nothing to do")
 
     @property
@@ -266,9 +284,9 @@ class Engine:
         )  # fmt: skip
         return block
 
-    def _listen(self, block: programs.Block) -> None:
-        """Tells listeners what a block drew."""
-        for row, sample in enumerate(list(self.scheduler.rows)):
+    def _listen(self, block: programs.Block, rows: Sequence[Sample | None]) -> None:
+        """Tells listeners what a block drew; `rows` drew it."""
+        for row, sample in enumerate(rows):
             if sample is None or sample.ended:  # by a listener of a row before it
                 continue
             request, _ = sample.request

@@ -47,6 +47,7 @@ class Sample:
     request: Any = None
     scored_from: int | None = None
     likeliest: int = 0
+    sent: int = 0  # tokens that the devices were told to draw
     drawn: int = 0  # tokens that were read
     ended: bool = False
     row: int | None = None
@@ -155,6 +156,15 @@ class Scheduler:
         if sample.row is not None and self.rows[sample.row] is sample:
             self.rows[sample.row] = None
         sample.row = None
+
+    def release(self) -> None:
+        """After a block was sent to the devices: rows that draw the last of their tokens in it are free from the next
+        border on, whether it was read or not."""
+        for sample in self.live:
+            sample.sent += self.steps
+            if sample.sent >= sample.max_tokens:
+                self.rows[sample.row] = None
+                sample.row = None
 
     @property
     def idle(self) -> bool:

@@ -136,14 +136,14 @@ class Service:
         try:
             while True:
                 with self._changed:
-                    while not self._inbox and self.engine.scheduler.idle and not self._closing:
+                    while not self._inbox and self.engine.idle and not self._closing:
                         self._changed.wait()
                     actions, closing, cancelling = len(self._inbox), self._closing, self._cancelling
                 for _ in range(actions):
                     self._inbox.popleft()()
                 if cancelling:
                     self._forget(list(self._requests))
-                if closing and self.engine.scheduler.idle:
+                if closing and self.engine.idle:
                     return
                 self.engine.step()
         except BaseException as error:

@@ -1,6 +1,7 @@
 """The engine draws what the model says, from one copy of each prompt, in any company."""
 
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -193,6 +194,40 @@ def test_samples_do_not_depend_on_company_order_or_number_of_rows():
     assert ids(answers(engine(rows=4, steps=8, chunk=16), asked)[0]) == expected
     for number, one in enumerate(asked):
         assert ids(answers(engine(), [one])[0]) == {(0, i): expected[number, i] for i in range(3)}
+
+
+@pytest.mark.parametrize("behind", [1, 2])
+def test_a_host_that_reads_blocks_later_hears_the_same(behind):
+    """Of answers that end with an id, with their length, by their listener, or cancelled; and of what is asked then."""
+
+    def play(one):
+        heard, ends, cut = {}, {}, []
+
+        def hear(number, index, new, finish):
+            heard.setdefault((number, index), []).extend(token.id for token in new)
+            if finish:
+                ends[number, index] = finish
+            if finish and number < 3 and not index:
+                ask(number + 10, LONG[number : number + 20], Sampling(max_tokens=5, seed=number), 1)
+            return number == 4 and len(heard[number, index]) > 5
+
+        def ask(number, prompt, sampling, n):
+            return one.submit(prompt, sampling, n, functools.partial(hear, number))
+
+        for number, prompt in enumerate(PROMPTS):
+            ask(number, prompt, Sampling(max_tokens=3 + 5 * number, seed=number, temperature=2.0), 4)
+        cut.append(ask(99, LONG[:30], Sampling(max_tokens=200, seed=1, ignore_end=True), 3))
+        for _ in range(4):
+            one.step()
+        one.cancel(cut[0])
+        one.run()
+        assert one.idle and not one.scheduler.live
+        return {key: ids for key, ids in heard.items() if key[0] not in (4, 99)}, ends
+
+    sizes = {"end_ids": [5, 6], "rows": 8}
+    (expected, ends), (heard, ends_later) = play(engine(**sizes)), play(engine(**sizes, behind=behind))
+    assert heard == expected and ends_later == ends
+    assert {Finish.STOP, Finish.LENGTH, Finish.CANCELLED} == set(ends.values())
 
 
 def test_one_seed_gives_distinct_samples_and_the_same_again():
