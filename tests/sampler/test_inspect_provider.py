@@ -22,9 +22,11 @@ from inspect_ai.model import (
 from inspect_ai.solver import generate
 from inspect_ai.tool import ToolCall, ToolInfo
 
+from msm_jax.data import conversation
 from msm_jax.errors import UserError
 from msm_jax.inspect import messages, models
 from msm_jax.inspect.provider import Provider, _chosen
+from msm_jax.sampler.adapters import split_adapters
 from msm_jax.sampler.request import Finish, Sampling
 from tests import tiny_checkpoints
 from tests.tiny_checkpoints import write_adapter, write_checkpoint
@@ -153,7 +155,7 @@ def test_which_adapter_is_meant(tmp_path):
     assert _chosen("base", {"aft": "D"}) == ("base", "aft", "D")
     with pytest.raises(UserError, match="name one of them"):
         _chosen("base", {"aft": "D", "msm": "E"})
-    assert models.split_adapters("a=D,E/f") == {"a": "D", "f": "E/f"}
+    assert split_adapters("a=D,E/f") == {"a": "D", "f": "E/f"}
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
@@ -268,7 +270,7 @@ def test_what_is_honoured(provider):
     ],
 )
 def test_thoughts_are_no_answer(text, opened, thoughts, said, unfinished):
-    assert messages.parse(text, opened, True, False) == (thoughts, said, (), unfinished)
+    assert conversation.parse(text, opened, True, False) == (thoughts, said, (), unfinished)
 
 
 def test_a_thought_that_was_cut_off_is_not_shown(provider):
@@ -302,13 +304,13 @@ KNOWS_TOOLS = """
 def test_calls_of_tools_are_read(provider):
     good = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
     said = f'Well.\n{good}\n<tool_call>{{"name": oops</tool_call>'
-    first, second = messages.parse(said, False, True, True).calls
+    first, second = messages.calls_of(conversation.parse(said, False, True, True))
     assert (first.function, first.arguments, first.parse_error) == ("add", {"a": 1}, None)
     assert second.parse_error and "oops" in second.parse_error
     draft = models_draft(said, Finish.STOP)
     choice, *_ = provider._choice(draft, [1], Sampling(), GenerateConfig(), False, True, False)
     assert choice.stop_reason == "tool_calls" and choice.message.text == "Well."
-    assert messages.parse(said, False, True, False).calls == ()
+    assert conversation.parse(said, False, True, False).calls == ()
 
 
 def test_tools_are_told(qwen3):
