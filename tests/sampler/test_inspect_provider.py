@@ -29,6 +29,7 @@ from msm_jax.inspect.provider import Provider, _chosen
 from msm_jax.sampler.adapters import split_adapters
 from msm_jax.sampler.request import Finish, Sampling
 from tests import tiny_checkpoints
+from tests.data.checkpoints import template_source
 from tests.tiny_checkpoints import write_adapter, write_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -284,21 +285,6 @@ def test_a_thought_that_was_cut_off_is_not_shown(provider):
 
 
 TOOL = ToolInfo(name="add", description="Adds.")
-KNOWS_TOOLS = """
-{%- if tools %}<|im_start|>system
-{% for tool in tools %}{{ tool | tojson }}
-{% endfor %}Call them in <tool_call></tool_call>.<|im_end|>
-{% endif %}
-{%- for message in messages %}<|im_start|>{{ message.role }}
-{{ message.content }}
-{%- for call in message.tool_calls or [] %}
-<tool_call>
-{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
-</tool_call>
-{%- endfor %}<|im_end|>
-{% endfor %}
-{%- if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
 
 
 def test_calls_of_tools_are_read(provider):
@@ -314,7 +300,7 @@ def test_calls_of_tools_are_read(provider):
 
 
 def test_tools_are_told(qwen3):
-    found = Provider(str(qwen3), rows=ROWS, chat_template=KNOWS_TOOLS)
+    found = Provider(str(qwen3), rows=ROWS, chat_template=template_source("tools"))
     history = [
         *QUESTION,
         ChatMessageAssistant(content="", tool_calls=[ToolCall(id="1", function="add", arguments={"a": 1})]),
