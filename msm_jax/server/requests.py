@@ -157,8 +157,9 @@ class Reader:
         n = 1 if fields.n is None else fields.n
         if not 1 <= n <= self.limits.n:
             raise ApiError(400, f"n is {n}; it must be 1 or more, and at most {self.limits.n}", "n")
-        length = self._check_prompts(prompts, "messages" if chat["chat"] else "prompt")
-        max_tokens = self._answer_length(max_tokens, max_tokens_param, default_tokens, length)
+        prompt_param = "messages" if chat["chat"] else "prompt"
+        length = self._check_prompts(prompts, prompt_param)
+        max_tokens = self._answer_length(max_tokens, max_tokens_param, default_tokens, length, prompt_param)
         if fields.stream_options is not None and not fields.stream:
             raise ApiError(400, "stream_options is set, and stream is not; set both", param="stream_options")
         sampling = self._sampling(fields, adapter, max_tokens, logprobs, logprobs_param)
@@ -182,18 +183,20 @@ class Reader:
                 raise ApiError(400, f"{param}: a prompt has the id {outside}, which the model does not know", param)
         return max(map(len, prompts))
 
-    def _answer_length(self, asked: int | None, param: str, default: int, prompt: int) -> int:
+    def _answer_length(self, asked: int | None, param: str, default: int, prompt: int, prompt_param: str) -> int:
         """max_tokens. What nobody has named ends where the model's context does; what somebody has must fit."""
         longest, limit = self.model.model.config.max_length, self.limits.tokens
         if asked is not None and not 1 <= asked <= limit:
             raise ApiError(400, f"{param} is {asked}; it must be 1 or more, and at most {limit}", param)
         room = longest - prompt if longest else limit
-        if room < (asked or 1):
+        if asked is not None and room < asked:
             raise _too_long(
-                f"a prompt of {prompt} tokens and {param}={asked or 1} exceed the {longest} tokens that the model was "
-                "made for; shorten one of the two",
-                param if asked else None,
+                f"a prompt of {prompt} tokens and {param}={asked} exceed the {longest} tokens that the model was made "
+                "for; shorten one of the two",
+                param,
             )
+        if room < 1:
+            raise _too_long(f"the {prompt} tokens of a prompt leave no room for an answer, of {longest}", prompt_param)
         return asked or min(default, limit, room)
 
     def _sampling(

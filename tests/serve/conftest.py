@@ -15,19 +15,19 @@ from msm_jax.server.process import Server, bind
 from msm_jax.server.requests import Limits
 from tests.tiny_checkpoints import write_adapter
 
-ROWS = 16
+ROWS = 4  # few shapes, and so few compilations
 
 
 @contextlib.contextmanager
 def running(app, drain_seconds=1.0):
-    """`app` answers at the address that this gives."""
+    """`app` answers at the address that this gives, and with the server."""
     server, listening = Server(app, drain_seconds), bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     thread = threading.Thread(target=lambda: asyncio.run(server.answer(listening)), daemon=True)
     thread.start()
     wait_until(lambda: server.started)
     try:
-        yield url
+        yield url, server
     finally:
         server.stop()
         thread.join(30)
@@ -53,7 +53,7 @@ def arms(imported, adapter, tmp_path_factory):
     return {"one": adapter, "two": other}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def app(imported, arms):
     model = load(imported, arms, rows=ROWS, thinking="off")
     made = App(model, "tiny", Limits(prompt_tokens=8500, tokens=4096, n=64, waiting=64, body=1 << 20), ROWS)
@@ -61,9 +61,9 @@ def app(imported, arms):
     model.service.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def url(app):
-    with running(app) as found:
+    with running(app) as (found, _):
         yield found
 
 
