@@ -98,9 +98,7 @@ def _serve(arguments: list[str]) -> None:
     )
     app = App(model, options.name or _name_of(options.model), limits, options.rows, key)
     print("compiling what is asked for first", flush=True)
-    longest = model.model.config.max_length or 512
-    prompt, tokens = min(256, limits.prompt_tokens, longest // 2), min(256, limits.tokens, longest // 2)
-    asyncio.run(warm_up(app.service, options.rows, prompt, tokens))
+    asyncio.run(warm_up(app.service, options.rows, limits, model.model.config.max_length or sys.maxsize))
     host, port = listening.getsockname()[:2]
     print(f"serving {', '.join(app.models)} at http://{f'[{host}]' if ':' in host else host}:{port}/v1", flush=True)
     server = Server(app, options.drain_seconds)

@@ -27,6 +27,7 @@ from msm_jax.server.requests import Asked, Limits, Reader
 
 _log = logging.getLogger(__name__)
 _GONE = 499  # the status, in metrics, of a request whose client left
+_ASKS_FOR_KEY = {"WWW-Authenticate": "Bearer"}
 _BODY_SECONDS = 60.0  # within which a body must have come
 
 
@@ -111,7 +112,7 @@ class App:
         if self._key is not None and scope["path"] != "/health":
             given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
             if not hmac.compare_digest(given, self._key):
-                return ApiError(401, "the API key is wrong or missing", code="invalid_api_key")
+                return ApiError(401, "the API key is wrong or missing", None, "invalid_api_key", _ASKS_FOR_KEY)
         return stopping() if self.draining and asks else None
 
     async def _chat(self, request: Request) -> Response:
@@ -128,16 +129,15 @@ class App:
         asked = await asyncio.to_thread(read, body)
         if self.failed:
             raise failed()
+        form = make_form(asked, self.service.tokenizer)
         held = self.metrics.hold(asked)
+        if asked.stream:
+            return _Events(self._events(asked, form, held), held)
         try:
-            form = make_form(asked, self.service.tokenizer)
-            if asked.stream:
-                return _Events(self._events(asked, form, held), held)
             drafts = await while_listening(request.receive, self._drafts(asked, held))
-            return JSONResponse(form.body(drafts))
         finally:
-            if not asked.stream:
-                held.release()
+            held.release()
+        return JSONResponse(form.body(drafts))
 
     async def _drafts(self, asked: Asked, held: Held) -> list[Draft]:
         drafts = [Draft() for _ in range(asked.samples)]
@@ -224,7 +224,8 @@ async def _body(request: Request, limit: int) -> bytes:
 
 
 def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False, allow_nan=False)}\n\n"
+    # In ASCII: some clients take more characters than the protocol does for the end of a line.
+    return f"data: {json.dumps(value, allow_nan=False)}\n\n"
 
 
 def _told(error: ApiError) -> Response:

@@ -73,6 +73,16 @@ class TextFields(Fields):
     best_of: Literal[1] | None = None
     suffix: Literal[""] | None = None
 
+    @property
+    def length(self) -> tuple[str, int | None]:
+        """The field that says how long an answer may be, and what it says."""
+        return "max_tokens", self.max_tokens
+
+    @property
+    def likeliest(self) -> tuple[str, int | None]:
+        """The field that says of how many ids log-probabilities are given, and what it says."""
+        return "logprobs", self.logprobs
+
 
 class TextPart(_Strict):
     type: Literal["text"]
@@ -137,6 +147,22 @@ class ChatFields(Fields):
     reasoning_effort: Literal["none"] | None = None
     response_format: TextFormat | None = None
     modalities: list[Literal["text"]] | None = None
+
+    @property
+    def length(self) -> tuple[str, int | None]:
+        """As of texts. Raises: ApiError if two are said."""
+        if self.max_completion_tokens is None:
+            return "max_tokens", self.max_tokens
+        if self.max_tokens not in (None, self.max_completion_tokens):
+            raise ApiError(400, "max_completion_tokens and max_tokens differ; give one", "max_completion_tokens")
+        return "max_completion_tokens", self.max_completion_tokens
+
+    @property
+    def likeliest(self) -> tuple[str, int | None]:
+        """As of texts. Raises: ApiError if how many is said, and not that they are wanted."""
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ApiError(400, "top_logprobs is set, and logprobs is not; set both", "top_logprobs")
+        return "top_logprobs", (self.top_logprobs or 0) if self.logprobs else None
 
 
 def read(form: type[Form], body: bytes) -> Form:

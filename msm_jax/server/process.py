@@ -13,9 +13,12 @@ from msm_jax.errors import UserError
 from msm_jax.sampler.request import Sampling
 from msm_jax.sampler.service import Service
 from msm_jax.server.app import App
+from msm_jax.server.requests import Limits
 
 _log = logging.getLogger(__name__)
-_LAST_SECONDS = 5.0  # for clients to be told, and for the sampler to end its block
+_USUAL = 256  # tokens of a prompt, or of an answer
+_KEEP_ALIVE_SECONDS = 60  # longer than clients keep connections, or they would find them closed now and then
+_LAST_SECONDS = 5  # for clients to be told, and for the sampler to end its block
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -30,10 +33,12 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-async def warm_up(service: Service, rows: int, prompt: int, tokens: int) -> None:
-    """Compiles what is asked for first: one answer, and as many as there are rows, to prompts of `prompt` tokens."""
-    for n in sorted({1, rows}):
-        asked = Sampling(max_tokens=tokens, ignore_end=True, seed=0)
+async def warm_up(service: Service, rows: int, limits: Limits, longest: int) -> None:
+    """Compiles what is asked for first: one answer as long as a chat gets that names no number, and as many of a usual
+    length as there are rows. `longest`: tokens that the model was made for."""
+    prompt = min(_USUAL, limits.prompt_tokens, longest // 2)
+    for n, tokens in ((1, limits.tokens), (rows, min(_USUAL, limits.tokens))):
+        asked = Sampling(max_tokens=min(tokens, longest - prompt), ignore_end=True, seed=0)
         pieces = service.stream([0] * prompt, asked, n)
         async for _ in pieces:
             break
@@ -54,7 +59,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app, loop="asyncio", http="h11", ws="none", lifespan="off", log_config=None, access_log=False,
-                server_header=False, timeout_graceful_shutdown=int(_LAST_SECONDS),
+                server_header=False, timeout_keep_alive=_KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=_LAST_SECONDS,
             )
         )  # fmt: skip
         self._app, self._drain_seconds = app, drain_seconds

@@ -1,20 +1,19 @@
 """A request's fields -> what the sampler is asked for."""
 
 import dataclasses
-import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msm_jax.data import conversation
-from msm_jax.data.jinja_template import JinjaTemplate
 from msm_jax.errors import UserError
 from msm_jax.sampler.language_model import LanguageModel
 from msm_jax.sampler.request import Sampling, check_stop_ids
 from msm_jax.sampler.sampler import parse_stop
 from msm_jax.server.errors import ApiError
-from msm_jax.server.fields import ChatFields, ChatMessage, Fields, TextFields, Tool, read
+from msm_jax.server.fields import ChatFields, TextFields, read
+from msm_jax.server.messages import as_dicts, thinking, tools_of
 
 _TEXT_TOKENS = 16  # max_tokens of a text where none is named: as OpenAI has it
 _STOPS, _STOP_LENGTH = 16, 1000  # characters; all are looked for in each block that is drawn
@@ -95,26 +94,15 @@ class Reader:
         voice = self.model.voice_of(adapter)
         if voice.template is None:
             raise ApiError(400, "this checkpoint has no chat template; ask /v1/completions", param="messages")
-        template = _thinking(voice.template, fields)
-        if not fields.messages:
-            raise ApiError(400, "messages: must hold a message", param="messages")
-        messages = [_message(message, i, voice.name) for i, message in enumerate(fields.messages)]
-        tools = [] if fields.tool_choice == "none" else [_tool(tool) for tool in fields.tools or ()]
+        template, messages, tools = thinking(voice.template, fields), as_dicts(fields, voice.name), tools_of(fields)
         tokenizer = self.model.tokenizer
         try:
             text = conversation.render(template, voice.name, messages, tools)
             prompt = conversation.encode(tokenizer, template, text)
         except UserError as error:
             raise ApiError(400, f"messages: {error}", param="messages") from None
-        if fields.max_completion_tokens is not None and fields.max_tokens not in (None, fields.max_completion_tokens):
-            raise ApiError(400, "max_tokens and max_completion_tokens differ; give one", param="max_completion_tokens")
-        if fields.top_logprobs is not None and not fields.logprobs:
-            raise ApiError(400, "top_logprobs is set, and logprobs is not; set both", param="top_logprobs")
-        most = fields.max_tokens if fields.max_completion_tokens is None else fields.max_completion_tokens
-        param = "max_tokens" if fields.max_completion_tokens is None else "max_completion_tokens"
-        logprobs = fields.top_logprobs or 0 if fields.logprobs else None
         return self._asked(
-            fields, [prompt], adapter, most, param, self.limits.tokens, logprobs, "top_logprobs", chat=True,
+            fields, "messages", [prompt], adapter, self.limits.tokens, chat=True,
             opened=conversation.opens_thought(text), thinks=conversation.knows_thoughts(tokenizer, template),
             tools=bool(tools),
         )  # fmt: skip
@@ -131,9 +119,7 @@ class Reader:
         if len(prompts) > self.limits.n + self.limits.waiting:  # before all of them are tokenised
             raise ApiError(400, f"prompt: {len(prompts)} prompts are more than can wait here", param="prompt")
         ids = [self.model.encode(p, "prompt", adapter) if isinstance(p, str) else p for p in prompts]
-        return self._asked(
-            fields, ids, adapter, fields.max_tokens, "max_tokens", _TEXT_TOKENS, fields.logprobs, "logprobs", chat=False
-        )
+        return self._asked(fields, "prompt", ids, adapter, _TEXT_TOKENS, chat=False)
 
     def adapter_of(self, name: str) -> str | None:
         """Raises: ApiError if there is no such model."""
@@ -144,64 +130,56 @@ class Reader:
 
     def _asked(
         self,
-        fields: Fields,
+        fields: ChatFields | TextFields,
+        source: str,
         prompts: Sequence[Sequence[int]],
         adapter: str | None,
-        max_tokens: int | None,
-        max_tokens_param: str,
         default_tokens: int,
-        logprobs: int | None,
-        logprobs_param: str,
-        **chat: Any,
+        **chat: bool,
     ) -> Asked:
+        """`source`: the field that the prompts are from."""
         n = 1 if fields.n is None else fields.n
         if not 1 <= n <= self.limits.n:
             raise ApiError(400, f"n is {n}; it must be 1 or more, and at most {self.limits.n}", "n")
-        prompt_param = "messages" if chat["chat"] else "prompt"
-        length = self._check_prompts(prompts, prompt_param)
-        max_tokens = self._answer_length(max_tokens, max_tokens_param, default_tokens, length, prompt_param)
+        self._check_prompts(prompts, source)
+        max_tokens = self._answer_length(fields, source, max(map(len, prompts)), default_tokens)
         if fields.stream_options is not None and not fields.stream:
-            raise ApiError(400, "stream_options is set, and stream is not; set both", param="stream_options")
-        sampling = self._sampling(fields, adapter, max_tokens, logprobs, logprobs_param)
-        usage = bool(fields.stream_options and fields.stream_options.include_usage)
+            raise ApiError(400, "stream_options is set, and stream is not; set both", "stream_options")
         return Asked(
-            fields.model, tuple(map(tuple, prompts)), sampling, n, self.model.place_of(adapter), bool(fields.stream),
-            usage, **chat,
+            fields.model, tuple(map(tuple, prompts)), self._sampling(fields, adapter, max_tokens), n,
+            self.model.place_of(adapter), bool(fields.stream),
+            bool(fields.stream_options and fields.stream_options.include_usage), **chat,
         )  # fmt: skip
 
-    def _check_prompts(self, prompts: Sequence[Sequence[int]], param: str) -> int:
-        """The length of the longest."""
-        size = self.model.model.config.vocab_size
+    def _check_prompts(self, prompts: Sequence[Sequence[int]], source: str) -> None:
+        size, most = self.model.model.config.vocab_size, self.limits.prompt_tokens
         for prompt in prompts:
             if not prompt:
-                raise ApiError(400, f"{param}: a prompt has no token to go on from; give it a text", param)
-            if len(prompt) > self.limits.prompt_tokens:
-                raise _too_long(
-                    f"a prompt has {len(prompt)} tokens; at most {self.limits.prompt_tokens} are read", param
-                )
+                raise ApiError(400, f"{source}: a prompt has no token to go on from; give it a text", source)
+            if len(prompt) > most:
+                raise _too_long(f"a prompt has {len(prompt)} tokens; at most {most} are read", source)
             if outside := next((i for i in prompt if not 0 <= i < size), None):
-                raise ApiError(400, f"{param}: a prompt has the id {outside}, which the model does not know", param)
-        return max(map(len, prompts))
+                raise ApiError(400, f"{source}: a prompt has the id {outside}, which the model does not know", source)
 
-    def _answer_length(self, asked: int | None, param: str, default: int, prompt: int, prompt_param: str) -> int:
+    def _answer_length(self, fields: ChatFields | TextFields, source: str, prompt: int, default: int) -> int:
         """max_tokens. What nobody has named ends where the model's context does; what somebody has must fit."""
         longest, limit = self.model.model.config.max_length, self.limits.tokens
+        name, asked = fields.length
         if asked is not None and not 1 <= asked <= limit:
-            raise ApiError(400, f"{param} is {asked}; it must be 1 or more, and at most {limit}", param)
+            raise ApiError(400, f"{name} is {asked}; it must be 1 or more, and at most {limit}", name)
         room = longest - prompt if longest else limit
         if asked is not None and room < asked:
             raise _too_long(
-                f"a prompt of {prompt} tokens and {param}={asked} exceed the {longest} tokens that the model was made "
+                f"a prompt of {prompt} tokens and {name}={asked} exceed the {longest} tokens that the model was made "
                 "for; shorten one of the two",
-                param,
+                name,
             )
         if room < 1:
-            raise _too_long(f"the {prompt} tokens of a prompt leave no room for an answer, of {longest}", prompt_param)
+            raise _too_long(f"the {prompt} tokens of a prompt leave no room for an answer, of {longest}", source)
         return asked or min(default, limit, room)
 
-    def _sampling(
-        self, fields: Fields, adapter: str | None, max_tokens: int, logprobs: int | None, logprobs_param: str
-    ) -> Sampling:
+    def _sampling(self, fields: ChatFields | TextFields, adapter: str | None, max_tokens: int) -> Sampling:
+        likeliest, logprobs = fields.likeliest
         stop = [fields.stop] if isinstance(fields.stop, str) else fields.stop or []
         if len(stop) > _STOPS or any(len(text) > _STOP_LENGTH for text in stop):
             raise ApiError(400, f"stop: at most {_STOPS} texts of {_STOP_LENGTH} characters are looked for", "stop")
@@ -228,14 +206,14 @@ class Reader:
             check_stop_ids(set(ends) | (set() if sampling.ignore_end else set(engine.end_ids)), engine.vocabulary)
         except UserError as error:  # it begins with the field's name
             name, _, rest = str(error).partition(" ")
-            param = logprobs_param if name == "logprobs" else _NAMES.get(name, name)
+            param = likeliest if name == "logprobs" else _NAMES.get(name, name)
             if name.isdigit():
                 param, rest = "stop_token_ids", f"has too many: {error}"
             raise ApiError(400, f"{param} {rest}", param) from None
         return dataclasses.replace(sampling, stop=texts, stop_ids=tuple(ends))
 
 
-def _too_long(message: str, param: str | None) -> ApiError:
+def _too_long(message: str, param: str) -> ApiError:
     return ApiError(400, message, param, "context_length_exceeded")
 
 
@@ -249,61 +227,3 @@ def _biases(given: Mapping[str, Any], vocabulary: int) -> dict[int, float]:
             raise UserError(f"logit_bias gives {token} the bias {bias}; it maps ids to numbers up to 1000")
         biases[int(token)] = bias
     return biases
-
-
-def _thinking(template: Any, fields: ChatFields) -> Any:
-    """The template that thinks as it is asked to."""
-    wanted, param = None, "chat_template_kwargs"
-    if fields.chat_template_kwargs is not None and fields.chat_template_kwargs.enable_thinking is not None:
-        wanted = "on" if fields.chat_template_kwargs.enable_thinking else "off"
-    elif fields.reasoning_effort is not None:
-        wanted, param = "off", "reasoning_effort"
-    if wanted is None:
-        return template
-    try:
-        if not isinstance(template, JinjaTemplate):
-            raise UserError("this checkpoint's chat template knows no thinking")
-        return dataclasses.replace(template, thinking=wanted)
-    except UserError as error:
-        raise ApiError(400, f"{param}: {error}", param) from None
-
-
-def _message(message: ChatMessage, place: int, speaker: str) -> dict[str, Any]:
-    """As templates take it. Raises: ApiError for what they would pass over."""
-
-    def refuse(field: str, why: str) -> ApiError:
-        return ApiError(400, f"messages.{place}.{field}: {why}", f"messages.{place}.{field}")
-
-    role = "system" if message.role == "developer" else message.role
-    content = message.content
-    if content is None:
-        if role != "assistant" or not (message.tool_calls or message.reasoning_content):
-            raise refuse("content", "is missing")
-        content = ""
-    elif not isinstance(content, str):
-        content = "".join(part.text for part in content)
-    if message.name and role != "tool" and (role, message.name) != ("assistant", speaker):
-        raise refuse("name", "this model's chat template writes no names; leave it out")
-    if role != "assistant" and (message.tool_calls or message.reasoning_content):
-        raise refuse("role", f"a message of the {role} has no tool_calls and no reasoning_content")
-    if message.reasoning_content:
-        content = conversation.with_thoughts(message.reasoning_content, content)
-    written: dict[str, Any] = {"role": role, "content": content}
-    if role == "tool":
-        written["name"] = message.name or ""
-    if message.tool_calls:
-        written["tool_calls"] = calls = []
-        for call in message.tool_calls:
-            try:
-                arguments = json.loads(call.function.arguments or "{}")
-            except (ValueError, RecursionError):
-                arguments = None
-            if not isinstance(arguments, dict):
-                raise refuse("tool_calls", "arguments of a call must be a JSON object, as text")
-            function = {"name": call.function.name, "arguments": arguments}
-            calls.append({"type": "function", "id": call.id or "", "function": function})
-    return written
-
-
-def _tool(tool: Tool) -> dict[str, Any]:
-    return {"type": "function", "function": tool.function.model_dump(exclude_none=True)}
