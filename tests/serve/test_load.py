@@ -15,7 +15,7 @@ from msm_jax.server.requests import Limits
 from tests.serve.conftest import ROWS, at_rest, running, wait_until
 
 TEXT = "/v1/completions"
-LONG = {"model": "tiny", "prompt": "a", "max_tokens": 4000, "n": 8, "ignore_eos": True}
+LONG = {"model": "tiny", "prompt": "a", "max_tokens": 256, "n": 64, "ignore_eos": True}
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -46,9 +46,9 @@ def test_gauges_and_counts(app, url):
         return float(line.split()[-1])
 
     before = metric("answer_tokens_total"), metric("prompt_tokens_total")
-    with httpx.stream("POST", url + TEXT, json=LONG | {"stream": True, "n": 20}, timeout=30):
+    with httpx.stream("POST", url + TEXT, json=LONG | {"stream": True}, timeout=100):
         wait_until(lambda: metric("answers_running") == ROWS)
-        assert metric("answers_waiting") == 20 - ROWS
+        assert metric("answers_waiting") == 64 - ROWS
     wait_until(lambda: at_rest(app))
     assert metric("answers_running") == metric("answers_waiting") == 0
     assert metric("answer_tokens_total") > before[0] and metric("prompt_tokens_total") > before[1]
@@ -60,7 +60,7 @@ def test_others_are_answered_while_one_text_is_long(app, url):
     text = "Which chair is this? " * 40_000
 
     async def both():
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=100) as client:
             long = asyncio.create_task(client.post(TEXT, json={"model": "tiny", "prompt": text}))
             waits = []
             while not long.done():
@@ -76,7 +76,7 @@ def test_others_are_answered_while_one_text_is_long(app, url):
 def test_when_the_sampler_fails_all_are_told(imported, arms, monkeypatch, caplog):
     model = load(imported, arms, rows=ROWS)
     app = App(model, "tiny", Limits(), ROWS)
-    with running(app) as (url, _), httpx.Client(base_url=url, timeout=30) as client:
+    with running(app) as (url, _), httpx.Client(base_url=url, timeout=100) as client:
         monkeypatch.setattr(model.service.engine, "step", lambda: 1 / 0)
         asked = {"model": "tiny", "prompt": "a"}
         first = client.post(TEXT, json=asked)
@@ -101,7 +101,7 @@ def test_a_failure_within_a_stream_is_told_in_it(imported, arms, monkeypatch):
 
     with running(app) as (url, _):
         monkeypatch.setattr(model.service.engine, "step", fails_later)
-        streamed = httpx.post(url + TEXT, json=LONG | {"stream": True, "n": 1}, timeout=30)
+        streamed = httpx.post(url + TEXT, json=LONG | {"stream": True, "n": 4}, timeout=100)
         *_, last = [line for line in streamed.text.splitlines() if line]
         assert streamed.status_code == 200 and "[DONE]" not in streamed.text
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "sampler_failed"
@@ -110,7 +110,7 @@ def test_a_failure_within_a_stream_is_told_in_it(imported, arms, monkeypatch):
 def test_what_takes_longer_than_the_drain_is_cancelled_and_told(imported, arms):
     app = App(load(imported, arms, rows=ROWS), "tiny", Limits(), ROWS)
     with running(app, drain_seconds=0.1) as (url, server):
-        with httpx.stream("POST", url + TEXT, json=LONG | {"stream": True}, timeout=30) as stream:
+        with httpx.stream("POST", url + TEXT, json=LONG | {"stream": True}, timeout=100) as stream:
             events = stream.iter_lines()
             next(events)
             server.stop()
