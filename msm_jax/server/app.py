@@ -125,7 +125,7 @@ class App:
         self, request: Request, read: Callable[[bytes], Asked], make_form: Callable[[Asked, Any], TextForm]
     ) -> Response:
         body = await _body(request, self.limits.body)
-        # A long text takes a while to be tokenised, in which others are to be answered.
+        # A long text takes a while to be tokenised; the loop answers others meanwhile.
         asked = await asyncio.to_thread(read, body)
         if self.failed:
             raise failed()
@@ -137,7 +137,8 @@ class App:
             drafts = await while_listening(request.receive, self._drafts(asked, held))
         finally:
             held.release()
-        return JSONResponse(form.body(drafts))
+        # Hundreds of answers with log-probabilities take long to be written, too.
+        return await asyncio.to_thread(lambda: JSONResponse(form.body(drafts)))
 
     async def _drafts(self, asked: Asked, held: Held) -> list[Draft]:
         drafts = [Draft() for _ in range(asked.samples)]
