@@ -11,6 +11,7 @@ VERSION = re.search(
 
 HUGGING_FACE = ["torch>=2.6", "transformers>=5", "peft>=0.17", "safetensors>=0.4", "gguf>=0.17"]
 INSPECT = "inspect-ai>=0.3.285,<0.4"
+SERVE = ["starlette>=1,<2", "uvicorn>=0.40", "prometheus-client>=0.21"]
 
 setuptools.setup(
     name="msm_jax",
@@ -69,6 +70,8 @@ setuptools.setup(
         "hf": HUGGING_FACE,
         # Inspect and its evaluations, which ask a checkpoint through msm_jax.inspect (docs/inspect.md).
         "eval": [INSPECT, "inspect-evals>=0.26"],
+        # The HTTP server: `python -m msm_jax.serve` (docs/serving.md).
+        "serve": SERVE,
         # Each minor version of ruff may format otherwise, and launch/test.sh holds the code to one format.
         "test": [
             "pytest",
@@ -87,6 +90,10 @@ setuptools.setup(
             "gcsfs",
             "google-crc32c",
             INSPECT,
+            *SERVE,
+            # Asks the server as its users do.
+            "openai>=2",
+            "httpx",
             *HUGGING_FACE,
         ],
     },

@@ -1,4 +1,4 @@
-"""`msm-jax launch ...` and `msm-jax convert ...`, or `python -m msm_jax launch ...`."""
+"""`msm-jax launch ...`, `msm-jax convert ...` and `msm-jax serve ...`, or `python -m msm_jax launch ...`."""
 
 import importlib
 import sys
@@ -6,6 +6,7 @@ import sys
 COMMANDS = {
     "launch": "runs an experiment, or shows what it would do",
     "convert": "Hugging Face folder <-> our checkpoint",
+    "serve": "OpenAI-compatible server on a checkpoint",
 }
 
 

@@ -20,6 +20,7 @@ _CONFIG_FILE = "tokenizer_config.json"
 _MAP_FILE = "special_tokens_map.json"
 # Base models end a document with one of these, also where chats made another token the tokenizer's eos.
 _DOCUMENT_ENDS = ("<|end_of_text|>", "<|endoftext|>")
+_LONG = 1 << 15  # characters
 _BYTE = re.compile("<0x[0-9A-F]{2}>")  # how vocabularies made from SentencePiece spell a byte
 # In the order in which transformers adds those that tokenizer.json lacks.
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -96,7 +97,11 @@ class HuggingFaceTokenizer:
         check_text(text, "text")
         if special and self._special is None:
             self._special = _load(self._plain.to_str(), TOKENIZER_FILE)
-        encoding = (self._special if special else self._plain).encode(text, add_special_tokens=False)
+        tokenizer = self._special if special else self._plain
+        if len(text) < _LONG:
+            encoding = tokenizer.encode(text, add_special_tokens=False)
+        else:  # `encode` holds Python's lock all the while, which other threads wait for
+            [encoding] = tokenizer.encode_batch([text], add_special_tokens=False)
         self._check_rows(encoding.ids)
         return encoding
 

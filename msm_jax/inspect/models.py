@@ -5,7 +5,6 @@ import functools
 import os
 import pathlib
 import threading
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -195,20 +194,3 @@ def release(arm: Arm, user: object) -> None:
 
 def is_folder(path: str) -> bool:
     return os.path.isdir(os.path.expanduser(path))
-
-
-def split_adapters(given: Any) -> Mapping[str, str]:
-    """`-M adapter=NAME=DIR`, several of them with commas, or DIR alone, which is called as its folder -> by name.
-
-    Raises: UserError if two have one name.
-    """
-    found: dict[str, str] = {}
-    parts = given.split(",") if isinstance(given, str) else list(given or ())
-    for part in parts:
-        name, equals, folder = str(part).partition("=")
-        if not equals:
-            name, folder = pathlib.PurePath(name).name, name
-        if name in found:
-            raise UserError(f"adapter: two are called {name!r}; name them as NAME=DIR")
-        found[name] = folder
-    return found

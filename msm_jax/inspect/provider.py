@@ -27,12 +27,14 @@ from inspect_ai.model import (
 from inspect_ai.tool import ToolChoice, ToolInfo
 
 from msm_jax.corpus.records import Message
+from msm_jax.data import conversation
 from msm_jax.data.jinja_template import JinjaTemplate
 from msm_jax.errors import UserError
 from msm_jax.inspect import messages, models
+from msm_jax.sampler.adapters import split_adapters
 from msm_jax.sampler.request import Finish, Sampling, TokenLogprob
 from msm_jax.sampler.sampler import parse_stop
-from msm_jax.sampler.text import Continuation
+from msm_jax.sampler.text import count_until_stop
 from msm_jax.storage import files
 
 _log = logging.getLogger(__name__)
@@ -85,7 +87,7 @@ class Provider(ModelAPI):
             thinking = "on" if thinking else "off"
         wanted = _DIGEST.search(model_name)
         given = _DIGEST.sub("", model_name)
-        path, label, folder = _chosen(given, models.split_adapters(adapter))
+        path, label, folder = _chosen(given, split_adapters(adapter))
         self.arm = models.open_arm(
             path, folder, dtype=dtype, rows=int(rows), chat_template=chat_template, thinking=thinking
         )
@@ -97,7 +99,9 @@ class Provider(ModelAPI):
         self._calls: weakref.WeakKeyDictionary[Any, collections.Counter] = weakref.WeakKeyDictionary()
         self._outside: collections.Counter = collections.Counter()  # calls that belong to no sample
         self._shared: models.Shared | None = models.acquire(self.arm, self)
-        self._encoded = functools.lru_cache(maxsize=256)(self._encode)
+        self._encoded = functools.lru_cache(maxsize=256)(
+            functools.partial(conversation.encode, self.arm.tokenizer, self.arm.template)
+        )
 
     async def generate(
         self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
@@ -127,7 +131,7 @@ class Provider(ModelAPI):
             seed=self._seed(config.seed, input),
         )  # fmt: skip
         drafts = await self._draw(prompt, asked, config.num_choices or 1)
-        opened = text.rstrip().endswith(messages.OPEN)
+        opened = conversation.opens_thought(text)
         choices = [self._choice(draft, prompt, asked, config, opened, bool(tools), cut) for draft in drafts]
         drawn = sum(count for _, count, _ in choices)
         thought = sum(thoughts for _, _, thoughts in choices)
@@ -172,15 +176,16 @@ class Provider(ModelAPI):
             raise RuntimeError("the model gave no numbers for the next token, or its sampler failed")
         if draft.finish is Finish.CANCELLED:
             raise RuntimeError("the model was closed before it had answered")
-        tokens = self._until_stop(draft.tokens, prompt, asked)
-        parsed = messages.parse(draft.text, opened, self._thinks, tools)
+        ids = [token.id for token in draft.tokens]
+        tokens = draft.tokens[: count_until_stop(self.arm.tokenizer, prompt, ids, asked.stop)]
+        parsed = conversation.parse(draft.text, opened, self._thinks, tools)
         reason = "stop" if draft.finish is Finish.STOP else "model_length" if cut else "max_tokens"
         if parsed.calls and reason == "stop":
             reason = "tool_calls"
         logprobs = Logprobs(content=[self._logprob(token) for token in tokens]) if config.logprobs else None
         message = ChatMessageAssistant(
             content=messages.content_of(parsed), model=self.model_name, source="generate",
-            tool_calls=list(parsed.calls) or None,
+            tool_calls=messages.calls_of(parsed) or None,
         )  # fmt: skip
         thoughts = len(self.arm.tokenizer.encode(parsed.thoughts)) if parsed.thoughts else 0
         return (
@@ -188,17 +193,6 @@ class Provider(ModelAPI):
             len(tokens),
             min(thoughts, len(tokens)),
         )
-
-    def _until_stop(self, tokens: list[TokenLogprob], prompt: Sequence[int], asked: Sampling) -> list[TokenLogprob]:
-        """Without those that were drawn after a stop text, to the end of their block."""
-        if not asked.stop:
-            return tokens
-        text = Continuation(self.arm.tokenizer, prompt, asked.stop)
-        for count, token in enumerate(tokens, start=1):
-            text.add([token.id])
-            if text.stopped:
-                return tokens[:count]
-        return tokens
 
     def _logprob(self, token: TokenLogprob) -> Logprob:
         spell = self.arm.tokenizer.spell
@@ -235,25 +229,9 @@ class Provider(ModelAPI):
             raise UserError(f"reasoning_effort is {effort!r}; this model knows 'none', or thinks as -M thinking says")
         return dataclasses.replace(template, thinking="off")
 
-    def _encode(self, text: str) -> tuple[int, ...]:
-        """Ids of a prompt, with one token that begins it: that of the template, or else the tokenizer's."""
-        tokenizer, template = self.arm.tokenizer, self.arm.template
-        ids = tokenizer.encode(text, special=template.special)
-        bos = tokenizer.bos_id
-        if bos is None:
-            return tuple(ids)
-        if template.bos and ids[:1] != [bos]:
-            ids = [bos, *ids]
-        if ids.count(bos) > 1:
-            raise UserError("a prompt begins twice: its chat template, or a message, spells the tokenizer's bos again")
-        return tuple(ids)
-
     @functools.cached_property
     def _thinks(self) -> bool:
-        template = self.arm.template
-        return messages.OPEN in self.arm.tokenizer.added_tokens or (
-            isinstance(template, JinjaTemplate) and messages.CLOSE in template.source
-        )
+        return conversation.knows_thoughts(self.arm.tokenizer, self.arm.template)
 
     def _writes(self, *roles: str) -> bool:
         turns = [Message(role, f"turn {number}") for number, role in enumerate(roles)]

@@ -4,6 +4,7 @@ Shapes: X adapters, L layers, M inputs, F outputs, R rank.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -96,3 +97,20 @@ def check_adapter(lora: LoraConfig, weights: PyTree, base: Model, name: str) -> 
 
 def _leaves(tree: PyTree):
     return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def split_adapters(given: Any) -> Mapping[str, str]:
+    """NAME=DIR, several of them with commas or in a list; DIR alone is called as its folder -> folders by name.
+
+    Raises: UserError if two have one name.
+    """
+    found: dict[str, str] = {}
+    parts = given.split(",") if isinstance(given, str) else list(given or ())
+    for part in parts:
+        name, equals, folder = str(part).partition("=")
+        if not equals:
+            name, folder = pathlib.PurePath(name).name, name
+        if name in found:
+            raise UserError(f"adapter: two are called {name!r}; name them as NAME=DIR")
+        found[name] = folder
+    return found

@@ -109,6 +109,11 @@ class Service:
         finally:
             self._post(lambda: self._forget(submitted), even_if_closed=True)
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can be asked any more: it was closed, or has failed."""
+        return self._closing or self.failure is not None
+
     def close(self, drain: bool = False, timeout: float | None = None) -> None:
         """Returns when the thread has ended, or after `timeout` seconds, when what is left is cancelled."""
         with self._changed:
@@ -122,7 +127,7 @@ class Service:
 
     def _post(self, action: Callable[[], None], even_if_closed: bool = False) -> None:
         with self._changed:
-            if (self._closing or self.failure) and not even_if_closed:
+            if self.ended and not even_if_closed:
                 raise RuntimeError(f"the sampler has ended: {self.failure or 'it was closed'}")
             self._inbox.append(action)
             self._changed.notify()

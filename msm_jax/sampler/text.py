@@ -73,6 +73,22 @@ class Continuation:
         return text
 
 
+def count_until_stop(
+    tokenizer: Tokenizer, prompt: Sequence[int], ids: Sequence[int], stop: Sequence[str], sure: int = 0
+) -> int:
+    """How many of an answer's ids there are up to the one with which a stop text is whole: others may have been drawn
+    after it, to the end of their block. `sure`: as many as are known to be before it."""
+    if not stop:
+        return len(ids)
+    text = Continuation(tokenizer, prompt, stop)
+    text.add(ids[:sure])
+    for count in range(sure + 1, len(ids) + 1):
+        text.add(ids[count - 1 : count])
+        if text.stopped:
+            return count
+    return len(ids)
+
+
 def _end_of(prompt: Sequence[int], tokenizer: Tokenizer) -> list[int]:
     """The last tokens of a prompt, after which others are decoded as after the whole: that may be long.
 

@@ -95,6 +95,13 @@ def test_control_tokens_are_read_only_from_rendered_chats(qwen):
     assert qwen.decode(qwen.encode("<think>")) == "<think>" and len(qwen.encode("<think>")) == 1
 
 
+def test_a_long_text_has_the_ids_of_its_parts(qwen, llama):
+    part = "Which chair is this?\n"
+    for tokenizer in (qwen, llama):
+        ids, spans = tokenizer.encode_with_spans(part * 3000)
+        assert ids == tokenizer.encode(part) * 3000 and len(spans) == len(ids)
+
+
 def test_decoding(qwen, llama):
     assert qwen.decode([*qwen.encode("chair"), qwen.vocab_size, qwen.vocab_size + 99]) == "chair"  # they only pad
     assert llama.decode(llama.encode("a chair , isn 't it ?")) == "a chair , isn 't it ?"  # no space is cleaned up

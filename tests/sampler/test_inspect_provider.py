@@ -22,11 +22,14 @@ from inspect_ai.model import (
 from inspect_ai.solver import generate
 from inspect_ai.tool import ToolCall, ToolInfo
 
+from msm_jax.data import conversation
 from msm_jax.errors import UserError
 from msm_jax.inspect import messages, models
 from msm_jax.inspect.provider import Provider, _chosen
+from msm_jax.sampler.adapters import split_adapters
 from msm_jax.sampler.request import Finish, Sampling
 from tests import tiny_checkpoints
+from tests.data.checkpoints import template_source
 from tests.tiny_checkpoints import write_adapter, write_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -153,7 +156,7 @@ def test_which_adapter_is_meant(tmp_path):
     assert _chosen("base", {"aft": "D"}) == ("base", "aft", "D")
     with pytest.raises(UserError, match="name one of them"):
         _chosen("base", {"aft": "D", "msm": "E"})
-    assert models.split_adapters("a=D,E/f") == {"a": "D", "f": "E/f"}
+    assert split_adapters("a=D,E/f") == {"a": "D", "f": "E/f"}
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
@@ -268,7 +271,7 @@ def test_what_is_honoured(provider):
     ],
 )
 def test_thoughts_are_no_answer(text, opened, thoughts, said, unfinished):
-    assert messages.parse(text, opened, True, False) == (thoughts, said, (), unfinished)
+    assert conversation.parse(text, opened, True, False) == (thoughts, said, (), unfinished)
 
 
 def test_a_thought_that_was_cut_off_is_not_shown(provider):
@@ -282,37 +285,22 @@ def test_a_thought_that_was_cut_off_is_not_shown(provider):
 
 
 TOOL = ToolInfo(name="add", description="Adds.")
-KNOWS_TOOLS = """
-{%- if tools %}<|im_start|>system
-{% for tool in tools %}{{ tool | tojson }}
-{% endfor %}Call them in <tool_call></tool_call>.<|im_end|>
-{% endif %}
-{%- for message in messages %}<|im_start|>{{ message.role }}
-{{ message.content }}
-{%- for call in message.tool_calls or [] %}
-<tool_call>
-{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
-</tool_call>
-{%- endfor %}<|im_end|>
-{% endfor %}
-{%- if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
 
 
 def test_calls_of_tools_are_read(provider):
     good = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
     said = f'Well.\n{good}\n<tool_call>{{"name": oops</tool_call>'
-    first, second = messages.parse(said, False, True, True).calls
+    first, second = messages.calls_of(conversation.parse(said, False, True, True))
     assert (first.function, first.arguments, first.parse_error) == ("add", {"a": 1}, None)
     assert second.parse_error and "oops" in second.parse_error
     draft = models_draft(said, Finish.STOP)
     choice, *_ = provider._choice(draft, [1], Sampling(), GenerateConfig(), False, True, False)
     assert choice.stop_reason == "tool_calls" and choice.message.text == "Well."
-    assert messages.parse(said, False, True, False).calls == ()
+    assert conversation.parse(said, False, True, False).calls == ()
 
 
 def test_tools_are_told(qwen3):
-    found = Provider(str(qwen3), rows=ROWS, chat_template=KNOWS_TOOLS)
+    found = Provider(str(qwen3), rows=ROWS, chat_template=template_source("tools"))
     history = [
         *QUESTION,
         ChatMessageAssistant(content="", tool_calls=[ToolCall(id="1", function="add", arguments={"a": 1})]),
