@@ -71,7 +71,7 @@ def for_sampling(
     base = dataclasses.replace(model, lora=None, execution=execution)
     if model.execution.stacked and not execution.stacked:
         params = base.unstack(params)
-    if execution.transposed:
+    if execution.transposed and not model.execution.transposed:
         params = jax.tree_util.tree_map_with_path(lambda path, x: x.T if path[-1].key == "kernel" else x, params)
     if not adapters:
         return base, params, None

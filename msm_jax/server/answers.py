@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,8 +23,10 @@ class Draft:
     tokens: list[TokenLogprob] = dataclasses.field(default_factory=list)
     count: int = 0
     finish: Finish | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
     def add(self, piece: Piece, keeps_tokens: bool) -> None:
+        self.prompt_logprobs = piece.prompt_logprobs or self.prompt_logprobs
         self.text += piece.text
         self.count += len(piece.tokens)
         self.finish = piece.finish
@@ -74,9 +77,14 @@ class TextForm:
         return self.asked.sampling.logprobs is not None
 
     def _choice(self, index: int, draft: Draft) -> dict[str, Any]:
+        text, tokens = draft.text, draft.tokens
+        if self.asked.echo:
+            prompt = self.asked.prompts[index // self.asked.n]
+            text = self.tokenizer.decode(list(prompt)) + text
+            # Nothing tells the probability of the first token.
+            tokens = [TokenLogprob(prompt[0], math.nan, {}), *draft.prompt_logprobs, *tokens]
         return {
-            "index": index, "text": draft.text, "logprobs": self._logprobs(index, draft.tokens),
-            "finish_reason": draft.finish,
+            "index": index, "text": text, "logprobs": self._logprobs(index, tokens), "finish_reason": draft.finish,
         }  # fmt: skip
 
     def _logprobs(self, index: int, tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:
@@ -89,7 +97,7 @@ class TextForm:
         return {
             "tokens": spelled,
             "token_logprobs": [_finite(token.logprob) for token in tokens],
-            "top_logprobs": [self._likeliest(token.likeliest) for token in tokens]
+            "top_logprobs": [self._likeliest(token.likeliest) or None for token in tokens]
             if self.asked.sampling.logprobs
             else None,
             "text_offset": offsets,
@@ -201,5 +209,5 @@ def _reason(finish: Finish | None, calls: Sequence[Any]) -> str | None:
     return "tool_calls" if calls and finish is Finish.STOP else finish
 
 
-def _finite(logprob: float) -> float:
-    return max(logprob, _LOWEST)
+def _finite(logprob: float) -> float | None:
+    return None if math.isnan(logprob) else max(logprob, _LOWEST)

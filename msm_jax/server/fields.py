@@ -69,7 +69,7 @@ class Fields(_Strict):
 class TextFields(Fields):
     prompt: str | _Many[str] | _Many[int] | _Many[_Many[int]]
     logprobs: int | None = None
-    echo: Literal[False] | None = None
+    echo: bool | None = None
     best_of: Literal[1] | None = None
     suffix: Literal[""] | None = None
 

@@ -49,6 +49,7 @@ class Asked:
       adapter: its place in the engine.
       opened, thinks, tools: of a chat, as `conversation.parse` takes them.
       include_usage: at the end of a stream.
+      echo: whether answers begin with their prompts, and log-probabilities with those of the prompts' tokens.
     """
 
     model: str
@@ -62,6 +63,7 @@ class Asked:
     opened: bool = False
     thinks: bool = False
     tools: bool = False
+    echo: bool = False
     id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
 
@@ -119,7 +121,9 @@ class Reader:
         if len(prompts) > self.limits.n + self.limits.waiting:  # before all of them are tokenised
             raise ApiError(400, f"prompt: {len(prompts)} prompts are more than can wait here", param="prompt")
         ids = [self.model.encode(p, "prompt", adapter) if isinstance(p, str) else p for p in prompts]
-        return self._asked(fields, "prompt", ids, adapter, _TEXT_TOKENS, chat=False)
+        if fields.echo and fields.stream:
+            raise ApiError(400, "echo and stream are both set; an answer with its prompt comes as a whole", "echo")
+        return self._asked(fields, "prompt", ids, adapter, _TEXT_TOKENS, chat=False, echo=bool(fields.echo))
 
     def adapter_of(self, name: str) -> str | None:
         """Raises: ApiError if there is no such model."""
@@ -165,8 +169,9 @@ class Reader:
         """max_tokens. What nobody has named ends where the model's context does; what somebody has must fit."""
         longest, limit = self.model.model.config.max_length, self.limits.tokens
         name, asked = fields.length
-        if asked is not None and not 1 <= asked <= limit:
-            raise ApiError(400, f"{name} is {asked}; it must be 1 or more, and at most {limit}", name)
+        least = 0 if isinstance(fields, TextFields) and fields.echo else 1  # of a prompt that is scored
+        if asked is not None and not least <= asked <= limit:
+            raise ApiError(400, f"{name} is {asked}; it must be {least} or more, and at most {limit}", name)
         room = longest - prompt if longest else limit
         if asked is not None and room < asked:
             raise _too_long(
@@ -174,9 +179,9 @@ class Reader:
                 "for; shorten one of the two",
                 name,
             )
-        if room < 1:
+        if asked is None and room < 1:
             raise _too_long(f"the {prompt} tokens of a prompt leave no room for an answer, of {longest}", source)
-        return asked or min(default, limit, room)
+        return min(default, limit, room) if asked is None else asked
 
     def _sampling(self, fields: ChatFields | TextFields, adapter: str | None, max_tokens: int) -> Sampling:
         likeliest, logprobs = fields.likeliest
@@ -193,9 +198,10 @@ class Reader:
         }  # fmt: skip
         if given["top_k"] == -1:  # as vLLM has it
             given["top_k"] = 0
+        echo = isinstance(fields, TextFields) and fields.echo
         try:
             sampling = Sampling(
-                max_tokens=max_tokens, logprobs=logprobs, stop=tuple(stop),
+                max_tokens=max_tokens, logprobs=logprobs, prompt_logprobs=logprobs if echo else None, stop=tuple(stop),
                 logit_bias=_biases(fields.logit_bias or {}, engine.vocabulary), ignore_end=bool(fields.ignore_eos),
                 **{name: value for name, value in given.items() if value is not None},
             )  # fmt: skip
