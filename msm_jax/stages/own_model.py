@@ -36,8 +36,8 @@ def name_of(path: str) -> str:
     """The checkpoint at `path` (a folder, a URL of one, or a Hugging Face id), as it stands in keys.
 
     An id has its commit, a folder a digest of all that changes replies: weights, shape, tokenizer and chat template, of
-    an adapter's base too. Where the folder lies does not matter. Weights are looked at in samples
-    (`TensorFiles.fingerprint`) and not loaded, those of an id not even fetched.
+    an adapter's base too. Where the folder lies does not matter. Weights are not loaded (`weights.fingerprint_of` says
+    what is read of them), those of an id not even fetched.
 
     Raises: UserError if there is no such checkpoint, or if it cannot be read.
     """

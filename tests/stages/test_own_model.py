@@ -19,6 +19,7 @@ from msm_jax.stages import own_model
 from msm_jax.stages.own_model import OwnModel, name_of
 from tests.corpus.gemini import Items
 from tests.data.checkpoints import read_ids
+from tests.tiny_checkpoints import write_adapter
 
 TOKENS = 8
 
@@ -288,6 +289,13 @@ def test_an_adapters_name_tells_its_base(imported, adapter, tmp_path):
     metadata = bases[1] / "final" / "meta" / "metadata"
     metadata.write_bytes(metadata.read_bytes() + b" ")
     assert name_over(bases[0]) != name_over(bases[1])
+
+
+def test_an_adapter_twice_as_strong_has_another_name(imported, adapter, tmp_path):
+    """Or replies of the one would be taken for those of the other."""
+    twice = write_adapter(tmp_path / adapter.name, imported, scale=0.4)
+    copy = shutil.copytree(adapter, tmp_path / "copy" / adapter.name)
+    assert name_of(str(twice)) != name_of(str(adapter)) == name_of(str(copy))
 
 
 def test_an_id_is_named_by_its_commit(qwen3, tmp_path, monkeypatch):
