@@ -329,7 +329,7 @@ def fingerprint_of(stored: Stored) -> str:
     (`TensorFiles.fingerprint`), of ours the checksums that were saved with the arrays, which are linear in the bits.
     What differs in few numbers, or by a factor of a power of 2, can then be taken for the same.
 
-    Until November 2026 adapters were looked at as bases are. What stores hold under those names is asked for anew.
+    Before December 2026 adapters were looked at as bases are. What they wrote under those names is asked for anew.
 
     Raises: UserError if the files cannot be read.
     """
