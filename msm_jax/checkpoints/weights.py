@@ -10,6 +10,7 @@ Three kinds of folder are known:
 
 import atexit
 import dataclasses
+import fnmatch
 import functools
 import logging
 import os
@@ -33,7 +34,7 @@ from msm_jax.errors import UserError
 from msm_jax.models import DecoderConfig, LoraConfig, Model
 from msm_jax.parallel import param_shardings
 from msm_jax.storage import files
-from msm_jax.storage.folders import is_url
+from msm_jax.storage.folders import Folder, is_url
 
 PyTree = Any
 _log = logging.getLogger(__name__)
@@ -321,10 +322,25 @@ def _open_ours(folder: str, described: Mapping[str, Any], numerics: Mapping[str,
 
 
 def fingerprint_of(stored: Stored) -> str:
-    """Tells whether the weights at a place are still the same, without reading them: of the adapter, if it is one."""
+    """Tells weights apart, wherever they lie: those of the adapter, if it is one.
+
+    Of an adapter each byte of its files counts; an adapter of ours that is trained or imported anew is another one,
+    since Orbax names its files at random. A base may be large, so little of it is read: of safetensors some samples
+    (`TensorFiles.fingerprint`), of ours the checksums that were saved with the arrays, which are linear in the bits.
+    What differs in few numbers, or by a factor of a power of 2, can then be taken for the same.
+
+    Before December 2026 adapters were looked at as bases are. What they wrote under those names is asked for anew.
+
+    Raises: UserError if the files cannot be read.
+    """
+    if stored.lora:
+        folder = Folder(stored.final if stored.ours else stored.folder)
+        # Below a folder of `peft` there may be whole states of its training.
+        of_peft = "adapter_model*.safetensors"
+        names = folder.all_files() if stored.ours else fnmatch.filter(folder.sizes() or (), of_peft)
+        return files.fingerprint({name: folder.digest(name) for name in names})
     if not stored.ours:
-        return TensorFiles(stored.folder, "adapter_model" if stored.lora else "model").fingerprint
-    # Orbax is told a checksum of every array.
+        return TensorFiles(stored.folder).fingerprint
     return files.fingerprint_of_bytes(read_file(f"{stored.final}/meta", "metadata") or b"")
 
 

@@ -66,22 +66,12 @@ def open_arm(
     # Ids that do not mean the same are not decoded by one engine.
     base = [name_of(path) if revision is None else [path, revision], tokenizer.fingerprint, dtype, rows]
     told = repr(template), name, stops
-    identity = [base[:3], _identity(over) if over else None, told]
+    adapted = [weights.fingerprint_of(over), dataclasses.asdict(over.lora)] if over else None
+    identity = [base[:3], adapted, told]
     return Arm(
         path, revision, opened, over, files.fingerprint(identity), tokenizer, template, name, stops, dtype, rows,
         files.fingerprint([os.path.abspath(opened.folder), base]),
     )  # fmt: skip
-
-
-def _identity(adapter: weights.Stored) -> list[Any]:
-    """Each byte counts where the files are local. Orbax's checksums are not enough: an adapter twice as strong as
-    another, or its negative, has the same ones; and safetensors are looked at in samples."""
-    folder = pathlib.Path(adapter.final if adapter.ours else adapter.folder)
-    paths = sorted(folder.rglob("*") if adapter.ours else folder.glob("adapter_model*.safetensors"))
-    whole = [
-        [str(path.relative_to(folder)), files.fingerprint_of_file(path, length=32)] for path in paths if path.is_file()
-    ]
-    return [weights.fingerprint_of(adapter), whole, dataclasses.asdict(adapter.lora)]
 
 
 def _texts(

@@ -82,15 +82,23 @@ class Service:
     ) -> AsyncIterator[Piece]:
         """The pieces of `n` answers, as they come. Who stops listening (`aclose`, or cancels the task) frees its rows.
 
-        Raises: UserError as `Engine.submit` does; RuntimeError if the service is closed or has failed.
+        Raises: UserError as `Engine.submit` does; RuntimeError if the service is closed or has failed; what goes wrong
+            in making text of the answer's ids.
         """
         loop, pieces = asyncio.get_running_loop(), asyncio.Queue()
         answers = Answers(prompt, sampling, n, self.tokenizer, lambda piece: _post(loop, pieces, piece))
         submitted: list[Request] = []
 
+        def hear(index: int, tokens: list[TokenLogprob], finish: Finish | None) -> bool:
+            try:
+                return answers.hear(index, tokens, finish)
+            except Exception as error:  # in making text of this answer: those beside it go on
+                _post(loop, pieces, error)
+                return True
+
         def submit() -> None:
             try:
-                request = self.engine.submit(prompt, sampling, n, answers.hear, adapter)
+                request = self.engine.submit(prompt, sampling, n, hear, adapter)
             except Exception as error:
                 _post(loop, pieces, error)
             else:

@@ -1,6 +1,7 @@
 """A folder of files, local or on any fsspec URL (gs://bucket/folder, memory://folder), with errors of one line."""
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator
 from typing import IO
@@ -57,6 +58,21 @@ class Folder:
         if list(names) == [self._root]:  # the mark of an empty folder in a bucket, or a file
             return {}
         return {name.rsplit("/", 1)[-1]: size for name, size in names.items()}
+
+    def all_files(self) -> list[str]:
+        """Names of all files in this folder and in those that it holds, in order; none if there is no such folder."""
+        with self._told():
+            if self.is_local:  # not by fsspec, as in `sizes`
+                paths = [os.path.join(at, name) for at, _, names in os.walk(self._root) for name in names]
+            else:
+                self._storage.invalidate_cache(self._root)
+                paths = self._storage.find(self._root)
+        return sorted(path[len(self._root) + 1 :] for path in paths)
+
+    def digest(self, name: str) -> str:
+        """sha256 of a file's bytes, in hex."""
+        with self._told(name), self._storage.open(f"{self._root}/{name}", "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
         """The bytes of a file from `start` to before `stop`; fewer if it ends there."""

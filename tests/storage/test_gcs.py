@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import msm_jax
+from msm_jax.checkpoints import weights
 from msm_jax.errors import UserError
 from msm_jax.storage.mirror import Mirror
 from msm_jax.train.metrics import TIMINGS
@@ -114,6 +115,10 @@ def test_a_model_is_loaded_from_the_bucket(bucket, runs):
     [copy] = (folder / "second").glob("*/stages/aft-aft-*")
     assert not (copy / "final").exists()
     np.testing.assert_array_equal(msm_jax.load(copy).logits(tokens), expected)
+    names = [
+        weights.fingerprint_of(weights.open_model(path)) for path in (copy, f"{bucket}/run/stages/{local.name}", local)
+    ]
+    assert names[0] == names[1] != names[2]
 
 
 @pytest.mark.parametrize("cache", ["second", "third"])  # one that takes the stage for done, and an empty one
