@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import os
-import pathlib
 import threading
 from typing import Any
 

@@ -124,6 +124,30 @@ def test_texts(client, app):
     assert ask("Which", logprobs=0).choices[0].logprobs.top_logprobs is None
 
 
+def test_texts_are_scored(client, app):
+    """As harnesses ask: the prompt with the log-probabilities of its tokens, and nothing drawn."""
+
+    def text(prompt, **fields):
+        return client.completions.create(model="tiny", prompt=prompt, seed=1, **fields)
+
+    prompts = ["a chair and a table", "this chair"]
+    answer = text(prompts, max_tokens=0, echo=True, logprobs=2, n=2)
+    for index, choice in enumerate(answer.choices):
+        prompt, found = prompts[index // 2], choice.logprobs
+        ids = app.reader.model.encode(prompt)
+        [[expected]] = app.reader.model.generate([ids], max_tokens=0, prompt_logprobs=2)
+        assert choice.text == prompt and choice.finish_reason == "length"
+        assert found.token_logprobs[0] is None and found.top_logprobs[0] is None
+        assert found.token_logprobs[1:] == pytest.approx(
+            [token.logprob for token in expected.prompt_logprobs], abs=1e-5
+        )
+        assert "".join(found.tokens).endswith(prompt) and len(found.tokens) == len(ids)
+    with_answer = text(prompts[0], max_tokens=3, echo=True, logprobs=0).choices[0]
+    alone = text(prompts[0], max_tokens=3).choices[0]
+    assert with_answer.text == prompts[0] + alone.text
+    assert len(with_answer.logprobs.tokens) == len(app.reader.model.encode(prompts[0])) + 3
+
+
 def test_a_stop_text_ends_an_answer_and_its_tokens(chat, app):
     letters = {str(app.service.tokenizer.encode(letter)[0]): 50 for letter in "abcdefghijklmnopqrstuvw"}
     asked = {"temperature": 0, "max_tokens": 40, "logit_bias": letters}

@@ -250,7 +250,7 @@ def test_an_engine_that_fails_is_told_in_one_line(error, told, make, qwen3, monk
     """To those whose answers it draws, and to who asks it afterwards."""
 
     def fail(self):
-        if not self.scheduler.idle:
+        if not self.idle:
             raise error
 
     monkeypatch.setattr(Engine, "step", fail)
@@ -338,7 +338,7 @@ def test_who_gave_up_is_not_decoded(make, watch):
         # It goes on with what comes after.
         later = await own.reply(question(5))
         _, service = own._loading.result()
-        await until(lambda: service.engine.scheduler.idle)
+        await until(lambda: service.engine.idle)
         await own.close()
         return got, later
 
