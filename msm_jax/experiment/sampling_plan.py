@@ -68,6 +68,6 @@ def told(plan: SamplingPlan, models: int, mesh: Mesh, price: float | None) -> st
         f"    a step       a chip reads {read / 1e9:.2f} GB (theory {plan.step_bytes / 1e9:.2f}) and sends "
         f"{sum(plan.decode.sent_bytes.values()) / plan.steps / 1e9:.2f}",
         f"    roofline     {plan.tokens_per_second:,.0f} tokens/s, {shape.batch / plan.apart_seconds:,.0f} if each row "
-        f"read a copy of its prompt; {models} models: at least {hours:.2g} h, {cost}",
+        f"read a copy of its prompt; {models} models: about {hours:.2g} h of that, {cost}",
     ]
     return "\n".join(lines)

@@ -24,7 +24,7 @@ from msm_jax.parallel.hosts import fetch
 from msm_jax.sampler import programs
 from msm_jax.sampler.draw import Settings, neutral
 from msm_jax.sampler.request import Finish, Sampling, TokenLogprob, check_count, check_stop_ids
-from msm_jax.sampler.scheduler import Group, Plan, Read, Sample, Scheduler
+from msm_jax.sampler.scheduler import Group, Key, Plan, Read, Sample, Scheduler
 from msm_jax.sampler.state import STOP_IDS, State
 
 PyTree = Any
@@ -116,13 +116,16 @@ class Engine:
             raise UserError(f"adapter {adapter} is not on the devices; places are from 0 to {places - 1}")
         check_count(n)
         ends = set(sampling.stop_ids) | (set() if sampling.ignore_end else set(self.end_ids))
+        if sampling.seed is None and jax.process_count() > 1:
+            raise UserError("seed is None: several processes must draw the same numbers; give one")
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         if outside := [i for i in sampling.logit_bias if not 0 <= i < self.vocabulary]:
             raise UserError(f"logit_bias has the id {outside[0]}; ids are from 0 to {self.vocabulary - 1}")
         request = Request(prompt, sampling, n, adapter, check_stop_ids(ends, self.vocabulary), seed, listener)
         first = None if sampling.prompt_logprobs is None else scored_from
+        key = Key(adapter, prompt, first, sampling.prompt_logprobs or 0)
         request.samples = [
-            Sample(prompt, adapter, sampling.max_tokens, (request, index), first, sampling.prompt_logprobs or 0)
+            Sample(prompt, adapter, sampling.max_tokens, (request, index), first, key.likeliest, key)
             for index in range(n)
         ]
         with self._lock:
@@ -144,13 +147,23 @@ class Engine:
                 with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
                     return self._step()
             except BaseException:  # the state that a program was given is gone
-                old = self.scheduler
-                self.scheduler = Scheduler(old.rows_at_most, old.steps, old.chunk, old.devices)
-                self._state, self._ended_on_host = None, set()
-                self._unread.clear()
-                for sample in old.live:
-                    sample.row = None
+                self._lose_all()
                 raise
+
+    def _lose_all(self) -> None:
+        """Who asked hears that it was cancelled: others than who goes on may have asked."""
+        old = self.scheduler
+        self.scheduler = Scheduler(old.rows_at_most, old.steps, old.chunk, old.devices)
+        lost = [*old.live, *old.waiting, *(sample for _, rows in self._unread for sample in rows if sample is not None)]
+        self._state, self._ended_on_host = None, set()
+        self._unread.clear()
+        for sample in lost:
+            sample.row = None
+            if not sample.ended:
+                sample.ended = True
+                request, index = sample.request
+                with contextlib.suppress(Exception):
+                    request.listener(index, [], Finish.CANCELLED)
 
     def _step(self) -> bool:
         plan = self.scheduler.plan()
@@ -202,6 +215,7 @@ class Engine:
     def _reshape(self, plan: Plan) -> None:
         move, stacked = plan.reshape, self.model.execution.stacked
         if self._state is None or not any(place >= 0 for place in move.group_from):
+            self._state = None  # before the new one: both together may be too much
             self._state = programs.empty(model=self.model, shape=move.shape)
         else:
             self._state = programs.reshape(

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import numbers
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -114,7 +115,7 @@ class LanguageModel:
             check_text(str(text), "generate: stop")
         place = self.place_of(adapter)
         ids = [self.encode(prompt, f"generate: prompt {i}", adapter) for i, prompt in enumerate(prompts, start=1)]
-        if adapter in self.voices:
+        if adapter in self.voices and not settings.get("ignore_end"):
             settings["stop_ids"] = (*settings.get("stop_ids", ()), *self.voices[adapter].stop_ids)
         return self.sampler.generate(ids, n, temperature, max_tokens, seed, stop, top_p, logprobs, place, **settings)
 
@@ -123,8 +124,12 @@ class LanguageModel:
     ) -> list[int]:
         """The ids that `generate` goes on from. Raises: UserError, as it does; `where` begins its message."""
         sampler = self.sampler
-        if isinstance(prompt, Sequence) and not isinstance(prompt, str) and prompt and isinstance(prompt[0], int):
-            return list(prompt)
+        if isinstance(prompt, np.ndarray):
+            prompt = prompt.tolist()
+        if isinstance(prompt, Sequence) and not isinstance(prompt, str) and not prompt:
+            raise UserError(f"{where}: is empty; give a text, a chat, or ids")
+        if isinstance(prompt, Sequence) and not isinstance(prompt, str) and isinstance(prompt[0], numbers.Integral):
+            return [int(i) for i in prompt]
         if isinstance(prompt, str):
             check_text(prompt, where)
             return sampler.encode(prompt)

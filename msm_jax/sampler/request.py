@@ -84,7 +84,11 @@ class Sampling:
         if len(self.logit_bias) > BIASES:
             raise UserError(f"logit_bias has {len(self.logit_bias)} ids; at most {BIASES} can be given")
         for token, bias in self.logit_bias.items():
-            if not isinstance(token, int) or not isinstance(bias, int | float) or not -1000 <= bias <= 1000:
+            if (
+                not isinstance(token, numbers.Integral)
+                or not isinstance(bias, numbers.Real)
+                or not -1000 <= bias <= 1000
+            ):
                 raise UserError(f"logit_bias gives {token!r} the bias {bias!r}; it maps ids to numbers up to 1000")
 
 

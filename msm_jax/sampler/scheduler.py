@@ -8,24 +8,42 @@ submitted and read, never from the clock, so that several hosts decide alike.
 import collections
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
 
 from msm_jax.sampler.state import Shape
 
 _PATIENCE = 4  # borders at which a smaller shape would do, before it is taken
 _SHORTEST = 64  # tokens that take as long as a single one, about: the weights are read for them
 _CALL = 4  # chunks of full size that one call may read
+_CHUNKS_BESIDE_LIVE, _CHUNKS_ALONE = 8, 32  # of full size that are read at one border
 _WORTH_COPYING = 32  # tokens of a common beginning
+_FEW_COPIES = 16  # of prompts on the devices
 
 
-class Key(NamedTuple):
-    """Samples of equal keys share a group."""
+class Key:
+    """Samples of equal keys share a group. Its hash is made once: prompts are long, and looked up often."""
 
-    adapter: int
-    prompt: tuple[int, ...]
-    scored_from: int | None
-    likeliest: int
+    __slots__ = ("__weakref__", "_hash", "adapter", "ids", "likeliest", "prompt", "scored_from")
+
+    def __init__(self, adapter: int, prompt: tuple[int, ...], scored_from: int | None = None, likeliest: int = 0):
+        self.adapter, self.prompt, self.scored_from, self.likeliest = adapter, prompt, scored_from, likeliest
+        self.ids = np.array(prompt, np.int32)
+        self._hash = hash((adapter, prompt, scored_from, likeliest))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return isinstance(other, Key) and self._hash == other._hash and self._fields == other._fields
+
+    @property
+    def _fields(self) -> tuple:
+        return self.adapter, self.scored_from, self.likeliest, self.prompt
 
 
 @dataclasses.dataclass(eq=False)
@@ -39,6 +57,7 @@ class Sample:
       request: whatever the engine needs to know of it.
       scored_from: the first token of the prompt, 1 or later, whose log-probability is wanted; None: of none.
       likeliest: how many of the likeliest ids' are wanted beside each of these.
+      group_key: of the fields above; samples of one request may share one.
     """
 
     prompt: tuple[int, ...]
@@ -47,14 +66,15 @@ class Sample:
     request: Any = None
     scored_from: int | None = None
     likeliest: int = 0
+    group_key: Key = None
     sent: int = 0  # tokens that the devices were told to draw
     drawn: int = 0  # tokens that were read
     ended: bool = False
     row: int | None = None
 
-    @property
-    def group_key(self) -> Key:
-        return Key(self.adapter, self.prompt, self.scored_from, self.likeliest)
+    def __post_init__(self):
+        if self.group_key is None:
+            self.group_key = Key(self.adapter, self.prompt, self.scored_from, self.likeliest)
 
 
 @dataclasses.dataclass(eq=False)
@@ -63,6 +83,7 @@ class Group:
 
     key: Key
     filled: int = 0  # tokens that were read; the logits are those after the last of them
+    given: int = 0  # border at which the prompt got it
     used: int = 0  # border at which it was last wanted
     scores: dict[int, Any] = dataclasses.field(default_factory=dict)  # of tokens from `scored_from` on, by their slot
 
@@ -146,6 +167,7 @@ class Scheduler:
         self.rows: list[Sample | None] = []
         self.waiting: collections.deque[Sample] = collections.deque()
         self._border = self._too_large = 0
+        self._first: tuple[Sample | None, int] = None, 0  # who waits longest, and since which border it is the first
 
     def add(self, samples: Iterable[Sample]) -> None:
         self.waiting.extend(samples)
@@ -168,7 +190,8 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        return not self.live and not any(not sample.ended for sample in self.waiting)
+        # A copy: other threads may add samples meanwhile.
+        return not self.live and all(sample.ended for sample in tuple(self.waiting))
 
     @property
     def live(self) -> list[Sample]:
@@ -179,6 +202,9 @@ class Scheduler:
         self._border += 1
         self.waiting = collections.deque(sample for sample in self.waiting if not sample.ended)
         plan = Plan()
+        first = self.waiting[0] if self.waiting else None
+        if self._first[0] is not first:
+            self._first = first, self._border
         if not self.waiting and not self.live:
             return plan
         plan.reshape = self._reshape()
@@ -195,21 +221,33 @@ class Scheduler:
     # Shapes
 
     def wanted(self) -> Shape:
-        """The smallest shape for the live rows, and for as many of those that wait as there may be rows."""
-        counts: collections.Counter[Key] = collections.Counter()
-        prompt = answer = 0
-        for sample in [*self.live, *self._next]:
-            counts[sample.group_key] += 1
-            prompt = max(prompt, len(sample.prompt))
-            answer = max(answer, sample.max_tokens)
-        batch = next(batch for batch in self._batches if batch >= counts.total())
-        groups = next(g for g in _batches(batch) if sum(-(-n // (batch // g)) for n in counts.values()) <= g)
+        """The smallest shape for the live rows, and for most of those that wait and may have rows."""
+        live = collections.Counter(sample.group_key for sample in self.live)
+        waiting = collections.Counter(sample.group_key for sample in self._next)
+        everyone = [*self.live, *self._next]
+        prompt = max(len(sample.prompt) for sample in everyone)
+        answer = max(sample.max_tokens for sample in everyone)
+        batch = next(batch for batch in self._batches if batch >= len(everyone))
+        groups = self._groups_for(batch, live, waiting)
         return Shape(
             groups,
             batch // groups,
             max(bucket(prompt), self._chunk_size(prompt)),
             bucket(-(-answer // self.steps) * self.steps),
         )
+
+    def _groups_for(self, batch: int, live: Mapping[Key, int], waiting: Mapping[Key, int]) -> int:
+        """Into how many groups the rows are cut. Each is a copy of its prompt, so where all samples would need many
+        copies, a few of another prompt wait for a group; but not for long."""
+        everyone, prompts = sum(live.values()) + sum(waiting.values()), len(live.keys() | waiting.keys())
+        placed = {groups: _placed(groups, batch // groups, live, waiting) for groups in _batches(batch)}
+        all_placed = next(groups for groups, (count, _, _) in placed.items() if count == everyone)
+        if placed[all_placed][2] <= 2 * prompts:
+            return all_placed
+        most = [groups for groups, (count, _, _) in placed.items() if 4 * count >= 3 * everyone]
+        with_first = next(groups for groups in most if placed[groups][1])
+        waits = self._border - self._first[1]
+        return with_first if waits >= _PATIENCE * (1 if with_first <= _FEW_COPIES else 4) else most[0]
 
     def _reshape(self) -> Reshape | None:
         wanted, now = self.wanted(), self.shape
@@ -223,6 +261,8 @@ class Scheduler:
             smaller = 4 * wanted.batch <= now.batch or 4 * wanted.groups <= now.groups
             smaller |= 2 * wanted.prompt <= now.prompt or 2 * wanted.answer <= now.answer
             self._too_large = self._too_large + 1 if fits and smaller else 0
+            if self._stuck():
+                return self._move(wanted)
             if fits and self.live and self._too_large < _PATIENCE:
                 return None
             if fits and not smaller:
@@ -230,27 +270,38 @@ class Scheduler:
         self._too_large = 0
         return self._move(wanted)
 
+    def _stuck(self) -> bool:
+        """Whether who waits longest finds no place since the rows of others lie scattered over the groups."""
+        if not self._next or self._border < self._first[1] + _PATIENCE:
+            return False
+        key = self._next[0].group_key
+        return not any(
+            len(self._free_rows(place)) == self.shape.rows or (group.key == key and self._free_rows(place))
+            for place, group in enumerate(self.groups)
+        )
+
     def _move(self, shape: Shape) -> Reshape:
         """Gives the live rows, and the prompts that are worth keeping, places in `shape`."""
-        by_group: dict[int, list[Sample]] = collections.defaultdict(list)
+        by_key: dict[Key, list[Sample]] = collections.defaultdict(list)
         for sample in self.live:
-            by_group[sample.row // self.shape.rows].append(sample)
-        needed = {group: -(-len(samples) // shape.rows) for group, samples in by_group.items()}
-        while sum(needed.values()) > shape.groups:  # rows of one prompt, in the groups of the old shape
+            by_key[sample.group_key].append(sample)
+        needed = sum(-(-len(samples) // shape.rows) for samples in by_key.values())
+        while needed > shape.groups:
             shape = dataclasses.replace(shape, groups=2 * shape.groups, rows=max(1, shape.rows // 2))
-            needed = {group: -(-len(samples) // shape.rows) for group, samples in by_group.items()}
+            needed = sum(-(-len(samples) // shape.rows) for samples in by_key.values())
         group_from, row_from = [-1] * shape.groups, [-1] * shape.batch
         groups: list[Group | None] = [None] * shape.groups
         rows: list[Sample | None] = [None] * shape.batch
         place = 0
-        for old, samples in by_group.items():
+        for samples in by_key.values():
+            old = samples[0].row // self.shape.rows
             for begin in range(0, len(samples), shape.rows):
                 group_from[place], groups[place] = old, dataclasses.replace(self.groups[old])
                 for offset, sample in enumerate(samples[begin : begin + shape.rows]):
                     row = place * shape.rows + offset
                     row_from[row], rows[row] = sample.row, sample
                 place += 1
-        kept = [(group.used, old) for old, group in enumerate(self.groups) if group and old not in by_group]
+        kept = [(g.used, old) for old, g in enumerate(self.groups) if g is not None and g.key not in by_key]
         for _, old in sorted(kept, reverse=True):
             if place < shape.groups and len(self.groups[old].tokens) <= shape.prompt:
                 group_from[place], groups[place] = old, self.groups[old]
@@ -264,11 +315,13 @@ class Scheduler:
     # Prompts
 
     def _read(self, plan: Plan) -> None:
-        """One call if most rows are drawing, so that they do not wait for long; else until most have their prompts:
-        a step takes as long with few rows as with all."""
-        drawing = len(self.live)
-        while (read := self._next_read()) is not None:
+        """One call if most rows are drawing, so that they do not wait for long. Else several, for a step takes as long
+        with few rows as with all, but no more than those that draw, or leave, can wait for."""
+        drawing, tokens = len(self.live), 0
+        most = (_CHUNKS_BESIDE_LIVE if self.live else _CHUNKS_ALONE) * self.chunk
+        while tokens < most and (read := self._next_read()) is not None:
             plan.reading.append(read)
+            tokens += read.size * read.width
             for chunk in read.chunks:
                 group = self.groups[chunk.group]
                 waiting = sum(sample.group_key == group.key and sample.max_tokens > 0 for sample in self._next)
@@ -277,29 +330,36 @@ class Scheduler:
                 return
 
     def _next_read(self) -> Read | None:
-        """Chunks of one size, of the prompts that are waited for longest. Those that no group holds are given one."""
+        """Chunks of one size, of the prompts that are waited for longest. Those that no group holds are given one, and
+        those whose groups have too few rows further ones."""
+        waiting = collections.Counter(sample.group_key for sample in self._next if sample.max_tokens)
         tried: set[Key] = set()
         unready: list[int] = []
         copies: dict[int, Copy] = {}  # by their target
         given: set[int] = set()
         places = self._places()
         for sample in self._next:
-            if sample.group_key in tried:
+            key = sample.group_key
+            if key in tried:
                 continue
-            tried.add(sample.group_key)
-            for place in places[sample.group_key]:
-                if place in given:  # to a prompt that is waited for longer
-                    continue
+            tried.add(key)
+            held = [place for place in places[key] if place not in given]  # to a prompt that is waited for longer
+            for place in held:
                 self.groups[place].used = self._border
+            being_read = [place for place in held if not self.groups[place].ready]
+            if being_read:
+                unready.append(being_read[0])
+                continue
+            room = sum(len(self._free_rows(place)) for place in held)
+            while not held or room < waiting[key]:
+                place = self._give_group(sample, given, copies, further=bool(held))
+                if place is None:
+                    break
+                held.append(place)
+                room += self.shape.rows
                 if not self.groups[place].ready:
                     unready.append(place)
                     break
-                if not sample.max_tokens or self._free_rows(place):
-                    break
-            else:
-                place = self._give_group(sample, given, copies)
-                if place is not None and not self.groups[place].ready:
-                    unready.append(place)
         if not unready and not copies:
             return None
         chosen, size, width = self._choose(unready)
@@ -344,18 +404,21 @@ class Scheduler:
         scored_from = group.key.scored_from
         return group if scored_from is not None and group.filled > scored_from else None
 
-    def _give_group(self, sample: Sample, given: set[int], copies: dict[int, Copy]) -> int | None:
+    def _give_group(self, sample: Sample, given: set[int], copies: dict[int, Copy], further: bool) -> int | None:
         """A group for the sample's prompt, with what another one has of it. None if all are in use, or if another one
-        will soon have much more of it. One that somebody who came later waits for is taken too, if there is no other:
-        else there might never be one."""
+        will soon have much more of it. The first group of a prompt may be one that somebody who came later waits for,
+        if there is no other: else there might never be one."""
         key = sample.group_key
         wanted = [waiting.group_key for waiting in self._next]
-        before = set(wanted[: wanted.index(key)])
+        kept = set(wanted if further else wanted[: wanted.index(key)])
         keys = [None if group is None else group.key for group in self.groups]
         free = [
             place
             for place, held in enumerate(keys)
-            if held not in before and place not in given and len(self._free_rows(place)) == self.shape.rows
+            if held != key
+            and held not in kept
+            and (self.groups[place] is None or self.groups[place].given < self._border)
+            and len(self._free_rows(place)) == self.shape.rows
         ]
         if not free:
             return None
@@ -365,7 +428,7 @@ class Scheduler:
         if self._longest_beginning(key, [*given, *coming], filled=False)[1] >= common + _WORTH_COPYING:
             return None
         target = min(free, key=lambda p: (keys[p] in wanted, -1 if keys[p] is None else self.groups[p].used))
-        new = Group(key, used=self._border)
+        new = Group(key, given=self._border, used=self._border)
         if common >= _WORTH_COPYING or source == target:
             whole = key.scored_from is None and common == len(new.tokens) == self.groups[source].filled
             # The last token is read again where its logits are not those that the other group has.
@@ -385,8 +448,7 @@ class Scheduler:
         for place in places:
             group = self.groups[place]
             if group is not None and group.key.adapter == key.adapter:
-                tokens = group.tokens[: group.filled] if filled else group.tokens
-                common = min(_common(tokens, key.prompt), limit)
+                common = min(_common(group.key.ids[: group.filled] if filled else group.key.ids, key.ids), limit)
                 if common > length:
                     best, length = place, common
         return best, length
@@ -424,6 +486,23 @@ class Scheduler:
         return [row for row in rows if self.rows[row] is None]
 
 
+def _placed(groups: int, rows: int, live: Mapping[Key, int], waiting: Mapping[Key, int]) -> tuple[int, bool, int]:
+    """How many samples have rows in so many groups of so many rows, whether who waits longest is among them, and how
+    many of the groups they use. (-1, False, 0) if not even those that live have rows."""
+    held = {key: -(-count // rows) for key, count in live.items()}
+    free, placed, first = groups - sum(held.values()), sum(live.values()), not waiting
+    if free < 0:
+        return -1, False, 0
+    for number, (key, count) in enumerate(waiting.items()):
+        room = held.get(key, 0) * rows - live.get(key, 0)
+        more = min(free, -(-max(0, count - room) // rows))
+        free -= more
+        found = min(count, room + more * rows)
+        placed += found
+        first |= found > 0 and not number
+    return placed, first, groups - free
+
+
 def bucket(size: int) -> int:
     """Slots for a length: few different ones, so that few programs are compiled."""
     if size > 1024:
@@ -437,8 +516,8 @@ def _batches(rows: int, devices: int = 1) -> list[int]:
     return [*(size for size in sizes if rows % size == 0), rows]
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
+def _common(a: np.ndarray, b: np.ndarray) -> int:
     """Length of the longest common beginning."""
-    if a == b[: len(a)]:
-        return len(a)
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    length = min(len(a), len(b))
+    differs = a[:length] != b[:length]
+    return int(differs.argmax()) if differs.any() else length

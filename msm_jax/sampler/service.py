@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from msm_jax.data.tokenizer import Tokenizer
 from msm_jax.sampler.engine import Engine, Request
 from msm_jax.sampler.request import Finish, Sampling, TokenLogprob
-from msm_jax.sampler.text import Continuation
+from msm_jax.sampler.text import Continuation, end_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Answers:
     def __init__(
         self, prompt: Sequence[int], sampling: Sampling, n: int, tokenizer: Tokenizer, on_piece: Callable[[Piece], None]
     ):
-        self._texts = [Continuation(tokenizer, prompt, sampling.stop) for _ in range(n)]
+        start = end_of(prompt, tokenizer)
+        self._texts = [Continuation(tokenizer, start, sampling.stop) for _ in range(n)]
         self._on_piece = on_piece
         self.request: Request | None = None  # once it is submitted
         self._begun: set[int] = set()
@@ -90,6 +91,8 @@ class Service:
         submitted: list[Request] = []
 
         def hear(index: int, tokens: list[TokenLogprob], finish: Finish | None) -> bool:
+            if finish is Finish.CANCELLED and not self._cancelling:  # by nobody: the engine failed
+                finish = Finish.ERROR
             try:
                 return answers.hear(index, tokens, finish)
             except Exception as error:  # in making text of this answer: those beside it go on

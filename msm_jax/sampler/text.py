@@ -22,7 +22,7 @@ class Continuation:
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str] = ()):
         self._tokenizer, self._stop = tokenizer, tuple(stop)
-        self._context = _end_of(prompt, tokenizer)  # tokens whose text has been read, enough to decode others after
+        self._context = end_of(prompt, tokenizer)  # tokens whose text has been read, enough to decode others after
         self._before = tokenizer.decode(self._context)
         self._new: list[int] = []  # tokens whose text has not been read yet
         self._held = ""  # text that may begin a stop string
@@ -89,7 +89,7 @@ def count_until_stop(
     return len(ids)
 
 
-def _end_of(prompt: Sequence[int], tokenizer: Tokenizer) -> list[int]:
+def end_of(prompt: Sequence[int], tokenizer: Tokenizer) -> list[int]:
     """The last tokens of a prompt, after which others are decoded as after the whole: that may be long.
 
     They begin with a character, and have some text, so that what decoders do at the beginning happens in them.
@@ -99,4 +99,4 @@ def _end_of(prompt: Sequence[int], tokenizer: Tokenizer) -> list[int]:
         text = tokenizer.decode(ids)
         if text.strip() and not text.startswith(_UNFINISHED):
             return ids
-    return list(prompt)
+    return list(prompt[-64 * _CONTEXT :])  # white space and control tokens

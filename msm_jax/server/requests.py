@@ -15,6 +15,7 @@ from msm_jax.server.errors import ApiError
 from msm_jax.server.fields import ChatFields, TextFields, read
 from msm_jax.server.messages import as_dicts, thinking, tools_of
 
+_MOST_LOGPROBS = 1 << 22  # numbers that are held of one request until it is answered
 _TEXT_TOKENS = 16  # max_tokens of a text where none is named: as OpenAI has it
 _STOPS, _STOP_LENGTH = 16, 1000  # characters; all are looked for in each block that is drawn
 _NAMES = {"stop_ids": "stop_token_ids", "ignore_end": "ignore_eos"}
@@ -147,6 +148,7 @@ class Reader:
             raise ApiError(400, f"n is {n}; it must be 1 or more, and at most {self.limits.n}", "n")
         self._check_prompts(prompts, source)
         max_tokens = self._answer_length(fields, source, max(map(len, prompts)), default_tokens)
+        self._check_logprobs(fields, n, prompts, max_tokens)
         if fields.stream_options is not None and not fields.stream:
             raise ApiError(400, "stream_options is set, and stream is not; set both", "stream_options")
         return Asked(
@@ -164,6 +166,21 @@ class Reader:
                 raise _too_long(f"a prompt has {len(prompt)} tokens; at most {most} are read", source)
             if outside := next((i for i in prompt if not 0 <= i < size), None):
                 raise ApiError(400, f"{source}: a prompt has the id {outside}, which the model does not know", source)
+
+    def _check_logprobs(
+        self, fields: ChatFields | TextFields, n: int, prompts: Sequence[Sequence[int]], max_tokens: int
+    ) -> None:
+        """What one small request asks for must not fill the memory."""
+        name, likeliest = fields.likeliest[0], fields.likeliest[1]
+        if likeliest is None:
+            return
+        echo = isinstance(fields, TextFields) and fields.echo
+        tokens = sum((len(prompt) if echo else 0) + max_tokens for prompt in prompts) * n
+        if tokens * (likeliest + 1) > _MOST_LOGPROBS:
+            raise ApiError(
+                400, f"{name}: {tokens} tokens with {likeliest + 1} log-probabilities each are more than one answer "
+                "holds; ask for fewer tokens, answers or log-probabilities", name,
+            )  # fmt: skip
 
     def _answer_length(self, fields: ChatFields | TextFields, source: str, prompt: int, default: int) -> int:
         """max_tokens. What nobody has named ends where the model's context does; what somebody has must fit."""

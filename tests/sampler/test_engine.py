@@ -121,9 +121,9 @@ def test_a_beginning_that_is_copied_is_as_if_it_were_read(monkeypatch, penalty):
         return copy(state, sources, targets, lengths, **settings)
 
     monkeypatch.setattr(programs, "copy_prompts", remember)
-    asked = [(prompt, sampling, 3, 0) for prompt in prompts]
+    asked = [(prompt, sampling, 1, 0) for prompt in prompts]
     copied, _ = answers(engine(), asked)
-    assert {39, 40, 80} <= set(copies)
+    assert {40, 80} <= set(copies)
     copies.clear()
     monkeypatch.setattr(scheduler, "_WORTH_COPYING", 10**9)
     anew, _ = answers(engine(), asked)
@@ -405,9 +405,11 @@ def test_after_an_error_the_engine_can_be_asked_anew(monkeypatch):
     assert one.scheduler.idle and ids(answers(one, asked)[0]) == expected
     with monkeypatch.context() as patch:
         patch.setattr(programs, "decode", fails)
-        lost = one.submit(LONG[:20], Sampling(max_tokens=8), 4, lambda *_: None)
+        heard = []
+        lost = one.submit(LONG[:20], Sampling(max_tokens=8), 4, lambda _, tokens, finish: heard.append(finish))
         with pytest.raises(MemoryError):
             one.run()
+    assert heard == [Finish.CANCELLED] * 4, "others than who goes on may have asked"
     one.cancel(lost)  # as `generate` does, and nobody else loses a row by it
     assert ids(answers(one, asked)[0]) == expected
 

@@ -23,6 +23,8 @@ def test_an_adapter_with_a_template_of_its_own(imported, adapter, tmp_path):
         for asked, chosen in [(alone, {}), (model, {"adapter": "trained"})]
     )
     assert found == expected
+    [[whole]] = model.generate([USER], temperature=0, max_tokens=5, adapter="trained", ignore_end=True)
+    assert whole.tokens == 5 and not whole.finished
 
 
 def test_a_base_in_8_bits_is_nearly_the_same(imported, adapter):

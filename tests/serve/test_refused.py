@@ -69,6 +69,7 @@ REFUSED = [
     (TEXT, {"echo": True, "stream": True}, "echo", "comes as a whole"),
     (TEXT, {"echo": 1}, "echo", "valid boolean"),
     (TEXT, {"max_tokens": 0}, "max_tokens", "must be 1 or more"),
+    (TEXT, {"prompt": [5] * 4000, "n": 64, "echo": True, "logprobs": 20, "max_tokens": 0}, "logprobs", "more than one"),
     (TEXT, {"best_of": 2}, "best_of", "must be 1"),
     (TEXT, {"suffix": "b"}, "suffix", "must be ''"),
     (TEXT, {"logprobs": 21}, "logprobs", "at most 20"),
