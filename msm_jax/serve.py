@@ -15,6 +15,7 @@ from msm_jax import cli
 from msm_jax.errors import Interrupted, UserError
 
 _KEY = "MSM_JAX_API_KEY"
+_BACKLOG = 2048  # connections that wait to be accepted; uvicorn has as many
 _EPILOG = """\
 examples:
   python -m msm_jax.serve --model=models/SmolLM2-135M-Instruct
@@ -99,6 +100,7 @@ def _serve(arguments: list[str]) -> None:
     app = App(model, options.name or _name_of(options.model), limits, options.rows, key)
     print("compiling what is asked for first", flush=True)
     asyncio.run(warm_up(app.service, options.rows, limits, model.model.config.max_length or sys.maxsize))
+    listening.listen(_BACKLOG)  # so that who reads the next line finds it open
     host, port = listening.getsockname()[:2]
     print(f"serving {', '.join(app.models)} at http://{f'[{host}]' if ':' in host else host}:{port}/v1", flush=True)
     server = Server(app, options.drain_seconds)

@@ -97,6 +97,7 @@ def test_every_key_that_the_code_reads_is_among_them():
     named = re.search(r"^keys=\((.*)\)$", (ROOT / "launch/cloud.sh").read_text(), re.MULTILINE)[1].split()
     code = [path.read_text() for folder in ("msm_jax", "eval") for path in (ROOT / folder).rglob("*.py")]
     read = {name for text in code for name in re.findall(r'"([A-Z][A-Z_]*_(?:API_KEY|TOKEN))"', text)}
+    read.remove("MSM_JAX_API_KEY")  # of the server, which these scripts do not start
     assert read and read | {"HF_TOKEN", "HF_ENDPOINT"} <= set(named)
 
 
