@@ -166,7 +166,7 @@ class Scheduler:
         self.groups: list[Group | None] = []
         self.rows: list[Sample | None] = []
         self.waiting: collections.deque[Sample] = collections.deque()
-        self._border = self._too_large = 0
+        self._border = self._too_large = self._held_back = 0
         self._first: tuple[Sample | None, int] = None, 0  # who waits longest, and since which border it is the first
 
     def add(self, samples: Iterable[Sample]) -> None:
@@ -208,8 +208,11 @@ class Scheduler:
         if not self.waiting and not self.live:
             return plan
         plan.reshape = self._reshape()
-        self._read(plan)
-        self._admit(plan)
+        read_all, alone = self._read(plan), not self.live
+        # Where nothing is drawn yet, rows begin together: a step takes as long with few of them as with all.
+        self._held_back = 0 if read_all or not alone else self._held_back + 1
+        if not 0 < self._held_back <= _PATIENCE:
+            self._admit(plan)
         plan.decodes = bool(self.live)
         return plan
 
@@ -314,20 +317,22 @@ class Scheduler:
 
     # Prompts
 
-    def _read(self, plan: Plan) -> None:
+    def _read(self, plan: Plan) -> bool:
         """One call if most rows are drawing, so that they do not wait for long. Else several, for a step takes as long
-        with few rows as with all, but no more than those that draw, or leave, can wait for."""
+        with few rows as with all, but no more than those that draw, or leave, can wait for. Returns whether there was
+        no more to be read."""
         drawing, tokens = len(self.live), 0
         most = (_CHUNKS_BESIDE_LIVE if self.live else _CHUNKS_ALONE) * self.chunk
-        while tokens < most and (read := self._next_read()) is not None:
+        while (read := self._next_read()) is not None:
             plan.reading.append(read)
             tokens += read.size * read.width
             for chunk in read.chunks:
                 group = self.groups[chunk.group]
                 waiting = sum(sample.group_key == group.key and sample.max_tokens > 0 for sample in self._next)
                 drawing += min(self.shape.rows, waiting) if group.ready else 0
-            if 8 * drawing >= 7 * len(self.rows) and self.live:
-                return
+            if tokens >= most or (8 * drawing >= 7 * len(self.rows) and self.live):
+                return False
+        return True
 
     def _next_read(self) -> Read | None:
         """Chunks of one size, of the prompts that are waited for longest. Those that no group holds are given one, and

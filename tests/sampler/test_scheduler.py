@@ -234,6 +234,17 @@ def test_samples_of_several_prompts_begin_together():
     assert len(scheduler.live) == 48
 
 
+def test_rows_begin_together_where_nobody_draws_yet():
+    scheduler, devices = Scheduler(64, STEPS, CHUNK), Devices()
+    scheduler.add([Sample((number,) * CHUNK, 0, 40) for number in range(64)])
+    blocks = []
+    while not blocks:
+        plan = scheduler.plan()
+        devices.work(scheduler, plan)
+        blocks += [len(scheduler.live)] if plan.decodes else []
+    assert blocks == [64]
+
+
 def test_those_who_draw_do_not_wait_for_all_prompts_that_are_read():
     scheduler, devices = Scheduler(64, STEPS, CHUNK), Devices()
     stream = Sample((1, 2, 3), 0, 4000)
