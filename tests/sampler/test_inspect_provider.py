@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 import warnings
+from types import SimpleNamespace
 
 import pytest
 from inspect_ai import Task, eval
@@ -351,6 +352,8 @@ def test_a_task_of_inspect_evals_as_it_is(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tiny_checkpoints, "SIZES", tiny_checkpoints.SIZES | {"max_position_embeddings": 32768})
     folder = write_checkpoint(tmp_path / "tiny", "qwen3")
+    # The grader counts tokens by a table that is fetched from the network.
+    monkeypatch.setattr("tiktoken.get_encoding", lambda name: SimpleNamespace(encode=lambda text, **_: list(text)))
     grade = get_model("mockllm/model", custom_outputs=lambda *_: ModelOutput.from_content("m", "<answer>no</answer>"))
     with model_of(folder, thinking="off") as model:
         [log] = eval(
