@@ -10,7 +10,6 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from msm_jax.models.attention import Segments
@@ -79,17 +78,6 @@ class Model:
         chunk, head_is_trained = self.execution.loss_chunk, lora is None
         with jax.named_scope("loss"):
             return cross_entropy(x_BTM, decoder.head_matrix(), targets_BT, weights_BT, chunk, head_is_trained)
-
-    def next_logprobs(
-        self, params: PyTree, lora: PyTree | None, tokens_BT, segments_BT, positions_BT, vocab_size: int
-    ) -> jax.Array:
-        """float32[B, T]: at t, log p(token t + 1) in nats among the first `vocab_size` ids; the last column means
-        nothing."""
-        decoder = self._decoder(params, lora)
-        x_BTM = self._read(decoder, tokens_BT, segments_BT, positions_BT)
-        targets_BT, weights_BT = jnp.roll(tokens_BT, -1, axis=1), jnp.ones(tokens_BT.shape, jnp.float32)
-        head_VM = decoder.head_matrix()[:vocab_size]
-        return -cross_entropy(x_BTM, head_VM, targets_BT, weights_BT, self.execution.loss_chunk)[1]
 
     def extend(
         self, params: PyTree, lora: PyTree | None, tokens_BT, positions_BT, attend: Attend, kept: PyTree

@@ -38,7 +38,6 @@ def program(function: Callable, **settings: Any) -> Callable:
     def call(*args: Any, **kwargs: Any) -> Any:
         return on(jax.default_backend())(*args, **kwargs)
 
-    call.compiled = lambda: on(jax.default_backend())._cache_size()
     call.lower = lambda platform, *args, **kwargs: on(platform).lower(*args, **kwargs)
     return call
 
