@@ -173,7 +173,7 @@ class Provider(ModelAPI):
     ) -> tuple[ChatCompletionChoice, int, int]:
         """With the tokens that were drawn, and those of thoughts."""
         if draft.finish is Finish.ERROR:
-            raise RuntimeError("the model gave no numbers for the next token, or its sampler failed")
+            raise RuntimeError("the model gave no numbers for the next token; its weights are damaged")
         if draft.finish is Finish.CANCELLED:
             raise RuntimeError("the model was closed before it had answered")
         ids = [token.id for token in draft.tokens]

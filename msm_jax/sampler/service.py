@@ -4,6 +4,7 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 
@@ -11,6 +12,9 @@ from msm_jax.data.tokenizer import Tokenizer
 from msm_jax.sampler.engine import Engine, Request
 from msm_jax.sampler.request import Finish, Sampling, TokenLogprob
 from msm_jax.sampler.text import Continuation, end_of
+
+_log = logging.getLogger(__name__)
+_FAILURES = 3  # that may come, without an answer between them, before the service ends: the next may suit the memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +34,11 @@ class Piece:
     tokens: tuple[TokenLogprob, ...]
     finish: Finish | None
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+class SamplerFailed(RuntimeError):
+    """The engine failed, of which `__cause__` tells, and what was asked is lost. It may be asked again, unless the
+    service has ended with it (`Service.failure`)."""
 
 
 class Answers:
@@ -60,10 +69,6 @@ class Answers:
             self._on_piece(Piece(index, text, tuple(tokens), finish, None if scores is None else tuple(scores)))
         return continuation.stopped
 
-    def fail(self, index: int) -> None:
-        """The answer ends here, without what was held back of its text."""
-        self._on_piece(Piece(index, "", (), Finish.ERROR))
-
 
 class Service:
     """Any thread may ask; one works. Close it when done: what is asked is then cancelled, or with `drain` answered."""
@@ -73,7 +78,8 @@ class Service:
         self._inbox: collections.deque[Callable[[], None]] = collections.deque()
         self._changed = threading.Condition()
         self._closing = self._cancelling = False
-        self._requests: dict[Request, Answers] = {}
+        self._requests: dict[Request, Callable[[Exception], None]] = {}  # how each is told that it failed
+        self._failures = 0  # since an answer ended
         self.failure: BaseException | None = None  # what ended the thread, if anything did
         self._thread = threading.Thread(target=self._work, name="sampler", daemon=True)
         self._thread.start()
@@ -83,16 +89,18 @@ class Service:
     ) -> AsyncIterator[Piece]:
         """The pieces of `n` answers, as they come. Who stops listening (`aclose`, or cancels the task) frees its rows.
 
-        Raises: UserError as `Engine.submit` does; RuntimeError if the service is closed or has failed; what goes wrong
-            in making text of the answer's ids.
+        Raises: UserError as `Engine.submit` does; SamplerFailed if the engine fails; RuntimeError if the service is
+            closed or has ended; what goes wrong in making text of the answer's ids.
         """
         loop, pieces = asyncio.get_running_loop(), asyncio.Queue()
         answers = Answers(prompt, sampling, n, self.tokenizer, lambda piece: _post(loop, pieces, piece))
         submitted: list[Request] = []
 
         def hear(index: int, tokens: list[TokenLogprob], finish: Finish | None) -> bool:
-            if finish is Finish.CANCELLED and not self._cancelling:  # by nobody: the engine failed
-                finish = Finish.ERROR
+            if finish is Finish.CANCELLED and not self._cancelling:  # nobody listens, or the engine fails: see `_fail`
+                return True
+            if finish:
+                self._failures = 0
             try:
                 return answers.hear(index, tokens, finish)
             except Exception as error:  # in making text of this answer: those beside it go on
@@ -106,7 +114,8 @@ class Service:
                 _post(loop, pieces, error)
             else:
                 submitted.append(request)
-                answers.request, self._requests[request] = request, answers
+                answers.request = request
+                self._requests[request] = lambda error: _post(loop, pieces, error)
 
         self._post(submit)
         left = n
@@ -161,18 +170,30 @@ class Service:
                     self._forget(list(self._requests))
                 if closing and self.engine.idle:
                     return
-                self.engine.step()
+                try:
+                    self.engine.step()
+                except Exception as error:
+                    self._failures += 1
+                    if self._failures == _FAILURES:
+                        raise
+                    _log.error("the sampler failed, and goes on; what was asked is lost", exc_info=error)
+                    self._fail(error)
         except BaseException as error:
             with self._changed:
                 self.failure = error  # nobody can ask from here on
             while self._inbox:  # who asked before has to hear of it too
                 with contextlib.suppress(Exception):
                     self._inbox.popleft()()
-            for request, answers in self._requests.items():
-                for sample in request.samples:
-                    if not sample.ended:
-                        sample.ended = True
-                        answers.fail(sample.request[1])
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """All who wait hear of it."""
+        failed = SamplerFailed(f"the sampler failed: {error or type(error).__name__}")
+        failed.__cause__ = error
+        requests = list(self._requests.items())
+        self._forget(list(self._requests))
+        for _, tell in requests:
+            tell(failed)
 
 
 def _post(loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue, piece) -> None:

@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 _GONE = 499  # the status, in metrics, of a request whose client left
 _ASKS_FOR_KEY = {"WWW-Authenticate": "Bearer"}
 _BODY_SECONDS = 60.0  # within which a body must have come
+_READING_SECONDS = 60.0  # within which a client must take the next event: answers that nobody reads hold their places
 
 
 class App:
@@ -199,11 +200,19 @@ class _Events(StreamingResponse):
         # StreamingResponse itself hears of a client that left only under some servers, or when it sends.
         try:
             async with contextlib.aclosing(self.body_iterator):
-                await while_listening(receive, self.stream_response(send))
-        except ClientDisconnect:
+                await while_listening(receive, self.stream_response(_in_time(send)))
+        except (ClientDisconnect, TimeoutError):
             scope["msm_jax.status"] = _GONE
         finally:
             self._held.release()
+
+
+def _in_time(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        async with asyncio.timeout(_READING_SECONDS):
+            await send(message)
+
+    return sending
 
 
 async def _body(request: Request, limit: int) -> bytes:

@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from msm_jax.sampler.request import Finish
-from msm_jax.sampler.service import Piece, Service
+from msm_jax.sampler.service import Piece, SamplerFailed, Service
 from msm_jax.sampler.text import count_until_stop
 from msm_jax.server.errors import ApiError, failed, stopping
 from msm_jax.server.metrics import Held
@@ -27,7 +27,7 @@ async def draw(service: Service, asked: Asked, held: Held) -> AsyncIterator[tupl
     async with contextlib.aclosing(_merged(service, asked)) as pieces:
         async for index, piece in pieces:
             if piece.finish is Finish.ERROR:
-                raise failed() if service.failure else ApiError(500, "the model gave no numbers for the next token")
+                raise ApiError(500, "the model gave no numbers for the next token")
             if piece.finish is Finish.CANCELLED:
                 raise stopping()
             if asked.sampling.stop:
@@ -61,6 +61,8 @@ async def _merged(service: Service, asked: Asked) -> AsyncIterator[tuple[int, Pi
             async with contextlib.aclosing(stream) as pieces:
                 async for piece in pieces:
                     found.put_nowait((place * asked.n + piece.index, piece))
+        except SamplerFailed:
+            found.put_nowait(failed(for_good=service.failure is not None))
         except Exception as error:  # whatever it is: nobody else tells those who wait
             found.put_nowait((failed() if service.failure else stopping()) if service.ended else error)
 

@@ -38,6 +38,9 @@ def stopping() -> ApiError:
     return ApiError(503, "the server is stopping; ask it again when it is back", code="stopping")
 
 
-def failed() -> ApiError:
+def failed(for_good: bool = True) -> ApiError:
     """Why stands in the server's log."""
-    return ApiError(503, "the sampler has failed, and the server must be started anew", code="sampler_failed")
+    if for_good:
+        return ApiError(503, "the sampler has failed, and the server must be started anew", code="sampler_failed")
+    headers = {"Retry-After": "1"}
+    return ApiError(503, "the sampler failed, and goes on; ask again", code="sampler_failed", headers=headers)

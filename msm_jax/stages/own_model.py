@@ -25,7 +25,7 @@ from msm_jax.llm.request import Finish, Rejected, Reply, Request, Usage, without
 from msm_jax.sampler.language_model import LanguageModel, load
 from msm_jax.sampler.request import Finish as Ended
 from msm_jax.sampler.request import Sampling
-from msm_jax.sampler.service import Service
+from msm_jax.sampler.service import SamplerFailed, Service
 from msm_jax.storage import files
 from msm_jax.storage.folders import first_line
 
@@ -117,13 +117,13 @@ class OwnModel:
             async with contextlib.aclosing(service.stream(prompt, asked, adapter=model.place_of(None))) as pieces:
                 async for piece in pieces:
                     text, tokens, ended = text + piece.text, tokens + len(piece.tokens), piece.finish
-        except RuntimeError:
-            if not service.failure:
+        except RuntimeError as error:
+            failure = error.__cause__ if isinstance(error, SamplerFailed) else service.failure
+            if failure is None:
                 raise
+            raise self._failed(failure) from failure
         if finish := {Ended.STOP: Finish.STOP, Ended.LENGTH: Finish.LENGTH}.get(ended):
             return Reply(without_thoughts(text), finish, Usage(prompt=len(prompt), output=tokens), self.model)
-        if service.failure:
-            raise self._failed(service.failure) from service.failure
         if ended is Ended.ERROR:
             raise UserError(f"{self._path}: the model gave no numbers for the next token; its weights are damaged")
         raise RuntimeError(f"{self._path}: was closed before it had answered")

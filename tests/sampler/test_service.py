@@ -14,7 +14,7 @@ from msm_jax.errors import UserError
 from msm_jax.models import DecoderConfig, Execution, Model
 from msm_jax.sampler.engine import Engine
 from msm_jax.sampler.request import Finish, Sampling
-from msm_jax.sampler.service import Service
+from msm_jax.sampler.service import SamplerFailed, Service
 
 CONFIG = DecoderConfig(
     vocab_size=16, num_layers=1, width=8, mlp_width=12, num_heads=2, num_kv_heads=1, head_size=4, dtype="float32",
@@ -200,29 +200,52 @@ def test_closing_answers_what_was_asked_or_cancels_it(service, drain):
     assert ends[0] is Finish.LENGTH or not drain
 
 
-def test_when_the_engine_fails_all_hear_of_it(service, monkeypatch):
+def test_when_the_engine_fails_all_hear_of_it_and_the_next_are_answered(service, monkeypatch):
+    expected = asyncio.run(answer(service, *asked(2), n=3))
+    real, broken = service.engine._decode, []
+
+    def decode():
+        if broken:
+            raise FloatingPointError(broken.pop())
+        return real()
+
+    monkeypatch.setattr(service.engine, "_decode", decode)
+    for _ in range(2):  # two failures with an answer between them and the next are not four in a row
+        for why in ("broken", "broken again"):
+            broken.append(why)
+            with pytest.raises(SamplerFailed, match=f"^the sampler failed: {why}$") as told:
+                asyncio.run(answer(service, *asked(2), n=3))
+            assert isinstance(told.value.__cause__, FloatingPointError)
+        assert asyncio.run(answer(service, *asked(2), n=3)) == expected
+    service.close(drain=True)
+    assert service.failure is None and not service._requests
+
+
+def test_an_engine_that_fails_again_and_again_ends_the_service(service, monkeypatch):
     def fails():
         raise FloatingPointError("broken")
 
-    monkeypatch.setattr(service.engine, "step", fails)
-    _, ends = asyncio.run(answer(service, *asked(1), n=3))
-    assert set(ends.values()) == {Finish.ERROR} and isinstance(service.failure, FloatingPointError)
+    monkeypatch.setattr(service.engine, "_decode", fails)
+    for ended in (False, False, True):
+        assert not service.ended
+        with pytest.raises(SamplerFailed, match="the sampler failed: broken"):
+            asyncio.run(answer(service, *asked(1), n=3))
+        service._thread.join(10 if ended else 0)
+    assert isinstance(service.failure, FloatingPointError)
     with pytest.raises(RuntimeError, match="the sampler has ended: broken"):
         asyncio.run(answer(service, *asked(1)))
-    for sample in service.engine.scheduler.waiting:
-        sample.ended = True
 
 
-def test_who_asked_just_before_the_engine_failed_hears_of_it(service, monkeypatch):
+def test_who_asked_just_before_the_engine_failed_for_good_hears_of_it(service, monkeypatch):
     """The thread was at work, and had not seen the request yet."""
     working, asked_too = threading.Event(), threading.Event()
 
     def fails():
         working.set()
         asked_too.wait(10)
-        raise FloatingPointError("broken")
+        raise KeyboardInterrupt("broken")  # what ends a thread at once
 
-    monkeypatch.setattr(service.engine, "step", fails)
+    monkeypatch.setattr(service.engine, "_decode", fails)
 
     async def both():
         first = asyncio.create_task(answer(service, *asked(1)))
@@ -230,11 +253,10 @@ def test_who_asked_just_before_the_engine_failed_hears_of_it(service, monkeypatc
         second = asyncio.create_task(answer(service, *asked(2), n=2))
         await asyncio.sleep(0.01)
         asked_too.set()
-        return await asyncio.wait_for(asyncio.gather(first, second), 10)
+        return await asyncio.wait_for(asyncio.gather(first, second, return_exceptions=True), 10)
 
-    (_, first), (_, second) = asyncio.run(both())
-    assert set(first.values()) == set(second.values()) == {Finish.ERROR}
-    service.engine.scheduler.waiting.clear()
+    assert [type(error) for error in asyncio.run(both())] == [SamplerFailed] * 2
+    assert service.ended
 
 
 def test_closing_in_time_cancels_what_takes_longer(service):

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from msm_jax.sampler.language_model import load
+from msm_jax.server import app as server_app
 from msm_jax.server.app import App
 from msm_jax.server.requests import Limits
 from tests.serve.conftest import ROWS, at_rest, running, wait_until
@@ -73,21 +74,53 @@ def test_others_are_answered_while_one_text_is_long(app, url):
     assert status == 400 and longest < 0.5
 
 
-def test_when_the_sampler_fails_all_are_told(imported, arms, monkeypatch, caplog):
+def test_when_the_sampler_fails_all_are_told_and_if_it_goes_on_failing_health_is_bad(
+    imported, arms, monkeypatch, caplog
+):
     model = load(imported, arms, rows=ROWS)
     app = App(model, "tiny", Limits(), ROWS)
     with running(app) as (url, _), httpx.Client(base_url=url, timeout=100) as client:
-        monkeypatch.setattr(model.service.engine, "step", lambda: 1 / 0)
-        asked = {"model": "tiny", "prompt": "a"}
-        first = client.post(TEXT, json=asked)
-        assert first.status_code == 503 and first.json()["error"]["code"] == "sampler_failed"
-        assert client.get("/health").status_code == client.post(TEXT, json=asked).status_code == 503
-        streamed = client.post(TEXT, json=asked | {"stream": True})
-        assert streamed.status_code == 503
+        asked = {"model": "tiny", "prompt": "a", "max_tokens": 4}
+        with monkeypatch.context() as broken:
+            broken.setattr(model.service.engine, "_decode", lambda: 1 / 0)
+            first = client.post(TEXT, json=asked)
+            assert first.status_code == 503 and first.json()["error"]["code"] == "sampler_failed"
+            assert first.headers["retry-after"] and "ask again" in first.json()["error"]["message"]
+        assert client.post(TEXT, json=asked).status_code == client.get("/health").status_code == 200
+        monkeypatch.setattr(model.service.engine, "_decode", lambda: 1 / 0)
+        assert [client.post(TEXT, json=asked).status_code for _ in range(4)] == [503] * 4
+        assert client.get("/health").status_code == 503
+        assert client.post(TEXT, json=asked | {"stream": True}).status_code == 503
         assert caplog.text.count("the sampler has failed") == 1
-    for sample in model.service.engine.scheduler.waiting:
-        sample.ended = True
     assert app.metrics.held == 0
+
+
+def test_who_does_not_read_a_stream_is_left(imported, arms, monkeypatch):
+    """By ASGI itself: a socket takes megabytes before a server feels that nobody reads."""
+    monkeypatch.setattr(server_app, "_READING_SECONDS", 0.2)
+    app = App(load(imported, arms, rows=ROWS), "tiny", Limits(), ROWS)
+    body, sent = json.dumps(LONG | {"stream": True, "n": 4}).encode(), []
+
+    async def ask():
+        coming = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def receive():
+            return next(coming, None) or await asyncio.Event().wait()
+
+        async def send(message):
+            sent.append(message)
+            if len(sent) > 2:
+                await asyncio.Event().wait()
+
+        scope = {"type": "http", "method": "POST", "path": TEXT, "headers": [], "query_string": b""}
+        await asyncio.wait_for(app(scope, receive, send), 60)
+
+    try:
+        asyncio.run(ask())
+        assert app.metrics.held == app.active == 0 and len(sent) == 3
+        assert app.metrics.requests.labels(TEXT, "499")._value.get() == 1
+    finally:
+        app.service.close()
 
 
 def test_a_failure_within_a_stream_is_told_in_it(imported, arms, monkeypatch):
