@@ -40,13 +40,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", required=True, metavar="DIR", help="a folder, a gs:// folder, a Hugging Face id or a training stage")
     add(
         "--adapter", action="append", default=[], metavar="NAME=DIR",
-        help="an adapter over it, asked for as MODEL:NAME or NAME; may be repeated",
+        help="an adapter over it, also ORG/NAME@REVISION of the hub; asked for as MODEL:NAME or NAME; may be repeated",
     )  # fmt: skip
     add("--name", default="", help="by which clients ask for the model (default: that of its folder, or its id)")
     add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     add("--port", type=int, default=8000, metavar="N", help="0: any that is free (default: %(default)s)")
     add("--api_key_file", metavar="FILE", help=f"holds the key that clients must send (default: ${_KEY}, if it is set)")
     add("--rows", type=int, default=64, metavar="N", help="answers drawn at once, at most (default: %(default)s)")
+    add("--revision", metavar="NAME", help="of the Hugging Face id --model: a branch, tag or commit")
+    add("--int8", action="store_true", help="hold the base's matrices as 8-bit integers")
+    add("--int8_prompts", action="store_true", help="hold keys and values of prompts as 8-bit integers")
     add("--dtype", metavar="TYPE", help="of the matrices (default: bfloat16, and float32 on CPU)")
     add("--chat_template", default="", metavar="NAME", help="in place of the checkpoint's own")
     add("--thinking", metavar="HOW", help="default, on, off or tag: for templates that know it")
@@ -71,7 +74,7 @@ def _serve(arguments: list[str]) -> None:
     least = {"rows": 1, "port": 0, "max_waiting": 0, "drain_seconds": 0}
     for flag, value in vars(options).items():
         low = least.get(flag, 1)
-        if isinstance(value, int | float) and not low <= value < 2**31:
+        if not isinstance(value, bool) and isinstance(value, int | float) and not low <= value < 2**31:
             raise UserError(f"--{flag}={value:g}: must be {low} or more")
     if options.port > 65535:
         raise UserError(f"--port={options.port}: must be at most 65535")
@@ -91,8 +94,9 @@ def _serve(arguments: list[str]) -> None:
 
     listening = bind(options.host, options.port)  # before what takes long
     model = load(
-        options.model, split_adapters(options.adapter) or None, dtype=options.dtype, rows=options.rows,
-        chat_template=options.chat_template, thinking=options.thinking,
+        options.model, split_adapters(options.adapter) or None, revision=options.revision, dtype=options.dtype,
+        rows=options.rows, chat_template=options.chat_template, thinking=options.thinking, int8=options.int8,
+        int8_prompts=options.int8_prompts,
     )  # fmt: skip
     limits = Limits(
         options.max_prompt_tokens, options.max_tokens, options.max_n, options.max_waiting, options.max_body_bytes

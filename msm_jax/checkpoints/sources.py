@@ -25,6 +25,13 @@ def is_hub_id(path: str | os.PathLike) -> bool:
     return not is_url(path) and not os.path.exists(os.path.expanduser(path)) and bool(_HUB_ID.fullmatch(path))
 
 
+def split_revision(path: str | os.PathLike) -> tuple[str, str | None]:
+    """(ORG/NAME, REVISION) of ORG/NAME@REVISION; of anything else itself, and None."""
+    path = os.fspath(path)
+    name, at, revision = path.rpartition("@")
+    return (name, revision) if at and revision and is_hub_id(name) and not os.path.exists(path) else (path, None)
+
+
 def resolve(path: str | os.PathLike, revision: str | None = None, weights: bool = True) -> str:
     """The folder or URL that holds a model: `path` itself, or the hub's cache if `path` is an id as ORG/NAME.
 

@@ -27,7 +27,7 @@ from msm_jax.checkpoints import huggingface
 from msm_jax.checkpoints.families import decoder_of
 from msm_jax.checkpoints.orbax import load_params, open_params
 from msm_jax.checkpoints.peft import lora_of
-from msm_jax.checkpoints.sources import copy_small_files, file_names, is_hub_id, read_file, resolve
+from msm_jax.checkpoints.sources import copy_small_files, file_names, is_hub_id, read_file, resolve, split_revision
 from msm_jax.checkpoints.tensor_files import TensorFiles
 from msm_jax.data.huggingface import read_chat_template
 from msm_jax.errors import UserError
@@ -118,8 +118,11 @@ def locate(path: str, revision: str | None = None, **numerics: Any) -> tuple[dic
 
 
 def open_adapter(path: str | os.PathLike, base: Stored) -> Stored:
-    """The adapter at `path`, of ours or of `peft`, over `base`. Raises: UserError if it is none, or does not fit."""
-    folder = resolve(os.fspath(path))
+    """The adapter at `path`, of ours or of `peft`, over `base`; from the hub also as ORG/NAME@REVISION.
+
+    Raises: UserError if it is none, or does not fit.
+    """
+    folder = resolve(*split_revision(path))
     described = _json(folder, MODEL_FILE)
     if described is not None:
         stored = _open_ours(folder, described, {})

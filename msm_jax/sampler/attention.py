@@ -14,6 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from msm_jax.sampler.state import Int8
+
 
 class Part(NamedTuple):
     """Attention to some of the keys. One that has no visible key weighs nothing."""
@@ -23,17 +25,23 @@ class Part(NamedTuple):
     total: jax.Array  # float32[..., Q, 1], sum of the weights
 
 
-def attend_part(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> Part:
+def attend_part(q: jax.Array, k: jax.Array | Int8, v: jax.Array | Int8, visible: jax.Array) -> Part:
     """Queries [..., Q, D] to keys and values [..., S, D]; `visible`: bool, to be broadcast to [..., Q, S]."""
-    logits = jnp.einsum("...qd,...sd->...qs", q, k.astype(q.dtype), preferred_element_type=jnp.float32)
-    logits = jnp.where(visible, logits * q.shape[-1] ** -0.5, -jnp.inf)
+    (k, k_scale), (v, v_scale) = _numbers(k, q.dtype), _numbers(v, q.dtype)
+    logits = jnp.einsum("...qd,...sd->...qs", q, k, preferred_element_type=jnp.float32)
+    logits = jnp.where(visible, logits * (k_scale * q.shape[-1] ** -0.5), -jnp.inf)
     largest = logits.max(axis=-1, keepdims=True)
     # Of a part without visible keys the largest is -inf, and -inf - (-inf) is no number.
     weights = jnp.exp(logits - jnp.where(jnp.isfinite(largest), largest, 0.0))
     values = jnp.einsum(
-        "...qs,...sd->...qd", weights.astype(q.dtype), v.astype(q.dtype), preferred_element_type=jnp.float32
+        "...qs,...sd->...qd", (weights * v_scale).astype(q.dtype), v, preferred_element_type=jnp.float32
     )
     return Part(values, largest, weights.sum(axis=-1, keepdims=True))
+
+
+def _numbers(x: jax.Array | Int8, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array | float]:
+    """For a product: in its type, and what the product along S is still to be multiplied by, [..., 1, S] or 1."""
+    return (x.values.astype(dtype), jnp.swapaxes(x.scale, -1, -2)) if isinstance(x, Int8) else (x.astype(dtype), 1.0)
 
 
 def merge(parts: list[Part]) -> jax.Array:
@@ -81,7 +89,7 @@ def attend_chunk(q_GCHD, k_GKPD, v_GKPD, start_G, block: int) -> jax.Array:
         return _by_token(merge([attend_part(q_GKQD, k_GKPD, v_GKPD, visible(0, P))]), q_GCHD)
 
     def add(i, so_far: Part) -> Part:
-        k, v = (jax.lax.dynamic_slice_in_dim(x, i * block, block, axis=2) for x in (k_GKPD, v_GKPD))
+        k, v = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * block, block, axis=2), (k_GKPD, v_GKPD))
         part = attend_part(q_GKQD, k, v, visible(i * block, block))
         largest = jnp.maximum(so_far.largest, part.largest)
         safe = jnp.where(jnp.isfinite(largest), largest, 0.0)

@@ -74,7 +74,9 @@ class Engine:
         steps: int = 16,
         chunk: int = 256,
         behind: int | None = None,
+        int8_prompts: bool = False,
     ):
+        self._int8_prompts = int8_prompts
         self.model, self._params, self._adapters = model, params, adapters
         self.vocabulary, self.end_ids = vocabulary, tuple(end_ids)
         sharding = jax.tree.leaves(params)[0].sharding
@@ -216,7 +218,7 @@ class Engine:
         move, stacked = plan.reshape, self.model.execution.stacked
         if self._state is None or not any(place >= 0 for place in move.group_from):
             self._state = None  # before the new one: both together may be too much
-            self._state = programs.empty(model=self.model, shape=move.shape)
+            self._state = programs.empty(model=self.model, shape=move.shape, int8_prompts=self._int8_prompts)
         else:
             self._state = programs.reshape(
                 self._state, np.array(move.group_from), np.array(move.row_from), shape=move.shape, stacked=stacked

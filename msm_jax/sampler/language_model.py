@@ -66,8 +66,10 @@ class LanguageModel:
         adapters: Mapping[str, tuple[LoraConfig, PyTree]] | None = None,
         rows: int = 64,
         voices: Mapping[str, Voice] | None = None,
+        int8_prompts: bool = False,
     ):
-        self.adapters, self.voices, self._rows = dict(adapters or {}), dict(voices or {}), rows
+        self.adapters, self.voices = dict(adapters or {}), dict(voices or {})
+        self._sizes = {"rows": rows, "int8_prompts": int8_prompts}
         self.name, self.stop_ids = name, tuple(stop_ids)
         self.model, self.params, self.lora = model, params, lora
         self.tokenizer, self.template = tokenizer, template
@@ -158,7 +160,7 @@ class LanguageModel:
             raise UserError("generate: no tokenizer lies beside these weights")
         return Sampler(
             self.model, self.params, self.lora, self.tokenizer, "generate", special=True, stop_ids=self.stop_ids,
-            adapters=list(self.adapters.values()), rows=self._rows,
+            adapters=list(self.adapters.values()), **self._sizes,
         )  # fmt: skip
 
     @functools.cached_property
@@ -188,13 +190,14 @@ def load(
     thinking: str | None = None,
     rows: int = 64,
     int8: bool = False,
+    int8_prompts: bool = False,
 ) -> LanguageModel:
     """Loads a Hugging Face folder or id, or a folder of ours (a training stage, or what `msm_jax.convert import` made).
 
     Args:
       path: a folder, a URL such as gs://..., or a Hugging Face id. Where it holds an adapter, its base is loaded too.
-      adapter: a folder or id of a LoRA adapter, of ours or of `peft`. Or several, by the names by which `generate` is
-        asked for them; without a name it then answers as the base.
+      adapter: a folder or id (also as ORG/NAME@REVISION) of a LoRA adapter, of ours or of `peft`. Or several, by the
+        names by which `generate` is asked for them; without a name it then answers as the base.
       revision: of the Hugging Face id `path`.
       dtype: of the matrices and their products; default bfloat16, and float32 on CPU.
       mesh: sizes of the axes data, fsdp and tensor; default: all devices, one copy of the weights between them.
@@ -203,6 +206,7 @@ def load(
       rows: answers that are drawn at once, at most.
       int8: whether the matrices of the base are 8-bit integers: half the memory of bfloat16, and a little noise
         (`models.linear.quantize`). Adapters, embedding and head keep their type.
+      int8_prompts: whether keys and values of prompts are 8-bit integers too, with a scale for each token's head.
 
     Raises: UserError if a part is missing, damaged, or of another model.
     """
@@ -243,7 +247,7 @@ def load(
             voices |= {label: own} if own != voice else {}
         others[label] = stored.lora, weights.load(stored, placed)
         check_adapter(*others[label], model, label)
-    return LanguageModel(model, params, lora, tokenizer, template, name, stops, others, rows, voices)
+    return LanguageModel(model, params, lora, tokenizer, template, name, stops, others, rows, voices, int8_prompts)
 
 
 def read_voice(

@@ -22,7 +22,7 @@ from msm_jax.parallel import sampling_options
 from msm_jax.parallel.sharding import constrain
 from msm_jax.sampler.attention import attend_chunk, attend_decoding
 from msm_jax.sampler.draw import LIKELIEST, Drawn, Settings, draw, sample_keys
-from msm_jax.sampler.state import Prompts, Rows, Shape, State, empty_state, placed, whole_rows
+from msm_jax.sampler.state import Int8, Prompts, Rows, Shape, State, empty_state, placed, to_int8, whole_rows
 
 PyTree = Any
 
@@ -285,10 +285,10 @@ def reshape(state: State, group_from, row_from, *, shape: Shape, stacked: bool) 
     return placed(State(prompts, dataclasses.replace(rows, done=rows.done | (row_from < 0))))
 
 
-@functools.partial(program, static_argnames=("model", "shape"))
-def empty(*, model: Model, shape: Shape) -> State:
+@functools.partial(program, static_argnames=("model", "shape", "int8_prompts"))
+def empty(*, model: Model, shape: Shape, int8_prompts: bool = False) -> State:
     """A state of nothing."""
-    return placed(empty_state(model.config, shape, model.execution.stacked))
+    return placed(empty_state(model.config, shape, model.execution.stacked, int8_prompts))
 
 
 def _group_axis(stacked: bool) -> int:
@@ -311,8 +311,10 @@ def _put(x, new, places, axis: int = 0):
 
 def _write(old_JKPD, new_JCKD, start_J):
     """Keys or values of chunks, in their slots."""
-    new_JKCD = _finite(new_JCKD).swapaxes(1, 2).astype(old_JKPD.dtype)
-    return jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1))(old_JKPD, new_JKCD, start_J)
+    new_JKCD = _finite(new_JCKD).swapaxes(1, 2)
+    new_JKCD = to_int8(new_JKCD) if isinstance(old_JKPD, Int8) else new_JKCD.astype(old_JKPD.dtype)
+    put = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1))
+    return jax.tree.map(lambda old, new: put(old, new, start_J), old_JKPD, new_JKCD)
 
 
 def _write_tokens(old_JP, new_JC, start_J):

@@ -45,6 +45,7 @@ class Sampler:
       stop_ids: what ends an answer besides the tokenizer's end of a document (data/stops.py).
       adapters: others of the same base, which `generate` may be asked for.
       rows: answers that are drawn at once, at most.
+      int8_prompts: whether the engine holds prompts as 8-bit integers.
     """
 
     def __init__(
@@ -59,13 +60,14 @@ class Sampler:
         stop_ids: Sequence[int] = (),
         adapters: Sequence[tuple[LoraConfig, PyTree]] = (),
         rows: int = 64,
+        int8_prompts: bool = False,
     ):
         self.model, self.params, self.lora, self.tokenizer = model, params, lora, tokenizer
         self._stop_ids = {tokenizer.eos_id, *stop_ids}
         self.label = label
         self._start = [tokenizer.bos_id] if bos and tokenizer.bos_id is not None else []
         self._special = special
-        self._others, self._rows = list(adapters), rows
+        self._others, self._sizes = list(adapters), {"rows": rows, "int8_prompts": int8_prompts}
 
     def logprobs(self, prompts: Sequence[str], options: Sequence[Sequence[str]]) -> list[list[float]]:
         """log p(option | prompt) in nats, summed over the option's tokens, for each option of each prompt.
@@ -117,7 +119,7 @@ class Sampler:
         own = [] if self.lora is None else [(self.model.lora, self.lora)]
         model, params, adapters = for_sampling(self.model, self.params, [*own, *self._others])
         ends = sorted(self._stop_ids)
-        return Engine(model, params, adapters, vocabulary=self.tokenizer.vocab_size, end_ids=ends, rows=self._rows)
+        return Engine(model, params, adapters, vocabulary=self.tokenizer.vocab_size, end_ids=ends, **self._sizes)
 
     def generate(
         self,

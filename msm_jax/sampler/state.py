@@ -5,7 +5,7 @@ V vocabulary, E ids that end a row.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,10 +39,28 @@ class Shape:
         return self.groups * self.rows
 
 
+class Int8(NamedTuple):
+    """Keys or values as 8-bit integers: numbers are values * scale."""
+
+    values: jax.Array  # int8[..., P, D]
+    scale: jax.Array  # float32[..., P, 1]: each token's head has its own
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+
+def to_int8(x: jax.Array) -> Int8:
+    """The nearest, for numbers that are finite."""
+    x = x.astype(jnp.float32)
+    scale = jnp.maximum(jnp.abs(x).max(axis=-1, keepdims=True), 1e-20) / 127
+    return Int8(jnp.round(x / scale).astype(jnp.int8), scale)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    keys_and_values: PyTree  # of each layer ([G, K, P, D], the same)
+    keys_and_values: PyTree  # of each layer ([G, K, P, D], the same), arrays or `Int8`
     tokens: jax.Array  # int32[G, P]
     length: jax.Array  # int32[G], slots that are filled
     adapter: jax.Array  # int32[G], its place in the stack of adapters
@@ -70,18 +88,19 @@ class State:
     rows: Rows
 
 
-def empty_state(config: DecoderConfig, shape: Shape, stacked: bool) -> State:
+def empty_state(config: DecoderConfig, shape: Shape, stacked: bool, int8_prompts: bool = False) -> State:
     G, P, S = shape.groups, shape.prompt, shape.answer
     B, V = shape.batch, config.vocab_size
 
-    def keys_and_values(*sizes: int) -> PyTree:
-        if stacked:
-            return tuple(jnp.zeros((config.num_layers, *sizes), config.dtype) for _ in range(2))
-        return [tuple(jnp.zeros(sizes, config.dtype) for _ in range(2)) for _ in range(config.num_layers)]
+    def keys_and_values(*sizes: int, int8: bool = False) -> PyTree:
+        sizes = (config.num_layers, *sizes) if stacked else sizes
+        zeros = jnp.zeros(sizes, jnp.int8 if int8 else config.dtype)
+        pair = (Int8(zeros, jnp.zeros((*sizes[:-1], 1), jnp.float32)) if int8 else zeros,) * 2
+        return pair if stacked else [pair] * config.num_layers
 
     head = config.num_kv_heads, config.head_size
     prompts = Prompts(
-        keys_and_values(G, head[0], P, head[1]),
+        keys_and_values(G, head[0], P, head[1], int8=int8_prompts),
         tokens=jnp.zeros((G, P), jnp.int32),
         length=jnp.zeros(G, jnp.int32),
         adapter=jnp.zeros(G, jnp.int32),

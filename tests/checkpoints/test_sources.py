@@ -14,7 +14,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from msm_jax.checkpoints.sources import copy_small_files, resolve, small_files
+from msm_jax.checkpoints.sources import copy_small_files, resolve, small_files, split_revision
 from msm_jax.checkpoints.tensor_files import write_tensors
 from msm_jax.errors import UserError
 from tests.loopback import serving
@@ -302,6 +302,14 @@ def test_folders_and_urls(tmp_path, monkeypatch):
     ):
         with pytest.raises(UserError, match=wrong):
             resolve(path, revision)
+
+
+def test_an_id_may_name_its_revision(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "kept@v1").mkdir(parents=True)
+    assert split_revision("org/model@v1.2") == ("org/model", "v1.2")
+    for path in ("org/model", "org/kept@v1", "gs://bucket/model@v1", "models@home", "org/model@", str(tmp_path)):
+        assert split_revision(path) == (path, None)
 
 
 def test_small_files(tmp_path):

@@ -101,6 +101,26 @@ def test_prompts_at_the_borders_of_chunks_and_buckets_are_read_whole(chunk, leng
         np.testing.assert_allclose([t.logprob for t in new], forced(prompts[number], new, base), atol=1e-5)
 
 
+@pytest.mark.parametrize("stacked", [True, False])
+def test_prompts_in_8_bits_draw_nearly_the_same(stacked):
+    """However they are read and wherever they lie: what is kept of a token depends on its own numbers alone."""
+    asked = [(prompt, Sampling(max_tokens=9, seed=number), 3, 0) for number, prompt in enumerate(PROMPTS)]
+    coarse = engine(stacked, int8_prompts=True)
+    tokens, _ = answers(coarse, asked)
+    kept = jax.tree.leaves(coarse._state.prompts.keys_and_values)
+    assert {x.dtype.name for x in kept} == {"int8", "float32"}
+    differences = []
+    for (number, _), new in tokens.items():
+        differences.append([t.logprob for t in new] - forced(PROMPTS[number], new))
+    assert 1e-5 < np.abs(differences).max() < 0.1
+    for chunk in (16, 256):
+        other, _ = answers(engine(stacked, int8_prompts=True, chunk=chunk), asked)
+        for key, new in other.items():
+            if ids({key: new}) == ids({key: tokens[key]}):
+                np.testing.assert_allclose([t.logprob for t in new], [t.logprob for t in tokens[key]], atol=2e-2)
+        assert sum(ids(other)[key] == ids(tokens)[key] for key in tokens) >= len(tokens) - 2
+
+
 def test_stacked_and_separate_layers_draw_the_same():
     asked = [(prompt, Sampling(max_tokens=9, seed=number), 3, 0) for number, prompt in enumerate(PROMPTS)]
     (first, _), (other, _) = (answers(engine(stacked), asked) for stacked in (True, False))
