@@ -22,9 +22,10 @@ from msm_jax.errors import UserError
 from msm_jax.models import Model
 from msm_jax.parallel.hosts import fetch
 from msm_jax.sampler import programs
+from msm_jax.sampler.border import Group, Key, Plan, Prefill, Sample
 from msm_jax.sampler.draw import Settings, neutral
 from msm_jax.sampler.request import Finish, Sampling, TokenLogprob, check_count, check_stop_ids
-from msm_jax.sampler.scheduler import Group, Key, Plan, Read, Sample, Scheduler
+from msm_jax.sampler.scheduler import Scheduler
 from msm_jax.sampler.state import STOP_IDS, State
 
 PyTree = Any
@@ -171,17 +172,17 @@ class Engine:
         plan = self.scheduler.plan()
         if plan.reshape:
             self._reshape(plan)
-        scores = [(read, self._read(read)) for read in plan.reading]
+        scores = [(prefill, self._prefill(prefill)) for prefill in plan.prefills]
         if plan.admitted:
             self._state = programs.admit(self._state, self._admission(plan.admitted))
             self._ended_on_host -= {sample.row for sample in plan.admitted}
         if plan.decodes:
             self._unread.append((self._decode(), list(self.scheduler.rows)))
-        for read, found in scores:
-            self._keep_scores(read, found)
+        for prefill, found in scores:
+            self._keep_scores(prefill, found)
         for sample in plan.admitted:
             self._tell_scores(sample, self.scheduler.groups[sample.row // self.scheduler.shape.rows])
-        for sample, group in plan.read:
+        for sample, group in plan.scored:
             self._tell_scores(sample, group)
             if not sample.ended:
                 self._end(sample, [], Finish.LENGTH)
@@ -225,35 +226,35 @@ class Engine:
             )
         self._ended_on_host = set()
 
-    def _read(self, read: Read) -> programs.Scores | None:
+    def _prefill(self, prefill: Prefill) -> programs.Scores | None:
         groups = self.scheduler.shape.groups
-        if read.copies:
-            width = 1 if len(read.copies) == 1 else groups
+        if prefill.copies:
+            width = 1 if len(prefill.copies) == 1 else groups
             places = np.full((3, width), groups, np.int32)
-            for place, copy in enumerate(read.copies):
+            for place, copy in enumerate(prefill.copies):
                 places[:, place] = copy.source, copy.target, copy.length
             self._state = programs.copy_prompts(self._state, *places, stacked=self.model.execution.stacked)
-        if not read.chunks:
+        if not prefill.chunks:
             return None
-        tokens = np.zeros((read.width, read.size), np.int32)
-        place, start, count, adapter = np.zeros((4, read.width), np.int32)
+        tokens = np.zeros((prefill.width, prefill.size), np.int32)
+        place, start, count, adapter = np.zeros((4, prefill.width), np.int32)
         place[:], count[:] = groups, 1
-        for number, chunk in enumerate(read.chunks):
+        for number, chunk in enumerate(prefill.chunks):
             tokens[number, : len(chunk.tokens)] = chunk.tokens
             place[number], start[number], count[number] = chunk.group, chunk.start, len(chunk.tokens)
             adapter[number] = chunk.adapter
-        likeliest = max((-1 if group is None else group.key.likeliest for group in read.scored), default=-1)
+        likeliest = max((-1 if group is None else group.key.likeliest for group in prefill.scored), default=-1)
         self._state, scores = programs.prefill(
             self.model, self._params, self._adapters, self._state, place, tokens, start, count, adapter,
             np.int32(likeliest), vocabulary=self.vocabulary,
         )  # fmt: skip
         return scores if likeliest >= 0 else None
 
-    def _keep_scores(self, read: Read, scores: programs.Scores | None) -> None:
+    def _keep_scores(self, prefill: Prefill, scores: programs.Scores | None) -> None:
         if scores is None:
             return
         scores = fetch(scores)
-        for number, (chunk, group) in enumerate(zip(read.chunks, read.scored, strict=True)):
+        for number, (chunk, group) in enumerate(zip(prefill.chunks, prefill.scored, strict=True)):
             if group is None:
                 continue
             for place in range(len(chunk.tokens) - 1):

@@ -19,6 +19,7 @@ from msm_jax.parallel.chips import chip_of
 from msm_jax.parallel.plan import Compiled, compile_for, roofline_seconds
 from msm_jax.parallel.sharding import param_shardings, replicated
 from msm_jax.sampler import programs
+from msm_jax.sampler.shapes import bucket
 from msm_jax.sampler.state import Shape
 
 PyTree = Any
@@ -116,8 +117,6 @@ def plan_sampling(
 
 def shape_for(workload: Workload, rows: int, steps: int, chunk: int) -> Shape:
     """What the scheduler holds of this workload, with all rows at work."""
-    from msm_jax.sampler.scheduler import bucket
-
     groups = 1
     while rows // groups > max(1, workload.samples) and groups < rows:
         groups *= 2

@@ -9,10 +9,11 @@ import collections
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
 
+from msm_jax.sampler.border import Chunk, Copy, Group, Key, Plan, Prefill, Reshape, Sample
+from msm_jax.sampler.shapes import batch_sizes, bucket, placement
 from msm_jax.sampler.state import Shape
 
 _PATIENCE = 4  # borders at which a smaller shape would do, before it is taken
@@ -21,132 +22,6 @@ _CALL = 4  # chunks of full size that one call may read
 _CHUNKS_BESIDE_LIVE, _CHUNKS_ALONE = 8, 32  # of full size that are read at one border
 _WORTH_COPYING = 32  # tokens of a common beginning
 _FEW_COPIES = 16  # of prompts on the devices
-
-
-class Key:
-    """Samples of equal keys share a group. Its hash is made once: prompts are long, and looked up often."""
-
-    __slots__ = ("__weakref__", "_hash", "adapter", "ids", "likeliest", "prompt", "scored_from")
-
-    def __init__(self, adapter: int, prompt: tuple[int, ...], scored_from: int | None = None, likeliest: int = 0):
-        self.adapter, self.prompt, self.scored_from, self.likeliest = adapter, prompt, scored_from, likeliest
-        self.ids = np.array(prompt, np.int32)
-        self._hash = hash((adapter, prompt, scored_from, likeliest))
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        return isinstance(other, Key) and self._hash == other._hash and self._fields == other._fields
-
-    @property
-    def _fields(self) -> tuple:
-        return self.adapter, self.scored_from, self.likeliest, self.prompt
-
-
-@dataclasses.dataclass(eq=False)
-class Sample:
-    """One answer to be drawn.
-
-    Attributes:
-      prompt: ids.
-      adapter: its place in the stack of adapters.
-      max_tokens: that may be drawn. 0: the prompt is read, and that is all.
-      request: whatever the engine needs to know of it.
-      scored_from: the first token of the prompt, 1 or later, whose log-probability is wanted; None: of none.
-      likeliest: how many of the likeliest ids' are wanted beside each of these.
-      group_key: of the fields above; samples of one request may share one.
-    """
-
-    prompt: tuple[int, ...]
-    adapter: int
-    max_tokens: int
-    request: Any = None
-    scored_from: int | None = None
-    likeliest: int = 0
-    group_key: Key = None
-    sent: int = 0  # tokens that the devices were told to draw
-    drawn: int = 0  # tokens that were read
-    ended: bool = False
-    row: int | None = None
-
-    def __post_init__(self):
-        if self.group_key is None:
-            self.group_key = Key(self.adapter, self.prompt, self.scored_from, self.likeliest)
-
-
-@dataclasses.dataclass(eq=False)
-class Group:
-    """A prompt on the device."""
-
-    key: Key
-    filled: int = 0  # tokens that were read; the logits are those after the last of them
-    given: int = 0  # border at which the prompt got it
-    used: int = 0  # border at which it was last wanted
-    scores: dict[int, Any] = dataclasses.field(default_factory=dict)  # of tokens from `scored_from` on, by their slot
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        return self.key.prompt
-
-    @property
-    def ready(self) -> bool:
-        return self.filled == len(self.tokens)
-
-
-@dataclasses.dataclass(frozen=True)
-class Copy:
-    source: int
-    target: int
-    length: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Chunk:
-    group: int
-    adapter: int
-    tokens: tuple[int, ...]  # without padding
-    start: int  # slot of the first
-
-
-@dataclasses.dataclass(frozen=True)
-class Read:
-    """Chunks of different prompts that are read in one call, after the copies.
-
-    Attributes:
-      size: tokens of each chunk, with padding.
-      width: chunks, and copies, with padding.
-      scored: the group of each chunk whose tokens' log-probabilities are wanted; None for the others.
-    """
-
-    copies: tuple[Copy, ...]
-    chunks: tuple[Chunk, ...]
-    size: int
-    width: int
-    scored: tuple[Group | None, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Reshape:
-    shape: Shape
-    group_from: tuple[int, ...]
-    row_from: tuple[int, ...]
-
-
-@dataclasses.dataclass
-class Plan:
-    """What to do at a border, in this order, and then a block of steps if `decodes`."""
-
-    reshape: Reshape | None = None
-    reading: list[Read] = dataclasses.field(default_factory=list)
-    read: list[tuple[Sample, Group]] = dataclasses.field(default_factory=list)  # that draw nothing: they have ended
-    admitted: list[Sample] = dataclasses.field(default_factory=list)  # with their rows
-    decodes: bool = False
-
-    def __bool__(self) -> bool:
-        return self.decodes or bool(self.reading) or bool(self.read)
 
 
 class Scheduler:
@@ -161,7 +36,7 @@ class Scheduler:
         self.steps, self.chunk, self.devices = steps, -(-chunk // devices) * devices, devices
         # A call is compiled for each: a whole chunk, a quarter of it, and a quarter of that.
         self._sizes = sorted({max(8, devices, self.chunk // 16), max(8, devices, self.chunk // 4), self.chunk})
-        self.rows_at_most, self._batches = rows, _batches(rows, devices)
+        self.rows_at_most, self._batches = rows, batch_sizes(rows, devices)
         self.shape: Shape | None = None
         self.groups: list[Group | None] = []
         self.rows: list[Sample | None] = []
@@ -208,7 +83,7 @@ class Scheduler:
         if not self.waiting and not self.live:
             return plan
         plan.reshape = self._reshape()
-        read_all, alone = self._read(plan), not self.live
+        read_all, alone = self._plan_prefills(plan), not self.live
         # Where nothing is drawn yet, rows begin together: a step takes as long with few of them as with all.
         self._held_back = 0 if read_all or not alone else self._held_back + 1
         if not 0 < self._held_back <= _PATIENCE:
@@ -243,7 +118,7 @@ class Scheduler:
         """Into how many groups the rows are cut. Each is a copy of its prompt, so where all samples would need many
         copies, a few of another prompt wait for a group; but not for long."""
         everyone, prompts = sum(live.values()) + sum(waiting.values()), len(live.keys() | waiting.keys())
-        placed = {groups: _placed(groups, batch // groups, live, waiting) for groups in _batches(batch)}
+        placed = {groups: placement(groups, batch // groups, live, waiting) for groups in batch_sizes(batch)}
         all_placed = next(groups for groups, (count, _, _) in placed.items() if count == everyone)
         if placed[all_placed][2] <= 2 * prompts:
             return all_placed
@@ -317,16 +192,16 @@ class Scheduler:
 
     # Prompts
 
-    def _read(self, plan: Plan) -> bool:
+    def _plan_prefills(self, plan: Plan) -> bool:
         """One call if most rows are drawing, so that they do not wait for long. Else several, for a step takes as long
         with few rows as with all, but no more than those that draw, or leave, can wait for. Returns whether there was
         no more to be read."""
         drawing, tokens = len(self.live), 0
         most = (_CHUNKS_BESIDE_LIVE if self.live else _CHUNKS_ALONE) * self.chunk
-        while (read := self._next_read()) is not None:
-            plan.reading.append(read)
-            tokens += read.size * read.width
-            for chunk in read.chunks:
+        while (prefill := self._next_prefill()) is not None:
+            plan.prefills.append(prefill)
+            tokens += prefill.size * prefill.width
+            for chunk in prefill.chunks:
                 group = self.groups[chunk.group]
                 waiting = sum(sample.group_key == group.key and sample.max_tokens > 0 for sample in self._next)
                 drawing += min(self.shape.rows, waiting) if group.ready else 0
@@ -334,7 +209,7 @@ class Scheduler:
                 return False
         return True
 
-    def _next_read(self) -> Read | None:
+    def _next_prefill(self) -> Prefill | None:
         """Chunks of one size, of the prompts that are waited for longest. Those that no group holds are given one, and
         those whose groups have too few rows further ones."""
         waiting = collections.Counter(sample.group_key for sample in self._next if sample.max_tokens)
@@ -368,9 +243,9 @@ class Scheduler:
         if not unready and not copies:
             return None
         chosen, size, width = self._choose(unready)
-        chunks = tuple(self._read_chunk(place, size) for place in chosen)
+        chunks = tuple(self._next_chunk(place, size) for place in chosen)
         scored = tuple(self._scored(chunk) for chunk in chunks)
-        return Read(tuple(copies.values()), chunks, size, width, scored)
+        return Prefill(tuple(copies.values()), chunks, size, width, scored)
 
     def _choose(self, unready: list[int]) -> tuple[list[int], int, int]:
         """Which of these groups are read in one call, the size of their chunks, and the number of chunks that it is
@@ -396,7 +271,7 @@ class Scheduler:
         scored_from = group.key.scored_from
         return group.filled - (scored_from is not None and group.filled >= scored_from)
 
-    def _read_chunk(self, place: int, size: int) -> Chunk:
+    def _next_chunk(self, place: int, size: int) -> Chunk:
         group = self.groups[place]
         # A whole chunk must fit: near the end of the slots, tokens that were read before are read again.
         start = max(0, min(self._begin(group), self.shape.prompt - size))
@@ -474,7 +349,7 @@ class Scheduler:
                         self.rows[sample.row] = sample
                         plan.admitted.append(sample)
                     else:
-                        plan.read.append((sample, group))
+                        plan.scored.append((sample, group))
                     break
         self.waiting = collections.deque(sample for sample in self.waiting if sample not in taken)
 
@@ -489,36 +364,6 @@ class Scheduler:
     def _free_rows(self, group: int) -> list[int]:
         rows = range(group * self.shape.rows, (group + 1) * self.shape.rows)
         return [row for row in rows if self.rows[row] is None]
-
-
-def _placed(groups: int, rows: int, live: Mapping[Key, int], waiting: Mapping[Key, int]) -> tuple[int, bool, int]:
-    """How many samples have rows in so many groups of so many rows, whether who waits longest is among them, and how
-    many of the groups they use. (-1, False, 0) if not even those that live have rows."""
-    held = {key: -(-count // rows) for key, count in live.items()}
-    free, placed, first = groups - sum(held.values()), sum(live.values()), not waiting
-    if free < 0:
-        return -1, False, 0
-    for number, (key, count) in enumerate(waiting.items()):
-        room = held.get(key, 0) * rows - live.get(key, 0)
-        more = min(free, -(-max(0, count - room) // rows))
-        free -= more
-        found = min(count, room + more * rows)
-        placed += found
-        first |= found > 0 and not number
-    return placed, first, groups - free
-
-
-def bucket(size: int) -> int:
-    """Slots for a length: few different ones, so that few programs are compiled."""
-    if size > 1024:
-        return -(-size // 1024) * 1024
-    return max(64, 1 << (size - 1).bit_length())
-
-
-def _batches(rows: int, devices: int = 1) -> list[int]:
-    """Numbers of rows that programs are made for: powers of 4 times the devices, and `rows`."""
-    sizes = [devices * 4**power for power in range(16) if devices * 4**power < rows]
-    return [*(size for size in sizes if rows % size == 0), rows]
 
 
 def _common(a: np.ndarray, b: np.ndarray) -> int:

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msm_jax.sampler.scheduler import Sample, Scheduler, bucket
+from msm_jax.sampler.border import Sample
+from msm_jax.sampler.scheduler import Scheduler
+from msm_jax.sampler.shapes import bucket
 
 STEPS, CHUNK = 4, 64
 
@@ -25,9 +27,9 @@ class Devices:
     def work(self, scheduler, plan):
         if plan.reshape:
             self.reshape(scheduler, plan.reshape)
-        for read in plan.reading:
+        for read in plan.prefills:
             self.read(scheduler, read)
-        for sample, group in plan.read:
+        for sample, group in plan.scored:
             self.check_read(scheduler, sample, group)
         for sample in plan.admitted:
             group, row = sample.row // scheduler.shape.rows, sample.row
@@ -132,7 +134,7 @@ def play(rng, rows, requests, steps=STEPS, chunk=CHUNK, cancels=0.01, at_once=2,
                 scheduler.end(sample)
         plan = scheduler.plan()
         devices.work(scheduler, plan)
-        for sample in [*plan.admitted, *(sample for sample, _ in plan.read)]:
+        for sample in [*plan.admitted, *(sample for sample, _ in plan.scored)]:
             assert sample not in waits, "a sample is drawn twice"
             waits[sample] = scheduler._border
         assert len({sample.row for sample in scheduler.live}) == len(scheduler.live) <= rows
@@ -254,7 +256,7 @@ def test_those_who_draw_do_not_wait_for_all_prompts_that_are_read():
     for _ in range(20):
         plan = scheduler.plan()
         devices.work(scheduler, plan)
-        assert plan.decodes and sum(len(c.tokens) for read in plan.reading for c in read.chunks) <= 12 * CHUNK
+        assert plan.decodes and sum(len(c.tokens) for read in plan.prefills for c in read.chunks) <= 12 * CHUNK
 
 
 def test_what_waits_longest_is_drawn_first():
@@ -277,7 +279,9 @@ def test_what_is_cancelled_while_it_waits_needs_no_row_and_its_prompt_is_not_rea
     scheduler.add(samples)
     scheduler.end(samples[0])
     plan = scheduler.plan()
-    assert plan.admitted == samples[1:] and [chunk.tokens for read in plan.reading for chunk in read.chunks] == [(2, 3)]
+    assert plan.admitted == samples[1:] and [chunk.tokens for read in plan.prefills for chunk in read.chunks] == [
+        (2, 3)
+    ]
     scheduler.end(samples[1])
     assert scheduler.idle and not scheduler.plan() and not scheduler.waiting
 
@@ -310,7 +314,7 @@ def test_common_beginnings_are_copied_and_not_read_again():
     for _ in range(30):
         plan = scheduler.plan()
         devices.work(scheduler, plan)
-        for chunk in [chunk for work in plan.reading for chunk in work.chunks]:
+        for chunk in [chunk for work in plan.prefills for chunk in work.chunks]:
             read[chunk.adapter] += len(chunk.tokens)
     assert len(scheduler.live) == 5
     assert read[1] == 100, "keys and values of another adapter are not those of this one"
@@ -324,9 +328,9 @@ def test_plans_depend_on_what_was_asked_alone():
             scheduler.add(samples)
         while not scheduler.idle:
             plan = scheduler.plan()
-            reading = [(read.copies, read.chunks, read.size, read.width) for read in plan.reading]
+            reading = [(read.copies, read.chunks, read.size, read.width) for read in plan.prefills]
             found.append((plan.reshape, reading, [sample.row for sample in plan.admitted]))
-            for sample, _ in plan.read:
+            for sample, _ in plan.scored:
                 scheduler.end(sample)
             for sample in scheduler.live:
                 sample.drawn += STEPS
