@@ -4,7 +4,7 @@ import collections
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from msm_jax.sampler.border import Sample
@@ -73,7 +73,9 @@ class Devices:
             self.nobody_draws_in(chunk.group)
             self.prompts[chunk.group] = chunk.adapter, before + chunk.tokens
             if scored is not None:
-                assert scored is scheduler.groups[chunk.group] or scored.key == scheduler.groups[chunk.group].key
+                # The group may have been given away at the same border, to a prompt that is waited for longer.
+                assert scored.key.adapter == chunk.adapter
+                assert scored.key.prompt[chunk.start : chunk.start + len(chunk.tokens)] == chunk.tokens
                 for slot in range(chunk.start + 1, chunk.start + len(chunk.tokens)):
                     if slot >= scored.key.scored_from:
                         scored.scores[slot] = chunk.tokens[slot - chunk.start]
@@ -170,6 +172,7 @@ def test_two_thousand_requests_are_all_answered():
     released=st.booleans(),
 )
 @settings(max_examples=50)
+@example(seed=2749, rows=6, steps=1, chunk=8, cancels=0.0, at_once=40, devices=8, released=False)
 def test_nothing_is_lost_and_no_row_leaks(seed, rows, steps, chunk, cancels, at_once, devices, released):
     scheduler, _ = play(random.Random(seed), rows * devices, 20, steps, chunk, cancels, at_once, devices, released)
     assert scheduler.shape.batch % devices == 0 and scheduler.chunk % devices == 0
