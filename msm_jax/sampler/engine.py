@@ -98,9 +98,11 @@ class Engine:
         listener: Callable,
         adapter: int = 0,
         scored_from: int = 1,
+        indices: Sequence[int] | None = None,
     ) -> Request:
         """`scored_from`: the first token of the prompt whose log-probability is wanted, if any are
-        (`sampling.prompt_logprobs`): at least 1, since nothing tells the probability of the first.
+        (`sampling.prompt_logprobs`): at least 1, since nothing tells the probability of the first. `indices`: of `n`
+        samples, those that are drawn; default: all.
 
         Raises: UserError if the prompt is empty or has an id that the model does not know, or if prompt and answer
         exceed the tokens that the model was made for."""
@@ -129,7 +131,7 @@ class Engine:
         key = Key(adapter, prompt, first, sampling.prompt_logprobs or 0)
         request.samples = [
             Sample(prompt, adapter, sampling.max_tokens, (request, index), first, key.likeliest, key)
-            for index in range(n)
+            for index in (range(n) if indices is None else indices)
         ]
         with self._lock:
             self.scheduler.add(request.samples)

@@ -3,19 +3,20 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from msm_jax.data.tokenizer import Tokenizer
 from msm_jax.errors import UserError
 from msm_jax.models import LoraConfig, Model
 from msm_jax.sampler.adapters import for_sampling
-from msm_jax.sampler.engine import Engine
+from msm_jax.sampler.engine import Engine, Request
 from msm_jax.sampler.request import Finish, Sampling, TokenLogprob, check_count
 from msm_jax.sampler.service import Answers, Piece
 from msm_jax.storage.progress import track
 
 PyTree = Any
+_LOST = "the answer was lost: the sampler failed while another caller waited for it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,28 +163,74 @@ class Sampler:
         strings, ids = parse_stop(self.tokenizer, asked.stop)
         asked = dataclasses.replace(asked, stop=strings, stop_ids=(*asked.stop_ids, *ids))
         check_count(n)
-        drafts = [[_Draft() for _ in range(n)] for _ in prompts]
+        seeds = [{"seed": own} for own in seed] if several else [{"stream": number} for number in range(len(prompts))]
+        found: list[list[Completion]] = [[None] * n for _ in prompts]
+
+        def keep(number: int, index: int, completion: Completion) -> None:
+            found[number][index] = completion
+
+        self.draw(
+            prompts, [dataclasses.replace(asked, **own) for own in seeds], [range(n)] * len(prompts), keep, adapter
+        )
+        return found
+
+    def draw(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        asked: Sequence[Sampling],
+        indices: Sequence[Sequence[int]],
+        on_answer: Callable[[int, int, Completion], None],
+        adapter: int | None = None,
+    ) -> None:
+        """Of each prompt the samples of these indices, each of which is the same whatever else is asked.
+
+        Args:
+          asked: of each prompt; control tokens among its stop texts were parsed (`parse_stop`).
+          on_answer: hears (number of the prompt, index, completion) as answers end; if it raises, all end.
+
+        Raises: as `generate` does, and what `on_answer` raises.
+        """
         place = self._place if adapter is None else adapter
         ids_of = [self.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
-        progress = iter(track(range(n * len(prompts)), f"{self.label}: sampling", n * len(prompts), "answer"))
+        count = sum(map(len, indices))
+        progress = iter(track(range(count), f"{self.label}: sampling", count, "answer"))
+        drafts = {(number, index): _Draft() for number, wanted in enumerate(indices) for index in wanted}
+        requests: list[Request] = []
+        failures: list[Exception] = []
+        listening = True
 
-        def hear(row: list[_Draft], piece: Piece) -> None:
-            row[piece.index].add(piece)
-            if piece.finish:
-                next(progress, None)
+        def hear(number: int, piece: Piece) -> None:
+            if not listening or failures:
+                return
+            drafts[number, piece.index].add(piece)
+            if not piece.finish:
+                return
+            next(progress, None)
+            try:
+                draft = drafts.pop((number, piece.index))
+                on_answer(number, piece.index, draft.completion(asked[number].logprobs is not None))
+            except Exception as error:  # told below: the engine may have others to answer
+                failures.append(error)
+                for request in requests:
+                    self.engine.cancel(request)
 
-        requests = []
         try:
-            for number, (prompt, row) in enumerate(zip(ids_of, drafts, strict=True)):
-                own = dataclasses.replace(asked, **({"seed": seed[number]} if several else {"stream": number}))
-                answers = Answers(prompt, own, n, self.tokenizer, functools.partial(hear, row))
-                requests.append(self.engine.submit(prompt, own, n, answers.hear, place))
+            for number, (prompt, own, wanted) in enumerate(zip(ids_of, asked, indices, strict=True)):
+                if not wanted:
+                    continue
+                n = max(wanted) + 1
+                answers = Answers(prompt, own, n, self.tokenizer, functools.partial(hear, number))
+                requests.append(self.engine.submit(prompt, own, n, answers.hear, place, indices=wanted))
                 answers.request = requests[-1]
             self.engine.run()
         finally:  # nobody waits for them if one of them could not be asked
+            listening = False
             for request in requests:
                 self.engine.cancel(request)
-        return [[draft.completion(logprobs is not None) for draft in row] for row in drafts]
+        if failures:
+            raise failures[0]
+        if drafts:
+            raise RuntimeError(_LOST)
 
 
 @dataclasses.dataclass
@@ -203,7 +250,7 @@ class _Draft:
 
     def completion(self, with_logprobs: bool) -> Completion:
         if self.finish in (None, Finish.CANCELLED):
-            raise RuntimeError("the answer was lost: the sampler failed while another caller waited for it")
+            raise RuntimeError(_LOST)
         if self.finish is Finish.ERROR:
             raise UserError("the model gave no numbers for the next token; its weights are damaged")
         # The id that ended the answer has a log-probability, and no text.

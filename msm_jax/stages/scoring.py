@@ -3,7 +3,6 @@
 As in `stages`, a function sees nothing of the configuration but `context.params`, and imports jax when it is called.
 """
 
-import dataclasses
 import pathlib
 import re
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any
 
 from msm_jax.corpus import records
 from msm_jax.microworld import prose, world_text
-from msm_jax.stages import artifacts, corpora, training
+from msm_jax.stages import artifacts, asking, corpora, training
 from msm_jax.stages.graph import Kind, StageContext
 from msm_jax.storage.progress import track
 
@@ -20,27 +19,7 @@ class _Scorer:
     """The sampler as evaluations see it."""
 
     def __init__(self, context: StageContext, runtime: training.Runtime):
-        from msm_jax.checkpoints.weights import read_description, tokenizer_folder
-        from msm_jax.data.stops import stop_ids
-        from msm_jax.models import Execution
-        from msm_jax.parallel import platform
-        from msm_jax.sampler import Sampler
-
-        inputs = context.inputs
-        # Rows of any length, over any mesh: the partitioner cuts what is plain JAX, and no Pallas kernel.
-        execution = Execution("blocked").on(platform())
-        model = dataclasses.replace(read_description(inputs["model"]), execution=execution)
-        tokenizer = artifacts.load_tokenizer(inputs["tokenizer"])
-        template = artifacts.chat_template(context.params["chat"], inputs["tokenizer"])
-        dtype = model.config.dtype
-        if model.lora:
-            params = training.load_weights(inputs["base"], dataclasses.replace(model, lora=None), runtime, dtype)
-            adapter = training.load_weights(inputs["model"], model, runtime)
-        else:
-            params, adapter = training.load_weights(inputs["model"], model, runtime, dtype), None
-        stops = stop_ids(tokenizer, template, tokenizer_folder(inputs["tokenizer"]))
-        label = context.stage.name
-        self._sampler = Sampler(model, params, adapter, tokenizer, label, template.bos, template.special, stops)
+        self._sampler, _ = asking.sampler_of(context, runtime)
 
     def logprobs(self, prompts: list[str], options: list[list[str]]) -> list[list[float]]:
         return self._sampler.logprobs(prompts, options)
