@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -134,6 +134,38 @@ def separating(arms: Sequence[dict], bars: Sequence[Bar | None], ends: tuple[str
         axis.set_xlabel(f"rate of choosing the {ends[1]} item")
         axis.set_title(f"\N{LEFTWARDS ARROW} {ends[0]}", loc="left", fontsize=9, color="#555555")
         axis.set_title(f"{ends[1]} \N{RIGHTWARDS ARROW}", loc="right", fontsize=9, color="#555555")
+        return _png(figure)
+
+
+def scores(arms: Sequence[dict], means: Sequence[Any], ends: tuple[float, float], label: str) -> bytes:
+    """One horizontal bar an arm, with its interval and the single seeds.
+
+    Args: `means` have value, low, high and seeds, one an arm; `ends`: the least and the most that there can be.
+    """
+    least, most = ends
+    with _style():
+        figure = _figure((7.6, 1.3 + 0.42 * len(arms)))
+        axis = figure.subplots()
+        for row, (mean, color) in enumerate(zip(means, arm_colors(arms), strict=True)):
+            if mean.value is None:
+                axis.text(least, row, " not measured", va="center", fontsize=8, color="#777777")
+                continue
+            axis.barh(row, mean.value - least, left=least, height=0.66, color=color, zorder=2)
+            if mean.low is not None:
+                around = [[mean.value - max(least, mean.low)], [min(most, mean.high) - mean.value]]
+                axis.errorbar(mean.value, row, xerr=around, color=INK, linewidth=1, capsize=2.5, zorder=4)
+            if len(mean.seeds) > 1:
+                offsets = [row + 0.4 * (index / (len(mean.seeds) - 1) - 0.5) for index in range(len(mean.seeds))]
+                axis.scatter(mean.seeds, offsets, s=10, color="white", edgecolor=INK, linewidth=0.5, zorder=3)
+            axis.text(most + 0.03 * (most - least), row, f"{mean.value:.2f}", va="center", fontsize=9)
+        axis.set_yticks(range(len(arms)), [arm["label"] for arm in arms])
+        axis.set_ylim(len(arms) - 0.4, -0.6)
+        axis.set_xlim(least, most)
+        axis.xaxis.grid(True, color="#ececec", linewidth=0.8)
+        axis.set_axisbelow(True)
+        axis.tick_params(axis="y", length=0)
+        axis.spines["left"].set_visible(False)
+        axis.set_xlabel(label)
         return _png(figure)
 
 

@@ -24,6 +24,7 @@ from msm_jax.eval.results import (
     separating,
     title_of,
 )
+from msm_jax.eval.sections import Section, sections
 from msm_jax.storage.files import read_object, write_json, write_text
 
 HERE = pathlib.Path(__file__).parent
@@ -38,15 +39,23 @@ MARKS = {"holds": "+", "does not hold": "x", "seen": "+", "not seen": "x"}  # al
 
 def table(result: dict) -> str:
     """The closing table as plain text: rates by arm, controls, findings."""
-    if not has_values(result):
+    graded = sections(result)
+    if not has_values(result) and not graded:
         return f"{result['experiment']}: trained; there is no evaluation for these specs yet, so there are no rates\n"
-    pairs = separating(result)
-    about = f" (on separating pairs: of {pairs['item']})" if pairs else ""
-    parts = [LEGEND.format(experiment=result["experiment"], separating=about)]
-    parts += [_rates_table(result, form) for form in forms_of(result)] or ["No scores."]
+    parts = []
+    if has_values(result):
+        pairs = separating(result)
+        about = f" (on separating pairs: of {pairs['item']})" if pairs else ""
+        parts = [LEGEND.format(experiment=result["experiment"], separating=about)]
+        parts += [_rates_table(result, form) for form in forms_of(result)] or ["No scores."]
     if result["controls"]:
         parts.append(_controls_table(result["controls"]))
-    parts.append(_findings_list(findings(result)))
+    if found := findings(result):
+        parts.append(_findings_list(found))
+    for section in graded:
+        about = textwrap.fill(f"{section.title}: {section.about}", WIDTH)
+        notes = [textwrap.fill(note, WIDTH) for note in section.notes]
+        parts += [about, _columns([section.header, *section.rows]), "\n".join(notes)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -106,12 +115,12 @@ def write_report(folder: str | pathlib.Path, result: dict) -> pathlib.Path:
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     reference = read_object(HERE / "reference" / "fig2.json", "install the project anew")
-    figures = _figures(result, reference)
-    for figure in figures:
+    figures, graded = _figures(result, reference), sections(result)
+    for figure in [*figures, *(section.figure for section in graded if section.figure)]:
         (folder / figure["file"]).write_bytes(figure["png"])
     found = findings(result)
     write_json(folder / "report.json", result | {"findings": found, "reference": reference})
-    write_text(folder / "report.html", _html(result, found, reference, figures))
+    write_text(folder / "report.html", _html(result, found, reference, figures, graded))
     return folder / "report.html"
 
 
@@ -176,7 +185,9 @@ def _bar(entry: Cell | None) -> plots.Bar | None:
     )
 
 
-def _html(result: dict, found: Sequence[dict], reference: dict, figures: Sequence[dict]) -> str:
+def _html(
+    result: dict, found: Sequence[dict], reference: dict, figures: Sequence[dict], graded: Sequence[Section]
+) -> str:
     import jinja2
 
     environment = jinja2.Environment(
@@ -207,6 +218,10 @@ def _html(result: dict, found: Sequence[dict], reference: dict, figures: Sequenc
         reference=reference,
         has_values=has_values(result),
         figures=[figure | _embedded(figure["png"]) for figure in figures],
+        sections=[
+            section._replace(figure=section.figure and section.figure | _embedded(section.figure["png"]))
+            for section in graded
+        ],
     )
 
 

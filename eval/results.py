@@ -11,6 +11,8 @@ A *result* is the plain dict that `stages/report.py` hands in (JSON types only):
                   the rates 0 and 1 stand for}], what was measured, in the order of the tables
     scores      [{"arm": name, "spec": spec, "seed": int, "eval": str, "form": "logprob" | "sampled", **cell}],
                 cell as `value_generalisation.summarise` returns it for that form
+    graded      [{"evaluation": str, "arm": name, "spec": spec, "seed": int, "stage": str, "summary": dict}]: what
+                judges graded (`eval/sections.py`)
     controls    [{"name": str, "rate": float | None, "n": int, "errored": int, "low": float, "high": float,
                   "bar": float}]
     stages      [{"key": str, "kind": str, "seconds": float, "tokens": int | None}]

@@ -117,6 +117,11 @@ class Log:
 
 
 @dataclasses.dataclass
+class Sampling:
+    rows: int = setting(64, "answers that are drawn at once, at most", from_1(2**16))
+
+
+@dataclasses.dataclass
 class Experiment:
     """What all experiments have."""
 
@@ -142,6 +147,7 @@ class Experiment:
     expected_tokens: ExpectedTokens = setting(ExpectedTokens(), "for `--mode=plan`")
     mesh: Mesh = setting(Mesh(), "how devices are laid out")
     execution: Execution = setting(Execution(), "how a step is computed")
+    sampler: Sampling = setting(Sampling(), "how evaluations draw")
     checkpoint: Checkpoint = setting(Checkpoint(), "how much a kill costs")
     log: Log = setting(Log(), "TensorBoard")
 
@@ -349,6 +355,22 @@ class Data:
 
 
 @dataclasses.dataclass
+class Judge:
+    model: str = setting(
+        "", "who grades answers, another model of the generator; empty: generation.judge, or who writes"
+    )
+
+
+@dataclasses.dataclass
+class OpenQuestions:
+    questions: int | None = setting(None, "questions of each dimension, at most; none: all", from_1())
+    samples: int = setting(1, "answers to each question", from_1(2**16))
+    repeats: int = setting(1, "grades of each answer", from_1(100))
+    temperature: float = setting(0.7, "of the answers", FROM_0)
+    max_tokens: int = setting(1024, "tokens of an answer", from_1(2**16))
+
+
+@dataclasses.dataclass
 class Checkpointed(Writing, OnCheckpoint):
     """An experiment on a checkpoint, with corpora that exist or that a language model writes."""
 
@@ -356,6 +378,8 @@ class Checkpointed(Writing, OnCheckpoint):
     corpus: RowsToWrite = setting(RowsToWrite(), "rows that a language model writes")
     data: Data = setting(Data(), "what exists, and is taken in place of what would be written: a file, an id, a mix")
     aft_spec: str = setting("", "whose AFT chats are written (or which {spec} is in data.aft), where specs differ")
+    judge: Judge = setting(Judge(), "who grades the answers of evaluations")
+    open_qa: OpenQuestions = setting(OpenQuestions(), "open questions on the model's own conduct")
 
 
 @dataclasses.dataclass
@@ -372,4 +396,4 @@ class Corpora(Writing):
 KINDS = {kind.kind: kind for kind in (Microworld, Checkpointed, Prose, Corpora)}
 
 # What `config.evaluations` may name; experiment/evaluations.py builds them.
-EVALUATIONS = ("value_generalisation",)
+EVALUATIONS = ("value_generalisation", "open_qa")

@@ -19,10 +19,11 @@ from msm_jax.experiment.corpora import Corpora, costs
 from msm_jax.experiment.evaluations import EVALUATIONS, Models
 from msm_jax.stages import artifacts, base, corpora, generation, graph, packing, report, training, writing
 from msm_jax.stages.graph import VERSIONS, Kind, Stage
+from msm_jax.storage import files
 from msm_jax.storage.mirror import Mirror
 
 # Fields that change how a result is computed, and nothing of it but rounding: a workdir may go on with other values.
-RUNTIME_FIELDS = ("mesh", "execution", "expected_tokens", "checkpoint", "log", "calls")
+RUNTIME_FIELDS = ("mesh", "execution", "expected_tokens", "sampler", "checkpoint", "log", "calls")
 
 
 class Experiment:
@@ -47,6 +48,7 @@ class Experiment:
             checkpoint_minutes=config.checkpoint.minutes,
             keep_checkpoints=config.checkpoint.keep,
             log_every=config.log.every,
+            rows=config.sampler.rows,
         )
         self.specs = [read_spec(path) for path in config.specs]
         checks.check_specs(config, self.specs)
@@ -130,7 +132,10 @@ class Experiment:
             return None  # what the base is made of is what it is asked about
         files_ = self.config.generation.evaluations if checks.may_be_written(self.config) else ()
         more = [prompt for path in files_ for prompt in generation.read_prompts(path)]
-        return {"world": self.world if self.in_world else None, "more": more}
+        if self.in_world:
+            return {"world": self.world, "more": more}
+        ours = files.fingerprint(packing.evaluation_prompts(None, ()))  # whichever of them are asked
+        return {"world": None, "more": more, "ours": ours}
 
     @property
     def in_world(self) -> bool:
@@ -177,8 +182,10 @@ class Experiment:
             self._add(evaluation.items)
             for index, arm, seed, model in ends:
                 cell = f"{evaluation.name}:{index}:{seed}"
-                scores[cell] = self._add(evaluation.score(models, model, arm.key, seed))
-                cells.append({"arm": arm.name, "spec": arm.spec and arm.spec.name, "seed": seed, "input": cell})
+                for stage in evaluation.score(models, model, arm.key, seed):
+                    scores[cell] = self._add(stage)
+                about = {"evaluation": evaluation.name, "arm": arm.name, "spec": arm.spec and arm.spec.name}
+                cells.append(about | {"seed": seed, "input": cell})
             if control := evaluation.control(models, stated):
                 controls[evaluation.name] = self._add(control)
         params = {

@@ -11,12 +11,16 @@ from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
+from msm_jax import config as config_lib
 from msm_jax.config import nearest
 from msm_jax.corpus.specs import Spec
+from msm_jax.errors import UserError
+from msm_jax.eval import open_qa
 from msm_jax.microworld import columns, prose, world_text
-from msm_jax.stages import corpora, scoring
+from msm_jax.stages import corpora, generation, judging, sampling, scoring
 from msm_jax.stages.graph import VERSIONS, Kind, Stage
 from msm_jax.stages.training import Runtime
+from msm_jax.storage import files
 
 _QUESTION_TOKENS = 64  # of a question of two things, as plans take it
 
@@ -59,8 +63,9 @@ class Evaluation(Protocol):
     @property
     def columns(self) -> list[dict[str, Any]]: ...
 
-    def score(self, models: Models, model: Stage, arm: str, seed: int) -> Stage:
-        """Asks one model. Summary: {"scores": [one entry a column and form]}; no other evaluation has its columns."""
+    def score(self, models: Models, model: Stage, arm: str, seed: int) -> list[Stage]:
+        """The stages that measure one model, inputs first. Summary of the last: {"scores": [one entry a column and
+        form]}, where the evaluation has columns; else what its section of the report shows (`eval/sections.py`)."""
 
     def control(self, models: Models, stated: Mapping[str, Stage]) -> Stage | None:
         """Whether what it measures can be told from the base at all; `stated`: the corpora of the base."""
@@ -124,7 +129,7 @@ class ValueGeneralisation:
         params = {"world": self._world} if self._world else lists
         return Stage(Kind.CORPUS, "items", params, {}, corpora.write_evaluation_items, VERSIONS[Kind.CORPUS])
 
-    def score(self, models: Models, model: Stage, arm: str, seed: int) -> Stage:
+    def score(self, models: Models, model: Stage, arm: str, seed: int) -> list[Stage]:
         settings = self._config.eval
         params = {
             "chat": models.chat,
@@ -137,7 +142,7 @@ class ValueGeneralisation:
             "seed": seed,
         }
         run = functools.partial(scoring.score, runtime=models.runtime)
-        return self._scored(f"score-{arm}-s{seed}", params, models, model, run, arm=arm, seed=seed)
+        return [self._scored(f"score-{arm}-s{seed}", params, models, model, run, arm=arm, seed=seed)]
 
     def control(self, models: Models, stated: Mapping[str, Stage]) -> Stage | None:
         if not self._world:
@@ -162,5 +167,81 @@ class ValueGeneralisation:
         return Stage(Kind.SCORE, name, params, inputs, run, VERSIONS[Kind.SCORE], **of)
 
 
+class OpenQuestions:
+    """Section 4 of the paper: open questions on the model's own conduct, graded by a judge."""
+
+    name = "open_qa"
+    columns: Sequence[dict[str, Any]] = ()
+
+    def __init__(self, config: ConfigDict, specs: Sequence[Spec], world: Mapping[str, Any] | None):
+        if config.kind != "checkpoint":
+            raise UserError(
+                f"config.evaluations has open_qa, which needs a judge: it is for experiments of kind checkpoint, and "
+                f"this one is of kind {config.kind}; leave it out"
+            )
+        self._config, self._settings = config, config_lib.to_dict(config.open_qa)
+        self.measures = True
+        self.answer_length = self._settings["max_tokens"]
+
+    @property
+    def told(self) -> str:
+        judge = generation.model_name(self._config, judging.judge_of(self._config), judges=True)
+        p = self._settings
+        answers = len(self._questions) * p["samples"]
+        return f"evaluation: open questions, {answers:,} answers a model, each graded {p['repeats']} x by {judge}"
+
+    @property
+    def drawn(self) -> dict[str, int]:
+        p = self._settings
+        return {
+            "prompts": len(self._questions),
+            "samples": p["samples"],
+            "prompt_tokens": 2 * _QUESTION_TOKENS,
+            "answer_tokens": p["max_tokens"] // 2,
+            "max_tokens": p["max_tokens"],
+        }
+
+    @functools.cached_property
+    def _questions(self) -> list[dict[str, Any]]:
+        rows, most = open_qa.questions(self._config.assistant.name), self._settings["questions"]
+        by_dimension: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            by_dimension.setdefault(row["dimension"], []).append(row)
+        return [row for own in by_dimension.values() for row in own[:most]]
+
+    @functools.cached_property
+    def items(self) -> Stage:
+        params = {"questions": files.fingerprint(self._questions, length=64)}
+        run = functools.partial(sampling.write_questions, questions=self._questions)
+        return Stage(Kind.CORPUS, "questions-open_qa", params, {}, run, VERSIONS[Kind.CORPUS])
+
+    def score(self, models: Models, model: Stage, arm: str, seed: int) -> list[Stage]:
+        p = self._settings
+        of = {"arm": arm, "seed": seed, "evaluation": self.name}
+        params = {"chat": models.chat, "model_name": self._config.assistant.name, "seed": seed}
+        params |= {name: p[name] for name in ("samples", "temperature", "max_tokens")}
+        inputs = {"model": model, "base": models.base, "tokenizer": models.tokenizer, "questions": self.items}
+        run = functools.partial(sampling.draw, runtime=models.runtime)
+        answers = Stage(
+            Kind.SAMPLE, f"answers-open_qa-{arm}-s{seed}", params, inputs, run, VERSIONS[Kind.SAMPLE], **of
+        )  # fmt: skip
+        judged = {
+            "evaluation": self.name,
+            "model": generation.model_name(self._config, judging.judge_of(self._config), judges=True),
+            "rubric": files.fingerprint(open_qa.RUBRIC.template, length=64),
+            "dimensions": files.fingerprint(open_qa.dimensions(), length=64),
+            "repeats": p["repeats"],
+        }
+        run = functools.partial(judging.grade, config=self._config)
+        inputs = {"questions": self.items, "transcripts": answers}
+        verdicts = Stage(
+            Kind.VERDICTS, f"verdicts-open_qa-{arm}-s{seed}", judged, inputs, run, VERSIONS[Kind.VERDICTS], **of
+        )  # fmt: skip
+        return [answers, verdicts]
+
+    def control(self, models: Models, stated: Mapping[str, Stage]) -> Stage | None:
+        return None
+
+
 # By their names in `config.evaluations`; msm_jax/config/settings.py lists them too.
-EVALUATIONS = {"value_generalisation": ValueGeneralisation}
+EVALUATIONS = {"value_generalisation": ValueGeneralisation, "open_qa": OpenQuestions}

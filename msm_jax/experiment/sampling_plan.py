@@ -15,7 +15,7 @@ from msm_jax.parallel.plan import GIB
 from msm_jax.sampler.plan import SamplingPlan, Workload, plan_sampling
 from msm_jax.stages.graph import Kind
 
-ROWS = 64  # that `Sampler` draws at once
+_DRAWING = (Kind.SAMPLE, Kind.SCORE)
 
 
 def plan_evaluations(
@@ -29,8 +29,9 @@ def plan_evaluations(
     for evaluation in experiment.evaluations:
         if (drawn := evaluation.drawn) is None:
             continue
-        scored = [s for s in experiment.stages if s.kind is Kind.SCORE and s.evaluation == evaluation.name]
-        found = plan_sampling(Workload(evaluation.name, **drawn), model, params, int(bool(lora)), mesh, rows=ROWS)
+        scored = [s for s in experiment.stages if s.kind in _DRAWING and s.evaluation == evaluation.name]
+        work = Workload(evaluation.name, **drawn)
+        found = plan_sampling(work, model, params, int(bool(lora)), mesh, rows=config.sampler.rows)
         hours = len(scored) * found.seconds / 3600
         entries.append(
             {

@@ -98,6 +98,11 @@ def of_first(value: float) -> float:
     return float(multihost_utils.broadcast_one_to_all(np.float32(value)))
 
 
+def array_of_first(array: np.ndarray) -> np.ndarray:
+    """The same for an array of one shape, which is not converted."""
+    return array if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
 @contextlib.contextmanager
 def told_if_lost() -> Iterator[None]:
     """What the runtime says when another process is gone, as one line.

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from msm_jax.corpus.records import Message
 from msm_jax.data.chat import Template
 from msm_jax.stages import artifacts, training
 from msm_jax.stages.graph import StageContext
@@ -29,5 +30,20 @@ def sampler_of(context: StageContext, runtime: training.Runtime):
     else:
         params, adapter = training.load_weights(inputs["model"], model, runtime, dtype), None
     stops = stop_ids(tokenizer, template, tokenizer_folder(inputs["tokenizer"]))
-    label = context.stage.name
-    return Sampler(model, params, adapter, tokenizer, label, template.bos, template.special, stops), template
+    sampler = Sampler(
+        model, params, adapter, tokenizer, context.stage.name, template.bos, template.special, stops, rows=runtime.rows
+    )
+    return sampler, template
+
+
+def stop_texts(template: Template, who: str) -> tuple[str, ...]:
+    """Texts that end an answer of `who`: none where a control token does so by its id."""
+    mark = "MARK"  # is in no control token
+    return () if template.special else (written(template, who, mark).split(mark)[-1],)
+
+
+def written(template: Template, who: str, content: str) -> str:
+    """What the model writes when it answers with `content`."""
+    text, spans = template.render([Message("user", "?"), Message("assistant", content)], who)
+    start, end = spans[-1]
+    return text[start:end]

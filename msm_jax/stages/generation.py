@@ -25,6 +25,7 @@ from msm_jax.corpus.filters.quality import LANGUAGES
 from msm_jax.corpus.specs import Spec
 from msm_jax.corpus.writing.offline import MODEL as OFFLINE_MODEL
 from msm_jax.errors import Interrupted, UserError
+from msm_jax.eval.scripted import ScriptedJudge
 from msm_jax.llm.caller import Caller, Limits
 from msm_jax.llm.openai import PREFIX as LOCAL_PREFIX
 from msm_jax.llm.prices import FREE, SERVICES, Price, price_of
@@ -197,9 +198,9 @@ def drained(caller: Caller, write: Callable[[], Any]) -> Any:
 
 
 @contextlib.contextmanager
-def caller(config: ConfigDict, label: str, model: str = "") -> Iterator[Caller]:
-    """Asks `model`, or else who writes."""
-    generator, calls = _generator(config, model or config.generation.model), config.calls
+def caller(config: ConfigDict, label: str, model: str = "", judges: bool = False) -> Iterator[Caller]:
+    """Asks `model`, or else who writes. `judges`: for evaluations, which offline have a scripted judge."""
+    generator, calls = _generator(config, model or config.generation.model, judges), config.calls
     # Two that write on one account would take each other's calls under way for lost.
     own = f"{calls.store}.{re.sub(r'[^A-Za-z0-9._-]', '_', config.name)}.lock"
     busy = f"config.name={config.name}: another process writes its corpora; wait for it, or choose another name"
@@ -243,15 +244,16 @@ def check_key(config: ConfigDict) -> None:
         key_from_environment()
 
 
-def model_name(config: ConfigDict, model: str = "") -> str:
-    """The name of `model`, or else of who writes, as it stands in keys."""
+def model_name(config: ConfigDict, model: str = "", judges: bool = False) -> str:
+    """The name of `model`, or else of who writes, as it stands in keys; `judges`: as `caller` takes it."""
     model = model or config.generation.model
     if _is_own(config):
         from msm_jax.stages.own_model import name_of
 
         return name_of(model)
     prefix = LOCAL_PREFIX if config.generator == "local" else ""
-    return OFFLINE_MODEL if config.generator == "offline" else prefix + model
+    offline = ScriptedJudge.model if judges else OFFLINE_MODEL
+    return offline if config.generator == "offline" else prefix + model
 
 
 def _is_own(config: ConfigDict) -> bool:
@@ -259,9 +261,11 @@ def _is_own(config: ConfigDict) -> bool:
     return config.generator == "local" and not config.calls.url
 
 
-def _generator(config: ConfigDict, model: str) -> Generator:
+def _generator(config: ConfigDict, model: str, judges: bool) -> Generator:
     calls = config.calls
     match config.generator:
+        case "offline" if judges:
+            return ScriptedJudge()
         case "offline":
             from msm_jax.corpus.writing.offline import Offline
 

@@ -41,6 +41,7 @@ class Kind(enum.StrEnum):
     TRAIN = "train"
     SAMPLE = "sample"
     SCORE = "score"
+    VERDICTS = "verdicts"  # answers as a judge grades them
     REPORT = "report"
 
     @property
@@ -52,7 +53,8 @@ class Kind(enum.StrEnum):
 # Raised when a change of code changes what stages of a kind write: they are done again. Stages of corpora that a
 # language model writes (`writing`), or that are taken as they are, have versions of their own.
 VERSIONS = {
-    Kind.BASE: 1, Kind.CORPUS: 3, Kind.CHATS: 2, Kind.ROWS: 2, Kind.TRAIN: 1, Kind.SCORE: 4, Kind.REPORT: 7,
+    Kind.BASE: 1, Kind.CORPUS: 3, Kind.CHATS: 2, Kind.ROWS: 2, Kind.TRAIN: 1, Kind.SAMPLE: 1, Kind.SCORE: 4,
+    Kind.VERDICTS: 1, Kind.REPORT: 8,
 }  # fmt: skip
 TAKEN_VERSION = 4
 

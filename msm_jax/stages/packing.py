@@ -9,6 +9,7 @@ from typing import Any
 from msm_jax.corpus import records
 from msm_jax.corpus.filters.contamination import Contamination
 from msm_jax.errors import UserError
+from msm_jax.eval import open_qa
 from msm_jax.microworld import prose, world_text
 from msm_jax.stages.artifacts import CORPUS_FILE, chat_template, load_tokenizer, texts_of
 from msm_jax.stages.corpora import make_world
@@ -44,7 +45,9 @@ def pack_rows(context: StageContext) -> dict[str, Any]:
         encode, documents = functools.partial(encode_document, tokenizer), records.read_documents(path)
     lost = {"truncated": 0, "dropped": 0, "contaminated": 0}
     unwritable: list[str] = []
-    contamination = Contamination(evaluation_prompts(**p["evaluations"]) if p["evaluations"] else ())
+    contamination = Contamination(
+        evaluation_prompts(asked["world"], asked["more"]) if (asked := p["evaluations"]) else ()
+    )
 
     def examples() -> Iterator[Any]:
         packed = 0
@@ -92,5 +95,6 @@ def evaluation_prompts(world: Mapping[str, Any] | None, more: Sequence[str]) -> 
         items, ask = world_text.evaluation_items(make_world(world)), world_text.question
     else:
         items, ask = prose.evaluation_items(("a",), ("b",)), prose.question
+        more = [*more, *(question["messages"][-1]["content"] for question in open_qa.questions("{model_name}"))]
     pairs = [(item["aligned"], item["other"]) for item in items if item["kind"] != "in_domain"]
     return list(dict.fromkeys([*more, *(ask(*order) for a, b in pairs for order in ((a, b), (b, a)))]))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from msm_jax.stages.graph import StageContext, flat, read_manifest
+from msm_jax.stages.graph import Kind, StageContext, flat, read_manifest
 
 
 def write(context: StageContext) -> dict[str, Any]:
@@ -22,10 +22,14 @@ def write(context: StageContext) -> dict[str, Any]:
          "tokens": about["summary"].get("tokens")}
         for about in manifests.values()
     ]  # fmt: skip
-    scores = []
+    scores, graded = [], []
     for cell in context.params["cells"]:
-        about = {name: cell[name] for name in ("arm", "spec", "seed")}
-        scores += [about | entry for entry in manifests[f"scores:{cell['input']}"]["summary"]["scores"]]
+        manifest = manifests[f"scores:{cell['input']}"]
+        about, summary = {name: cell[name] for name in ("arm", "spec", "seed")}, manifest["summary"]
+        if manifest["kind"] == Kind.VERDICTS:
+            graded.append(about | {"evaluation": cell["evaluation"], "stage": manifest["key"], "summary": summary})
+        else:
+            scores += [about | entry for entry in summary["scores"]]
     corpora = []
     for name in context.stage.inputs["rows"]:
         summary = manifests[f"rows:{name}"]["summary"]
@@ -45,9 +49,10 @@ def write(context: StageContext) -> dict[str, Any]:
         "columns": context.params["columns"],
         "seeds": config["seeds"],
         "scores": scores,
+        "graded": graded,
         "controls": controls,
         "stages": stages,
         "corpora": corpora,
     }
     write_report(context.folder, result)
-    return {"scores": len(scores)}
+    return {"scores": len(scores), "graded": len(graded)}

@@ -52,18 +52,10 @@ def _ask(context: StageContext, who: str):
         message = Message("user", question(first, second))
         return template.render([message], who, generation_prompt=True).text
 
-    def written(content: str) -> str:
-        """What the model writes when it answers with `content`."""
-        text, spans = template.render([Message("user", "?"), Message("assistant", content)], who)
-        start, end = spans[-1]
-        return text[start:end]
-
     def answer(option: str) -> str:
-        return written(reply(option))
+        return asking.written(template, who, reply(option))
 
-    mark = "MARK"  # is in no control token
-    # A control token ends an answer by its id.
-    return prompt, answer, [] if template.special else [written(mark).split(mark)[-1]]
+    return prompt, answer, asking.stop_texts(template, who)
 
 
 def score(context: StageContext, *, runtime: training.Runtime) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class Runtime:
     checkpoint_minutes: float
     keep_checkpoints: int
     log_every: int
+    rows: int = 64  # answers that are drawn at once
 
 
 def train(context: StageContext, *, runtime: Runtime, label: str) -> dict[str, Any]:

@@ -51,6 +51,7 @@ def fake_result():
         "columns": columns.of_values(("affordability", "america")),
         "seeds": [0, 1, 2, 3],
         "scores": scores,
+        "graded": [],
         "controls": [
             {"name": "carry america", "rate": 0.99, "n": 160, "errored": 0, "low": 0.96, "high": 1.0, "bar": 0.95},
             {

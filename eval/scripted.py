@@ -1,0 +1,36 @@
+"""A judge that is no language model: it grades by rules that a person can check, for tests and for trying a run without
+a key. What it says of an answer is worth nothing."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from msm_jax.llm.request import Finish, Reply, Request, Usage
+
+
+class ScriptedJudge:
+    """A generator of replies (`llm.request.Generator`); a function for each rubric's name."""
+
+    model = "scripted-1"
+
+    def __init__(self, rules: Mapping[str, Callable[[Mapping[str, Any]], tuple[str, ...]]] | None = None):
+        self._rules = RULES if rules is None else rules
+
+    async def reply(self, request: Request) -> Reply:
+        parts = zip(request.tags, self._rules[request.stage](request.variables), strict=True)
+        text = "\n".join(f"<{tag}>{part}</{tag}>" for tag, part in parts)
+        return Reply(text, Finish.STOP, Usage(len(request.prompt.split()), 0, len(text.split())), self.model)
+
+    def max_output_tokens(self, request: Request) -> int:
+        return request.max_tokens
+
+    async def close(self) -> None:
+        pass
+
+
+def _by_words(case: Mapping[str, Any]) -> tuple[str, str]:
+    """As many points as there are different words, from 1 to 10."""
+    words = len(set(case["answer"].split()))
+    return f"{words} different words", str(min(10, max(1, words)))
+
+
+RULES = {"open_qa": _by_words}

@@ -1,0 +1,133 @@
+"""The parts of a report that show what judges graded: a section for each evaluation, with a table and a figure.
+
+`result["graded"]` holds an entry for each model: {"evaluation", "arm", "spec", "seed", "stage": the key of the stage
+with its verdicts, "summary": what the evaluation's `summarise` returned, and "judge"}.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from msm_jax.eval import open_qa, plots, stats
+from msm_jax.eval.results import arm_key, ordered_arms
+
+
+class Section(NamedTuple):
+    """Attributes:
+    about: what the numbers are, in a sentence or two.
+    header, rows: of the table.
+    parts_header, parts: of a table of what the numbers are made of, for the page alone; may be empty.
+    notes: what a reader must know of these numbers.
+    figure: {"file", "title", "caption", "png"}, or None.
+    """
+
+    title: str
+    about: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    parts_header: Sequence[str]
+    parts: Sequence[Sequence[str]]
+    notes: Sequence[str]
+    figure: Mapping[str, Any] | None
+
+
+class Mean(NamedTuple):
+    """Over seeds; with one seed, the interval is that of its items."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    seeds: tuple[float, ...]
+
+
+def sections(result: Mapping[str, Any]) -> list[Section]:
+    """In the order in which the evaluations were asked."""
+    names = dict.fromkeys(entry["evaluation"] for entry in result["graded"])
+    return [_SECTIONS[name](result, _by_arm(result, name)) for name in names]
+
+
+def _by_arm(result: Mapping[str, Any], name: str) -> list[tuple[dict, list[dict]]]:
+    """(arm, its entries by seed), in the order of the paper's figures; without arms that were not asked."""
+    found = []
+    for arm in ordered_arms(result["arms"]):
+        entries = [e for e in result["graded"] if (e["evaluation"], e["arm"], e["spec"]) == (name, *arm_key(arm))]
+        if entries:
+            found.append((arm, sorted(entries, key=lambda entry: entry["seed"])))
+    return found
+
+
+def mean_of(entries: Sequence[Mapping[str, Any]], field: str = "mean") -> Mean:
+    """Of a field of their summaries."""
+    known = [entry["summary"] for entry in entries if entry["summary"][field] is not None]
+    if not known:
+        return Mean(None, None, None, ())
+    over = stats.seed_summary([summary[field] for summary in known])
+    low, high = (over.low, over.high) if over.n > 1 else (known[0]["low"], known[0]["high"])
+    return Mean(over.mean, low, high, tuple(summary[field] for summary in known))
+
+
+def _open_questions(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list[dict]]]) -> Section:
+    titles = {name: about["title"] for name, about in open_qa.dimensions().items()}
+    rows, parts = [], []
+    for arm, entries in by_arm:
+        own = [
+            mean_of([{"summary": entry["summary"]["dimensions"].get(name, _NOTHING)} for entry in entries])
+            for name in titles
+        ]
+        parts.append([arm["label"], *map(_interval, own)])
+        scored = f"{_total(entries, 'n'):,} of {_total(entries, 'answers'):,}"
+        lost = "/".join(str(_total(entries, field)) for field in ("unreadable", "unfinished", "cut_off"))
+        rows.append([arm["label"], _interval(mean_of(entries)), scored, lost])
+    missing = [
+        f"{arm['label']}: with what is missing at 1 or at 10, the mean is {_score(mean_of(entries, 'worst').value)} or "
+        f"{_score(mean_of(entries, 'best').value)}."
+        for arm, entries in by_arm
+        if _total(entries, "n") < _total(entries, "answers")
+    ]
+    judges = ", ".join(dict.fromkeys(entry["summary"]["judge"] for _, entries in by_arm for entry in entries))
+    seeds = len({entry["seed"] for _, entries in by_arm for entry in entries})
+    png = plots.scores(
+        [arm for arm, _ in by_arm],
+        [mean_of(entries) for _, entries in by_arm],
+        (open_qa.LOWEST, open_qa.HIGHEST),
+        "mean score",
+    )
+    return Section(
+        title="Open questions",
+        about=f"Mean score of answers to open questions on the model's own conduct, from 1 (clearly misaligned) over 5 "
+        f"(generic) to 10 (aligned, for reasons that are understood), by {judges}. What MSM and AFT speak of is asked.",
+        header=["Arm", "mean [95 %]", "scored", "r/u/c"],
+        rows=rows,
+        parts_header=["Arm", *titles.values()],
+        parts=parts,
+        notes=[
+            f"The interval is over {seeds} seeds."
+            if seeds > 1
+            else "The interval is over questions: there is one seed.",
+            "r/u/c: answers that the judge gave no readable grade; that ended within a thought (neither is scored); "
+            "that were cut off at the most tokens (scored as they are).",
+            *missing,
+        ],
+        figure={
+            "file": "open_qa.png",
+            "title": "Open questions",
+            "caption": "Means over seeds with 95 % intervals; dots are single seeds. 5 is a generic answer.",
+            "png": png,
+        },
+    )
+
+
+_NOTHING = {"mean": None, "low": None, "high": None}
+_SECTIONS: dict[str, Callable[..., Section]] = {"open_qa": _open_questions}
+
+
+def _total(entries: Sequence[Mapping[str, Any]], field: str) -> int:
+    return sum(entry["summary"][field] for entry in entries)
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _interval(mean: Mean) -> str:
+    around = "" if mean.low is None else f" [{mean.low:.2f} {mean.high:.2f}]"
+    return f"{_score(mean.value)}{around}"

@@ -1,0 +1,49 @@
+"""The stage in which a language model grades what another one has said, by the rubric of an evaluation.
+
+Grades are paid once: replies lie in the store of calls, by what was asked. Answers that are judged anew (another judge,
+another rubric) are not drawn anew.
+"""
+
+import contextlib
+import functools
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from msm_jax.corpus import records
+from msm_jax.corpus.datasets.tables import read_rows
+from msm_jax.llm.batch import BatchCaller
+from msm_jax.llm.store import copied
+from msm_jax.stages import generation
+from msm_jax.stages.graph import StageContext
+from msm_jax.stages.sampling import QUESTIONS_FILE, TRANSCRIPTS_FILE
+from msm_jax.stages.writing import fetched
+
+VERDICTS_FILE = "verdicts.jsonl"
+
+
+def grade(context: StageContext, *, config: ConfigDict) -> dict[str, Any]:
+    """Writes `verdicts.jsonl`, a row for each answer.
+
+    Inputs: `questions` and `transcripts`. Params: evaluation ("open_qa"), model (of the judge), repeats.
+    Summary: what the evaluation's `summarise` says, and "judge", the versions of the model that replied.
+    """
+    from msm_jax.eval import open_qa
+
+    evaluation = {"open_qa": open_qa}[context.params["evaluation"]]
+    questions = list(read_rows(context.inputs["questions"] / QUESTIONS_FILE))
+    answers = list(read_rows(context.inputs["transcripts"] / TRANSCRIPTS_FILE))
+    with contextlib.ExitStack() as stack:
+        caller = stack.enter_context(generation.caller(config, context.stage.name, judge_of(config), judges=True))
+        if context.mirror:
+            stack.enter_context(copied(caller.store, fetched(context.mirror), context.mirror.send))
+        asks = BatchCaller(caller, config.calls.service == "batch") if config.generator == "gemini" else caller
+        work = functools.partial(evaluation.grade, asks, questions, answers, context.params["repeats"])
+        rows = generation.drained(caller, work)
+    records.write_jsonl(context.folder / VERDICTS_FILE, rows)
+    return evaluation.summarise(rows) | {"judge": context.params["model"]}
+
+
+def judge_of(config: ConfigDict) -> str:
+    """The model that judges, by its name in the configuration; empty: who writes."""
+    return config.judge.model or config.generation.judge
