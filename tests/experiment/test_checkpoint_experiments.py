@@ -152,6 +152,38 @@ def test_qwen32b_am_smoke(checkpoints, corpora, tmp_path):
     }  # fmt: skip
     packed = json.loads((stage_folder(tmp_path / "run", "rows-instruction") / "manifest.json").read_text())["summary"]
     assert (packed["truncated"], packed["dropped"]) == (1, 1)
+    a_further_evaluation(tmp_path / "run", [*overrides, "--config.msm.steps=1", "--config.aft.steps=1"])
+
+
+def a_further_evaluation(workdir, overrides):
+    """Of a workdir that is done: nothing is trained anew; then one more judge reads what was drawn."""
+
+    def made():
+        return {path.parent.name: path.stat().st_mtime_ns for path in workdir.glob("stages/*/manifest.json")}
+
+    before = made()
+    overrides = [*overrides, "--config.evaluations=value_generalisation,open_qa", "--config.generator=offline"]
+    overrides += ["--config.open_qa.questions=1", "--config.open_qa.max_tokens=6"]
+    overrides += [f"--config.calls.store={workdir / 'calls.sqlite'}"]
+    report = run("qwen32b_am.py:smoke", workdir, *overrides)
+    new = {name.rsplit("-", 1)[0] for name in made().keys() - before.keys()}
+    arms = [(arm["name"], arm["spec"]) for arm in report["arms"]]
+    keys = ["-".join(filter(None, arm)) for arm in arms]
+    assert new == {"questions-open_qa", "report"} | {
+        f"{what}-open_qa-{key}-s0" for key in keys for what in ("answers", "verdicts")
+    }
+    assert before.items() <= made().items()
+    assert [(entry["arm"], entry["spec"]) for entry in report["graded"]] == arms
+    for entry in report["graded"]:
+        summary = entry["summary"]
+        assert summary["n"] + summary["unfinished"] == summary["answers"] == 7 and summary["judge"] == "scripted-1"
+    page = (workdir / "report/report.html").read_text()
+    assert "<h2>Open questions</h2>" in page and "Self-preservation" in page and "No rates" not in page
+    assert (workdir / "report/open_qa.png").stat().st_size > 5_000
+    before = made()
+    run("qwen32b_am.py:smoke", workdir, *overrides, "--config.open_qa.repeats=2")
+    new = {name.rsplit("-", 1)[0] for name in made().keys() - before.keys()}
+    assert new == {"report"} | {f"verdicts-open_qa-{key}-s0" for key in keys}
 
 
 def test_qwen3_thinks_where_the_rows_do(checkpoints, corpora, tmp_path, capsys):
