@@ -79,7 +79,7 @@ def make(qwen3, loaded):
         model = copy.copy(loaded)
         for made in ("sampler", "service"):
             vars(model).pop(made, None)
-        model._rows = at_once
+        model._sizes = model._sizes | {"rows": at_once}
         if not ends:
             model.sampler.engine.end_ids = ()
         own._load = lambda: (model, model.service)
