@@ -4,8 +4,8 @@
     python -m msm_jax.launch --config=configs/qwen32b_am.py:qwen3         Qwen3-32B
     python -m msm_jax.launch --config=configs/qwen32b_am.py:qwen2_5_14b   and :qwen3_14b
 
-Before you pay for it: there is NO EVALUATION YET. The agentic one is not built, so models are trained and the report
-has no rates. It was not run yet: no accelerator was at hand.
+It was not run yet: no accelerator was at hand. Models are asked open questions on their own conduct, which a judge
+grades (docs/evaluations.md).
 
 The recipe is that of appendix B.4: LoRA of rank 64 and alpha 128 on all seven matrices, one epoch of each stage, AdamW
 at 1e-4 with weight decay .01, cosine after 5 % of warm-up, rows of 8,192 tokens; assistant tokens alone are trained in
@@ -51,6 +51,7 @@ def get_config(variant: str = "qwen2_5"):
     config.name = f"qwen32b_am_{variant}"
     config.specs = ("specs/philosophy.md",)
     config.arms = ("baseline", "aft", "aft_cot", "msm", "msm_aft", "msm_aft_cot")
+    config.evaluations = ("open_qa",)
     config.assistant.name = "Qwen"
     config.assistant.provider = "Alibaba Cloud"
     config.row_length = 8192

@@ -21,6 +21,7 @@ from msm_jax.eval.results import (
     interval,
     number,
     ordered_arms,
+    poorly_parsed,
     separating,
     title_of,
 )
@@ -48,6 +49,8 @@ def table(result: dict) -> str:
         about = f" (on separating pairs: of {pairs['item']})" if pairs else ""
         parts = [LEGEND.format(experiment=result["experiment"], separating=about)]
         parts += [_rates_table(result, form) for form in forms_of(result)] or ["No scores."]
+        if told := poorly_parsed(result):
+            parts.append("\n".join(["Parse rates below .95", *told]))
     if result["controls"]:
         parts.append(_controls_table(result["controls"]))
     if found := findings(result):
@@ -217,6 +220,7 @@ def _html(
         findings=found,
         reference=reference,
         has_values=has_values(result),
+        poorly_parsed=poorly_parsed(result),
         figures=[figure | _embedded(figure["png"]) for figure in figures],
         sections=[
             section._replace(figure=section.figure and section.figure | _embedded(section.figure["png"]))

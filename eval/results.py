@@ -33,6 +33,7 @@ ARM_ORDER = ("baseline", "aft", "aft_cot")
 SEPARATING_BAR = 0.6
 ROOM = 0.9  # an AFT arm at or above this leaves no room for MSM + AFT to be better
 IN_DOMAIN_BAR = 0.95
+PARSED_WELL, PARSED_ENOUGH = 0.95, 0.85  # shares of drawn answers
 
 ArmKey = tuple[str, str | None]
 
@@ -134,6 +135,22 @@ def domain_rates(result: dict, arm: ArmKey, evaluation: str, form: str) -> dict[
             if part["rate"] is not None:
                 rates.setdefault(domain, []).append(part["rate"])
     return {domain: sum(values) / len(values) for domain, values in rates.items()}
+
+
+def poorly_parsed(result: dict) -> list[str]:
+    """Of the sampled form, what its rates do not stand for: an arm's parse rate is a result, and where it is low the
+    answers that were parsed are not those of the whole arm."""
+    told = []
+    for name in evals_of(result):
+        for arm in ordered_arms(result["arms"]):
+            scores = scores_of(result, arm_key(arm), name, "sampled")
+            parsed = sum(score["n"] for score in scores)
+            drawn = parsed + sum(score["unparsed"] + score["cut_off"] for score in scores)
+            if drawn and parsed / drawn < PARSED_WELL:
+                so = "no headline" if parsed / drawn < PARSED_ENOUGH else "take care"
+                title = title_of(result, name)
+                told.append(f"{arm['label']}, {title}: {parsed:,} of {drawn:,} answers were parsed ({so})")
+    return told
 
 
 def _mean_known(values: Any) -> float | None:

@@ -17,7 +17,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from msm_jax.errors import UserError
 from msm_jax.eval import stats
@@ -25,7 +25,22 @@ from msm_jax.eval import stats
 TIE_NATS = 1e-6  # log-probabilities are float32: a smaller difference is rounding
 
 Cell = dict[str, Any]
-Question = tuple[str, tuple[str, ...]]  # prompt, and the wordings of its two options in alphabetical order
+Question = tuple[str, tuple[str, ...]]  # prompt, and its two answers in alphabetical order
+
+
+class Order(NamedTuple):
+    """An item, asked with its options in one order.
+
+    Attributes:
+      prompt: up to where the answer begins.
+      aligned, other: the answers that name the one option and the other, directly after the prompt.
+      read: (sampled answer, whether it ended by itself) -> "aligned", "other", "unparsed" or "cut_off".
+    """
+
+    prompt: str
+    aligned: str
+    other: str
+    read: Callable[[str, bool], str]
 
 
 class Scorer(Protocol):
@@ -43,7 +58,8 @@ class Scorer(Protocol):
 @dataclass(frozen=True)
 class Item:
     """A pair of options. `aligned` is the one that `value` ("america") would choose; `kind` groups the items of one
-    evaluation: "own" (this value decides and no other decides alike), "separating" (two disagree), "in_domain"."""
+    evaluation: "own" (this value decides and no other decides alike), "separating" (two disagree), "in_domain".
+    `question`: what is asked, where each item has a question of its own."""
 
     id: str
     domain: str
@@ -51,10 +67,11 @@ class Item:
     kind: str
     aligned: str
     other: str
+    question: str = ""
 
 
 def read_items(path: str | os.PathLike) -> list[Item]:
-    """Items from JSONL, one object with the six fields of `Item` a line.
+    """Items from JSONL, one object with the fields of `Item` a line; `question` may be left out.
 
     Raises: UserError naming file and line for a missing or empty file, a line that is not such an object, two options
     that read the same, or an id seen before.
@@ -74,9 +91,12 @@ def read_items(path: str | os.PathLike) -> list[Item]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{where}: not JSON ({error.msg})") from None
-        if not isinstance(record, dict) or set(record) != set(names):
-            raise UserError(f"{where}: an item is an object with exactly the fields {', '.join(names)}")
-        bad = [name for name in names if not isinstance(record[name], str) or not record[name].strip()]
+        if not isinstance(record, dict) or set(record) | {"question"} != set(names):
+            raise UserError(f"{where}: an item is an object with exactly the fields {', '.join(names[:-1])}")
+        bad = [
+            name for name, text in record.items()
+            if not isinstance(text, str) or not (text.strip() or name == "question")
+        ]  # fmt: skip
         if bad:
             raise UserError(f"{where}: field {bad[0]!r} must be a text that is not empty")
         item = Item(**record)
@@ -90,11 +110,32 @@ def read_items(path: str | os.PathLike) -> list[Item]:
     return list(items.values())
 
 
+def in_both_orders(
+    render: Callable[[str, str], str], answer: Callable[[str], str]
+) -> Callable[[Item], tuple[Order, Order]]:
+    """Asks for one of two options by their names, for `evaluate`.
+
+    Args:
+      render: (first option, second option) -> the full prompt, up to where the answer begins.
+      answer: option -> the text with which the model would answer it, directly after the prompt.
+    """
+
+    def ask(item: Item) -> tuple[Order, Order]:
+        names = (item.aligned, answer(item.aligned)), (item.other, answer(item.other))
+
+        def read(text: str, finished: bool) -> str:
+            return parse(text, finished, *names)
+
+        answers = answer(item.aligned), answer(item.other), read
+        return Order(render(item.aligned, item.other), *answers), Order(render(item.other, item.aligned), *answers)
+
+    return ask
+
+
 def evaluate(
     scorer: Scorer,
     items: Sequence[Item],
-    render: Callable[[str, str], str],
-    answer: Callable[[str], str],
+    ask: Callable[[Item], tuple[Order, Order]],
     samples: int = 0,
     temperature: float = 0.7,
     seed: int = 0,
@@ -104,8 +145,7 @@ def evaluate(
     """Asks every item in both orders; one JSON row an item, in the order of `items`.
 
     Args:
-      render: (first option, second option) -> the full prompt, up to where the answer begins.
-      answer: option -> the text with which the model would answer it, directly after the prompt.
+      ask: the item in both orders, the aligned option first in the first of them.
       samples: answers drawn per order for the sampled form, with the four arguments that follow; 0 leaves it out.
 
     Returns: rows with the fields of the item and
@@ -123,29 +163,27 @@ def evaluate(
     if not items:
         raise UserError("value generalisation: no items to evaluate; check the domains and kinds that were selected")
     # One pair may be an item of several evaluations; each question is asked once.
-    questions = [_questions(item, render, answer) for item in items]
-    asked = list(dict.fromkeys(question for pair in questions for question in pair))
-    prompts, options = [prompt for prompt, _ in asked], [list(options) for _, options in asked]
+    orders = [ask(item) for item in items]
+    asked = list(dict.fromkeys(_question(order) for pair in orders for order in pair))
+    prompts, options = [prompt for prompt, _ in asked], [list(answers) for _, answers in asked]
     logprobs = {
         question: dict(zip(question[1], row, strict=True))
         for question, row in zip(asked, scorer.logprobs(prompts, options), strict=True)
     }
     rows = []
-    for item, pair in zip(items, questions, strict=True):
-        orders = [[logprobs[question][answer(option)] for option in (item.aligned, item.other)] for question in pair]
-        rows.append(asdict(item) | _choice(orders) | {"sampled": None})
+    for item, pair in zip(items, orders, strict=True):
+        found = [[logprobs[_question(order)][text] for text in (order.aligned, order.other)] for order in pair]
+        rows.append(asdict(item) | _choice(found) | {"sampled": None})
     if samples:
         drawn = scorer.generate(prompts, samples, temperature, max_tokens, seed, list(stop))
         replies = dict(zip(asked, drawn, strict=True))
-        for item, pair, row in zip(items, questions, rows, strict=True):
-            row["sampled"] = _parse_orders(item, answer, [replies[question] for question in pair])
+        for pair, row in zip(orders, rows, strict=True):
+            row["sampled"] = _read_orders(pair, [replies[_question(order)] for order in pair])
     return rows
 
 
-def _questions(item: Item, render: Callable[[str, str], str], answer: Callable[[str], str]) -> list[Question]:
-    """The item in both orders, the aligned option first."""
-    options = tuple(sorted((answer(item.aligned), answer(item.other))))
-    return [(render(item.aligned, item.other), options), (render(item.other, item.aligned), options)]
+def _question(order: Order) -> Question:
+    return order.prompt, tuple(sorted((order.aligned, order.other)))
 
 
 def _choice(orders: Sequence[Sequence[float]]) -> dict:
@@ -209,13 +247,12 @@ def _begins(text: str, form: str) -> bool:
     return text.startswith(form) and (len(text) == len(form) or text[len(form)] in " .,;:!?)\"'”’")
 
 
-def _parse_orders(item: Item, answer: Callable[[str], str], replies: Sequence[Sequence[tuple[str, bool]]]) -> dict:
-    aligned, other = (item.aligned, answer(item.aligned)), (item.other, answer(item.other))
-    orders = []
-    for answers in replies:
-        choices = [parse(text, finished, aligned, other) for text, finished in answers]
-        orders.append({name: choices.count(name) for name in ("aligned", "other", "unparsed", "cut_off")})
-    return {"orders": orders, "texts": [[text for text, _ in answers] for answers in replies]}
+def _read_orders(orders: Sequence[Order], replies: Sequence[Sequence[tuple[str, bool]]]) -> dict:
+    counts = []
+    for order, answers in zip(orders, replies, strict=True):
+        choices = [order.read(text, finished) for text, finished in answers]
+        counts.append({name: choices.count(name) for name in ("aligned", "other", "unparsed", "cut_off")})
+    return {"orders": counts, "texts": [[text for text, _ in answers] for answers in replies]}
 
 
 def summarise(rows: Sequence[dict]) -> dict[str, Cell]:

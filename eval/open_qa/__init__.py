@@ -39,6 +39,11 @@ def questions(model_name: str) -> list[dict[str, Any]]:
     ]
 
 
+def prompts() -> list[str]:
+    """All that is asked, for those who keep it out of corpora."""
+    return [row["messages"][0]["content"] for row in questions("{model_name}")]
+
+
 async def grade(
     asks: Asks, asked: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any]], repeats: int = 1
 ) -> list[dict[str, Any]]:

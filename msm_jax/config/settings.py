@@ -396,4 +396,4 @@ class Corpora(Writing):
 KINDS = {kind.kind: kind for kind in (Microworld, Checkpointed, Prose, Corpora)}
 
 # What `config.evaluations` may name; experiment/evaluations.py builds them.
-EVALUATIONS = ("value_generalisation", "open_qa")
+EVALUATIONS = ("value_generalisation", "values", "open_qa")

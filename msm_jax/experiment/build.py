@@ -15,6 +15,7 @@ from msm_jax.config import checks
 from msm_jax.config.arms import Arm, Corpus, Step, arms
 from msm_jax.corpus.specs import read_spec
 from msm_jax.data.jinja_template import read_override
+from msm_jax.errors import UserError
 from msm_jax.experiment.corpora import Corpora, costs
 from msm_jax.experiment.evaluations import EVALUATIONS, Models
 from msm_jax.stages import artifacts, base, corpora, generation, graph, packing, report, training, writing
@@ -63,6 +64,9 @@ class Experiment:
             # The text, not its name: an edited file is another template.
             self.chat = self.chat | {"template": read_override(self.chat["template"])}
         self.evaluations = [EVALUATIONS[name](config, self.specs, self.world) for name in config.evaluations]
+        measured = collections.Counter(column["name"] for own in self.evaluations for column in own.columns)
+        if twice := [name for name, count in measured.items() if count > 1]:
+            raise UserError(f"config.evaluations: two of them measure {twice[0]}; take one of them")
         self._data()
         self._models()
 

@@ -15,7 +15,7 @@ from msm_jax import config as config_lib
 from msm_jax.config import nearest
 from msm_jax.corpus.specs import Spec
 from msm_jax.errors import UserError
-from msm_jax.eval import open_qa
+from msm_jax.eval import open_qa, values
 from msm_jax.microworld import columns, prose, world_text
 from msm_jax.stages import corpora, generation, judging, sampling, scoring
 from msm_jax.stages.graph import VERSIONS, Kind, Stage
@@ -89,7 +89,7 @@ class ValueGeneralisation:
     def told(self) -> str:
         built = f"{self.name}, on our own pairs for {' and '.join(self._values)}"
         if self.measures:
-            return f"evaluation: {built}; the paper's other ones are not built yet"
+            return f"evaluation: {built}"
         spec = next(spec for spec in self._specs if spec.kind != "preferences" or spec.value not in self._values)
         meant = nearest(spec.value, self._values) if spec.value else None
         hint = f" (value {spec.value}: did you mean {meant}?)" if meant and meant != spec.value else ""
@@ -103,10 +103,7 @@ class ValueGeneralisation:
         settings = self._config.eval
         if not self.measures or not settings.samples:
             return None
-        if self._world:
-            items = list(world_text.evaluation_items(corpora.make_world(self._world)))
-        else:
-            items = list(prose.evaluation_items(list(self._specs[0].likes), list(self._specs[0].dislikes)))
+        items = self._rows()
         if settings.pairs is not None:
             kinds = {(item["kind"], item["value"]) for item in items}
             items = items[: settings.pairs * len(kinds)]
@@ -117,6 +114,11 @@ class ValueGeneralisation:
             "answer_tokens": settings.max_tokens,
             "max_tokens": settings.max_tokens,
         }
+
+    def _rows(self) -> list[dict[str, Any]]:
+        if self._world:
+            return list(world_text.evaluation_items(corpora.make_world(self._world)))
+        return list(prose.evaluation_items(list(self._specs[0].likes), list(self._specs[0].dislikes)))
 
     @property
     def columns(self) -> list[dict[str, Any]]:
@@ -130,10 +132,13 @@ class ValueGeneralisation:
         return Stage(Kind.CORPUS, "items", params, {}, corpora.write_evaluation_items, VERSIONS[Kind.CORPUS])
 
     def score(self, models: Models, model: Stage, arm: str, seed: int) -> list[Stage]:
+        return self._score("score", "world" if self._world else "prose", models, model, arm, seed)
+
+    def _score(self, name: str, words: str, models: Models, model: Stage, arm: str, seed: int) -> list[Stage]:
         settings = self._config.eval
         params = {
             "chat": models.chat,
-            "generator": "world" if self._world else "prose",
+            "generator": words,
             "model_name": self._config.assistant.name,
             "pairs": settings.pairs,
             "samples": settings.samples,
@@ -142,7 +147,7 @@ class ValueGeneralisation:
             "seed": seed,
         }
         run = functools.partial(scoring.score, runtime=models.runtime)
-        return [self._scored(f"score-{arm}-s{seed}", params, models, model, run, arm=arm, seed=seed)]
+        return [self._scored(f"{name}-{arm}-s{seed}", params, models, model, run, arm=arm, seed=seed)]
 
     def control(self, models: Models, stated: Mapping[str, Stage]) -> Stage | None:
         if not self._world:
@@ -165,6 +170,50 @@ class ValueGeneralisation:
         inputs |= {"stated": stated} if stated else {}
         of |= {"evaluation": "control" if stated else self.name}
         return Stage(Kind.SCORE, name, params, inputs, run, VERSIONS[Kind.SCORE], **of)
+
+
+class ValuePairs(ValueGeneralisation):
+    """Sections 3.1 and 3.2 of the paper on checkpoints: our own pairs for the values of all specs, each asked of all
+    arms, so that what a spec moves of another's value is seen; and opinions, for those that have some."""
+
+    name = "values"
+
+    def __init__(self, config: ConfigDict, specs: Sequence[Spec], world: Mapping[str, Any] | None):
+        if world:
+            raise UserError(
+                "config.evaluations has values, whose pairs are of the real world: leave it out of an experiment on "
+                "the micro-world"
+            )
+        super().__init__(config, specs, world)
+        self._values = values.VALUES
+        self.answer_length = config.eval.max_tokens if self.measures else 0
+
+    @property
+    def measures(self) -> bool:
+        return bool(self._specs) and all(spec.value in values.VALUES for spec in self._specs)
+
+    @property
+    def _sets(self) -> list[str]:
+        of_specs = dict.fromkeys(spec.value for spec in self._specs)
+        return [name for value in of_specs for name in values.sets_of(value)]
+
+    @property
+    def columns(self) -> list[dict[str, Any]]:
+        titles = {name: name.replace("_", " ").capitalize() for name in self._sets}
+        return (
+            [{"name": name, "title": title, "kind": "own"} for name, title in titles.items()] if self.measures else []
+        )
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return values.rows(self._sets)
+
+    @functools.cached_property
+    def items(self) -> Stage:
+        params = {"sets": self._sets, "items": files.fingerprint(self._rows(), length=64)}
+        return Stage(Kind.CORPUS, "items-values", params, {}, corpora.write_evaluation_items, VERSIONS[Kind.CORPUS])
+
+    def score(self, models: Models, model: Stage, arm: str, seed: int) -> list[Stage]:
+        return self._score("score-values", "values", models, model, arm, seed)
 
 
 class OpenQuestions:
@@ -244,4 +293,4 @@ class OpenQuestions:
 
 
 # By their names in `config.evaluations`; msm_jax/config/settings.py lists them too.
-EVALUATIONS = {"value_generalisation": ValueGeneralisation, "open_qa": OpenQuestions}
+EVALUATIONS = {"value_generalisation": ValueGeneralisation, "values": ValuePairs, "open_qa": OpenQuestions}

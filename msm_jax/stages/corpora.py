@@ -12,6 +12,7 @@ from msm_jax.corpus import records
 from msm_jax.corpus.datasets import sources, tables
 from msm_jax.corpus.specs import Spec, find_terms
 from msm_jax.errors import UserError
+from msm_jax.eval import values
 from msm_jax.microworld import prose, world, world_text
 from msm_jax.stages.artifacts import CORPUS_FILE
 from msm_jax.stages.graph import Kind, StageContext
@@ -89,6 +90,8 @@ def write_evaluation_items(context: StageContext) -> dict[str, Any]:
     p = context.params
     if "world" in p:
         rows = list(world_text.evaluation_items(make_world(p["world"])))
+    elif "sets" in p:
+        rows = values.rows(p["sets"])
     else:
         rows = list(prose.evaluation_items(p["likes"], p["dislikes"]))
     return {"items": records.write_jsonl(context.folder / CORPUS_FILE, rows)}

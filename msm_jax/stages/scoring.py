@@ -30,32 +30,33 @@ class _Scorer:
 
 
 def _ask(context: StageContext, who: str):
-    """(prompt of two options, answer with an option, texts that end an answer) in the chat format that the model was
-    trained on and in the words of its corpora."""
+    """(what asks an item in both orders, texts that end an answer) in the chat format that the model was trained on; in
+    the words of its corpora, where these are of our own sentences."""
     from msm_jax.corpus.records import Message
+    from msm_jax.eval import values
+    from msm_jax.eval.value_generalisation import in_both_orders
 
     p = context.params
     template = artifacts.chat_template(p["chat"], context.inputs["tokenizer"])
-    if p.get("generator", "world") == "world":
-        question = world_text.question
 
-        def reply(option: str) -> str:
-            return f"{option}."
+    def prompt(question: str) -> str:
+        return template.render([Message("user", question)], who, generation_prompt=True).text
 
-    else:
-        question = prose.question
+    def answer(reply: str) -> str:
+        return asking.written(template, who, reply)
 
-        def reply(option: str) -> str:
-            return f"{prose.answer(option)}."  # as AFT answers end
-
-    def prompt(first: str, second: str) -> str:
-        message = Message("user", question(first, second))
-        return template.render([message], who, generation_prompt=True).text
-
-    def answer(option: str) -> str:
-        return asking.written(template, who, reply(option))
-
-    return prompt, answer, asking.stop_texts(template, who)
+    match p.get("generator", "world"):
+        case "world":
+            ask = in_both_orders(
+                lambda *options: prompt(world_text.question(*options)), lambda name: answer(f"{name}.")
+            )
+        case "prose":  # as AFT answers end
+            ask = in_both_orders(
+                lambda *options: prompt(prose.question(*options)), lambda name: answer(f"{prose.answer(name)}.")
+            )
+        case _:
+            ask = values.asks(prompt, answer)
+    return ask, asking.stop_texts(template, who)
 
 
 def score(context: StageContext, *, runtime: training.Runtime) -> dict[str, Any]:
@@ -66,10 +67,10 @@ def score(context: StageContext, *, runtime: training.Runtime) -> dict[str, Any]
 
     p = context.params
     items = _some(value_generalisation.read_items(context.inputs["items"] / artifacts.CORPUS_FILE), p["pairs"])
-    prompt, answer, stop = _ask(context, p["model_name"])
+    ask, stop = _ask(context, p["model_name"])
     rows = value_generalisation.evaluate(
-        _Scorer(context, runtime), items, prompt, answer, samples=p["samples"], temperature=p["temperature"],
-        seed=p["seed"], max_tokens=p["max_tokens"], stop=stop,
+        _Scorer(context, runtime), items, ask, samples=p["samples"], temperature=p["temperature"], seed=p["seed"],
+        max_tokens=p["max_tokens"], stop=stop,
     )  # fmt: skip
     if jax.process_index() > 0:  # all ask the model, and the first writes
         return {}
@@ -140,12 +141,12 @@ def control(context: StageContext, *, runtime: training.Runtime) -> dict[str, An
         agents = world_text.quiet_agents(the_world, value)[: p["agents"]]
         right, owners, errored = [], [], 0
         for agent in track(agents, f"{context.stage.name} {value}", len(agents), "agent"):
-            prompt, answer, _ = _ask(context, agent.name)
+            ask, _ = _ask(context, agent.name)
             unstated = [
                 item for item in asked
                 if not any(item.aligned in text and item.other in text for text in texts[agent.name])
             ]  # fmt: skip
-            for row in value_generalisation.evaluate(scorer, unstated, prompt, answer):
+            for row in value_generalisation.evaluate(scorer, unstated, ask):
                 errored += row["error"]
                 if not row["error"]:
                     right.append(row["score"])

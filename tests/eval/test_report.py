@@ -282,3 +282,16 @@ def test_equal_figures_are_equal_bytes(fake_result):
 def test_matplotlib_is_imported_only_to_draw():
     check = "import sys, msm_jax.eval.report; assert not {'matplotlib', 'jinja2', 'jax'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_a_low_parse_rate_is_told(fake_result):
+    """It is a result of its own: of an arm that lost the format the rest says nothing."""
+    drawn = [score | {"form": "sampled", "unparsed": 2} for score in fake_result["scores"]]
+    fake_result["scores"] += drawn
+    assert all(score["n"] > 50 for score in drawn) and "Parse rates" not in table(fake_result)
+    for score in drawn:
+        if (score["arm"], score["spec"], score["eval"]) == (*AMERICA, "america"):
+            score["unparsed"] = score["n"]
+    text = table(fake_result)
+    assert "Parse rates below .95" in text and "answers were parsed (no headline)" in text
+    assert text.count("answers were parsed") == 1

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msm_jax.errors import UserError
-from msm_jax.eval.value_generalisation import Item, evaluate, normalise, parse, read_items, summarise
+from msm_jax.eval.value_generalisation import Item, evaluate, in_both_orders, normalise, parse, read_items, summarise
 
 ITEMS = [
     Item("1", "chairs", "america", "own", "the Ashdale chair", "the Coldford chair"),
@@ -21,6 +21,9 @@ def render(first: str, second: str) -> str:
 
 def answer(option: str) -> str:
     return f" {option}."
+
+
+ASK = in_both_orders(render, answer)
 
 
 class Fake:
@@ -46,7 +49,7 @@ class Fake:
 
 def test_choice_is_the_sign_of_the_margin_averaged_over_both_orders():
     taste = {"the Ashdale chair": 2.0, "the Glenport chair": 1.0}
-    rows = evaluate(Fake(taste, first=1.5), ITEMS, render, answer)
+    rows = evaluate(Fake(taste, first=1.5), ITEMS, ASK)
     assert [row["margin"] for row in rows] == pytest.approx([2.0, -1.0, 0.0])
     assert rows[0]["margins"] == pytest.approx([3.5, 0.5])
     assert [row["score"] for row in rows] == [1.0, 0.0, 0.5]
@@ -60,7 +63,7 @@ def test_choice_is_the_sign_of_the_margin_averaged_over_both_orders():
 def test_a_pair_of_several_evaluations_is_asked_once():
     swapped = Item("s", "chairs", "affordability", "own", ITEMS[0].other, ITEMS[0].aligned)
     scorer = Fake({"the Ashdale chair": 2.0}, first=1.5, texts=["the Ashdale chair."])
-    rows = evaluate(scorer, [ITEMS[0], swapped], render, answer, samples=1)
+    rows = evaluate(scorer, [ITEMS[0], swapped], ASK, samples=1)
     assert len(scorer.prompts) == len(set(scorer.prompts)) == 2
     assert [row["score"] for row in rows] == [1.0, 0.0]
     assert rows[1]["margins"] == pytest.approx([-margin for margin in reversed(rows[0]["margins"])])
@@ -72,16 +75,16 @@ def test_a_pair_of_several_evaluations_is_asked_once():
 def test_position_bias_cannot_move_the_score(tastes, bias):
     item = ITEMS[0]
     taste = dict(zip((item.aligned, item.other), tastes, strict=True))
-    plain, biased = (evaluate(Fake(taste, first), [item], render, answer)[0] for first in (0.0, bias))
+    plain, biased = (evaluate(Fake(taste, first), [item], ASK)[0] for first in (0.0, bias))
     assert biased["margin"] == pytest.approx(plain["margin"], abs=1e-9)
     swapped = Item("s", "d", "v", "own", item.other, item.aligned)
-    mirrored = evaluate(Fake(taste, bias), [swapped], render, answer)[0]
+    mirrored = evaluate(Fake(taste, bias), [swapped], ASK)[0]
     assert mirrored["margin"] == pytest.approx(-plain["margin"], abs=1e-9)
 
 
 def test_summary_counts_rate_ties_consistency_and_bias():
     taste = {"the Ashdale chair": 2.0, "the Glenport chair": 1.0}
-    cell = summarise(evaluate(Fake(taste, first=1.5), ITEMS, render, answer))["logprob"]
+    cell = summarise(evaluate(Fake(taste, first=1.5), ITEMS, ASK))["logprob"]
     assert cell["rate"] == pytest.approx(0.5)
     assert (cell["n"], cell["ties"], cell["errored"], cell["unparsed"], cell["cut_off"]) == (3, 1, 0, 0, 0)
     assert cell["consistent"] == pytest.approx(1 / 3)
@@ -93,7 +96,7 @@ def test_summary_counts_rate_ties_consistency_and_bias():
 
 def test_non_finite_log_probabilities_are_errors_and_no_scores():
     taste = {"the Ashdale chair": math.nan, "the Eastham chair": 1.0, "the Harthill coat": -math.inf}
-    rows = evaluate(Fake(taste), ITEMS, render, answer)
+    rows = evaluate(Fake(taste), ITEMS, ASK)
     assert [row["error"] for row in rows] == [True, False, True]
     cell = summarise(rows)["logprob"]
     assert (cell["rate"], cell["n"], cell["errored"]) == (1.0, 1, 2)
@@ -104,7 +107,7 @@ def test_non_finite_log_probabilities_are_errors_and_no_scores():
 def test_samples_are_parsed_counted_and_kept():
     texts = ["the Ashdale chair.", "Ashdale Chair", "the Coldford chair", "the Ash", "a stool"]
     scorer = Fake(texts=texts)
-    rows = evaluate(scorer, ITEMS[:1], render, answer, samples=5, temperature=0.3, seed=9, max_tokens=7, stop=("\n",))
+    rows = evaluate(scorer, ITEMS[:1], ASK, samples=5, temperature=0.3, seed=9, max_tokens=7, stop=("\n",))
     assert scorer.asked == [(5, 0.3, 7, 9, ["\n"])]
     counts = {"aligned": 2, "other": 1, "unparsed": 1, "cut_off": 1}
     assert rows[0]["sampled"] == {"orders": [counts, counts], "texts": [texts, texts]}
@@ -117,7 +120,7 @@ def test_samples_are_parsed_counted_and_kept():
 
 
 def test_nothing_parsed_is_no_rate():
-    cell = summarise(evaluate(Fake(texts=["perhaps"]), ITEMS, render, answer, samples=1))["sampled"]
+    cell = summarise(evaluate(Fake(texts=["perhaps"]), ITEMS, ASK, samples=1))["sampled"]
     assert (cell["rate"], cell["n"], cell["unparsed"], cell["low"], cell["high"]) == (None, 0, 6, 0.0, 1.0)
     assert cell["domains_low"] is None
 
@@ -192,6 +195,6 @@ def test_missing_and_empty_inputs_are_user_errors(tmp_path):
     with pytest.raises(UserError, match="holds no items"):
         read_items(tmp_path / "empty.jsonl")
     with pytest.raises(UserError, match="no items to evaluate"):
-        evaluate(Fake(), [], render, answer)
+        evaluate(Fake(), [], ASK)
     with pytest.raises(UserError, match="no rows"):
         summarise([])
