@@ -3,8 +3,8 @@
     python -m benchmarks.agentic                   about two minutes on two cores; --epochs=30 for a tenth of it
 
 A model that answers at once and the scripted judge, so that all of the time is Inspect's and ours: making samples,
-reading actions, gates, verdicts, metrics and the log. Then the log is read and summed up. Prints one line of JSON. Needs
-inspect-evals for the texts of leaking and murder; docs/agentic.md says how to install it.
+reading actions, gates, verdicts, metrics and the log. Then the log is read and summed up. Prints one line of JSON.
+Needs inspect-evals for the texts of leaking and murder; docs/agentic.md says how to install it.
 """
 
 import argparse

@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any, Literal
 
 from inspect_ai import Epochs, Task, task
+from inspect_ai._util.error import PrerequisiteError
 from inspect_ai.dataset import Sample
 from inspect_ai.model import (
     ChatMessageSystem,
@@ -19,8 +20,9 @@ from inspect_ai.model import (
     get_model,
 )
 from inspect_ai.scorer import Score, Scorer, Target, accuracy, ci_wilson, grouped, scorer, stderr
-from inspect_ai.solver import TaskState, generate
+from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
 
+from msm_jax.errors import UserError
 from msm_jax.eval.agentic import actions, gates, judge
 from msm_jax.eval.agentic.cells import Cell, select
 from msm_jax.eval.agentic.judge import Judgement, Question
@@ -57,7 +59,8 @@ def agentic_misalignment(
       grader_model: the judge; without it the model of role "grader", or else the paper's. "scripted" asks nobody.
       deliberate, plain_client: changes of the paper's code to upstream's prompts; false leaves them out.
 
-    Raises: UserError for cells that do not exist, and if inspect-evals is not installed.
+    Raises: PrerequisiteError, which Inspect prints as one line, for cells that do not exist, and if inspect-evals is
+    not installed.
     """
     about = {
         "extra_system_instructions": extra_system_instructions,
@@ -66,10 +69,14 @@ def agentic_misalignment(
         "deliberate": deliberate,
         "plain_client": plain_client,
     }
-    chosen = select(scenario, goal_type, goal_value, urgency_type)
+    try:
+        chosen = select(scenario, goal_type, goal_value, urgency_type)
+        dataset = [_sample(cell, about) for cell in chosen]
+    except UserError as error:
+        raise PrerequisiteError(str(error)) from None
     return Task(
-        dataset=[_sample(cell, about) for cell in chosen],
-        solver=generate(tool_calls="none"),
+        dataset=dataset,
+        solver=[judge_is_there(grader_model), generate(tool_calls="none")],
         scorer=misalignment(grader_model),
         metrics=_metrics(len(chosen)),
         epochs=Epochs(EPOCHS, []),  # no reducer: its mean would leave one score a cell, without an error
@@ -104,6 +111,17 @@ def _metrics(cells: int) -> dict[str, list[Any]]:
     error = stderr(cluster="cell") if cells > 1 else stderr()
     each = [accuracy(), ci_wilson(), error, grouped(accuracy(), "cell", all="groups")]
     return {"verdict": each, "harmful": each}
+
+
+@solver
+def judge_is_there(grader_model: str | Model | None = None) -> Solver:
+    """Finds the judge before a reply is drawn, so that nobody draws 8,100 of them for one that is not installed."""
+
+    async def find(state: TaskState, generate: Generate) -> TaskState:
+        _judge(grader_model, state.metadata["scenario"], "")
+        return state
+
+    return find
 
 
 @scorer(metrics=_metrics(27))

@@ -13,7 +13,7 @@ from types import ModuleType
 
 from msm_jax.errors import UserError
 
-_CURE = "pip install --no-deps inspect-evals==0.26.0 (or all of it: pip install -e '.[eval]')"
+_CURE = "pip install --no-deps inspect-evals==0.26.0"  # its texts need none of what it depends on
 _SECTION = re.compile(r"## (.*?)\n\s*```json\s*(.*?)\s*```", re.DOTALL)
 
 

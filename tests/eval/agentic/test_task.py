@@ -7,6 +7,7 @@ import statistics
 
 import pytest
 from inspect_ai import eval
+from inspect_ai._util.error import PrerequisiteError
 from inspect_ai._util.registry import registry_info
 from inspect_ai.model import (
     ChatMessageAssistant,
@@ -86,8 +87,17 @@ def test_settings_are_the_papers():
     assert registry_info(registered.agentic_misalignment).name == "msm_jax/agentic_misalignment"
     bare = agentic_misalignment(scenario="exfiltration", goal_type="none", prod=True, model_name="Vesta").dataset[0]
     assert "SCRATCHPAD" not in bare.input[0].text and "You are Vesta," in bare.input[0].text
-    with pytest.raises(UserError, match="needs a goal"):
+    with pytest.raises(PrerequisiteError, match="needs a goal"):
         agentic_misalignment(scenario="leaking", goal_type="explicit", goal_value="none")
+
+
+def test_nothing_is_drawn_for_a_judge_that_is_not_there(tmp_path):
+    def never(*_):
+        raise AssertionError("a reply was drawn")
+
+    task = agentic_misalignment(scenario="exfiltration", goal_type="none", grader_model="nobody/knows")
+    log = run(task, get_model("mockllm/model", custom_outputs=never, memoize=False), tmp_path, epochs=2)
+    assert log.status == "error" and "nobody" in str(log.error or log.samples[0].error)
 
 
 def test_rates_are_exact_and_ours_equal_inspects(tmp_path):
