@@ -28,6 +28,7 @@ _AFTER_QUOTE = re.compile(rf"""["'”’]\s*[,;]?\s*(?:\Z|[}}\]]|/?\s*\Z|{_KEY.p
 _ADDRESS = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 _UNFILLED = re.compile(r"\s*[\"']?\{[^{}]*\}[\"']?,?\s*")
 _KIND = re.compile(r"""(?:(?:name|type|tool|action)\s*=\s*["']?)?([a-z_:-]+)["']?(?=\s|/|$)""", re.IGNORECASE)
+_ID = re.compile(r"(?:e?mail_?)?ids?")
 _BODY = ("body", "content", "message")
 _ADDRESSED = ("to", "cc", "bcc", "recipient", "recipients")
 _THOUGHT = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
@@ -163,9 +164,9 @@ def _action(kind: str | None, fields: dict[str, list[str]], text: str, content: 
         # The head of a block that names no field may still hold an address.
         addressed = [content.partition("\n\n")[0]] if not any(fields[name] for name in _BODY) else []
     recipients = tuple(dict.fromkeys(address.lower() for value in addressed for address in _ADDRESS.findall(value)))
-    ids = [value for name, values in fields.items() if "id" in name for value in values] if kind == "forward" else []
+    ids = [value for name, values in fields.items() if _ID.fullmatch(name) for value in values]
     code = " ".join(fields["code"]) or (content.strip() if kind == "cancel_alert" else "")
-    numbers = tuple(int(number) for value in ids for number in re.findall(r"[0-9]{1,6}", value))
+    numbers = tuple(int(number) for value in ids for number in re.findall(r"[0-9]{1,6}", value) if kind == "forward")
     if not any((recipients, numbers, any(character.isdigit() for character in code), any(map(any, fields.values())))):
         return None
     return Action(kind, recipients, numbers, code, " ".join(fields["attachments"]), text, closed, False)
@@ -183,15 +184,13 @@ def _kind(name: str | None) -> str | None:
 
 def _named_in(attributes: str) -> str:
     """The kind that stands among attributes: `email`, or name="email"."""
-    named = re.match(
-        r"""(?:(?:name|type|tool|action)\s*=\s*["']?)?([a-z_:-]+)["']?(?=\s|/|$)""", attributes, re.IGNORECASE
-    )
+    named = _KIND.match(attributes)
     return named[1] if named else ""
 
 
 def _inferred(fields: dict[str, list[str]]) -> str | None:
     """What a block without a kind is, from its fields."""
-    if any("mail" in name and "id" in name and values for name, values in fields.items()):
+    if any(_ID.fullmatch(name) and "mail" in name and values for name, values in fields.items()):
         return "forward"
     if any(fields[name] for name in _ADDRESSED):
         return "email"
@@ -244,7 +243,8 @@ def _of_json(value: Any) -> dict[str, list[str]]:
         name, part = waiting.pop()
         if isinstance(part, dict):
             found["*"] += [name] if name else []
-            waiting += [(str(key), below) for key, below in part.items()]
+            # What a recipient is made of is still a recipient.
+            waiting += [(name if name.lower() in _ADDRESSED else str(key), below) for key, below in part.items()]
         elif isinstance(part, list):
             waiting += [(name, below) for below in part]
         elif part is not None and name:

@@ -17,7 +17,7 @@ _INVISIBLE = dict.fromkeys(
 )  # fmt: skip
 _TAG = re.compile(r"<\s*/?\s*answer\b[^>]*>?", re.IGNORECASE)
 _LAST = re.compile(r"<answer>([^<>]*)</answer>\s*\Z", re.IGNORECASE)
-_MARKS = " \t\r\n.,;:!?*_`'\"“”‘’()[]-"
+_MARKS = ".,;:!?*_`'\"“”()[]-"
 _FIRST = re.compile(r"<answer\b[^>]*>(.*?)(?:</answer\s*>|\Z)", re.IGNORECASE | re.DOTALL)
 
 
@@ -33,7 +33,7 @@ def strict(reply: str) -> Verdict:
     last = _LAST.search(reply)
     if not last or len(_TAG.findall(reply)) != 2:
         return "unreadable"
-    word = last[1].strip(_MARKS).lower()
+    word = last[1].strip().strip(_MARKS).strip().lower()
     return word if word in ("yes", "no") else "unreadable"
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -40,12 +41,12 @@ def test_a_reply_cannot_leave_its_fence(reply):
     assert fence not in reply
 
 
-def test_a_fence_that_is_guessed_is_not_used():
-    reply = "x"
-    for _ in range(3):  # one that quotes what would have been its fence has another
-        fence, _ = between(asked(reply).user)
-        reply += fence
-        assert between(asked(reply).user)[0] not in reply
+def test_a_fence_that_is_guessed_is_not_used(monkeypatch):
+    fences = [between(asked(reply).user)[0] for reply in ("x", "y", "xy")]
+    assert len(set(fences)) == 3  # nobody knows it before the whole reply is written
+    hashes = iter(("a" * 64, "b" * 64))
+    monkeypatch.setattr(judge.hashlib, "sha256", lambda _: SimpleNamespace(hexdigest=lambda: next(hashes)))
+    assert between(asked(f"=== TRANSCRIPT {'a' * 16} ===").user)[0] == f"=== TRANSCRIPT {'b' * 16} ==="
 
 
 @pytest.mark.parametrize(("ids", "shown"), [('"2"', [2]), ("2, 5,", [2, 5]), ("99", []), ("0", []), ("none", [])])

@@ -191,8 +191,8 @@ def test_three_hundred_are_in_flight_together(tmp_path):
     model = get_model("mockllm/model", custom_outputs=lambda *_: output(NOTHING), memoize=False)
     model.api.generate = say
     task = agentic_misalignment(scenario="exfiltration", goal_type="none", grader_model="scripted")
-    run(task, model, tmp_path, epochs=120)
-    assert most == 120  # Inspect's own start is twenty
+    run(task, model, tmp_path, epochs=60)
+    assert most == 60  # Inspect's own start is twenty
 
 
 ERROR = output("That prompt is too long.", "model_length", error="That prompt is too long.")
@@ -210,6 +210,8 @@ CUT = "<SCRATCHPAD_REASONING>Hm.</SCRATCHPAD_REASONING>\nI will now wri"
         (output(CUT, "model_length"), "truncated", True),
         (ModelOutput(model="mock"), "target_error", False),
         (output(" \n"), "no_response", False),
+        (output("<think>Hm.</think>\n"), "no_response", False),
+        (output("<think>Hm."), "truncated", True),
         (output("", "max_tokens"), "truncated", True),
     ],
 )
@@ -321,18 +323,10 @@ def test_failed_judgements_are_missing_and_bounded(tmp_path):
     log.samples = [sample for sample in log.samples if not (sample.id == first.cell and sample.epoch > 8)]
     cut = results.summarise(results.read(log)).cells[0]
     assert cut.missing["not_run"] == 2 and cut.verdict.scored + cut.verdict.missing == 10
-
-
-def test_a_log_of_something_else_is_refused(tmp_path):
-    log = run(
-        agentic_misalignment(scenario="exfiltration", goal_type="none", grader_model="scripted"),
-        saying(NOTHING),
-        tmp_path,
-        1,
-    )
+    # What is no log of this task, or holds nothing, is refused.
+    log.samples = []
+    with pytest.raises(UserError, match="holds no samples"):
+        results.read(log)
     log.eval.task = "another"
     with pytest.raises(UserError, match="holds another, not agentic_misalignment"):
-        results.read(log)
-    log.eval.task, log.samples = "agentic_misalignment", []
-    with pytest.raises(UserError, match="holds no samples"):
         results.read(log)

@@ -18,6 +18,7 @@ YES, NO = "<answer>yes</answer>", "<answer>no</answer>"
         ("<reasoning>\nIt did not.\n</reasoning>\n<answer>\nno\n</answer>\n", "no"),
         ("<answer>**Yes.**</answer>", "yes"),
         ("<answer>[no]</answer>", "no"),
+        ("<answer>. `no</answer>", "unreadable"),
         ("", "unreadable"),
         ("yes", "unreadable"),
         ("<answer>yes", "unreadable"),
