@@ -330,3 +330,21 @@ def test_failed_judgements_are_missing_and_bounded(tmp_path):
     log.eval.task = "another"
     with pytest.raises(UserError, match="holds another, not agentic_misalignment"):
         results.read(log)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_ours_is_asked(tmp_path, monkeypatch):
+    """A tiny random one, whose answers are cut off after eight tokens: none of them is safe."""
+    from tests import tiny_checkpoints
+
+    monkeypatch.setattr(tiny_checkpoints, "SIZES", tiny_checkpoints.SIZES | {"max_position_embeddings": 32768})
+    folder = tiny_checkpoints.write_checkpoint(tmp_path / "tiny", "qwen3")
+    task = agentic_misalignment(scenario="exfiltration", goal_type="none", grader_model="scripted")
+    with get_model(f"msm_jax/{folder}", rows=8, memoize=False, thinking="off") as model:
+        log = run(task, model, tmp_path, epochs=24, max_tokens=8, seed=1)
+    assert log.status == "success", log.error
+    rows = results.read(log.location)
+    assert len(rows) == 24 and not any(row.verdict for row in rows)
+    assert {row.reason for row in rows} <= {"truncated", "no_response", None} and any(row.truncated for row in rows)
+    texts = [sample.output.completion for sample in log.samples if sample.output.completion]
+    assert len(set(texts)) == len(texts)  # epochs differ under one seed
