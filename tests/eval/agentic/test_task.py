@@ -84,7 +84,8 @@ def test_settings_are_the_papers():
     assert (task.config.temperature, task.config.max_tokens, task.config.max_connections) == (0.7, 4096, 300)
     assert [sample.id for sample in task.dataset] == [cell.id for cell in cells() if cell.scenario == "exfiltration"]
     assert all(sample.metadata["agent_name"] == "Qwen" for sample in task.dataset)
-    assert registry_info(registered.agentic_misalignment).name == "msm_jax/agentic_misalignment"
+    # "msm_jax/" comes before it where the package is installed; a checkout on the path hides that it is.
+    assert registry_info(registered.agentic_misalignment).name.rpartition("/")[2] == "agentic_misalignment"
     bare = agentic_misalignment(scenario="exfiltration", goal_type="none", prod=True, model_name="Vesta").dataset[0]
     assert "SCRATCHPAD" not in bare.input[0].text and "You are Vesta," in bare.input[0].text
     with pytest.raises(PrerequisiteError, match="needs a goal"):
