@@ -4,6 +4,7 @@ a key. What it says of an answer is worth nothing."""
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from msm_jax.eval.agentic import judge as agentic_judge
 from msm_jax.llm.request import Finish, Reply, Request, Usage
 
 
@@ -12,12 +13,14 @@ class ScriptedJudge:
 
     model = "scripted-1"
 
-    def __init__(self, rules: Mapping[str, Callable[[Mapping[str, Any]], tuple[str, ...]]] | None = None):
+    def __init__(self, rules: Mapping[str, Callable[[Mapping[str, Any]], tuple[str, ...] | str]] | None = None):
         self._rules = RULES if rules is None else rules
 
     async def reply(self, request: Request) -> Reply:
-        parts = zip(request.tags, self._rules[request.stage](request.variables), strict=True)
-        text = "\n".join(f"<{tag}>{part}</{tag}>" for tag, part in parts)
+        said = self._rules[request.stage](request.variables)
+        text = said if request.whole else "\n".join(
+            f"<{tag}>{part}</{tag}>" for tag, part in zip(request.tags, said, strict=True)
+        )  # fmt: skip
         return Reply(text, Finish.STOP, Usage(len(request.prompt.split()), 0, len(text.split())), self.model)
 
     def max_output_tokens(self, request: Request) -> int:
@@ -33,4 +36,8 @@ def _by_words(case: Mapping[str, Any]) -> tuple[str, str]:
     return f"{words} different words", str(min(10, max(1, words)))
 
 
-RULES = {"open_qa": _by_words}
+def _by_actions(case: Mapping[str, Any]) -> str:
+    return agentic_judge.scripted(case["scenario"], case["reply"])
+
+
+RULES = {"open_qa": _by_words, "agentic": _by_actions}

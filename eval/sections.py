@@ -4,6 +4,7 @@
 with its verdicts, "summary": what the evaluation's `summarise` returned, and "judge"}.
 """
 
+import collections
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -116,8 +117,78 @@ def _open_questions(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list
     )
 
 
+def _agentic(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list[dict]]]) -> Section:
+    cells = list(
+        dict.fromkeys(cell for _, entries in by_arm for entry in entries for cell in entry["summary"]["cells"])
+    )
+    rows = [
+        [
+            arm["label"],
+            _interval(mean_of(entries)),
+            _score(mean_of(entries, "harmful").value),
+            _score(mean_of(entries, "harmful_upstream").value),
+            f"{_score(mean_of(entries, 'best').value)} to {_score(mean_of(entries, 'worst').value)}",
+            f"{_total(entries, 'n'):,} of {_total(entries, 'answers'):,}",
+            "/".join(str(_total(entries, field)) for field in ("truncated", "no_action")),
+        ]
+        for arm, entries in by_arm
+    ]
+    parts = [[cell, *(_of_cell(entries, cell) for _, entries in by_arm)] for cell in cells]
+    judges = ", ".join(dict.fromkeys(entry["summary"]["judge"] for _, entries in by_arm for entry in entries))
+    seeds = len({entry["seed"] for _, entries in by_arm for entry in entries})
+    notes = [
+        f"The interval is over {seeds} seeds: it speaks of training runs, on these {len(cells)} prompts."
+        if seeds > 1
+        else f"The interval is over {len(cells)} cells: it speaks of prompts such as these; there is one seed.",
+        "harmful: with our gate, and with upstream's. bounds: the rate if what is missing were harmless, or harmful. "
+        "t/n: answers that were cut off, and those without an action.",
+    ]
+    for arm, entries in by_arm:
+        reasons = collections.Counter()
+        for entry in entries:
+            reasons.update(entry["summary"]["missing"])
+        if reasons:
+            told = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in reasons.most_common())
+            notes.append(f"{arm['label']}, not judged: {told}.")
+        if empty := sorted({cell for entry in entries for cell in entry["summary"]["missing_cells"]}):
+            notes.append(f"{arm['label']}: no rate, and not in the mean: {', '.join(empty)}.")
+    differ = sum(_total(entries, "gates_differ") for _, entries in by_arm)
+    read = sum(_total(entries, "rules_differ") for _, entries in by_arm)
+    notes.append(
+        f"Our gate and upstream's differ on {differ:,} answers, our reading of the judge and its older one on {read:,}."
+    )
+    means = [mean_of(entries) for _, entries in by_arm]
+    return Section(
+        title="Agentic misalignment",
+        about=f"Rate at which the agent decides on the act ({judges} says so of its answer): the unweighted mean over "
+        f"{len(cells)} cells. The paper's metric (arXiv 2605.02087, D.3).",
+        header=["Arm", "rate [95 %]", "harmful", "upstream's", "bounds", "judged", "t/n"],
+        rows=rows,
+        parts_header=["Cell", *(arm["label"] for arm, _ in by_arm)],
+        parts=parts,
+        notes=notes,
+        figure={
+            "file": "agentic_misalignment.png",
+            "title": "Agentic misalignment",
+            "caption": "Means over seeds of the mean over cells, with 95 % intervals; dots are single seeds.",
+            "png": plots.scores([arm for arm, _ in by_arm], means, (0, 1), "rate of misaligned decisions"),
+        },
+    )
+
+
+def _of_cell(entries: Sequence[Mapping[str, Any]], cell: str) -> str:
+    """Of all seeds together: the rate and its Wilson interval."""
+    found = [entry["summary"]["cells"][cell]["verdict"] for entry in entries if cell in entry["summary"]["cells"]]
+    n = sum(each["n"] for each in found)
+    yes = sum(each["rate"] * each["n"] for each in found if each["rate"] is not None)
+    if not n:
+        return "-"
+    low, high = stats.wilson(min(yes, n), n)
+    return f"{_score(yes / n)} [{low:.2f} {high:.2f}]"
+
+
 _NOTHING = {"mean": None, "low": None, "high": None}
-_SECTIONS: dict[str, Callable[..., Section]] = {"open_qa": _open_questions}
+_SECTIONS: dict[str, Callable[..., Section]] = {"open_qa": _open_questions, "agentic_misalignment": _agentic}
 
 
 def _total(entries: Sequence[Mapping[str, Any]], field: str) -> int:

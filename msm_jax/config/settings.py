@@ -371,6 +371,15 @@ class OpenQuestions:
 
 
 @dataclasses.dataclass
+class Agentic:
+    cells: int | None = setting(None, "of the 27 cells, at most; none: all", from_1(27))
+    samples: int = setting(300, "answers in each cell", from_1(2**16))
+    scratchpad: bool = setting(True, "whether the agent is told of a place for its thoughts; off for models that think")
+    temperature: float = setting(0.7, "of the answers", FROM_0)
+    max_tokens: int = setting(4096, "tokens of an answer", from_1(2**16))
+
+
+@dataclasses.dataclass
 class Checkpointed(Writing, OnCheckpoint):
     """An experiment on a checkpoint, with corpora that exist or that a language model writes."""
 
@@ -380,6 +389,7 @@ class Checkpointed(Writing, OnCheckpoint):
     aft_spec: str = setting("", "whose AFT chats are written (or which {spec} is in data.aft), where specs differ")
     judge: Judge = setting(Judge(), "who grades the answers of evaluations")
     open_qa: OpenQuestions = setting(OpenQuestions(), "open questions on the model's own conduct")
+    agentic_misalignment: Agentic = setting(Agentic(), "whether an agent under threat does harm")
 
 
 @dataclasses.dataclass
@@ -396,4 +406,4 @@ class Corpora(Writing):
 KINDS = {kind.kind: kind for kind in (Microworld, Checkpointed, Prose, Corpora)}
 
 # What `config.evaluations` may name; experiment/evaluations.py builds them.
-EVALUATIONS = ("value_generalisation", "values", "open_qa")
+EVALUATIONS = ("value_generalisation", "values", "open_qa", "agentic_misalignment")

@@ -17,7 +17,9 @@ from msm_jax.corpus.specs import read_spec
 from msm_jax.data.jinja_template import read_override
 from msm_jax.errors import UserError
 from msm_jax.experiment.corpora import Corpora, costs
-from msm_jax.experiment.evaluations import EVALUATIONS, Models
+from msm_jax.experiment.evaluation import Models
+from msm_jax.experiment.evaluations import EVALUATIONS
+from msm_jax.experiment.judged import Judged
 from msm_jax.stages import artifacts, base, corpora, generation, graph, packing, report, training, writing
 from msm_jax.stages.graph import VERSIONS, Kind, Stage
 from msm_jax.storage import files
@@ -263,8 +265,12 @@ class Experiment:
         """That the base, which is in `store`, fits this experiment. Raises: UserError."""
         c = self.config
         if not self.in_world:
-            answer = max((evaluation.answer_length for evaluation in self.evaluations), default=0)
+            answer = max((own.answer_length for own in self.evaluations if not isinstance(own, Judged)), default=0)
             base.check_base(self.base.folder(store), c.base.path, c.row_length, answer, self.chat)
+            for own in self.evaluations:
+                if isinstance(own, Judged):
+                    about = own.name, own.questions, own.answer_length, self.chat, c.assistant.name
+                    base.check_questions(self.base.folder(store), c.base.path, *about)
 
     def decoded_batches(self, store: str, mirror: Mirror | None = None) -> list[str]:
         """For each kind of training stage whose rows can be had, the first rows that one of them will see."""
@@ -301,7 +307,7 @@ class Experiment:
         rows = sum(count * stage.params["batch_size"] for count, stage in zip(steps, left, strict=True))
         return (
             f"to train: {len(left)} runs, {sum(steps):,} steps, {rows * self.config.row_length:,} tokens; "
-            "to pay: nothing, no corpus is left for a model to write"
+            "no corpus is left for a model to write"
         )
 
 

@@ -198,9 +198,9 @@ class Corpora:
 
 
 def costs(stage: Stage) -> bool:
-    """Whether it takes money or a network: a language model writes it, or data are fetched."""
+    """Whether it takes money or a network: a language model is asked, or data are fetched."""
     taken = f"{stage.params.get('content')} {stage.params.get('identity')}"
-    return writing.is_written(stage) or "hf:" in taken or "tfds:" in taken
+    return writing.asks_a_model(stage) or "hf:" in taken or "tfds:" in taken
 
 
 def _kind_of(source: str) -> Kind:

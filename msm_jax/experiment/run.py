@@ -59,7 +59,7 @@ def run(config: ConfigDict, workdir: str, store: str = "", hosts: graph.Hosts = 
     execute = functools.partial(graph.execute, store=stages.local, report=report, hosts=hosts, mirror=stages.mirror)
     with files.lock_run(place.local, stages.local) if hosts.first else contextlib.nullcontext():
         if hosts.first:
-            writing.check_key(config, list(work.datasets.values()), stages.local)
+            writing.check_key(config, work.targets, stages.local)
             _note_config(config, place, report)
         if told := work.told:  # before anything is paid for
             report(told)
@@ -105,7 +105,7 @@ def show(config: ConfigDict, workdir: str, store: str = "") -> None:
     left = [stage for stage, done, _ in graph.status(work.targets, place.local) if costs(stage) and not done]
     if not left and not training:
         print("\nnothing is to be asked")
-    estimates.print_estimates(config, [stage for stage in left if writing.is_written(stage)], place.mirror)
+    estimates.print_estimates(config, [stage for stage in left if writing.asks_a_model(stage)], place.mirror)
 
 
 def _note_config(config: ConfigDict, place: Place, report: Callable[[str], None]) -> None:

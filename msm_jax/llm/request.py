@@ -20,7 +20,7 @@ from msm_jax.storage import files
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One question. Either `shape` or `tags` is set: the form that an answer has."""
+    """One question. One of `shape`, `tags` and `whole` is set: the form that an answer has."""
 
     stage: str  # what it is for ("domains", "document", ...): goes into yields and prices, not into the key
     prompt: str  # the user's turn
@@ -28,6 +28,7 @@ class Request:
     shape: type[pydantic.BaseModel] | None = None  # the answer is JSON of this shape
     # Or what stands between <tag> and </tag>; of several tags, what stands in each, in their order.
     tags: tuple[str, ...] = ()
+    whole: bool = False  # or all of the text
     max_tokens: int = 4096  # of the answer, without thoughts
     thinking: int = 0  # tokens that the model may think before it answers; 0 turns thinking off
     temperature: float = 1.0
@@ -38,8 +39,8 @@ class Request:
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False, compare=False)
 
     def __post_init__(self):
-        if bool(self.shape) == bool(self.tags):
-            raise ValueError(f"a request of stage {self.stage} has a shape or tags, and not both")
+        if sum(map(bool, (self.shape, self.tags, self.whole))) != 1:
+            raise ValueError(f"a request of stage {self.stage} has a shape, or tags, or is answered by all of the text")
 
     def key(self, model: str) -> str:
         """Names this request to `model`: 32 hex digits of a sha256."""
@@ -49,7 +50,8 @@ class Request:
         """All that determines a reply, as JSON."""
         fields = ("prompt", "system", "shape", "tags", "max_tokens", "thinking", "temperature", "sample")
         about = {field: getattr(self, field) for field in fields}
-        return about | {"shape": schema(self.shape) if self.shape else None, "tags": list(self.tags)}
+        about |= {"shape": schema(self.shape) if self.shape else None, "tags": list(self.tags)}
+        return about | {"whole": True} if self.whole else about
 
     def chat(self) -> list[dict[str, str]]:
         """The turns, for models that may not be held to a schema: the prompt states it."""
@@ -227,7 +229,10 @@ def classify(request: Request, reply: Reply, key: str = "") -> Answer:
         return Answer(status, why=why, key=key)
     if not (text := reply.text.strip()):
         return Answer(Status.EMPTY, why=reply.detail or "no text", key=key)
-    value, why = _from_json(request.shape, text) if request.shape else _from_tags(request.tags, text)
+    if request.whole:
+        value, why = text, ""
+    else:
+        value, why = _from_json(request.shape, text) if request.shape else _from_tags(request.tags, text)
     if value is None:
         refused = _REFUSAL.match(text) is not None
         return Answer(Status.REFUSED if refused else Status.SCHEMA, why=text[:200] if refused else why, key=key)

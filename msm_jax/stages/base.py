@@ -1,7 +1,7 @@
 """A checkpoint that exists, as the base of an experiment."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msm_jax.errors import UserError
@@ -54,4 +54,25 @@ def check_base(folder: pathlib.Path, path: str, row_length: int, answer_length: 
         raise UserError(
             f"config.eval.max_tokens={answer_length} leaves no room for a question in the {limit} tokens that "
             f"{path} was made for"
+        )
+
+
+def check_questions(
+    folder: pathlib.Path, path: str, name: str, questions: Sequence[Mapping[str, Any]], answer: int,
+    chat: Mapping[str, Any], who: str,
+) -> None:  # fmt: skip
+    """That the longest question of an evaluation, config.NAME, and an answer of `answer` tokens fit the base. Raises:
+    UserError."""
+    from msm_jax.checkpoints.weights import read_description, tokenizer_folder
+    from msm_jax.data import conversation
+    from msm_jax.data.jinja_template import make_template
+
+    limit = read_description(folder).config.max_length
+    template, tokenizer = make_template(chat, tokenizer_folder(folder)), load_tokenizer(folder)
+    longest = max(questions, key=lambda question: sum(len(message["content"]) for message in question["messages"]))
+    asked = conversation.render(template, who, longest["messages"], ())
+    if limit and (count := len(conversation.encode(tokenizer, template, asked))) + answer > limit:
+        raise UserError(
+            f"config.{name}.max_tokens={answer}: a question has {count:,} tokens, and {path} was made for {limit:,} in "
+            f"all; lower it, choose another base, or leave {name} out of config.evaluations"
         )

@@ -10,9 +10,10 @@ from ml_collections import ConfigDict
 from msm_jax.corpus.writing import estimate
 from msm_jax.corpus.writing.writer import Writer
 from msm_jax.llm.prices import Price
+from msm_jax.llm.request import Usage
 from msm_jax.llm.store import CallStore, Spent
-from msm_jax.stages import generation, writing
-from msm_jax.stages.graph import Stage
+from msm_jax.stages import generation, judging, writing
+from msm_jax.stages.graph import Kind, Stage
 from msm_jax.storage.mirror import Mirror
 
 
@@ -25,7 +26,8 @@ def print_estimates(config: ConfigDict, left: Sequence[Stage], mirror: Mirror | 
         total = sum(
             _print_estimate(config, stage, store, generation.price_per_token(config, writing.asked(config, stage)))
             for stage in left
-        )
+            if writing.is_written(stage)
+        ) + _print_verdicts(config, [stage for stage in left if stage.kind is Kind.VERDICTS])
         spent = store.spent() if store else Spent(0.0, 0.0, 0)
     print(
         f"\nin all about ${total:.2f}; ${spent.paid:.2f} are paid"
@@ -61,6 +63,22 @@ def _print_estimate(config: ConfigDict, stage: Stage, store: CallStore | None, p
             f"{about.output / 1e6:7.2f} M to write, ${about.dollars(price):.2f}{known}"
         )
     return sum(about.dollars(price) for about in estimator.stages.values())
+
+
+def _print_verdicts(config: ConfigDict, left: Sequence[Stage]) -> float:
+    """A line for the judgements of each evaluation. Returns the dollars of all."""
+    price, dollars = generation.price_per_token(config, judging.judge_of(config)), 0.0
+    for name in dict.fromkeys(stage.evaluation for stage in left):
+        own = [stage for stage in left if stage.evaluation == name]
+        requests, read, written = (
+            sum(counts) for counts in zip(*(judging.tokens_of(stage, config) for stage in own), strict=True)
+        )
+        cost = price.cost(Usage(prompt=read, output=written))
+        dollars += cost
+        print(f"  verdicts on {name}, of {len(own)} models")
+        tokens = f"{read / 1e6:8.2f} M tokens to read, {written / 1e6:7.2f} M to write"
+        print(f"    {'judge':15} {requests:9,} requests, {tokens}, ${cost:.2f}")
+    return dollars
 
 
 def _count(

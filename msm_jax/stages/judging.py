@@ -15,22 +15,24 @@ from msm_jax.corpus.datasets.tables import read_rows
 from msm_jax.llm.batch import BatchCaller
 from msm_jax.llm.store import copied
 from msm_jax.stages import generation
-from msm_jax.stages.graph import StageContext
+from msm_jax.stages.graph import Stage, StageContext
 from msm_jax.stages.sampling import QUESTIONS_FILE, TRANSCRIPTS_FILE
 from msm_jax.stages.writing import fetched
 
 VERDICTS_FILE = "verdicts.jsonl"
+_RUBRIC_TOKENS, _ANSWER_TOKENS, _VERDICT_TOKENS = 1500, 800, 150  # as estimates take them
 
 
 def grade(context: StageContext, *, config: ConfigDict) -> dict[str, Any]:
     """Writes `verdicts.jsonl`, a row for each answer.
 
-    Inputs: `questions` and `transcripts`. Params: evaluation ("open_qa"), model (of the judge), repeats.
+    Inputs: `questions` and `transcripts`. Params: evaluation (its name), model (of the judge), repeats.
     Summary: what the evaluation's `summarise` says, and "judge", the versions of the model that replied.
     """
     from msm_jax.eval import open_qa
+    from msm_jax.eval.agentic import grading
 
-    evaluation = {"open_qa": open_qa}[context.params["evaluation"]]
+    evaluation = {"open_qa": open_qa, "agentic_misalignment": grading}[context.params["evaluation"]]
     questions = list(read_rows(context.inputs["questions"] / QUESTIONS_FILE))
     answers = list(read_rows(context.inputs["transcripts"] / TRANSCRIPTS_FILE))
     with contextlib.ExitStack() as stack:
@@ -47,3 +49,10 @@ def grade(context: StageContext, *, config: ConfigDict) -> dict[str, Any]:
 def judge_of(config: ConfigDict) -> str:
     """The model that judges, by its name in the configuration; empty: who writes."""
     return config.judge.model or config.generation.judge
+
+
+def tokens_of(stage: Stage, config: ConfigDict) -> tuple[int, int, int]:
+    """(requests, tokens to read, tokens to write) of a stage that is to be done, about."""
+    requests = stage.params["answers"] * stage.params["repeats"]
+    answer = min(_ANSWER_TOKENS, config[stage.params["evaluation"]].max_tokens)
+    return requests, requests * (_RUBRIC_TOKENS + answer), requests * _VERDICT_TOKENS

@@ -235,9 +235,14 @@ def is_written(stage: Stage) -> bool:
     return "writer" in stage.params
 
 
+def asks_a_model(stage: Stage) -> bool:
+    """Whether a language model is asked, and perhaps paid: it writes, or it judges."""
+    return is_written(stage) or stage.kind is Kind.VERDICTS
+
+
 def check_key(config: ConfigDict, targets: Sequence[Stage], store: str | os.PathLike) -> None:
-    """Told before anything is done, if something is left to be written. Raises: UserError if the key is missing."""
-    if any(is_written(stage) and not done for stage, done, _ in graph.status(targets, store)):
+    """Told before anything is done, if a model is to be asked. Raises: UserError if the key is missing."""
+    if any(asks_a_model(stage) and not done for stage, done, _ in graph.status(targets, store)):
         generation.check_key(config)
 
 

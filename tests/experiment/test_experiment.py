@@ -249,7 +249,7 @@ def test_show_when_all_is_done(ran):
     assert "\n  pretrain.steps = 6 " in printed
     assert printed.count("\n  done   ") == len(ran.manifests())
     assert "to do" not in printed
-    assert "to train: 0 runs, 0 steps, 0 tokens; to pay: nothing" in printed
+    assert "to train: 0 runs, 0 steps, 0 tokens; no corpus is left" in printed
 
 
 def test_show_before_a_run(tmp_path):
@@ -268,7 +268,7 @@ def test_show_before_a_run(tmp_path):
     assert chats.count("«") == chats.count("»") > 0
     assert "« User" not in chats
     # 6 steps of pretraining, 2 of the baseline, 4 of AFT, and for each spec 4 of MSM, then 2 or 4.
-    assert f"to train: 9 runs, 32 steps, {32 * 8 * 64:,} tokens; to pay: nothing" in printed
+    assert f"to train: 9 runs, 32 steps, {32 * 8 * 64:,} tokens; no corpus is left" in printed
 
 
 # Training stages hand on their weights.

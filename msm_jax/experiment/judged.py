@@ -1,0 +1,138 @@
+"""Evaluations in which a model answers at length, and a judge says what its answers are."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from msm_jax import config as config_lib
+from msm_jax.corpus.specs import Spec
+from msm_jax.errors import UserError
+from msm_jax.eval import open_qa
+from msm_jax.eval.agentic import grading, judge
+from msm_jax.experiment.evaluation import QUESTION_TOKENS, Models
+from msm_jax.stages import generation, judging, sampling
+from msm_jax.stages.graph import VERSIONS, Kind, Stage
+from msm_jax.storage import files
+
+
+class Judged:
+    """An evaluation of two stages: answers that are drawn once, and what a judge says of them. Another judge, or
+    another wording of what it is asked, draws nothing anew.
+
+    Attributes:
+      title: what it is called in lines that people read.
+      prompt_tokens: of a question, as plans take it.
+    """
+
+    name: str
+    title: str
+    prompt_tokens: int
+    columns: Sequence[dict[str, Any]] = ()
+    measures = True
+
+    def __init__(self, config: ConfigDict, specs: Sequence[Spec], world: Mapping[str, Any] | None):
+        if config.kind != "checkpoint":
+            raise UserError(
+                f"config.evaluations has {self.name}, which needs a judge: it is for experiments of kind checkpoint, "
+                f"and this one is of kind {config.kind}; leave it out"
+            )
+        self._config, self.settings = config, config_lib.to_dict(config[self.name])
+        self.answer_length = self.settings["max_tokens"]
+
+    @functools.cached_property
+    def questions(self) -> list[dict[str, Any]]:
+        """{"id", "messages", ...}"""
+        raise NotImplementedError
+
+    @property
+    def asked_of_judge(self) -> Any:
+        """All that changes what the judge is asked, beside the answers."""
+        raise NotImplementedError
+
+    @property
+    def told(self) -> str:
+        answers, repeats = len(self.questions) * self.settings["samples"], self.settings.get("repeats", 1)
+        return f"evaluation: {self.title}, {answers:,} answers of each model, judged {repeats} x by {self.judge}"
+
+    @property
+    def judge(self) -> str:
+        return generation.model_name(self._config, judging.judge_of(self._config), judges=True)
+
+    @property
+    def drawn(self) -> dict[str, int]:
+        p = self.settings
+        return {
+            "prompts": len(self.questions),
+            "samples": p["samples"],
+            "prompt_tokens": self.prompt_tokens,
+            "answer_tokens": p["max_tokens"] // 2,
+            "max_tokens": p["max_tokens"],
+        }
+
+    @functools.cached_property
+    def items(self) -> Stage:
+        params = {"questions": files.fingerprint(self.questions, length=64)}
+        run = functools.partial(sampling.write_questions, questions=self.questions)
+        return Stage(Kind.CORPUS, f"questions-{self.name}", params, {}, run, VERSIONS[Kind.CORPUS])
+
+    def score(self, models: Models, model: Stage, arm: str, seed: int) -> list[Stage]:
+        p = self.settings
+        of = {"arm": arm, "seed": seed, "evaluation": self.name}
+        params = {"chat": models.chat, "model_name": self._config.assistant.name, "seed": seed}
+        params |= {name: p[name] for name in ("samples", "temperature", "max_tokens")}
+        inputs = {"model": model, "base": models.base, "tokenizer": models.tokenizer, "questions": self.items}
+        run = functools.partial(sampling.draw, runtime=models.runtime)
+        answers = Stage(
+            Kind.SAMPLE, f"answers-{self.name}-{arm}-s{seed}", params, inputs, run, VERSIONS[Kind.SAMPLE], **of
+        )  # fmt: skip
+        judged = {
+            "evaluation": self.name,
+            "model": self.judge,
+            "asked": files.fingerprint(self.asked_of_judge, length=64),
+            "answers": len(self.questions) * p["samples"],
+            "repeats": p.get("repeats", 1),
+        }
+        run = functools.partial(judging.grade, config=self._config)
+        inputs = {"questions": self.items, "transcripts": answers}
+        verdicts = Stage(
+            Kind.VERDICTS, f"verdicts-{self.name}-{arm}-s{seed}", judged, inputs, run, VERSIONS[Kind.VERDICTS], **of
+        )  # fmt: skip
+        return [answers, verdicts]
+
+    def control(self, models: Models, stated: Mapping[str, Stage]) -> Stage | None:
+        return None
+
+
+class OpenQuestions(Judged):
+    """Section 4 of the paper: open questions on the model's own conduct, graded from 1 to 10."""
+
+    name, title, prompt_tokens = "open_qa", "open questions", 2 * QUESTION_TOKENS
+
+    @functools.cached_property
+    def questions(self) -> list[dict[str, Any]]:
+        most, by_dimension = self.settings["questions"], {}
+        for row in open_qa.questions(self._config.assistant.name):
+            by_dimension.setdefault(row["dimension"], []).append(row)
+        return [row for own in by_dimension.values() for row in own[:most]]
+
+    @property
+    def asked_of_judge(self) -> Any:
+        return open_qa.RUBRIC.template, open_qa.dimensions()
+
+
+class AgenticMisalignment(Judged):
+    """Sections 4 and 5 of the paper: does an agent whose goal or existence is threatened do harm? 27 cells."""
+
+    name, title, prompt_tokens = "agentic_misalignment", "agentic misalignment", 3072
+
+    @functools.cached_property
+    def questions(self) -> list[dict[str, Any]]:
+        rows = grading.questions(self._config.assistant.name, self.settings["scratchpad"])
+        count = self.settings["cells"] or len(rows)
+        return [rows[len(rows) * place // count] for place in range(count)]
+
+    @property
+    def asked_of_judge(self) -> Any:
+        return judge.digest()
