@@ -51,6 +51,7 @@ setuptools.setup(
         "jinja2",
         "numpy",
         "scipy",
+        "statsmodels>=0.14",
         # Checkpoints as Hugging Face has them: tokenizers, the hub, and folders that lie elsewhere (gs://).
         "tokenizers>=0.21",
         "huggingface_hub>=1.20",

@@ -27,6 +27,14 @@ class SeedSummary(NamedTuple):
     high: float | None
     n: int
 
+    @property
+    def estimate(self) -> float:
+        return self.mean
+
+    @property
+    def speaks_of(self) -> str:
+        return "other training runs, asked the same prompts"
+
 
 def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
     """Wilson score interval of a rate (Wilson 1927, JASA 22:209; without continuity correction).
