@@ -17,7 +17,7 @@ from msm_jax.eval.stats.rates import wilson
 class Agreement:
     """Of two judges. table[i][j] counts where the first said i and the second j. `agree` is the share on which they
     agree (Wilson); `kappa` is Cohen's, all None where both said the same of everything, and without an interval where
-    they never differed: then `agree.low` says how far that is known."""
+    one did, and where they never differed: then `agree.low` says how far that is known."""
 
     kappa: Estimate
     agree: Estimate
@@ -77,6 +77,8 @@ def agreement(first: Sequence[int], second: Sequence[int], confidence: float = 0
         kappa = Estimate(None, None, None, "no kappa: both gave every transcript the same label")
     elif same == a.size:
         kappa = Estimate(1.0, None, None, f"{speaks_of}: no interval, as they never differed")
+    elif a.all() or b.all() or not a.any() or not b.any():
+        kappa = Estimate(0.0, None, None, f"{speaks_of}: no interval, as one gave every transcript the same label")
     else:
         found = cohens_kappa(table)
         value = float(found.kappa)
@@ -115,7 +117,7 @@ def accuracy_by_arm(
 
 def compare_errors(by_arm: Mapping[Hashable, Accuracy], alpha: float = 0.05) -> ErrorRates:
     """Whether the judge errs alike in all arms: Fisher's exact test of each error rate (with three arms and more by
-    10,000 permutations of seed 0), each at alpha / 2.
+    9,999 random tables of seed 0), each at alpha / 2.
 
     Small gold sets find only large differences, so "not shown to differ" is no licence: report the arms beside it.
 
@@ -144,7 +146,8 @@ def corrected_rate(successes: int, n: int, judge: Accuracy, confidence: float = 
     Veterinary Medicine 113:13; for language models Lee et al., arXiv 2511.21140).
 
     It speaks of new answers: n counts independent answers. No correction is possible where the judge is not shown to
-    be better than a coin: then all three are None and `reason` says why.
+    be better than a coin, or where its rate lies beyond what its errors allow (fewer 1 than false alarms alone would
+    give): then all three are None and `reason` says why.
 
     Raises: ValueError unless 0 <= successes <= n and n > 0.
     """
@@ -163,6 +166,10 @@ def corrected_rate(successes: int, n: int, judge: Accuracy, confidence: float = 
     center = (p + sp - 1) / youden
     half = z * math.sqrt(p_var + center**2 * se_var + (1 - center) ** 2 * sp_var) / youden
     center += 2 * z * z * (center * se_var - (1 - center) * sp_var)
+    if center + half < 0 or center - half > 1:
+        side = "false alarms" if center < 0.5 else "sensitivity"
+        reason = f"the judge's rate {raw:.3f} does not fit its {side} in the gold set, which is of something else"
+        return CorrectedRate(None, None, None, "no corrected rate", raw, reason)
     low, high = max(0.0, min(rate, center - half)), min(1.0, max(rate, center + half))
     return CorrectedRate(rate, low, high, "new answers, and another gold set of this size", raw, None)
 
@@ -197,12 +204,12 @@ def _share(successes: int, n: int, of: str, confidence: float) -> Estimate:
 
 def _same_share(shares: Sequence[tuple[float | None, int]]) -> float | None:
     """p-value of equal shares of (share, n); None with fewer than two that have an n."""
-    from scipy.stats import PermutationMethod, fisher_exact
+    from scipy.stats import MonteCarloMethod, fisher_exact
 
     table = np.array([(round(share * n), n - round(share * n)) for share, n in shares if n], dtype=int).reshape(-1, 2)
     if len(table) < 2:
         return None
     if not table.sum(axis=0).all():  # all right, or all wrong
         return 1.0
-    method = None if len(table) == 2 else PermutationMethod(n_resamples=10_000, rng=np.random.default_rng(0))
+    method = None if len(table) == 2 else MonteCarloMethod(n_resamples=9_999, rng=np.random.default_rng(0))
     return float(fisher_exact(table, method=method).pvalue)

@@ -76,7 +76,7 @@ def smallest_shift(sd: float, units: int, paired: bool = True, power: float = 0.
 def _smallest_noncentrality(freedom: int, power: float, alpha: float) -> float:
     """Of the t test. Its power is the normal one, averaged over what the spread may be estimated at. (With 2 to 4 units
     the search of statsmodels 0.15 ends without an answer, or with a wrong one.)"""
-    bound = stdtrit(freedom, 1 - alpha / 2) * np.sqrt(chdtri(freedom, (np.arange(10_000) + 0.5) / 10_000) / freedom)
+    bound = stdtrit(freedom, 1 - alpha / 2) * np.sqrt(chdtri(freedom, (np.arange(1_000) + 0.5) / 1_000) / freedom)
 
     def excess(shift: float) -> float:
         return float((ndtr(shift - bound) + ndtr(-shift - bound)).mean()) - power
