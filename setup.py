@@ -50,7 +50,8 @@ setuptools.setup(
         # Chat templates and the report.
         "jinja2",
         "numpy",
-        "scipy",
+        # Exact tests of tables of three arms and more.
+        "scipy>=1.15",
         "statsmodels>=0.14",
         # Checkpoints as Hugging Face has them: tokenizers, the hub, and folders that lie elsewhere (gs://).
         "tokenizers>=0.21",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from msm_jax.eval.stats.estimate import Estimate, counts, normal, student
+from msm_jax.eval.stats.estimate import Estimate, counts, no_interval, normal, student
 from msm_jax.eval.stats.paired import PairedDifference, correlation
 
 
@@ -67,7 +67,7 @@ def cell_mean(
     these = Estimate(mean, max(0.0, low), min(1.0, high), f"new answers to these {told}, of the same trained models")
     speaks_of = f"other prompts like these {told}, of the same trained models"
     if half is None:
-        like_these = Estimate(mean, None, None, f"{speaks_of}: no interval, as the cells do not differ")
+        like_these = Estimate(mean, None, None, f"{speaks_of}: {no_interval(done.size, 'rates')}")
     else:
         like_these = Estimate(mean, max(0.0, mean - half), min(1.0, mean + half), speaks_of)
     every = [float(rate) for rate in done / n]
@@ -100,7 +100,7 @@ def cell_difference(
     told = _told(k, missing)
     difference, half, p_value = student(first - second, confidence)
     around = (None, None) if half is None else (max(-1.0, difference - half), min(1.0, difference + half))
-    note = "" if half is not None else ": no interval, as the differences do not differ"
+    note = f": {no_interval(k, 'differences')}" if half is None else ""
     like_these = PairedDifference(
         estimate=difference,
         low=around[0],

@@ -43,6 +43,11 @@ def student(values: np.ndarray, confidence: float) -> tuple[float, float | None,
     return mean, half, 2 * float(stdtr(n - 1, -abs(mean) / sem))
 
 
+def no_interval(n: int, what: str) -> str:
+    """Why `student` has none."""
+    return "no interval, as there is one" if n == 1 else f"no interval, as all {what} are equal"
+
+
 def rates(name: str, values: Sequence[float]) -> np.ndarray:
     """float64 [n]. Raises: ValueError naming `name` if there are none, or one is no number in [0, 1]."""
     array = np.asarray(values, dtype=float)

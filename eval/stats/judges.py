@@ -131,7 +131,8 @@ def compare_errors(by_arm: Mapping[Hashable, Accuracy], alpha: float = 0.05) -> 
     found = [name for name, p in known.items() if p is not None and p <= alpha / 2]
     unknown = [name for name, p in known.items() if p is None]
     if found:
-        text = f"The judge's {' and '.join(found)} differ by arm: correct each arm by its own."
+        verb = "differ" if len(found) > 1 else "differs"
+        text = f"The judge's {' and '.join(found)} {verb} by arm: correct each arm by its own."
     else:
         text = "The judge's error rates were not shown to differ by arm."
     if unknown:

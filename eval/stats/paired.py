@@ -4,13 +4,14 @@ A pair's two values share what makes the item hard or the seed lucky, which fall
 interval is as much narrower as the pairs correlate, and two overlapping error bars say little.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from msm_jax.eval.stats.estimate import Estimate, normal, rate_pairs, student
+from msm_jax.eval.stats.estimate import Estimate, no_interval, normal, rate_pairs, student
 from msm_jax.eval.stats.rates import Interval, wilson
 
 
@@ -69,7 +70,7 @@ def item_difference(first: Sequence[float], second: Sequence[float], confidence:
         low, high = adjusted_wald(first, second, confidence)
         return PairedDifference(float((first - second).mean()), low, high, speaks_of, first.size, together, p_value)
     found = _paired_t(first - second, together, speaks_of, confidence, limit=1.0)
-    return PairedDifference(found.estimate, found.low, found.high, found.speaks_of, found.n, together, p_value)
+    return dataclasses.replace(found, p_value=p_value)
 
 
 def seed_difference_in_differences(
@@ -104,8 +105,9 @@ def item_difference_in_differences(
     moved, crossed = _moved(own, "own value"), _moved(cross, "other value")
     speaks_of = "other items like these, of the same trained models"
     difference = float(moved.mean() - crossed.mean())
-    if min(moved.size, crossed.size) < 2 or np.ptp(moved) + np.ptp(crossed) <= 1e-12:
-        return Estimate(difference, None, None, f"{speaks_of}: no interval, as the differences do not differ")
+    least = min(moved.size, crossed.size)
+    if least < 2 or np.ptp(moved) + np.ptp(crossed) <= 1e-12:
+        return Estimate(difference, None, None, f"{speaks_of}: {no_interval(least, 'differences')}")
     low, high = ttest_ind(moved, crossed, equal_var=False).confidence_interval(confidence)
     return Estimate(difference, max(-2.0, float(low)), min(2.0, float(high)), speaks_of)
 
@@ -166,13 +168,11 @@ def _paired_t(
     differences: np.ndarray, together: float | None, speaks_of: str, confidence: float, limit: float
 ) -> PairedDifference:
     mean, half, p_value = student(differences, confidence)
+    n = differences.size
     if half is None:
-        why = "as there is one" if differences.size == 1 else "as all differences are equal"
-        return PairedDifference(
-            mean, None, None, f"{speaks_of}: no interval, {why}", differences.size, together, p_value
-        )
+        return PairedDifference(mean, None, None, f"{speaks_of}: {no_interval(n, 'differences')}", n, together, None)
     low, high = max(-limit, mean - half), min(limit, mean + half)
-    return PairedDifference(mean, low, high, speaks_of, differences.size, together, p_value)
+    return PairedDifference(mean, low, high, speaks_of, n, together, p_value)
 
 
 def _moved(pair: tuple[Sequence[float], Sequence[float]], name: str) -> np.ndarray:

@@ -40,13 +40,21 @@ class Components:
         of = f"the mean over {_many(self.seeds, 'seed')}, {_many(self.cells, 'cell')} and {self.samples:g} samples each"
         if total == 0:
             return f"Nothing varies in {of}."
-        shares = sorted(parts.items(), key=lambda part: -part[1])
-        told = ", ".join(f"{name.replace('_x_', ' x ')} {share / total:.0%}" for name, share in shares)
+        text = f"Of the variance of {of} (standard error {total**0.5:.4f}): {_shares(parts)}."
+        held = {name: part for name, part in parts.items() if name != "cell"}
+        if self.cell and sum(held.values()):
+            text += f" With the cells held (standard error {sum(held.values()) ** 0.5:.4f}): {_shares(held)}."
         unknown = [name for name in ("seed", "cell") if getattr(self, name) is None]
-        text = f"Of the variance of {of} (standard error {total**0.5:.4f}): {told}."
         if unknown:
             text += f" Unknown, as there is one: {' and '.join(unknown)}."
         return text if self.judge is not None else f"{text} Sample includes the judge: no answer was judged twice."
+
+
+def _shares(parts: dict[str, float]) -> str:
+    """As "cell 94%, seed 6%", the largest first."""
+    total = sum(parts.values())
+    ordered = sorted(parts.items(), key=lambda part: -part[1])
+    return ", ".join(f"{name.replace('_x_', ' x ')} {part / total:.0%}" for name, part in ordered)
 
 
 def _many(count: int, name: str) -> str:

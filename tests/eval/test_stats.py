@@ -5,6 +5,7 @@ import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from statsmodels.stats.proportion import proportion_confint
 
 from msm_jax.eval import stats
 
@@ -27,6 +28,13 @@ def test_wilson_matches_hand_computed_values(successes, n, low, high):
     assert stats.wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
 
 
+@pytest.mark.parametrize(("successes", "n"), [(0, 300), (15, 300), (162, 300), (300, 300), (7, 9)])
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+def test_wilson_is_that_of_statsmodels(successes, n, confidence):
+    expected = proportion_confint(successes, n, alpha=1 - confidence, method="wilson")
+    assert stats.wilson(successes, n, confidence) == pytest.approx(expected, abs=1e-12)
+
+
 def test_wilson_without_trials_knows_nothing():
     assert stats.wilson(0, 0) == (0.0, 1.0)
 
@@ -46,6 +54,9 @@ def test_wilson_holds_the_rate_and_mirrors(n, share):
     assert stats.wilson(n - successes, n) == pytest.approx((1 - high, 1 - low), abs=1e-12)
     wider = stats.wilson(successes, n, confidence=0.99)
     assert wider.low <= low and high <= wider.high
+    if successes < n:
+        more = stats.wilson(successes + 1, n)
+        assert low <= more.low and high <= more.high
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.3, 0.5, 0.97])

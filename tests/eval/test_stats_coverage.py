@@ -113,10 +113,18 @@ def corrected(rng, rate=0.3, sensitivity=0.9, specificity=0.95, n=400, ones=100,
     return stats.corrected_rate(int(rng.binomial(n, called)), n, judge), rate
 
 
-def clustered(rng):
-    """60 documents of 1 to 8 claims, whose rates differ."""
-    totals = rng.integers(1, 9, 60)
-    return stats.clustered_wilson(rng.binomial(totals, rng.beta(2, 2, 60)), totals), 0.5
+def clustered(rng, k=60):
+    """k documents of 1 to 8 claims, whose rates differ."""
+    totals = rng.integers(1, 9, k)
+    return stats.clustered_wilson(rng.binomial(totals, rng.beta(2, 2, k)), totals), 0.5
+
+
+def domains(rng, k=30):
+    """k domains of 20 items, whose rates differ; fewer resamples than by default, as they are many runs."""
+    scores = rng.random((k, 20)) < rng.beta(2, 2, (k, 1))
+    seed = int(rng.integers(1 << 30))
+    labels = np.repeat(np.arange(k), 20).tolist()
+    return stats.cluster_bootstrap(scores.ravel(), labels, resamples=400, seed=seed), 0.5
 
 
 def covered(scenario, runs, **parameters):
@@ -197,6 +205,10 @@ def test_covers_over_many_runs(scenario, parameters):
         # So it is with gold sets of some 50 of each kind.
         (corrected, {"n": 8100, "ones": 50, "zeros": 50}, 0.96, 0.98),
         (corrected, {"rate": 0.1, "specificity": 0.97, "n": 8100, "ones": 50, "zeros": 150}, 0.95, 0.97),
+        # Clusters whose spread is not yet known.
+        (clustered, {"k": 10}, 0.915, 0.935),
+        (domains, {}, 0.93, 0.945),
+        (domains, {"k": 8}, 0.88, 0.90),
     ],
 )
 def test_where_the_mark_is_missed(scenario, parameters, low, high):

@@ -1,5 +1,7 @@
+import pathlib
 import runpy
 import sys
+import textwrap
 
 import numpy as np
 import pandas
@@ -11,6 +13,8 @@ from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.power import TTestIndPower, TTestPower
 
 from msm_jax.eval import stats
+
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "statistics.md"
 
 
 def test_components_are_those_of_the_analysis_of_variance():
@@ -36,7 +40,8 @@ def test_the_sentence_says_what_share_is_which():
     assert shares["cell"] == pytest.approx(0.05 / 27) and shares["seed"] == pytest.approx(0.0001)
     assert found.sentence == (
         "Of the variance of the mean over 4 seeds, 27 cells and 300 samples each (standard error 0.0444): "
-        "cell 94%, seed 5%, seed x cell 0%, sample 0%, judge 0%."
+        "cell 94%, seed 5%, seed x cell 0%, sample 0%, judge 0%. "
+        "With the cells held (standard error 0.0107): seed 87%, seed x cell 8%, sample 4%, judge 1%."
     )
 
 
@@ -97,6 +102,28 @@ def test_one_seed_finds_nothing_unless_the_spread_is_known():
     assert stats.smallest_difference(design, "answers") == pytest.approx(2.801585 * np.sqrt(0.375 / 8100), rel=1e-5)
 
 
+def test_seeds_add_answers_but_no_prompts():
+    """4 seeds x 100 answers to 27 prompts of mean .5 (.0625 between them, .1875 within), the arms correlating by .6."""
+    design = stats.Design(cells=27, samples=100, seeds=4, correlation=0.6)
+    by_answers = 2.801585 * np.sqrt(2 * 0.1875 / (27 * 100 * 4))
+    assert stats.smallest_difference(design, "answers") == pytest.approx(by_answers, rel=1e-5)
+    pair = np.sqrt(2 * 0.0625 * 0.4 + 2 * 0.1875 / 400)
+    assert stats.smallest_difference(design, "prompts") == pytest.approx(stats.smallest_shift(pair, 27))
+    arm = np.sqrt(0.0625 + 0.1875 / 400)
+    unpaired = stats.smallest_difference(design, "prompts", paired=False)
+    assert unpaired == pytest.approx(stats.smallest_shift(arm, 27, paired=False))
+
+
+def test_seeds_unpaired_have_the_spread_of_each_arm():
+    """A paired spread of .04 at a correlation of .75 is one of .04 / sqrt(.5) in each arm; answers add .1875 / 2700."""
+    design = stats.Design(cells=27, samples=100, seeds=4, seed_sd=0.04, correlation=0.75)
+    arm = np.sqrt(0.04**2 / 0.5 + 0.1875 / 2700)
+    unpaired = stats.smallest_difference(design, "runs", paired=False)
+    assert unpaired == pytest.approx(stats.smallest_shift(arm, 4, paired=False))
+    pair = np.sqrt(0.04**2 + 2 * 0.1875 / 2700)
+    assert stats.smallest_difference(design, "runs") == pytest.approx(stats.smallest_shift(pair, 4))
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.integers(2, 60),
@@ -123,12 +150,16 @@ def test_more_of_anything_finds_smaller_differences(cells, samples, seeds, rate,
     assert closer < stats.smallest_difference(design(), "prompts")
 
 
-def test_the_command_prints_both_designs(capsys, monkeypatch):
+def test_the_command_prints_both_designs_and_the_page_shows_them(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["stats", "--rate=.2"])
     runpy.run_module("msm_jax.eval.stats", run_name="__main__")
     printed = capsys.readouterr().out
     assert "expected rate 0.2" in printed
     assert printed.count("27 prompts x 300 answers") == printed.count("400 items x 1 answer") == 6
+    monkeypatch.setattr(sys, "argv", ["stats"])
+    runpy.run_module("msm_jax.eval.stats", run_name="__main__")
+    printed = textwrap.indent(capsys.readouterr().out, " " * 4)
+    assert printed in PAGE.read_text()
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_errors_that_differ_by_arm_are_found_and_corrected_by_arm():
     assert list(by_arm) == ["aft", "msm"] and by_arm["msm"].sensitivity.estimate == 0.7
     found = stats.compare_errors(by_arm)
     assert found.sensitivity_p == pytest.approx(scipy.stats.fisher_exact([[59, 1], [42, 18]]).pvalue)
-    assert found.differ and found.sentence == "The judge's sensitivity differ by arm: correct each arm by its own."
+    assert found.differ and found.sentence == "The judge's sensitivity differs by arm: correct each arm by its own."
     assert found.specificity_p > 0.5
     rates = [stats.corrected_rate(100, 400, by_arm[arm]).estimate for arm in by_arm]
     assert rates[1] > rates[0] + 0.03

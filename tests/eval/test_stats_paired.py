@@ -173,6 +173,7 @@ def test_holm_is_monotone_and_does_not_mind_the_order(p_values, random):
 def test_equivalence_is_two_one_sided_tests():
     found = stats.equivalence(*RATES, margin=0.3, unit="cell")
     assert found.p_value == pytest.approx(ttost_paired(*RATES, -0.3, 0.3)[0])
+    assert (found.low, found.high) == pytest.approx(scipy.stats.ttest_rel(*RATES).confidence_interval(0.9))
     assert found.verdict == "unchanged within +-0.3" and (-0.3 < found.low) and (found.high < 0.3)
     assert stats.equivalence(*RATES, margin=0.1, unit="cell").verdict == "not shown"
 
@@ -180,7 +181,7 @@ def test_equivalence_is_two_one_sided_tests():
 def test_a_ceiling_is_unchanged_by_items_but_not_by_seeds():
     """Items that never differ are many observations; seeds that never differ leave the spread of seeds unknown."""
     assert stats.equivalence([1] * 400, [1] * 400, 0.05, "item").verdict == "unchanged within +-0.05"
-    assert stats.equivalence([1.0] * 4, [1.0] * 4, 0.05, "seed").verdict == "not shown"
+    assert stats.equivalence([1.0] * 400, [1.0] * 400, 0.05, "seed").verdict == "not shown"
     assert stats.equivalence([1] * 10, [1] * 10, 0.05, "item").verdict == "not shown"  # too few
 
 
