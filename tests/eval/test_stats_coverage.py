@@ -44,6 +44,14 @@ def difference_on_cells_like_these(rng):
     return found.like_these, 0.1
 
 
+def skewed_difference_on_cells_like_these(rng):
+    """The effect takes a quarter of each rate on average, and most rates are low."""
+    base = rng.beta(0.5, 1.0, 27)
+    other = base * (1 - rng.beta(2, 6, 27))
+    found = stats.cell_difference(*cell_counts(rng, base, 300), *cell_counts(rng, other, 300))
+    return found.like_these, 0.25 / 3
+
+
 def seeds(rng, n=4):
     return stats.seed_summary(rng.normal(0.6, 0.05, n)), 0.6
 
@@ -200,6 +208,7 @@ def test_covers_over_many_runs(scenario, parameters):
         (cells_like_these, {"a": 0.3, "b": 0.7}, 0.93, 0.945),
         (cells_like_these, {"a": 0.2, "b": 1.8}, 0.90, 0.92),
         (cells_like_these, {"a": 0.2, "b": 1.8, "k": 9}, 0.80, 0.84),
+        (skewed_difference_on_cells_like_these, {}, 0.91, 0.94),
         # The prior observations of the adjusted intervals show where there is little else.
         (items, {"both": 0.9, "first": 0.01, "second": 0.01}, 0.97, 0.99),
         # So it is with gold sets of some 50 of each kind.
