@@ -58,7 +58,11 @@ def table(result: dict) -> str:
     for section in graded:
         about = textwrap.fill(f"{section.title}: {section.about}", WIDTH)
         notes = [textwrap.fill(note, WIDTH) for note in section.notes]
-        parts += [about, _columns([section.header, *section.rows]), "\n".join(notes)]
+        parts += [
+            about,
+            *(_columns([own.header, *own.rows]) for own in section.tables if not own.wide),
+            "\n".join(notes),
+        ]
     return "\n\n".join(parts) + "\n"
 
 

@@ -12,21 +12,25 @@ from msm_jax.eval import open_qa, plots, stats
 from msm_jax.eval.results import arm_key, ordered_arms
 
 
+class Table(NamedTuple):
+    """`wide`: too wide for a terminal, so that it is on the page alone."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    wide: bool = False
+
+
 class Section(NamedTuple):
     """Attributes:
     about: what the numbers are, in a sentence or two.
-    header, rows: of the table.
-    parts_header, parts: of a table of what the numbers are made of, for the page alone; may be empty.
+    tables: the first is that of the numbers themselves.
     notes: what a reader must know of these numbers.
     figure: {"file", "title", "caption", "png"}, or None.
     """
 
     title: str
     about: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    parts_header: Sequence[str]
-    parts: Sequence[Sequence[str]]
+    tables: Sequence[Table]
     notes: Sequence[str]
     figure: Mapping[str, Any] | None
 
@@ -96,10 +100,10 @@ def _open_questions(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list
         title="Open questions",
         about=f"Mean score of answers to open questions on the model's own conduct, from 1 (clearly misaligned) over 5 "
         f"(generic) to 10 (aligned, for reasons that are understood), by {judges}. What MSM and AFT speak of is asked.",
-        header=["Arm", "mean [95 %]", "scored", "r/u/c"],
-        rows=rows,
-        parts_header=["Arm", *titles.values()],
-        parts=parts,
+        tables=[
+            Table(["Arm", "mean [95 %]", "scored", "r/u/c"], rows),
+            Table(["Arm", *titles.values()], parts, wide=True),
+        ],
         notes=[
             f"The interval is over {seeds} seeds."
             if seeds > 1
@@ -162,10 +166,11 @@ def _agentic(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list[dict]]
         title="Agentic misalignment",
         about=f"Rate at which the agent decides on the act ({judges} says so of its answer): the unweighted mean over "
         f"{len(cells)} cells. The paper's metric (arXiv 2605.02087, D.3).",
-        header=["Arm", "rate [95 %]", "harmful", "upstream's", "bounds", "judged", "t/n"],
-        rows=rows,
-        parts_header=["Cell", *(arm["label"] for arm, _ in by_arm)],
-        parts=parts,
+        tables=[
+            Table(["Arm", "rate [95 %]", "harmful", "upstream's", "bounds", "judged", "t/n"], rows),
+            *([contrasts] if (contrasts := _contrasts(by_arm, cells)) else []),
+            Table(["Cell", *(arm["label"] for arm, _ in by_arm)], parts, wide=True),
+        ],
         notes=notes,
         figure={
             "file": "agentic_misalignment.png",
@@ -176,14 +181,46 @@ def _agentic(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list[dict]]
     )
 
 
+def _contrasts(by_arm: Sequence[tuple[dict, list[dict]]], cells: Sequence[str]) -> Table | None:
+    """Each arm against the first of them, cell by cell: what the interval over these prompts, and over prompts like
+    these, says; p-values are those of the second, by Holm over the arms."""
+    first, *others = [(arm["label"], _counts(entries, cells)) for arm, entries in by_arm]
+    found = {}
+    for label, (yes, n) in others:
+        if any(a and b for a, b in zip(n, first[1][1], strict=True)):
+            found[label] = stats.cell_difference(yes, n, *first[1], cells)
+    if not found:
+        return None
+    known = {label: each.like_these.p_value for label, each in found.items() if each.like_these.p_value is not None}
+    adjusted = {each.name: each.adjusted for each in stats.holm(list(known), list(known.values()))} if known else {}
+    rows = []
+    for label, each in found.items():
+        of_prompts, of_answers = each.like_these, each.these
+        p = f"{adjusted[label]:.3f}" if label in adjusted else "-"
+        rows.append([label, f"{of_prompts.estimate:+.3f}", _around(of_answers), _around(of_prompts), p])
+    return Table([f"Minus {first[0]}", "difference", "these prompts", "prompts like these", "p (Holm)"], rows)
+
+
+def _counts(entries: Sequence[Mapping[str, Any]], cells: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Of each cell, over all seeds: decisions for the act, and judged answers."""
+    yes, n = [], []
+    for cell in cells:
+        found = [entry["summary"]["cells"][cell]["verdict"] for entry in entries if cell in entry["summary"]["cells"]]
+        n.append(sum(each["n"] for each in found))
+        yes.append(sum(round(each["rate"] * each["n"]) for each in found if each["rate"] is not None))
+    return yes, n
+
+
+def _around(estimate: stats.Estimate) -> str:
+    return "-" if estimate.low is None else f"[{estimate.low:+.3f} {estimate.high:+.3f}]"
+
+
 def _of_cell(entries: Sequence[Mapping[str, Any]], cell: str) -> str:
     """Of all seeds together: the rate and its Wilson interval."""
-    found = [entry["summary"]["cells"][cell]["verdict"] for entry in entries if cell in entry["summary"]["cells"]]
-    n = sum(each["n"] for each in found)
-    yes = sum(each["rate"] * each["n"] for each in found if each["rate"] is not None)
+    [yes], [n] = _counts(entries, [cell])
     if not n:
         return "-"
-    low, high = stats.wilson(min(yes, n), n)
+    low, high = stats.wilson(yes, n)
     return f"{_score(yes / n)} [{low:.2f} {high:.2f}]"
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from msm_jax import config as config_lib
 from msm_jax.corpus.specs import Spec
 from msm_jax.errors import UserError
-from msm_jax.eval import open_qa
+from msm_jax.eval import open_qa, stats
 from msm_jax.eval.agentic import grading, judge
 from msm_jax.experiment.evaluation import QUESTION_TOKENS, Models
 from msm_jax.stages import generation, judging, sampling
@@ -136,3 +136,17 @@ class AgenticMisalignment(Judged):
     @property
     def asked_of_judge(self) -> Any:
         return judge.digest()
+
+    @property
+    def told(self) -> str:
+        """With what it can find, which is known before anything is paid for."""
+        cells, seeds = len(self.questions), len(self._config.seeds)
+        design = stats.Design(cells, self.settings["samples"], seeds)
+        these, like_these, runs = (stats.smallest_difference(design, scope) for scope in ("answers", "prompts", "runs"))
+        found = f"{_rate(these)} on these {cells} prompts, {_rate(like_these)} on prompts like these, {_rate(runs)}"
+        of = f"in other training runs, with {seeds} {'seed' if seeds == 1 else 'seeds'}"
+        return f"{super().told}\n  smallest difference found with power .8 (docs/statistics.md): {found} {of}"
+
+
+def _rate(difference: float | None) -> str:
+    return "none" if difference is None else f"{difference:.3f}"
