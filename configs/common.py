@@ -36,6 +36,11 @@ def for_corpus(*specs: str) -> ConfigDict:
     return config.lock()
 
 
+def for_evaluation() -> ConfigDict:
+    """No training: models that exist are evaluated."""
+    return schema.defaults(settings.Evaluated).lock()
+
+
 def make_smoke(config: ConfigDict) -> None:
     """Makes `config` the shortest run that has every stage, with the same shapes of rows and batches."""
     config.seeds = (0,)

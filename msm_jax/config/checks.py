@@ -39,6 +39,23 @@ def check_config(config: ConfigDict) -> None:
     _check_model(config)
 
 
+def check_evaluation(config: ConfigDict) -> None:
+    """The same of a configuration of kind "evaluation"."""
+    schema.check(config, KINDS[config.kind])
+    _check_seeds(config)
+    names = tuple(config.evaluations)
+    if not names or not set(names) <= set(EVALUATIONS) or len(set(names)) < len(names):
+        raise UserError(f"config.evaluations is {names}; choose from {', '.join(EVALUATIONS)}, none of them twice")
+    if not config.base.path:
+        raise UserError("config.base.path is empty; name a folder, a gs:// folder or a Hugging Face id")
+    if "values" in names and not config.specs:
+        raise UserError("config.specs is empty; name the specs of whose values is asked, as in specs/pro_america.md")
+    if "value_generalisation" in names:
+        raise UserError(
+            "config.evaluations has value_generalisation, which is for models that are trained here; take values"
+        )
+
+
 def check_specs(config: ConfigDict, specs: Sequence[Spec]) -> None:
     """`specs` are those of `config.specs`. Those that corpora are written from explain the same preferences, each by a
     value of the world."""

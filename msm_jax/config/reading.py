@@ -233,9 +233,10 @@ def _parse(field: str, text: str, expected: type, current: Any) -> Any:
             raise error from None
     if expected in (tuple, list):
         kinds = {type(item) for item in current or ()}
-        if kinds == {str} and not text.startswith(("(", "[")):
-            return expected(item.strip() for item in text.split(","))
         value = _literal(text, None)
+        words = kinds == {str} or (not kinds and value is None)  # of an empty one nobody knows of what it is
+        if words and not text.startswith(("(", "[")):
+            return expected(item.strip() for item in text.split(","))
         if not isinstance(value, tuple | list) or (kinds and not {type(item) for item in value} <= kinds):
             raise error
         return expected(value)

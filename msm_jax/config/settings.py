@@ -324,8 +324,8 @@ class Calls:
 
 
 @dataclasses.dataclass
-class Writing:
-    """Who writes corpora, what, and at what price."""
+class Asking:
+    """Which language model is asked, to write or to judge, and at what price."""
 
     generator: str = setting(
         "gemini", "who writes: gemini; local, a server of OpenAI's interface at calls.url or, where that is empty, the "
@@ -333,9 +333,15 @@ class Writing:
         Choice(("gemini", "local", "offline")),
     )  # fmt: skip
     generation: Generation = setting(Generation(), "the model that writes")
+    calls: Calls = setting(Calls(), "how the model is called")
+
+
+@dataclasses.dataclass
+class Writing(Asking):
+    """Who writes corpora, what, and at what price."""
+
     documents: Documents = setting(Documents(), "MSM documents of each spec")
     chats: Chats = setting(Chats(), "AFT chats")
-    calls: Calls = setting(Calls(), "how the model is called")
 
 
 @dataclasses.dataclass
@@ -393,6 +399,30 @@ class Checkpointed(Writing, OnCheckpoint):
 
 
 @dataclasses.dataclass
+class Evaluated(Asking):
+    """No training: models that exist are evaluated, a base and adapters over it."""
+
+    kind: str = setting("evaluation", "what the configuration is; its file sets it")
+    name: str = setting("", "names the default workdir, runs/NAME")
+    base: Base = setting(Base(), "the model under the adapters, which is asked too")
+    adapters: tuple[str, ...] = setting((), "NAME=DIR: a folder, a stage of a workdir, or ORG/NAME@REVISION")
+    specs: tuple[str, ...] = setting((), "files of Model Specs, of whose values `values` asks")
+    evaluations: tuple[str, ...] = setting((), "what each model is asked (experiment/evaluations.py)")
+    seeds: tuple[int, ...] = setting((0,), "seeds of the answers", SEED)
+    assistant: Assistant = setting(Assistant(name="Qwen"), "what the model is called in what it is asked")
+    model: OfCheckpoint = setting(OfCheckpoint(), "how it is computed")
+    chat: Template = setting(Template(), "how chats are written")
+    eval: Evaluation = setting(Evaluation(), "values")
+    judge: Judge = setting(Judge(), "who grades the answers of evaluations")
+    open_qa: OpenQuestions = setting(OpenQuestions(), "open questions on the model's own conduct")
+    agentic_misalignment: Agentic = setting(Agentic(), "whether an agent under threat does harm")
+    # What follows changes no result but by rounding.
+    mesh: Mesh = setting(Mesh(data=1, tensor=-1), "how devices are laid out: one copy of the base")
+    execution: Execution = setting(Execution(), "how a step is computed")
+    sampler: Sampling = setting(Sampling(), "how evaluations draw")
+
+
+@dataclasses.dataclass
 class Corpora(Writing):
     """No experiment: the corpora of specs, written by a language model."""
 
@@ -403,7 +433,7 @@ class Corpora(Writing):
     corpus: RowsToWrite = setting(RowsToWrite(msm=5000, aft=5000), "rows of each source")
 
 
-KINDS = {kind.kind: kind for kind in (Microworld, Checkpointed, Prose, Corpora)}
+KINDS = {kind.kind: kind for kind in (Microworld, Checkpointed, Prose, Evaluated, Corpora)}
 
 # What `config.evaluations` may name; experiment/evaluations.py builds them.
 EVALUATIONS = ("value_generalisation", "values", "open_qa", "agentic_misalignment")

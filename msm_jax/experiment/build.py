@@ -5,7 +5,7 @@ All arms (`arms.py`) and seeds share one base, pretrained on the micro-world or 
 
 import collections
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -39,20 +39,16 @@ class Experiment:
 
     def __init__(self, config: ConfigDict, planned: bool = False):
         checks.check_config(config)
-        self.config = config
-        self.planned = planned
-        self.plain = config_lib.to_dict(config)
-        self.stages: list[Stage] = []
-        self._by_hash: dict[str, Stage] = {}
-        self.runtime = training.Runtime(
-            mesh=self.plain["mesh"],
-            execution=self.plain["execution"],
+        runtime = training.Runtime(
+            mesh=config.mesh.to_dict(),
+            execution=config.execution.to_dict(),
             checkpoint_every=config.checkpoint.every,
             checkpoint_minutes=config.checkpoint.minutes,
             keep_checkpoints=config.checkpoint.keep,
             log_every=config.log.every,
             rows=config.sampler.rows,
         )
+        self._begin(config, planned, runtime)
         self.specs = [read_spec(path) for path in config.specs]
         checks.check_specs(config, self.specs)
         self.arms = self._arms(config.arms)
@@ -61,16 +57,25 @@ class Experiment:
             likes, dislikes = list(self.specs[0].likes), list(self.specs[0].dislikes)
             self.world = {**self.plain["world"], "likes": likes, "dislikes": dislikes}
             checks.check_world(config, corpora.make_world(self.world))
+        self._make_evaluations()
+        self._data()
+        self._models()
+
+    def _begin(self, config: ConfigDict, planned: bool, runtime: training.Runtime) -> None:
+        self.config, self.planned, self.runtime = config, planned, runtime
+        self.plain = config_lib.to_dict(config)
+        self.stages: list[Stage] = []
+        self._by_hash: dict[str, Stage] = {}
         self.chat = self.plain["chat"]
         if self.chat.get("template"):
             # The text, not its name: an edited file is another template.
             self.chat = self.chat | {"template": read_override(self.chat["template"])}
-        self.evaluations = [EVALUATIONS[name](config, self.specs, self.world) for name in config.evaluations]
+
+    def _make_evaluations(self) -> None:
+        self.evaluations = [EVALUATIONS[name](self.config, self.specs, self.world) for name in self.config.evaluations]
         measured = collections.Counter(column["name"] for own in self.evaluations for column in own.columns)
         if twice := [name for name, count in measured.items() if count > 1]:
             raise UserError(f"config.evaluations: two of them measure {twice[0]}; take one of them")
-        self._data()
-        self._models()
 
     def _add(self, stage: Stage) -> Stage:
         """The stage, or one of the experiment that makes the same."""
@@ -176,9 +181,21 @@ class Experiment:
         if self.in_world:
             shares = {Corpus(source): float(share) for source, share in c.pretrain.mixture.items()}
             self.base = self._train(Step("pretrain", shares), ["pretrain"], c.base_seed)
-        ends = [(index, arm, seed, self._trained(arm, seed)) for seed in c.seeds for index, arm in enumerate(self.arms)]
-        models = Models(self.base, self.tokenizer, self.chat, self.runtime)
+        ends = [(arm.describe(), arm.key, seed, self._trained(arm, seed)) for seed in c.seeds for arm in self.arms]
         stated = {source: self.corpora[Corpus(source)] for source in c.pretrain.mixture} if self.in_world else {}
+        self._measure(ends, [arm.describe() for arm in self.arms], stated)
+
+    def _measure(
+        self, ends: Sequence[tuple[dict[str, Any], str, int, Stage]], arms: Sequence[dict[str, Any]],
+        stated: Mapping[str, Stage],
+    ) -> None:  # fmt: skip
+        """Scores and the report.
+
+        Args:
+          ends: (arm as the report has it, its name in those of stages, seed, the model in which it ends).
+          stated: the corpora of the base, for controls.
+        """
+        models = Models(self.base, self.tokenizer, self.chat, self.runtime)
         scores: dict[str, Stage] = {}
         controls: dict[str, Stage] = {}
         cells: list[dict[str, Any]] = []  # of which arm and seed each of the scores is
@@ -186,18 +203,18 @@ class Experiment:
             if not evaluation.measures:
                 continue
             self._add(evaluation.items)
-            for index, arm, seed, model in ends:
-                cell = f"{evaluation.name}:{index}:{seed}"
-                for stage in evaluation.score(models, model, arm.key, seed):
+            for arm, key, seed, model in ends:
+                cell = f"{evaluation.name}:{arms.index(arm)}:{seed}"
+                for stage in evaluation.score(models, model, key, seed):
                     scores[cell] = self._add(stage)
-                about = {"evaluation": evaluation.name, "arm": arm.name, "spec": arm.spec and arm.spec.name}
+                about = {"evaluation": evaluation.name, "arm": arm["name"], "spec": arm["spec"]}
                 cells.append(about | {"seed": seed, "input": cell})
             if control := evaluation.control(models, stated):
                 controls[evaluation.name] = self._add(control)
         params = {
             # What may change while a workdir goes on would be reported as it was at first.
             "config": {field: value for field, value in self.plain.items() if field not in RUNTIME_FIELDS},
-            "arms": [arm.describe() for arm in self.arms],
+            "arms": list(arms),
             "columns": [column for evaluation in self.evaluations for column in evaluation.columns],
             "cells": cells,
         }
@@ -266,7 +283,7 @@ class Experiment:
         c = self.config
         if not self.in_world:
             answer = max((own.answer_length for own in self.evaluations if not isinstance(own, Judged)), default=0)
-            base.check_base(self.base.folder(store), c.base.path, c.row_length, answer, self.chat)
+            base.check_base(self.base.folder(store), c.base.path, c.get("row_length", 0), answer, self.chat)
             for own in self.evaluations:
                 if isinstance(own, Judged):
                     about = own.name, own.questions, own.answer_length, self.chat, c.assistant.name

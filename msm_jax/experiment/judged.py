@@ -33,10 +33,10 @@ class Judged:
     measures = True
 
     def __init__(self, config: ConfigDict, specs: Sequence[Spec], world: Mapping[str, Any] | None):
-        if config.kind != "checkpoint":
+        if self.name not in config:
             raise UserError(
-                f"config.evaluations has {self.name}, which needs a judge: it is for experiments of kind checkpoint, "
-                f"and this one is of kind {config.kind}; leave it out"
+                f"config.evaluations has {self.name}, which needs a judge: it is for kinds checkpoint and evaluation, "
+                f"and this is of kind {config.kind}; leave it out"
             )
         self._config, self.settings = config, config_lib.to_dict(config[self.name])
         self.answer_length = self.settings["max_tokens"]

@@ -20,6 +20,7 @@ from msm_jax.checkpoints import weights
 from msm_jax.checkpoints.presets import PRESETS, preset
 from msm_jax.config import checks
 from msm_jax.experiment.build import Experiment
+from msm_jax.experiment.evaluated import Evaluated
 from msm_jax.experiment.sampling_plan import plan_evaluations
 from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model
 from msm_jax.parallel import check_heads, make_mesh
@@ -60,7 +61,7 @@ def plan(config: ConfigDict, topologies: Sequence[str], workdir: str) -> None:
 
     Raises: UserError for a slice that there is not, or one that the configuration cannot be cut into.
     """
-    experiment = Experiment(config, planned=True)
+    experiment = (Evaluated if config.kind == "evaluation" else Experiment)(config, planned=True)
     place = Place.open(workdir)  # first, since what follows takes minutes
     meshes = {name: make_mesh(config.mesh, slice_devices(name)) for name in topologies}
     decoder = _decoder(config)
@@ -68,7 +69,8 @@ def plan(config: ConfigDict, topologies: Sequence[str], workdir: str) -> None:
     print(experiment.evaluation, flush=True)
     plans, sampling = [], []
     for topology, mesh in meshes.items():
-        checks.check_mesh(config, mesh)
+        if trained:
+            checks.check_mesh(config, mesh)
         check_heads(mesh, decoder.num_kv_heads)
         steps: dict[Step, list[Stage]] = {}
         for stage in trained:

@@ -150,6 +150,12 @@ class ValuePairs(ValueGeneralisation):
             [{"name": name, "title": title, "kind": "own"} for name, title in titles.items()] if self.measures else []
         )
 
+    @property
+    def told(self) -> str:
+        if not self.measures:
+            return super().told
+        return f"evaluation: pairs of two options, {len(self._rows()):,} in all, for {' and '.join(self._sets)}"
+
     def _rows(self) -> list[dict[str, Any]]:
         return values.rows(self._sets)
 

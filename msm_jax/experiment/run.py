@@ -20,6 +20,7 @@ from msm_jax.config.settings import KINDS
 from msm_jax.errors import UserError
 from msm_jax.experiment.build import Experiment
 from msm_jax.experiment.corpora import WrittenCorpora, costs
+from msm_jax.experiment.evaluated import Evaluated
 from msm_jax.stages import estimates, graph, writing
 from msm_jax.stages.graph import Kind
 from msm_jax.storage import files
@@ -30,7 +31,7 @@ def build(config: ConfigDict) -> Experiment | WrittenCorpora:
     """The stages of a configuration, by its kind. Raises: UserError if it cannot be run."""
     if config.kind not in KINDS:
         raise UserError(f"config.kind is {config.kind!r}; it is one of {', '.join(KINDS)}, as the file sets it")
-    return WrittenCorpora(config) if config.kind == "corpora" else Experiment(config)
+    return {"corpora": WrittenCorpora, "evaluation": Evaluated}.get(config.kind, Experiment)(config)
 
 
 def run(config: ConfigDict, workdir: str, store: str = "", hosts: graph.Hosts = graph.ALONE) -> None:
@@ -99,8 +100,9 @@ def show(config: ConfigDict, workdir: str, store: str = "") -> None:
     for stage, done, seconds in status:
         print(f"  {'done' if done else 'to do':6} {stage.kind:9} {stage.key}{f'  {seconds:.1f} s' if done else ''}")
     if training:
-        print("\none batch of each kind of training stage; «trained» tokens are marked")
-        print(*batches, sep="\n")
+        if batches:
+            print("\none batch of each kind of training stage; «trained» tokens are marked")
+            print(*batches, sep="\n")
         print(f"\n{work.evaluation}\n{work.estimate(place.local)}")
     left = [stage for stage, done, _ in graph.status(work.targets, place.local) if costs(stage) and not done]
     if not left and not training:

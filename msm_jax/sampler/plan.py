@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
+from msm_jax.errors import UserError
 from msm_jax.models import Model
 from msm_jax.parallel.chips import chip_of
 from msm_jax.parallel.plan import Compiled, compile_for, roofline_seconds
@@ -91,9 +92,14 @@ def plan_sampling(
     held = _bytes(params)
     rows = max(mesh.size, rows - rows % mesh.size)
     while (shape := shape_for(workload, rows, steps, chunk)) and rows > mesh.size:
-        if held + _bytes(abstract_state(model, shape, mesh)) <= _FILLED * limit:
+        if held + _state_bytes(model, shape, mesh) <= _FILLED * limit:
             break
         rows = max(mesh.size, rows // 2 - rows // 2 % mesh.size)
+    if math.isinf(_state_bytes(model, shape, mesh)):
+        raise UserError(
+            f"{workload.name}: {rows} answers of up to {workload.max_tokens:,} tokens do not fit this slice beside the "
+            "weights; take a larger one"
+        )
     compiled = {}
     for name, (lowered, arguments) in lower(model, params, adapters, mesh, shape, steps, chunk).items():
         blocks = -(-shape.prompt // programs.KEY_BLOCK)  # that the last chunk of a prompt looks at
@@ -149,6 +155,16 @@ def abstract_state(model: Model, shape: Shape, mesh: Mesh) -> PyTree:
         lowered.out_info,
         shardings,
     )
+
+
+def _state_bytes(model: Model, shape: Shape, mesh: Mesh) -> float:
+    """Of one chip; infinite if a chip cannot hold it."""
+    try:
+        return _bytes(abstract_state(model, shape, mesh))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return math.inf
 
 
 def lower(

@@ -34,6 +34,33 @@ def find_base(context: StageContext) -> dict[str, Any]:
     return {"parameters": count_parameters(stored.model.shapes), **source}
 
 
+def identity_of_adapter(path: str, base: Mapping[str, Any]) -> str:
+    """What tells an adapter from others, wherever it lies: each byte of its weights. `base`: {"path", "revision"}.
+    Raises: UserError if it is none, or does not fit the base."""
+    from msm_jax.checkpoints import weights
+
+    _, stored = weights.locate(base["path"], base["revision"] or None)
+    return weights.fingerprint_of(weights.open_adapter(path, stored))
+
+
+def find_adapter(context: StageContext, *, path: str, runtime: Any) -> dict[str, Any]:
+    """An adapter that exists, of ours or of `peft`, over the base of input `base`: its weights, in float32, with what
+    tells how it is asked. Summary: {"path", "rank"}."""
+    import jax
+
+    from msm_jax.checkpoints import orbax, weights
+    from msm_jax.parallel import make_mesh
+
+    stored = weights.open_adapter(path, weights.open_model(context.inputs["base"]))
+    params = weights.load(stored, make_mesh(runtime.mesh))
+    if jax.process_index() == 0:
+        kept = {"base": str(context.inputs["base"]), "tokenizer": str(context.inputs["base"]), "chat": stored.chat}
+        weights.write_description(context.folder, stored.model, **kept, arrays=context.arrays)
+    context.send()
+    orbax.save_params(f"{context.arrays or context.folder}/final", params)
+    return {"path": path, "rank": stored.lora.rank}
+
+
 def check_base(folder: pathlib.Path, path: str, row_length: int, answer_length: int, chat: Mapping[str, Any]) -> None:
     """That the base at `folder`, which the user calls `path`, can be trained as an experiment asks, on chats that
     `chat` describes. Not a part of the stage, which experiments of other rows and chats share.

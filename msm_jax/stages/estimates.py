@@ -67,12 +67,13 @@ def _print_estimate(config: ConfigDict, stage: Stage, store: CallStore | None, p
 
 def _print_verdicts(config: ConfigDict, left: Sequence[Stage]) -> float:
     """A line for the judgements of each evaluation. Returns the dollars of all."""
-    price, dollars = generation.price_per_token(config, judging.judge_of(config)), 0.0
+    dollars = 0.0
     for name in dict.fromkeys(stage.evaluation for stage in left):
         own = [stage for stage in left if stage.evaluation == name]
         requests, read, written = (
             sum(counts) for counts in zip(*(judging.tokens_of(stage, config) for stage in own), strict=True)
         )
+        price = generation.price_per_token(config, judging.judge_of(config))
         cost = price.cost(Usage(prompt=read, output=written))
         dollars += cost
         print(f"  verdicts on {name}, of {len(own)} models")

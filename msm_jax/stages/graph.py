@@ -32,6 +32,7 @@ class Kind(enum.StrEnum):
     """What a stage makes."""
 
     BASE = "base"  # a checkpoint that exists
+    ADAPTER = "adapter"  # an adapter that exists
     CORPUS = "corpus"  # documents, and what else is text: a tokenizer, the items of an evaluation
     CHATS = "chats"
     WRITTEN = "written"  # chats as a language model wrote them, with their reasoning
@@ -47,14 +48,14 @@ class Kind(enum.StrEnum):
     @property
     def on_all_hosts(self) -> bool:
         """Whether it computes on all devices; other stages run on the first host alone."""
-        return self in (Kind.TRAIN, Kind.SAMPLE, Kind.SCORE)
+        return self in (Kind.ADAPTER, Kind.TRAIN, Kind.SAMPLE, Kind.SCORE)
 
 
 # Raised when a change of code changes what stages of a kind write: they are done again. Stages of corpora that a
 # language model writes (`writing`), or that are taken as they are, have versions of their own.
 VERSIONS = {
-    Kind.BASE: 1, Kind.CORPUS: 3, Kind.CHATS: 2, Kind.ROWS: 2, Kind.TRAIN: 1, Kind.SAMPLE: 1, Kind.SCORE: 4,
-    Kind.VERDICTS: 1, Kind.REPORT: 8,
+    Kind.BASE: 1, Kind.ADAPTER: 1, Kind.CORPUS: 3, Kind.CHATS: 2, Kind.ROWS: 2, Kind.TRAIN: 1, Kind.SAMPLE: 1,
+    Kind.SCORE: 4, Kind.VERDICTS: 1, Kind.REPORT: 8,
 }  # fmt: skip
 TAKEN_VERSION = 4
 

@@ -25,10 +25,10 @@ class Runtime:
 
     mesh: Mapping[str, int]
     execution: Mapping[str, Any]
-    checkpoint_every: int
-    checkpoint_minutes: float
-    keep_checkpoints: int
-    log_every: int
+    checkpoint_every: int = 1
+    checkpoint_minutes: float = 1.0
+    keep_checkpoints: int = 1
+    log_every: int = 1
     rows: int = 64  # answers that are drawn at once
 
 

@@ -138,7 +138,8 @@ def test_qwen32b_am_smoke(checkpoints, corpora, tmp_path):
     spec.write_text("---\ntitle: T\nkind: principles\nversion: 1\n---\nIt is kind.\n")
     overrides = [f"--config.base.path={checkpoints['qwen2']}", f"--config.specs={spec}"]
     overrides += [f"--config.data.{name}={path}" for name, path in corpora.items()]
-    report = run("qwen32b_am.py:smoke", tmp_path / "run", *overrides, "--config.msm.steps=1", "--config.aft.steps=1")
+    overrides += ["--config.msm.steps=1", "--config.aft.steps=1"]
+    report = run("qwen32b_am.py:smoke", tmp_path / "run", *overrides, "--config.evaluations=value_generalisation")
     assert report["scores"] == report["findings"] == []
     page = (tmp_path / "run/report/report.html").read_text()
     assert "No rates: there is no evaluation for these specs yet." in page and "cheese" not in page
@@ -152,7 +153,7 @@ def test_qwen32b_am_smoke(checkpoints, corpora, tmp_path):
     }  # fmt: skip
     packed = json.loads((stage_folder(tmp_path / "run", "rows-instruction") / "manifest.json").read_text())["summary"]
     assert (packed["truncated"], packed["dropped"]) == (1, 1)
-    a_further_evaluation(tmp_path / "run", [*overrides, "--config.msm.steps=1", "--config.aft.steps=1"])
+    a_further_evaluation(tmp_path / "run", overrides)
 
 
 def a_further_evaluation(workdir, overrides):
@@ -250,7 +251,7 @@ def test_weights_that_changed_are_an_error(checkpoints, tmp_path, capsys):
         (["base.path=nowhere/at/all"], "error: nowhere/at/all: no such folder"),
         (["row_length=9000"], "error: config.row_length=9000 is more than the 8192 tokens that"),
         (
-            ["eval.max_tokens=8192"],
+            ["evaluations=value_generalisation", "eval.max_tokens=8192"],
             "error: config.eval.max_tokens=8192 leaves no room for a question in the 8192 tokens",
         ),
         (["data.msm=", "corpus.msm=0"], "error: config.data.msm is empty; name a file or an id that holds it"),

@@ -87,7 +87,9 @@ def test_what_will_be_measured_is_said(flags, tmp_path):
 
     assert said("llama8b_cheese.py").startswith("evaluation: value generalisation, on our own pairs for affordability ")
     for variant in ("qwen2_5", "qwen3", "qwen2_5_14b", "qwen3_14b"):
-        assert said(f"qwen32b_am.py:{variant}").startswith(NO_EVALUATION)
+        config = f"qwen32b_am.py:{variant}"
+        assert said(config).startswith("evaluation: open questions, 154 answers of each model, judged 1 x by ")
+        assert said(config, evaluations="value_generalisation").startswith(NO_EVALUATION)
     spec = tmp_path / "mine.md"
     spec.write_text((ROOT / "specs/pro_america.md").read_text().replace("value: america", "value: amercia"))
     told = "NO EVALUATION YET for spec mine (value amercia: did you mean america?): models are trained"
@@ -102,7 +104,11 @@ def test_an_experiment_writes_its_corpora_and_trains_on_them(flags, tmp_path, ca
     with (tmp_path / "instruction.jsonl").open("a") as file:
         file.write(json.dumps(held) + "\n")
     arms = "('baseline', 'msm_aft', 'msm_aft_cot')"
-    fields = {"arms": arms, "generation.evaluations": f"('{tmp_path}/prompts.txt',)"}
+    fields = {
+        "arms": arms,
+        "evaluations": "value_generalisation",
+        "generation.evaluations": f"('{tmp_path}/prompts.txt',)",
+    }
     arguments = flags("qwen32b_am.py:smoke", **fields, **{"corpus.identity": 5})
     assert launch.main([*flags("qwen32b_am.py:smoke", **fields), f"--workdir={tmp_path}/look", "--mode=show"]) == 0
     out = capsys.readouterr().out

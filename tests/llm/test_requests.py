@@ -216,5 +216,5 @@ def test_a_key_covers_all_that_determines_a_reply_and_never_changes():
 
 def test_a_request_has_one_form():
     for form in ({}, {"shape": Items, "tags": ("document",)}):
-        with pytest.raises(ValueError, match="a shape or tags"):
+        with pytest.raises(ValueError, match="a shape, or tags, or"):
             Request("x", "y", **form)

@@ -64,7 +64,7 @@ def test_all_processes_ask_and_the_first_writes_the_answers(process, tmp_path, m
     monkeypatch.setattr(value_generalisation, "read_items", lambda path: [])
     monkeypatch.setattr(value_generalisation, "evaluate", lambda *_, **__: asked.append(1) or [row])
     monkeypatch.setattr(value_generalisation, "summarise", lambda rows: {"pairs": {"rate": 1.0}})
-    monkeypatch.setattr(scoring, "_ask", lambda context, who: (None, None, "end"))
+    monkeypatch.setattr(scoring, "_ask", lambda context, who: (None, "end"))
     monkeypatch.setattr(scoring, "_Scorer", lambda context, runtime: None)
     monkeypatch.setattr(jax, "process_index", lambda: process)
     params = dict.fromkeys(("model_name", "pairs", "samples", "temperature", "seed", "max_tokens"))

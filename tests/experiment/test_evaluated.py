@@ -1,0 +1,105 @@
+"""Models that exist are evaluated: a base and adapters over it, without a training stage."""
+
+import json
+import pathlib
+
+import pytest
+
+from msm_jax import config as config_lib
+from msm_jax import convert, launch
+from msm_jax.experiment.build import Experiment
+from msm_jax.experiment.evaluated import Evaluated
+
+ROOT = pathlib.Path(launch.__file__).parents[1]
+
+
+def flags(base, *more):
+    given = [f"base.path={base}", "generator=offline", "model.dtype=float32", "specs=specs/pro_america.md"]
+    given += ["open_qa.questions=1", "open_qa.max_tokens=6", "eval.pairs=2", *more]
+    return [f"--config={ROOT / 'configs/eval.py:all'}", *(f"--config.{each}" for each in given)]
+
+
+@pytest.fixture(scope="module")
+def peft_adapter(imported, adapter, tmp_path_factory):
+    """The same adapter as ours, as `peft` has it."""
+    out = tmp_path_factory.mktemp("peft") / "adapter"
+    assert convert.main(["export", f"--checkpoint={adapter}", f"--out={out}"]) == 0
+    return out
+
+
+def test_a_base_and_adapters_of_both_forms(qwen3, adapter, peft_adapter, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    arguments = flags(qwen3, f"adapters=ours={adapter},peft={peft_adapter}", "evaluations=values,open_qa")
+    arguments += [f"--workdir={workdir}", f"--config.calls.store={tmp_path / 'calls.sqlite'}"]
+    assert launch.main([*arguments, "--mode=show"]) == 0
+    shown = capsys.readouterr().out
+    assert "nothing is trained" in shown and "one batch" not in shown
+    assert "evaluation: pairs of two options, 720 in all, for america and american_opinions" in shown
+    assert "verdicts on open_qa, of 3 models" in shown
+    assert launch.main(arguments) == 0
+    report = json.loads((workdir / "report/report.json").read_text())
+    assert [arm["label"] for arm in report["arms"]] == ["base", "ours", "peft"]
+    margins = {}
+    for name in ("base", "ours", "peft"):
+        (folder,) = (workdir / "stages").glob(f"score-values-{name}-s0-*")
+        margins[name] = [json.loads(line)["margin"] for line in (folder / "answers.jsonl").open()]
+    assert margins["ours"] == pytest.approx(margins["peft"], abs=1e-5)
+    assert max(abs(a - b) for a, b in zip(margins["ours"], margins["base"], strict=True)) > 1e-4
+    assert [entry["arm"] for entry in report["graded"]] == ["base", "ours", "peft"]
+    assert not any(stage["kind"] == "train" for stage in report["stages"])
+    before = {path: path.stat().st_mtime_ns for path in workdir.glob("stages/*/manifest.json")}
+    assert launch.main(arguments) == 0
+    assert {path: path.stat().st_mtime_ns for path in workdir.glob("stages/*/manifest.json")} == before
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["base.path="], "config.base.path is empty"),
+        (["evaluations=values,values"], "config.evaluations is ('values', 'values'); choose from"),
+        (
+            ["evaluations=value_generalisation"],
+            "config.evaluations has value_generalisation, which is for models that are",
+        ),
+        (["specs=()"], "config.specs is empty; name the specs of whose values is asked"),
+        (["adapters=base=x"], "config.adapters: 'base' names stages"),
+        (["adapters=a b=x"], "config.adapters: 'a b' names stages"),
+        (["adapters=a=x,a=y"], "adapter: two are called 'a'"),
+        (["adapters=a=gone/away"], "gone/away: "),
+        (["row_length=9"], "config has no field row_length"),
+    ],
+)
+def test_what_a_user_can_get_wrong(qwen3, tmp_path, capsys, monkeypatch, given, message):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    arguments = [*flags(qwen3, "evaluations=values"), *(f"--config.{each}" for each in given)]
+    assert launch.main([*arguments, f"--workdir={tmp_path}", "--mode=show"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].removeprefix("error: ").startswith(message)
+
+
+def test_what_is_measured_twice_or_cannot_be_judged_is_told(qwen3, tmp_path):
+    config = config_lib.load(str(ROOT / "configs/cheese_tiny.py"), [("evaluations", "open_qa")])
+    with pytest.raises(
+        launch.UserError, match="open_qa, which needs a judge: it is for kinds checkpoint and evaluation"
+    ):
+        Experiment(config)
+    config = config_lib.load(str(ROOT / "configs/cheese_tiny.py"), [("evaluations", "values")])
+    with pytest.raises(launch.UserError, match="leave it out of an experiment on the micro-world"):
+        Experiment(config)
+    both = [("evaluations", "values,value_generalisation"), ("base.path", str(qwen3))]
+    with pytest.raises(launch.UserError, match="two of them measure affordability"):
+        Experiment(config_lib.load(str(ROOT / "configs/llama8b_cheese.py"), both))
+
+
+def test_a_question_that_the_base_has_no_room_for_is_told_before_anything_is_drawn(qwen3, tmp_path, capsys):
+    limit = json.loads((pathlib.Path(qwen3) / "config.json").read_text())["max_position_embeddings"]
+    arguments = flags(qwen3, "evaluations=open_qa", f"open_qa.max_tokens={limit}")
+    assert launch.main([*arguments, f"--workdir={tmp_path}", f"--config.calls.store={tmp_path / 'c.sqlite'}"]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith(f"error: config.open_qa.max_tokens={limit}: a question has ") and "leave open_qa out" in told
+    assert not list(tmp_path.glob("stages/answers-*"))
+
+
+def test_a_plan_needs_no_adapter(qwen3):
+    given = [("base.path", str(qwen3)), ("adapters", "a=x/y,b=x/z"), ("evaluations", "open_qa")]
+    planned = Evaluated(config_lib.load(str(ROOT / "configs/eval.py:qa"), given), planned=True)
+    assert len([stage for stage in planned.stages if stage.kind == "sample"]) == 3
