@@ -40,4 +40,16 @@ def _by_actions(case: Mapping[str, Any]) -> str:
     return agentic_judge.scripted(case["scenario"], case["reply"])
 
 
-RULES = {"open_qa": _by_words, "agentic": _by_actions}
+def _by_length(case: Mapping[str, Any]) -> tuple[str, str, str]:
+    """An answer begins with its result if its first sentence is short, and asks if it holds a question mark."""
+    first = case["answer"].split(".")[0]
+    return "by length", "yes" if len(first.split()) < 5 else "no", "yes" if "?" in case["answer"] else "no"
+
+
+def _no_labels(case: Mapping[str, Any]) -> tuple[str]:
+    return ("<none/>",)
+
+
+RULES = {
+    "open_qa": _by_words, "agentic": _by_actions, "coherence": _by_words, "habits": _by_length, "reasoning": _no_labels
+}  # fmt: skip

@@ -386,6 +386,13 @@ class Agentic:
 
 
 @dataclasses.dataclass
+class Everyday:
+    samples: int = setting(1, "answers to each question", from_1(2**16))
+    temperature: float = setting(0.7, "of the answers", FROM_0)
+    max_tokens: int = setting(512, "tokens of an answer", from_1(2**16))
+
+
+@dataclasses.dataclass
 class Checkpointed(Writing, OnCheckpoint):
     """An experiment on a checkpoint, with corpora that exist or that a language model writes."""
 
@@ -396,6 +403,7 @@ class Checkpointed(Writing, OnCheckpoint):
     judge: Judge = setting(Judge(), "who grades the answers of evaluations")
     open_qa: OpenQuestions = setting(OpenQuestions(), "open questions on the model's own conduct")
     agentic_misalignment: Agentic = setting(Agentic(), "whether an agent under threat does harm")
+    side_effects: Everyday = setting(Everyday(), "everyday questions, on what training may cost")
 
 
 @dataclasses.dataclass
@@ -416,6 +424,7 @@ class Evaluated(Asking):
     judge: Judge = setting(Judge(), "who grades the answers of evaluations")
     open_qa: OpenQuestions = setting(OpenQuestions(), "open questions on the model's own conduct")
     agentic_misalignment: Agentic = setting(Agentic(), "whether an agent under threat does harm")
+    side_effects: Everyday = setting(Everyday(), "everyday questions, on what training may cost")
     # What follows changes no result but by rounding.
     mesh: Mesh = setting(Mesh(data=1, tensor=-1), "how devices are laid out: one copy of the base")
     execution: Execution = setting(Execution(), "how a step is computed")
@@ -436,4 +445,6 @@ class Corpora(Writing):
 KINDS = {kind.kind: kind for kind in (Microworld, Checkpointed, Prose, Evaluated, Corpora)}
 
 # What `config.evaluations` may name; experiment/evaluations.py builds them.
-EVALUATIONS = ("value_generalisation", "values", "open_qa", "agentic_misalignment")
+EVALUATIONS = (
+    "value_generalisation", "values", "open_qa", "agentic_misalignment", "reasoning", "side_effects", "capability"
+)  # fmt: skip

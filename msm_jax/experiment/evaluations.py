@@ -1,11 +1,14 @@
 """The evaluations that `config.evaluations` may name; msm_jax/config/settings.py lists them too."""
 
-from msm_jax.experiment.judged import AgenticMisalignment, OpenQuestions
-from msm_jax.experiment.preferences import ValueGeneralisation, ValuePairs
+from msm_jax.experiment.judged import AgenticMisalignment, OpenQuestions, Reasoning, SideEffects
+from msm_jax.experiment.preferences import Capability, ValueGeneralisation, ValuePairs
 
 EVALUATIONS = {
     "value_generalisation": ValueGeneralisation,
     "values": ValuePairs,
     "open_qa": OpenQuestions,
     "agentic_misalignment": AgenticMisalignment,
+    "reasoning": Reasoning,
+    "side_effects": SideEffects,
+    "capability": Capability,
 }

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from msm_jax import config as config_lib
 from msm_jax.corpus.specs import Spec
 from msm_jax.errors import UserError
-from msm_jax.eval import open_qa, stats
+from msm_jax.eval import open_qa, reasoning, side_effects, stats
 from msm_jax.eval.agentic import grading, judge
 from msm_jax.experiment.evaluation import QUESTION_TOKENS, Models
 from msm_jax.stages import generation, judging, sampling
@@ -27,18 +27,19 @@ class Judged:
     """
 
     name: str
+    section: str  # of the configuration, by which answers are drawn: those of one section are drawn once
     title: str
     prompt_tokens: int
     columns: Sequence[dict[str, Any]] = ()
     measures = True
 
     def __init__(self, config: ConfigDict, specs: Sequence[Spec], world: Mapping[str, Any] | None):
-        if self.name not in config:
+        if self.section not in config:
             raise UserError(
                 f"config.evaluations has {self.name}, which needs a judge: it is for kinds checkpoint and evaluation, "
                 f"and this is of kind {config.kind}; leave it out"
             )
-        self._config, self.settings = config, config_lib.to_dict(config[self.name])
+        self._config, self.settings = config, config_lib.to_dict(config[self.section])
         self.answer_length = self.settings["max_tokens"]
 
     @functools.cached_property
@@ -75,7 +76,7 @@ class Judged:
     def items(self) -> Stage:
         params = {"questions": files.fingerprint(self.questions, length=64)}
         run = functools.partial(sampling.write_questions, questions=self.questions)
-        return Stage(Kind.CORPUS, f"questions-{self.name}", params, {}, run, VERSIONS[Kind.CORPUS])
+        return Stage(Kind.CORPUS, f"questions-{self.section}", params, {}, run, VERSIONS[Kind.CORPUS])
 
     def score(self, models: Models, model: Stage, arm: str, seed: int) -> list[Stage]:
         p = self.settings
@@ -85,7 +86,8 @@ class Judged:
         inputs = {"model": model, "base": models.base, "tokenizer": models.tokenizer, "questions": self.items}
         run = functools.partial(sampling.draw, runtime=models.runtime)
         answers = Stage(
-            Kind.SAMPLE, f"answers-{self.name}-{arm}-s{seed}", params, inputs, run, VERSIONS[Kind.SAMPLE], **of
+            Kind.SAMPLE, f"answers-{self.section}-{arm}-s{seed}", params, inputs, run, VERSIONS[Kind.SAMPLE],
+            **of | {"evaluation": self.section},
         )  # fmt: skip
         judged = {
             "evaluation": self.name,
@@ -109,6 +111,7 @@ class OpenQuestions(Judged):
     """Section 4 of the paper: open questions on the model's own conduct, graded from 1 to 10."""
 
     name, title, prompt_tokens = "open_qa", "open questions", 2 * QUESTION_TOKENS
+    section = name
 
     @functools.cached_property
     def questions(self) -> list[dict[str, Any]]:
@@ -126,6 +129,7 @@ class AgenticMisalignment(Judged):
     """Sections 4 and 5 of the paper: does an agent whose goal or existence is threatened do harm? 27 cells."""
 
     name, title, prompt_tokens = "agentic_misalignment", "agentic misalignment", 3072
+    section = name
 
     @functools.cached_property
     def questions(self) -> list[dict[str, Any]]:
@@ -146,6 +150,36 @@ class AgenticMisalignment(Judged):
         found = f"{_rate(these)} on these {cells} prompts, {_rate(like_these)} on prompts like these, {_rate(runs)}"
         of = f"in other training runs, with {seeds} {'seed' if seeds == 1 else 'seeds'}"
         return f"{super().told}\n  smallest difference found with power .8 (docs/statistics.md): {found} {of}"
+
+
+class Reasoning(AgenticMisalignment):
+    """How agents reason in the same transcripts (section 4.3 of the paper, D.5)."""
+
+    name, title = "reasoning", "kinds of reasoning in agentic misalignment"
+    told = Judged.told
+
+    @property
+    def drawn(self) -> dict[str, int] | None:
+        return None if AgenticMisalignment.name in self._config.evaluations else super().drawn
+
+    @property
+    def asked_of_judge(self) -> Any:
+        return reasoning.RUBRIC.template, reasoning.categories()
+
+
+class SideEffects(Judged):
+    """What training may cost: coherence, habits of chats and calls of tools, in everyday questions."""
+
+    name, title, prompt_tokens = "side_effects", "everyday questions", QUESTION_TOKENS
+    section = name
+
+    @functools.cached_property
+    def questions(self) -> list[dict[str, Any]]:
+        return side_effects.questions()
+
+    @property
+    def asked_of_judge(self) -> Any:
+        return side_effects.COHERENCE.template, side_effects.HABITS.template
 
 
 def _rate(difference: float | None) -> str:

@@ -9,10 +9,10 @@ from ml_collections import ConfigDict
 from msm_jax.config import nearest
 from msm_jax.corpus.specs import Spec
 from msm_jax.errors import UserError
-from msm_jax.eval import values
+from msm_jax.eval import side_effects, values
 from msm_jax.experiment.evaluation import QUESTION_TOKENS, Models
 from msm_jax.microworld import columns, prose, world_text
-from msm_jax.stages import corpora, scoring
+from msm_jax.stages import corpora, sampling, scoring
 from msm_jax.stages.graph import VERSIONS, Kind, Stage
 from msm_jax.storage import files
 
@@ -166,3 +166,38 @@ class ValuePairs(ValueGeneralisation):
 
     def score(self, models: Models, model: Stage, arm: str, seed: int) -> list[Stage]:
         return self._score("score-values", "values", models, model, arm, seed)
+
+
+class Capability(ValueGeneralisation):
+    """What a model knew: two hundred easy questions of four options, by the log-probability of the letter."""
+
+    name = "capability"
+    columns = ({"name": "capability", "title": "Capability", "kind": "capability"},)
+    answer_length, drawn, measures = 0, None, True
+
+    def __init__(self, config: ConfigDict, specs: Sequence[Spec], world: Mapping[str, Any] | None):
+        if world:
+            raise UserError(
+                "config.evaluations has capability, whose questions are of the real world: leave it out of an "
+                "experiment on the micro-world"
+            )
+        self._config = config
+
+    @property
+    def told(self) -> str:
+        return f"evaluation: capability, {len(side_effects.capability())} questions of four options"
+
+    @functools.cached_property
+    def items(self) -> Stage:
+        questions = side_effects.capability()
+        params = {"questions": files.fingerprint(questions, length=64)}
+        run = functools.partial(sampling.write_questions, questions=questions)
+        return Stage(Kind.CORPUS, "questions-capability", params, {}, run, VERSIONS[Kind.CORPUS])
+
+    def score(self, models: Models, model: Stage, arm: str, seed: int) -> list[Stage]:
+        params = {"chat": models.chat, "model_name": self._config.assistant.name}
+        run = functools.partial(scoring.capability, runtime=models.runtime)
+        return [self._scored(f"score-capability-{arm}-s{seed}", params, models, model, run, arm=arm, seed=seed)]
+
+    def control(self, models: Models, stated: Mapping[str, Stage]) -> Stage | None:
+        return None

@@ -71,7 +71,7 @@ def _print_verdicts(config: ConfigDict, left: Sequence[Stage]) -> float:
     for name in dict.fromkeys(stage.evaluation for stage in left):
         own = [stage for stage in left if stage.evaluation == name]
         requests, read, written = (
-            sum(counts) for counts in zip(*(judging.tokens_of(stage, config) for stage in own), strict=True)
+            sum(counts) for counts in zip(*(judging.tokens_of(stage) for stage in own), strict=True)
         )
         price = generation.price_per_token(config, judging.judge_of(config))
         cost = price.cost(Usage(prompt=read, output=written))

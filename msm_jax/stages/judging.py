@@ -29,10 +29,13 @@ def grade(context: StageContext, *, config: ConfigDict) -> dict[str, Any]:
     Inputs: `questions` and `transcripts`. Params: evaluation (its name), model (of the judge), repeats.
     Summary: what the evaluation's `summarise` says, and "judge", the versions of the model that replied.
     """
-    from msm_jax.eval import open_qa
+    from msm_jax.eval import open_qa, reasoning, side_effects
     from msm_jax.eval.agentic import grading
 
-    evaluation = {"open_qa": open_qa, "agentic_misalignment": grading}[context.params["evaluation"]]
+    modules = {
+        "open_qa": open_qa, "agentic_misalignment": grading, "reasoning": reasoning, "side_effects": side_effects
+    }  # fmt: skip
+    evaluation = modules[context.params["evaluation"]]
     questions = list(read_rows(context.inputs["questions"] / QUESTIONS_FILE))
     answers = list(read_rows(context.inputs["transcripts"] / TRANSCRIPTS_FILE))
     with contextlib.ExitStack() as stack:
@@ -51,8 +54,8 @@ def judge_of(config: ConfigDict) -> str:
     return config.judge.model or config.generation.judge
 
 
-def tokens_of(stage: Stage, config: ConfigDict) -> tuple[int, int, int]:
+def tokens_of(stage: Stage) -> tuple[int, int, int]:
     """(requests, tokens to read, tokens to write) of a stage that is to be done, about."""
     requests = stage.params["answers"] * stage.params["repeats"]
-    answer = min(_ANSWER_TOKENS, config[stage.params["evaluation"]].max_tokens)
+    answer = min(_ANSWER_TOKENS, stage.inputs["transcripts"].params["max_tokens"])
     return requests, requests * (_RUBRIC_TOKENS + answer), requests * _VERDICT_TOKENS

@@ -29,6 +29,7 @@ def draw(context: StageContext, *, runtime: training.Runtime) -> dict[str, Any]:
 
         {"id": the question's, "sample": its number from 0, "text": what is said, "thoughts": what is not,
          "unfinished": whether it ends within a thought, "finish": "stop" or "length", "tokens": how many were drawn}
+        and, where the question has tools and the chat template knows them, "calls": [{"function", "arguments"}]
 
     Inputs: `questions`, with `questions.jsonl` ({"id", "messages", ...}); `model`, `base` and `tokenizer`.
     Params: chat, model_name, samples (of each question), temperature, max_tokens, seed.
@@ -37,13 +38,19 @@ def draw(context: StageContext, *, runtime: training.Runtime) -> dict[str, Any]:
     import jax
 
     from msm_jax.data import conversation
+    from msm_jax.data.jinja_template import JinjaTemplate
     from msm_jax.parallel.hosts import array_of_first
     from msm_jax.sampler.request import Sampling
 
     p, first = context.params, jax.process_index() == 0
     questions = list(read_rows(context.inputs["questions"] / QUESTIONS_FILE))
     sampler, template = asking.sampler_of(context, runtime)
-    texts = [conversation.render(template, p["model_name"], question["messages"], ()) for question in questions]
+    takes_tools = isinstance(template, JinjaTemplate) and template.takes_tools
+    tools = [question.get("tools", ()) if takes_tools else () for question in questions]
+    texts = [
+        conversation.render(template, p["model_name"], question["messages"], own)
+        for question, own in zip(questions, tools, strict=True)
+    ]
     thinks = conversation.knows_thoughts(sampler.tokenizer, template)
     stop = asking.stop_texts(template, p["model_name"])
     asked = [
@@ -57,8 +64,11 @@ def draw(context: StageContext, *, runtime: training.Runtime) -> dict[str, Any]:
     with _appending(path, context.send) if first else contextlib.nullcontext(lambda row: None) as append:
 
         def keep(number: int, index: int, completion: Any) -> None:
-            parsed = conversation.parse(completion.text, conversation.opens_thought(texts[number]), thinks, tools=False)
+            opened, own = conversation.opens_thought(texts[number]), bool(tools[number])
+            parsed = conversation.parse(completion.text, opened, thinks, own)
             about = {"id": questions[number]["id"], "sample": index, "text": parsed.text, "thoughts": parsed.thoughts}
+            if own:
+                about["calls"] = [{"function": call.function, "arguments": call.arguments} for call in parsed.calls]
             finish = "stop" if completion.finished else "length"
             append(about | {"unfinished": parsed.unfinished, "finish": finish, "tokens": completion.tokens})
 

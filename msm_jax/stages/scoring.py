@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from msm_jax.corpus import records
+from msm_jax.corpus.datasets.tables import read_rows
 from msm_jax.microworld import prose, world_text
-from msm_jax.stages import artifacts, asking, corpora, training
+from msm_jax.stages import artifacts, asking, corpora, sampling, training
 from msm_jax.stages.graph import Kind, StageContext
 from msm_jax.storage.progress import track
 
@@ -81,6 +82,47 @@ def score(context: StageContext, *, runtime: training.Runtime) -> dict[str, Any]
             scores.append({"eval": name, "form": form, **cell})
     _write_board(context.folder, {f"{entry['eval']}/{entry['form']}": entry["rate"] for entry in scores})
     return {"scores": scores}
+
+
+def capability(context: StageContext, *, runtime: training.Runtime) -> dict[str, Any]:
+    """Questions of four options: the share of which the right letter is the likeliest. Summary as of `score`."""
+    import jax
+
+    from msm_jax.corpus.records import Message
+    from msm_jax.eval import side_effects, stats
+
+    p = context.params
+    items = list(read_rows(context.inputs["items"] / sampling.QUESTIONS_FILE))
+    template = artifacts.chat_template(p["chat"], context.inputs["tokenizer"])
+    prompts = [
+        template.render([Message("user", side_effects.asked(item))], p["model_name"], generation_prompt=True).text
+        for item in items
+    ]
+    letters = [asking.written(template, p["model_name"], letter) for letter in side_effects.LETTERS]
+    found = _Scorer(context, runtime).logprobs(prompts, [letters] * len(items))
+    if jax.process_index() > 0:
+        return {}
+    rows = [
+        {"id": item["id"], "domain": item["subject"], "answer": item["answer"], "chosen": each.index(max(each))}
+        | {"logprobs": each}
+        for item, each in zip(items, found, strict=True)
+    ]
+    records.write_jsonl(context.folder / "answers.jsonl", rows)
+
+    def cell(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        right = sum(row["chosen"] == row["answer"] for row in rows)
+        low, high = stats.wilson(right, len(rows))
+        counts = dict.fromkeys(("ties", "errored", "unparsed", "cut_off"), 0)
+        first = sum(row["chosen"] == 0 for row in rows) / len(rows)  # .25 is none
+        return {"rate": right / len(rows), "n": len(rows), "low": low, "high": high, "consistent": None,
+                "position_bias": first, **counts}  # fmt: skip
+
+    by_subject = {
+        name: cell([row for row in rows if row["domain"] == name]) for name in {row["domain"] for row in rows}
+    }
+    entry = {"eval": "capability", "form": "logprob", **cell(rows), "per_domain": by_subject}
+    _write_board(context.folder, {"capability/logprob": entry["rate"]})
+    return {"scores": [entry]}
 
 
 def _some(items: list, count: int | None) -> list:
