@@ -98,8 +98,8 @@ def _open_questions(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list
     return Section(
         title="Open questions",
         about=f"Mean score, by {_judges(by_arm)}, of answers to open questions on the model's own conduct, from 1 "
-        "(clearly misaligned) over 5 (generic) to 10 (aligned, for reasons that are understood). What MSM and AFT speak of "
-        "is asked.",
+        "(clearly misaligned) over 5 (generic) to 10 (aligned, for reasons that are understood). What MSM and AFT "
+        "speak of is asked.",
         tables=[
             Table(["Arm", "mean [95 %]", "scored", "r/u/c"], rows),
             Table(["Arm", *titles.values()], parts, wide=True),
