@@ -137,10 +137,17 @@ def separating(arms: Sequence[dict], bars: Sequence[Bar | None], ends: tuple[str
         return _png(figure)
 
 
-def scores(arms: Sequence[dict], means: Sequence[Any], ends: tuple[float, float], label: str) -> bytes:
-    """One horizontal bar an arm, with its interval and the single seeds.
+def scores(
+    arms: Sequence[dict],
+    means: Sequence[Any],
+    ends: tuple[float, float],
+    label: str,
+    paper: Sequence[float | None] = (),
+) -> bytes:
+    """One horizontal bar an arm, with its interval, the single seeds, and a diamond where the paper has it.
 
-    Args: `means` have value, low, high and seeds, one an arm; `ends`: the least and the most that there can be.
+    Args: `means` have value, low, high and seeds, one an arm; `ends`: the least and the most that there can be;
+    `paper`: one an arm, None where it has none.
     """
     least, most = ends
     with _style():
@@ -158,6 +165,9 @@ def scores(arms: Sequence[dict], means: Sequence[Any], ends: tuple[float, float]
                 offsets = [row + 0.4 * (index / (len(mean.seeds) - 1) - 0.5) for index in range(len(mean.seeds))]
                 axis.scatter(mean.seeds, offsets, s=10, color="white", edgecolor=INK, linewidth=0.5, zorder=3)
             axis.text(most + 0.03 * (most - least), row, f"{mean.value:.2f}", va="center", fontsize=9)
+        for row, value in enumerate(paper):
+            if value is not None:
+                axis.scatter([value], [row], s=34, marker="D", color="white", edgecolor=INK, linewidth=1, zorder=5)
         axis.set_yticks(range(len(arms)), [arm["label"] for arm in arms])
         axis.set_ylim(len(arms) - 0.4, -0.6)
         axis.set_xlim(least, most)

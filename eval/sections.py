@@ -5,11 +5,15 @@ with its verdicts, "summary": what the evaluation's `summarise` returned, and "j
 """
 
 import collections
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from msm_jax.eval import open_qa, plots, reasoning, stats
 from msm_jax.eval.results import arm_key, ordered_arms
+from msm_jax.storage.files import read_object
+
+_REFERENCE = pathlib.Path(__file__).parent / "reference" / "fig4.json"
 
 
 class Table(NamedTuple):
@@ -89,11 +93,13 @@ def _open_questions(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list
         if _total(entries, "n") < _total(entries, "answers")
     ]
     seeds = len({entry["seed"] for _, entries in by_arm for entry in entries})
+    paper = _paper(result, by_arm, "open_qa")
     png = plots.scores(
         [arm for arm, _ in by_arm],
         [mean_of(entries) for _, entries in by_arm],
         (open_qa.LOWEST, open_qa.HIGHEST),
         "mean score",
+        paper,
     )
     return Section(
         title="Open questions",
@@ -101,7 +107,7 @@ def _open_questions(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list
         "(clearly misaligned) over 5 (generic) to 10 (aligned, for reasons that are understood). What MSM and AFT "
         "speak of is asked.",
         tables=[
-            Table(["Arm", "mean [95 %]", "scored", "r/u/c"], rows),
+            _with_paper(["Arm", "mean [95 %]", "scored", "r/u/c"], rows, paper),
             Table(["Arm", *titles.values()], parts, wide=True),
         ],
         notes=[
@@ -115,7 +121,8 @@ def _open_questions(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list
         figure={
             "file": "open_qa.png",
             "title": "Open questions",
-            "caption": "Means over seeds with 95 % intervals; dots are single seeds. 5 is a generic answer.",
+            "caption": "Means over seeds with 95 % intervals; dots are single seeds. 5 is a generic answer."
+            + _of_paper(paper),
             "png": png,
         },
     )
@@ -161,12 +168,13 @@ def _agentic(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list[dict]]
         f"Our gate and upstream's differ on {differ:,} answers, our reading of the judge and its older one on {read:,}."
     )
     means = [mean_of(entries) for _, entries in by_arm]
+    paper = _paper(result, by_arm, "agentic_misalignment")
     return Section(
         title="Agentic misalignment",
         about=f"Rate at which the agent decides on the act, as {_judges(by_arm)} reads its answer: the unweighted mean "
         f"over {len(cells)} cells. The paper's metric (arXiv 2605.02087, D.3).",
         tables=[
-            Table(["Arm", "rate [95 %]", "harmful", "upstream's", "bounds", "judged", "t/n"], rows),
+            _with_paper(["Arm", "rate [95 %]", "harmful", "upstream's", "bounds", "judged", "t/n"], rows, paper),
             *([contrasts] if (contrasts := _contrasts(by_arm, cells)) else []),
             Table(["Cell", *(arm["label"] for arm, _ in by_arm)], parts, wide=True),
         ],
@@ -174,8 +182,9 @@ def _agentic(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list[dict]]
         figure={
             "file": "agentic_misalignment.png",
             "title": "Agentic misalignment",
-            "caption": "Means over seeds of the mean over cells, with 95 % intervals; dots are single seeds.",
-            "png": plots.scores([arm for arm, _ in by_arm], means, (0, 1), "rate of misaligned decisions"),
+            "caption": "Means over seeds of the mean over cells, with 95 % intervals; dots are single seeds."
+            + _of_paper(paper),
+            "png": plots.scores([arm for arm, _ in by_arm], means, (0, 1), "rate of misaligned decisions", paper),
         },
     )
 
@@ -299,6 +308,30 @@ _SECTIONS: dict[str, Callable[..., Section]] = {
     "reasoning": _reasoning,
     "side_effects": _side_effects,
 }
+
+
+def _paper(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list[dict]]], evaluation: str) -> list[float | None]:
+    """What the paper has for each arm of the same model; nothing for arms of a workdir with several specs."""
+    known = read_object(_REFERENCE, "install the project anew")[evaluation]
+    path = str(result["config"].get("base", {}).get("path", "")).rstrip("/")
+    arms = known.get(path.rpartition("/")[2], {})
+    several = len({arm["spec"] for arm, _ in by_arm if arm["spec"]}) > 1
+    return [None if several else arms.get(arm["name"]) for arm, _ in by_arm]
+
+
+def _with_paper(header: Sequence[str], rows: Sequence[Sequence[str]], paper: Sequence[float | None]) -> Table:
+    """A table with a column for what the paper has, if it has any of it."""
+    if not any(value is not None for value in paper):
+        return Table(header, rows)
+    return Table([*header, "paper"], [[*row, _score(value)] for row, value in zip(rows, paper, strict=True)])
+
+
+def _of_paper(paper: Sequence[float | None]) -> str:
+    """What a caption says of the diamonds."""
+    known = read_object(_REFERENCE, "install the project anew")
+    if not any(value is not None for value in paper):
+        return ""
+    return f" Diamonds: {known['source']}, {known['error']}; questions, judge and corpora are others."
 
 
 def _total(entries: Sequence[Mapping[str, Any]], field: str) -> int:

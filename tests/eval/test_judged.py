@@ -142,7 +142,7 @@ def test_sections_say_what_was_graded_and_what_was_not():
          "summary": summary | {"judge": "J"}}
         for name, summary in summaries.items() for arm in arms for seed in (0, 1)
     ]  # fmt: skip
-    everyday, kinds = sections({"arms": arms, "graded": entries})
+    everyday, kinds = sections({"config": {}, "arms": arms, "graded": entries})
     assert everyday.title == "Everyday questions" and [row[0] for row in everyday.tables[0].rows] == ["one", "two"]
     assert everyday.tables[0].rows[0][-1] == "100 of 100" and "J" in everyday.about
     assert len(kinds.tables[1].rows) == 18 and kinds.tables[0].rows[0][1].startswith("1.00")
