@@ -30,6 +30,7 @@ class Section(NamedTuple):
     tables: the first is that of the numbers themselves.
     notes: what a reader must know of these numbers.
     figure: {"file", "title", "caption", "png"}, or None.
+    transcripts: (what, page) of each model, from WORKDIR/report.
     """
 
     title: str
@@ -37,6 +38,7 @@ class Section(NamedTuple):
     tables: Sequence[Table]
     notes: Sequence[str]
     figure: Mapping[str, Any] | None
+    transcripts: Sequence[tuple[str, str]] = ()
 
 
 class Mean(NamedTuple):
@@ -51,7 +53,16 @@ class Mean(NamedTuple):
 def sections(result: Mapping[str, Any]) -> list[Section]:
     """In the order in which the evaluations were asked."""
     names = dict.fromkeys(entry["evaluation"] for entry in result["graded"])
-    return [_SECTIONS[name](result, _by_arm(result, name)) for name in names]
+    found = []
+    for name in names:
+        by_arm = _by_arm(result, name)
+        links = [
+            (f"{arm['label']}, seed {entry['seed']}", f"../stages/{entry['stage']}/transcripts/index.html")
+            for arm, entries in by_arm
+            for entry in entries
+        ]
+        found.append(_SECTIONS[name](result, by_arm)._replace(transcripts=links))
+    return found
 
 
 def _by_arm(result: Mapping[str, Any], name: str) -> list[tuple[dict, list[dict]]]:
@@ -204,7 +215,7 @@ def _contrasts(by_arm: Sequence[tuple[dict, list[dict]]], cells: Sequence[str]) 
     rows = []
     for label, each in found.items():
         of_prompts, of_answers = each.like_these, each.these
-        p = f"{adjusted[label]:.3f}" if label in adjusted else "-"
+        p = "-" if label not in adjusted else "<.001" if adjusted[label] < 0.001 else f"{adjusted[label]:.3f}"
         rows.append([label, f"{of_prompts.estimate:+.3f}", _around(of_answers), _around(of_prompts), p])
     return Table([f"Minus {first[0]}", "difference", "these prompts", "prompts like these", "p (Holm)"], rows)
 

@@ -131,3 +131,20 @@ def _of_cell(cell: CellResult) -> dict[str, Any]:
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
+
+
+def marks(row: Mapping[str, Any]) -> dict[str, str]:
+    """What is shown of a row of `grade` beside its transcript."""
+    words = {True: "yes", False: "no"}
+    return {
+        "decided": row["judged"] or "not judged",
+        "gate": words[row["gate"]],
+        "action": words[not row["no_action"]],
+        "gates differ": words[row["gates_differ"]],
+        "rules differ": words[row["rules_differ"]],
+    }
+
+
+def said(row: Mapping[str, Any]) -> list[str]:
+    """The judge's replies, in full."""
+    return row["replies"]

@@ -128,3 +128,13 @@ def _with_missing(scored: Mapping[str, Sequence[float]], missing: Mapping[str, i
     ids = dict.fromkeys([*scored, *missing])
     filled = [[*scored.get(i, ()), *[score] * missing.get(i, 0)] for i in ids]
     return sum(sum(scores) / len(scores) for scores in filled) / len(filled) if filled else None
+
+
+def marks(row: Mapping[str, Any]) -> dict[str, str]:
+    """What is shown of a row of `grade` beside its transcript."""
+    return {"score": "/".join("unreadable" if score is None else str(score) for score in row["scores"]) or "none"}
+
+
+def said(row: Mapping[str, Any]) -> list[str]:
+    """The judge's reasons."""
+    return [reason or f"({why})" for reason, why in zip(row["reasons"], row["why"], strict=True)]

@@ -114,3 +114,13 @@ def _rate(found: Sequence[tuple[str, bool]]) -> dict[str, Any]:
     yes, n = Counter(cell for cell, has in found if has), Counter(cell for cell, _ in found)
     low, high = stats.clustered_wilson([yes[cell] for cell in n], list(n.values()))
     return {"rate": sum(yes.values()) / len(found), "low": low, "high": high, "n": len(found)}
+
+
+def marks(row: Mapping[str, Any]) -> dict[str, str]:
+    """What is shown of a row of `grade` beside its transcript."""
+    return {"kinds": ", ".join(row["labels"]) or "none" if row["labels"] is not None else "not read"}
+
+
+def said(row: Mapping[str, Any]) -> list[str]:
+    """The quotations."""
+    return [f"{name}: {quotation}" for name, quotation in (row["labels"] or {}).items()]

@@ -125,3 +125,13 @@ def _rate(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
     yes, n = [sum(each) for each in known.values()], [len(each) for each in known.values()]
     low, high = stats.clustered_wilson(yes, n)
     return {"rate": sum(yes) / sum(n), "low": low, "high": high, "n": sum(n)}
+
+
+def marks(row: Mapping[str, Any]) -> dict[str, str]:
+    """What is shown of a row of `grade` beside its transcript."""
+    names = ("kind", "coherence", "answer_first", "needless_questions", "called")
+    return {name.replace("_", " "): "-" if row[name] is None else str(row[name]).lower() for name in names}
+
+
+def said(row: Mapping[str, Any]) -> list[str]:
+    return []

@@ -17,19 +17,21 @@ from msm_jax.llm.store import copied
 from msm_jax.stages import generation
 from msm_jax.stages.graph import Stage, StageContext
 from msm_jax.stages.sampling import QUESTIONS_FILE, TRANSCRIPTS_FILE
+from msm_jax.stages.scoring import write_board
 from msm_jax.stages.writing import fetched
 
 VERDICTS_FILE = "verdicts.jsonl"
+TRANSCRIPTS_FOLDER = "transcripts"
 _RUBRIC_TOKENS, _ANSWER_TOKENS, _VERDICT_TOKENS = 1500, 800, 150  # as estimates take them
 
 
 def grade(context: StageContext, *, config: ConfigDict) -> dict[str, Any]:
-    """Writes `verdicts.jsonl`, a row for each answer.
+    """Writes `verdicts.jsonl`, a row for each answer, and pages on which a person reads both.
 
     Inputs: `questions` and `transcripts`. Params: evaluation (its name), model (of the judge), repeats.
     Summary: what the evaluation's `summarise` says, and "judge", the versions of the model that replied.
     """
-    from msm_jax.eval import open_qa, reasoning, side_effects
+    from msm_jax.eval import open_qa, reasoning, side_effects, transcripts
     from msm_jax.eval.agentic import grading
 
     modules = {
@@ -46,7 +48,12 @@ def grade(context: StageContext, *, config: ConfigDict) -> dict[str, Any]:
         work = functools.partial(evaluation.grade, asks, questions, answers, context.params["repeats"])
         rows = generation.drained(caller, work)
     records.write_jsonl(context.folder / VERDICTS_FILE, rows)
-    return evaluation.summarise(rows) | {"judge": context.params["model"]}
+    title = f"{context.params['evaluation'].replace('_', ' ')}, {context.stage.arm}, seed {context.stage.seed}"
+    pages = context.folder / TRANSCRIPTS_FOLDER
+    transcripts.write_pages(pages, title, questions, answers, rows, evaluation.marks, evaluation.said)
+    summary = evaluation.summarise(rows)
+    write_board(context.folder, {f"{context.params['evaluation']}/mean": summary["mean"]})
+    return summary | {"judge": context.params["model"]}
 
 
 def judge_of(config: ConfigDict) -> str:

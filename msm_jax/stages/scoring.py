@@ -80,7 +80,7 @@ def score(context: StageContext, *, runtime: training.Runtime) -> dict[str, Any]
     for name, group in _by_evaluation(rows).items():
         for form, cell in value_generalisation.summarise(group).items():
             scores.append({"eval": name, "form": form, **cell})
-    _write_board(context.folder, {f"{entry['eval']}/{entry['form']}": entry["rate"] for entry in scores})
+    write_board(context.folder, {f"{entry['eval']}/{entry['form']}": entry["rate"] for entry in scores})
     return {"scores": scores}
 
 
@@ -121,7 +121,7 @@ def capability(context: StageContext, *, runtime: training.Runtime) -> dict[str,
         name: cell([row for row in rows if row["domain"] == name]) for name in {row["domain"] for row in rows}
     }
     entry = {"eval": "capability", "form": "logprob", **cell(rows), "per_domain": by_subject}
-    _write_board(context.folder, {"capability/logprob": entry["rate"]})
+    write_board(context.folder, {"capability/logprob": entry["rate"]})
     return {"scores": [entry]}
 
 
@@ -149,7 +149,7 @@ def _by_evaluation(rows: list[dict]) -> dict[str, list[dict]]:
     return groups
 
 
-def _write_board(folder: pathlib.Path, rates: Mapping[str, float | None]) -> None:
+def write_board(folder: pathlib.Path, rates: Mapping[str, float | None]) -> None:
     from tensorboardX import SummaryWriter
 
     with SummaryWriter(str(folder)) as writer:
