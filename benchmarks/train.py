@@ -105,10 +105,12 @@ def _ours(options: argparse.Namespace):
     from msm_jax.train.optimizer import OptimizerConfig
     from msm_jax.train.step import flops_per_token, init_state, make_train_step
 
-    platform = jax.devices()[0].platform
+    device = jax.devices()[0]
+    platform = device.platform
     decoder = dataclasses.replace(preset(SHAPES[options.shape]), dtype=options.dtype)
     unroll = decoder.num_layers if platform == "cpu" else 1
-    execution = Execution("auto", remat=options.remat, scan_unroll=unroll, loss_chunk=options.loss_chunk).on(platform)
+    execution = Execution("auto", remat=options.remat, scan_unroll=unroll, loss_chunk=options.loss_chunk)
+    execution = execution.on(platform, getattr(device, "compute_capability", None)).for_rows(1, options.dtype)[0]
     model = Model(decoder, LoraConfig(RANK, ALPHA), execution)
     mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
     base = dataclasses.replace(model, lora=None)

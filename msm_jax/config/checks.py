@@ -119,9 +119,10 @@ def check_mesh(config: ConfigDict, mesh: Any) -> None:
     from msm_jax.models import Execution
     from msm_jax.models.kernels import check_platform, check_row_length
 
-    platform = mesh.devices.flat[0].platform
-    kernel = Execution(**config.execution).on(platform).attention
-    check_platform(kernel, platform)
+    device = mesh.devices.flat[0]
+    about = device.platform, getattr(device, "compute_capability", None)
+    kernel = Execution(**config.execution).on(*about).attention
+    check_platform(kernel, *about)
     check_row_length(kernel, config.row_length)
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     for stage in training(config):

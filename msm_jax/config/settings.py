@@ -92,8 +92,10 @@ class Mesh:
 
 @dataclasses.dataclass
 class Execution:
-    attention: str = setting("auto", "kernel: splash is of TPUs, triton of NVIDIA GPUs; auto: the fastest",
-                             Choice(("auto", "reference", "blocked", "splash", "triton")))  # fmt: skip
+    attention: str = setting(
+        "auto", "kernel: splash is of TPUs, cudnn of NVIDIA GPUs from Hopper on, triton of all; auto: the fastest",
+        Choice(("auto", "reference", "blocked", "splash", "cudnn", "triton")),
+    )  # fmt: skip
     attention_block: int = setting(512, "tokens of a tile of splash attention", from_1(2**18))
     remat: str = setting(
         "none", "what the forward pass keeps: none: all; or, of those named offload, in the memory of the host",

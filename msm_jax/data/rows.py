@@ -147,6 +147,11 @@ class PackedRows:
     def __len__(self) -> int:
         return len(self._tokens)
 
+    @property
+    def most_segments(self) -> int:
+        """Of a row, and one for padding."""
+        return int(self._segments.max()) + 1
+
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         segments = self._segments[index].astype(np.int32)
         starts = np.zeros(self.row_length, np.int32)

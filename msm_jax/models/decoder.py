@@ -74,8 +74,8 @@ def attend_within(segments: Segments, execution: Execution) -> Attend:
         if kernel == "reference":
             return checkpoint_name(attention(q_BTHD, k_BTKD, v_BTKD, segments), "attention"), kept
         # Which name what they keep themselves: twice named, it would be kept twice.
-        tile = execution.attention_block
-        return flash_attention(q_BTHD, k_BTKD, v_BTKD, segments.q_ids, kernel=kernel, block=tile), kept
+        sizes = {"block": execution.attention_block, "segments": execution.segments}
+        return flash_attention(q_BTHD, k_BTKD, v_BTKD, segments.q_ids, kernel=kernel, **sizes), kept
 
     return attend
 

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 
 from msm_jax.errors import UserError
+from msm_jax.models.cudnn_attention import segments_for, what_cudnn_lacks
 from msm_jax.models.kernels import KERNELS, kernel_of
 
 _policies = jax.checkpoint_policies
@@ -39,8 +40,8 @@ class Execution:
     """Hashable, as a part of `Model`.
 
     Attributes:
-      attention: kernel over whole rows: "reference", "blocked", "splash" (TPU), "triton" (NVIDIA GPU), or "auto",
-        which is settled by `on`. The sampler has its own (sampler/attention.py).
+      attention: kernel over whole rows: "reference", "blocked", "splash" (TPU), "cudnn" (NVIDIA GPU from Hopper on),
+        "triton" (NVIDIA GPU), or "auto", which is settled by `on`. The sampler has its own (sampler/attention.py).
       attention_block: tokens of a tile of splash attention.
       remat: what the forward pass keeps, a name in `REMAT_POLICIES`.
       scan_unroll: layers of one step of the scan. On a CPU a full unroll is faster: nothing is copied into stacks.
@@ -49,6 +50,7 @@ class Execution:
       transposed: whether matrices, and the head's, are [F, M] (parallel/cpu.py): for the sampler on CPUs.
       loss_chunk: tokens of each row whose logits are held at once.
       cpu: what parallel/cpu.py has for a few CPU cores; set by `on`.
+      segments: of a row at most, padding's counted, for cuDNN; set by `for_rows`.
 
     Raises: UserError for a name that is not known.
     """
@@ -61,6 +63,7 @@ class Execution:
     transposed: bool = False
     loss_chunk: int = 512
     cpu: bool = False
+    segments: int = 32
 
     def __post_init__(self):
         if self.remat not in REMAT_POLICIES:
@@ -68,7 +71,16 @@ class Execution:
         if self.attention not in ("auto", *KERNELS):
             raise UserError(f"execution.attention={self.attention!r}: choose one of auto, {', '.join(KERNELS)}")
 
-    def on(self, platform: str) -> "Execution":
-        """Settled for the devices of `platform`, as JAX names it."""
-        attention = kernel_of(platform) if self.attention == "auto" else self.attention
+    def on(self, platform: str, capability: str | None = None) -> "Execution":
+        """Settled for the devices of `platform`, as JAX names it, of an NVIDIA GPU's compute capability."""
+        attention = kernel_of(platform, capability) if self.attention == "auto" else self.attention
         return dataclasses.replace(self, attention=attention, cpu=platform == "cpu")
+
+    def for_rows(self, segments: int, dtype: str) -> tuple["Execution", str | None]:
+        """Settled for rows of so many segments at most, padding's counted, and the dtype of the products; and why, if
+        they are not for cuDNN. Other kernels need not know: with them, all rows share one compiled program."""
+        if self.attention != "cudnn":
+            return self, None
+        lacks = what_cudnn_lacks(dtype, segments)
+        changes = {"attention": "triton"} if lacks else {"segments": segments_for(segments)}
+        return dataclasses.replace(self, **changes), lacks

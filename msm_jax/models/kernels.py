@@ -1,5 +1,5 @@
-"""Attention kernels that hold no logits: JAX's splash attention on TPUs, its Triton kernel on NVIDIA GPUs, blocks of
-queries elsewhere.
+"""Attention kernels that hold no logits: JAX's splash attention on TPUs, cuDNN's on NVIDIA GPUs, or JAX's Triton kernel
+where cuDNN cannot, and blocks of queries elsewhere.
 
 Rows attend to themselves here (training, scoring, prefill); the order of a row is that of its positions, so a query
 sees the keys of its own segment that stand before it or at its place.
@@ -17,24 +17,45 @@ from jax.sharding import PartitionSpec
 
 from msm_jax.errors import UserError
 from msm_jax.models.blocked_attention import blocked_attention
+from msm_jax.models.cudnn_attention import CAPABILITY, cudnn_attention
 from msm_jax.parallel.sharding import partition_spec
 
-KERNELS = ("reference", "blocked", "splash", "triton")
+KERNELS = ("reference", "blocked", "splash", "cudnn", "triton")
 # A block of the softmax's statistics is a whole row of a TPU's vector registers.
 _TPU_LANES = 128
 
 
-def kernel_of(platform: str) -> str:
-    """The fastest kernel for a platform, as JAX names it ("tpu", "gpu", "cuda", "cpu")."""
-    return {"tpu": "splash", "gpu": "triton", "cuda": "triton"}.get(platform, "blocked")
+def kernel_of(platform: str, capability: str | None = None) -> str:
+    """The fastest kernel for a platform, as JAX names it ("tpu", "gpu", "cuda", "cpu").
+
+    Args:
+      capability: of an NVIDIA GPU, as `jax.Device.compute_capability`; none: not known.
+    """
+    if platform in ("gpu", "cuda"):
+        return "cudnn" if takes_cudnn(capability) else "triton"
+    return {"tpu": "splash"}.get(platform, "blocked")
 
 
-def check_platform(kernel: str, platform: str) -> None:
+def takes_cudnn(capability: str | None) -> bool:
+    """Whether cuDNN computes attention of packed rows on GPUs of this capability ("9.0"; an AMD GPU's is "gfx90a")."""
+    try:
+        return float(capability or 0) >= CAPABILITY
+    except ValueError:
+        return False
+
+
+def check_platform(kernel: str, platform: str, capability: str | None = None) -> None:
     """Raises: UserError if the kernel is made for other devices than those of `platform`, as JAX names it."""
-    if kernel in ("splash", "triton") and kernel_of(platform) != kernel:
+    gpu = kernel in ("cudnn", "triton")
+    if kernel == "splash" and platform != "tpu" or gpu and platform not in ("gpu", "cuda"):
         raise UserError(
-            f"config.execution.attention={kernel} is for {'TPUs' if kernel == 'splash' else 'NVIDIA GPUs'}, and the "
+            f"config.execution.attention={kernel} is for {'NVIDIA GPUs' if gpu else 'TPUs'}, and the "
             f"mesh is of devices of {platform}; set execution.attention=auto"
+        )
+    if kernel == "cudnn" and not takes_cudnn(capability):
+        raise UserError(
+            f"config.execution.attention=cudnn needs GPUs of compute capability {CAPABILITY} (H100), and these are of "
+            f"{capability}; set execution.attention=auto"
         )
 
 
@@ -55,7 +76,7 @@ def kernel_for(kernel: str, row_length: int) -> str:
 
 
 def flash_attention(
-    q_BTHD, k_BTKD, v_BTKD, ids_BT, *, kernel: str, block: int = 512, interpret: bool = False
+    q_BTHD, k_BTKD, v_BTKD, ids_BT, *, kernel: str, block: int = 512, segments: int = 32, interpret: bool = False
 ) -> jax.Array:
     """Causal grouped-query attention within the segments of packed rows, as `attention.attention`.
 
@@ -63,20 +84,24 @@ def flash_attention(
 
     Args:
       ids_BT: int32, segments; 0 is padding, whose queries return a finite value of no meaning.
-      kernel: "blocked", "splash" or "triton".
+      kernel: "blocked", "splash", "cudnn" or "triton".
       block: tokens of a tile of splash attention, cut to what divides T; Triton's are those that JAX measured.
-      interpret: runs the kernel's operations one by one on any device, for tests.
+      segments: of a row at most, padding's counted, for cuDNN; the outputs of a row that has more are NaN.
+      interpret: runs the kernel's operations one by one on any device, for tests; not those of cuDNN.
     """
     if kernel == "blocked":  # in plain JAX, which cuts it itself
         return blocked_attention(q_BTHD, k_BTKD, v_BTKD, ids_BT)
-    call = functools.partial({"splash": _splash, "triton": _triton}[kernel], block=block, interpret=interpret)
+    if kernel == "cudnn":
+        call = functools.partial(cudnn_attention, segments=segments)
+    else:
+        call = functools.partial({"splash": _splash, "triton": _triton}[kernel], block=block, interpret=interpret)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return call(q_BTHD, k_BTKD, v_BTKD, ids_BT)
     rows, heads = partition_spec(("batch", "heads"))
     of_heads = PartitionSpec(rows, None, heads, None)
     specs = {"in_specs": (of_heads, of_heads, of_heads, PartitionSpec(rows, None)), "out_specs": of_heads}
-    # What a Pallas kernel does is not known to the check.
+    # What a kernel does is not known to the check.
     return jax.shard_map(call, check_vma=False, **specs)(q_BTHD, k_BTKD, v_BTKD, ids_BT)
 
 
@@ -103,6 +128,7 @@ def _splash(q_BTHD, k_BTKD, v_BTKD, ids_BT, *, block: int, interpret: bool):
 
 
 def _triton(q_BTHD, k_BTKD, v_BTKD, ids_BT, *, interpret: bool, **_):
+    # Deprecated (docs/performance.md): for GPUs before Hopper, float32, and rows of more segments than cuDNN takes.
     from jax.experimental.pallas.ops.gpu import attention as triton
 
     groups = q_BTHD.shape[2] // k_BTKD.shape[2]

@@ -104,7 +104,11 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
         decoder = DecoderConfig(vocab_size=padded(tokenizer.vocab_size), **p["model"])
     check_heads(mesh, decoder.num_kv_heads)
     lora = LoraConfig(**p["lora"]) if p["lora"] else None
-    execution = Execution(**runtime.execution).on(mesh.devices.flat[0].platform)
+    device = mesh.devices.flat[0]
+    execution = Execution(**runtime.execution).on(device.platform, getattr(device, "compute_capability", None))
+    execution, lacks = execution.for_rows(max(source.rows.most_segments for source in sources), decoder.dtype)
+    if lacks and jax.process_index() == 0:
+        print(f"attention is not by cuDNN, and slower: {lacks}")
     model = Model(decoder, lora, execution, p["int8_base"])
 
     inputs = context.inputs
