@@ -98,7 +98,7 @@ def _ours(options: argparse.Namespace):
     import jax.numpy as jnp
     import numpy as np
 
-    from msm_jax.checkpoints import weights
+    from benchmarks.weights import random_params
     from msm_jax.checkpoints.presets import preset
     from msm_jax.models import Execution, LoraConfig, Model
     from msm_jax.parallel import batch_sharding, make_mesh, measured_flops, peak_flops
@@ -113,15 +113,7 @@ def _ours(options: argparse.Namespace):
     execution = execution.on(platform, getattr(device, "compute_capability", None)).for_rows(1, options.dtype)[0]
     model = Model(decoder, LoraConfig(RANK, ALPHA), execution)
     mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
-    base = dataclasses.replace(model, lora=None)
-    like = weights.abstract_params(base, mesh, options.dtype)
-    keys = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(like))))
-
-    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        normal = jax.jit(lambda key: 0.02 * jax.random.normal(key, leaf.shape, leaf.dtype), out_shardings=leaf.sharding)
-        return normal(next(keys))
-
-    frozen = jax.tree.map(draw, like)
+    frozen = random_params(dataclasses.replace(model, lora=None), mesh, options.dtype)
     state = init_state(model, mesh, 0)
     shape = (1, options.rows, options.length)
     rows = {

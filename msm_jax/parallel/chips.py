@@ -33,9 +33,13 @@ CHIPS = {
     "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, 200e9, 819e9, 15.75 * 2**30),
     "v5p": Chip(("TPU v5", "TPU v5p"), 459e12, 600e9, 2765e9, 95.74 * 2**30),
     "v6e": Chip(("TPU v6 lite", "TPU v6e"), 918e12, 448e9, 1638e9, 31.25 * 2**30),
-    "A100": Chip(("NVIDIA A100",), 312e12),
-    "H100": Chip(("NVIDIA H100",), 989e12),
-    "H200": Chip(("NVIDIA H200",), 989e12),
+    # SXM modules, and those whose memory or clocks differ from them.
+    "A100": Chip(("NVIDIA A100",), 312e12, bandwidth=2039e9),
+    "A100 40GB": Chip(("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB"), 312e12, bandwidth=1555e9),
+    "A100 PCIe": Chip(("NVIDIA A100 80GB PCIe",), 312e12, bandwidth=1935e9),
+    "H100": Chip(("NVIDIA H100",), 989e12, bandwidth=3350e9),
+    "H100 PCIe": Chip(("NVIDIA H100 PCIe",), 756e12, bandwidth=2000e9),
+    "H200": Chip(("NVIDIA H200",), 989e12, bandwidth=4800e9),
 }
 _MOST_CPU_DEVICES = 1024
 _MEND = "mend the variable, or unset it"

@@ -215,7 +215,12 @@ def test_blocks_that_do_not_fit_the_vector_memory(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("TPU v5", "v5p"), ("TPU v5 lite", "v5e"), ("TPU v6 lite", "v6e"), ("NVIDIA H100 80GB", "H100")]
+    ("kind", "name"),
+    [
+        *[("TPU v5", "v5p"), ("TPU v5 lite", "v5e"), ("TPU v6 lite", "v6e")],
+        *[("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA H100 PCIe", "H100 PCIe"), ("NVIDIA H200", "H200")],
+        *[("NVIDIA A100-SXM4-80GB", "A100"), ("NVIDIA A100-SXM4-40GB", "A100 40GB")],
+    ],
 )
 def test_chips_by_the_longest_name(kind, name):
     assert chip_of(kind) is CHIPS[name]
