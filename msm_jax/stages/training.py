@@ -82,13 +82,26 @@ def steps_of(params: Mapping[str, Any], sources: list) -> int:
     return params["steps"] or epoch_steps(sources, params["batch_size"])
 
 
+def execution_for(runtime: Runtime, device: Any, sources: list, dtype: str) -> Any:
+    """The `Execution` on a mesh of devices like this one, for these rows and the dtype of the products."""
+    import jax
+
+    from msm_jax.models import Execution
+
+    execution = Execution(**runtime.execution).on(device.platform, getattr(device, "compute_capability", None))
+    execution, lacks = execution.for_rows(max(source.rows.most_segments for source in sources), dtype)
+    if lacks and jax.process_index() == 0:
+        print(f"attention is not by cuDNN, and slower: {lacks}", flush=True)
+    return execution
+
+
 def _train(context: StageContext, runtime: Runtime, label: str, sources: list, steps: int) -> None:
     import jax
 
     from msm_jax.checkpoints import orbax
     from msm_jax.checkpoints.weights import read_description, write_description
     from msm_jax.data.mixture import batches
-    from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model
+    from msm_jax.models import DecoderConfig, LoraConfig, Model
     from msm_jax.parallel import batch_sharding, check_heads, make_mesh, peak_flops
     from msm_jax.parallel.hosts import row_share
     from msm_jax.train import loop
@@ -104,11 +117,7 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
         decoder = DecoderConfig(vocab_size=padded(tokenizer.vocab_size), **p["model"])
     check_heads(mesh, decoder.num_kv_heads)
     lora = LoraConfig(**p["lora"]) if p["lora"] else None
-    device = mesh.devices.flat[0]
-    execution = Execution(**runtime.execution).on(device.platform, getattr(device, "compute_capability", None))
-    execution, lacks = execution.for_rows(max(source.rows.most_segments for source in sources), decoder.dtype)
-    if lacks and jax.process_index() == 0:
-        print(f"attention is not by cuDNN, and slower: {lacks}")
+    execution = execution_for(runtime, mesh.devices.flat[0], sources, decoder.dtype)
     model = Model(decoder, lora, execution, p["int8_base"])
 
     inputs = context.inputs

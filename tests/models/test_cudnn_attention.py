@@ -64,8 +64,8 @@ def test_segments_lie_where_the_reference_sees_them(rows):
 
 
 def as_documented(query, key, value, *, q_seqlen, kv_seqlen, q_offsets, kv_offsets, scale, mask_type):
-    """cuDNN's part in plain JAX: a segment is `length` tokens of the flat array from element `offset` on, and what is in
-    none is memory as it was. Lengths and offsets go through JAX's own preparation."""
+    """cuDNN's part in plain JAX: a segment is `length` tokens of the flat array from element `offset` on, and what is
+    in none is memory as it was. Lengths and offsets go through JAX's own preparation."""
     assert mask_type.name == "PADDING_CAUSAL" and scale == pytest.approx(query.shape[-1] ** -0.5)
     prepared = cudnn._fix_seqlen_offsets(q_seqlen, kv_seqlen, q_offsets, kv_offsets, query, key)
     q_lengths, kv_lengths, q_begins, kv_begins = (np.asarray(x).reshape(-1) for x in prepared)
@@ -184,7 +184,7 @@ def test_the_kernel_for_a_gpu_is_chosen_by_what_it_can():
 def test_cudnn_on_other_devices_is_an_error():
     check_platform("cudnn", "gpu", "9.0")
     check_platform("triton", "gpu", "9.0")
-    with pytest.raises(UserError, match="attention=cudnn needs GPUs of compute capability 9.0 .*, and these are of 8.0"):
+    with pytest.raises(UserError, match="cudnn needs GPUs of compute capability 9.0 .*, and these are of 8.0"):
         check_platform("cudnn", "gpu", "8.0")
     with pytest.raises(UserError, match="attention=cudnn is for NVIDIA GPUs, and the mesh is of devices of cpu"):
         check_platform("cudnn", "cpu")
