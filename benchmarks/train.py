@@ -110,7 +110,8 @@ def _ours(options: argparse.Namespace):
     decoder = dataclasses.replace(preset(SHAPES[options.shape]), dtype=options.dtype)
     unroll = decoder.num_layers if platform == "cpu" else 1
     execution = Execution("auto", remat=options.remat, scan_unroll=unroll, loss_chunk=options.loss_chunk)
-    execution = execution.on(platform, getattr(device, "compute_capability", None)).for_rows(1, options.dtype)[0]
+    execution = execution.on(platform, getattr(device, "compute_capability", None))
+    execution, _ = execution.for_rows(1, options.dtype, decoder.head_size)
     model = Model(decoder, LoraConfig(RANK, ALPHA), execution)
     mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
     frozen = random_params(dataclasses.replace(model, lora=None), mesh, options.dtype)

@@ -147,10 +147,9 @@ class PackedRows:
     def __len__(self) -> int:
         return len(self._tokens)
 
-    @property
-    def most_segments(self) -> int:
-        """Of a row, and one for padding."""
-        return int(self._segments.max()) + 1
+    def segments_of_rows(self) -> np.ndarray:
+        """How many segments each row has, padding's counted: int64[rows]."""
+        return self._segments.max(axis=1).astype(np.int64) + (self._segments[:, -1] == 0)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         segments = self._segments[index].astype(np.int32)

@@ -50,7 +50,7 @@ class Execution:
       transposed: whether matrices, and the head's, are [F, M] (parallel/cpu.py): for the sampler on CPUs.
       loss_chunk: tokens of each row whose logits are held at once.
       cpu: what parallel/cpu.py has for a few CPU cores; set by `on`.
-      segments: of a row at most, padding's counted, for cuDNN; set by `for_rows`.
+      segments: of a row, padding's counted, up to which cuDNN computes it; set by `for_rows`.
 
     Raises: UserError for a name that is not known.
     """
@@ -76,11 +76,11 @@ class Execution:
         attention = kernel_of(platform, capability) if self.attention == "auto" else self.attention
         return dataclasses.replace(self, attention=attention, cpu=platform == "cpu")
 
-    def for_rows(self, segments: int, dtype: str) -> tuple["Execution", str | None]:
-        """Settled for rows of so many segments at most, padding's counted, and the dtype of the products; and why, if
-        they are not for cuDNN. Other kernels need not know: with them, all rows share one compiled program."""
+    def for_rows(self, segments: int, dtype: str, head_size: int) -> tuple["Execution", str | None]:
+        """Settled for rows of which most have so many segments, padding's counted, and for the dtype of the products;
+        and why, if cuDNN cannot. Other kernels need not know: with them, all rows share one compiled program."""
         if self.attention != "cudnn":
             return self, None
-        lacks = what_cudnn_lacks(dtype, segments)
+        lacks = what_cudnn_lacks(dtype, head_size)
         changes = {"attention": "triton"} if lacks else {"segments": segments_for(segments)}
         return dataclasses.replace(self, **changes), lacks

@@ -86,7 +86,7 @@ def flash_attention(
       ids_BT: int32, segments; 0 is padding, whose queries return a finite value of no meaning.
       kernel: "blocked", "splash", "cudnn" or "triton".
       block: tokens of a tile of splash attention, cut to what divides T; Triton's are those that JAX measured.
-      segments: of a row at most, padding's counted, for cuDNN; the outputs of a row that has more are NaN.
+      segments: of a row, padding's counted, up to which cuDNN computes it; if a row has more, all go in blocks.
       interpret: runs the kernel's operations one by one on any device, for tests; not those of cuDNN.
     """
     if kernel == "blocked":  # in plain JAX, which cuts it itself
@@ -128,7 +128,7 @@ def _splash(q_BTHD, k_BTKD, v_BTKD, ids_BT, *, block: int, interpret: bool):
 
 
 def _triton(q_BTHD, k_BTKD, v_BTKD, ids_BT, *, interpret: bool, **_):
-    # Deprecated (docs/performance.md): for GPUs before Hopper, float32, and rows of more segments than cuDNN takes.
+    # Deprecated (docs/performance.md): for GPUs before Hopper, and for float32.
     from jax.experimental.pallas.ops.gpu import attention as triton
 
     groups = q_BTHD.shape[2] // k_BTKD.shape[2]

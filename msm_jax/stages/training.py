@@ -17,6 +17,7 @@ from msm_jax.stages.graph import StageContext
 from msm_jax.storage import files
 
 PyTree = Any
+_MOST_ROWS = 0.99  # that cuDNN's attention is to take; a batch with another one is slower
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,14 +83,17 @@ def steps_of(params: Mapping[str, Any], sources: list) -> int:
     return params["steps"] or epoch_steps(sources, params["batch_size"])
 
 
-def execution_for(runtime: Runtime, device: Any, sources: list, dtype: str) -> Any:
-    """The `Execution` on a mesh of devices like this one, for these rows and the dtype of the products."""
+def execution_for(runtime: Runtime, device: Any, sources: list, decoder: Any) -> Any:
+    """The `Execution` of this `DecoderConfig` on a mesh of devices like this one, for these rows."""
     import jax
 
     from msm_jax.models import Execution
 
     execution = Execution(**runtime.execution).on(device.platform, getattr(device, "compute_capability", None))
-    execution, lacks = execution.for_rows(max(source.rows.most_segments for source in sources), dtype)
+    counts = np.concatenate([source.rows.segments_of_rows() for source in sources])
+    # Few rows have many short segments, since those that are left are packed last.
+    most = int(np.quantile(counts, _MOST_ROWS, method="higher"))
+    execution, lacks = execution.for_rows(most, decoder.dtype, decoder.head_size)
     if lacks and jax.process_index() == 0:
         print(f"attention is not by cuDNN, and slower: {lacks}", flush=True)
     return execution
@@ -117,7 +121,7 @@ def _train(context: StageContext, runtime: Runtime, label: str, sources: list, s
         decoder = DecoderConfig(vocab_size=padded(tokenizer.vocab_size), **p["model"])
     check_heads(mesh, decoder.num_kv_heads)
     lora = LoraConfig(**p["lora"]) if p["lora"] else None
-    execution = execution_for(runtime, mesh.devices.flat[0], sources, decoder.dtype)
+    execution = execution_for(runtime, mesh.devices.flat[0], sources, decoder)
     model = Model(decoder, lora, execution, p["int8_base"])
 
     inputs = context.inputs

@@ -126,9 +126,9 @@ def test_the_largest_token_fits(tmp_path, vocab_size, dtype):
     assert PackedRows(tmp_path)[0]["tokens"].tolist() == [1, vocab_size - 1, 0, 0]
 
 
-def test_the_most_segments_of_a_row_count_padding(tmp_path):
+def test_segments_of_rows_count_padding(tmp_path):
     write_rows(tmp_path, [example_of([1] * length) for length in (6, 4, 3, 3, 2)], 10, VOCAB_SIZE)  # 6 + 4, 3 + 3 + 2
-    assert PackedRows(tmp_path).most_segments == 4
+    assert sorted(PackedRows(tmp_path).segments_of_rows().tolist()) == [2, 4]
 
 
 def test_repr_names_the_content_and_pickle_opens_it_again(tmp_path):

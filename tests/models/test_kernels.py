@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from msm_jax.errors import UserError
 from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model, Segments, attention, kernels
@@ -69,13 +70,16 @@ def test_the_decoder_takes_the_kernel_that_it_is_told(packed, monkeypatch):
     ("kernel", "remat", "widths"),
     [
         ("blocked", "full", 1),
-        *[(kernel, "save_attention", 2) for kernel in ("reference", "blocked", "splash")],
+        *[(kernel, "save_attention", 2) for kernel in ("reference", "blocked", "splash", "cudnn")],
+        *[("cudnn", "full", 1), ("cudnn", "save_qkv", 5 + 1 / 64)],
         ("blocked", "save_qkv", 5 + 1 / 64),
         ("splash", "save_projections", 9 + 1 / 64),
     ],
 )
-def test_a_layer_keeps_what_its_policy_says_and_nothing_twice(kernel, remat, widths):
+def test_a_layer_keeps_what_its_policy_says_and_nothing_twice(kernel, remat, widths, monkeypatch):
     """For each token, in widths of the model; here K = M / 2 and F = 2 M, and one head's rank of adapters."""
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)  # on this machine there is none
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: True)
     M, T, L = 256, 256, 5
     decoder = DecoderConfig(
         vocab_size=64, num_layers=L, width=M, mlp_width=2 * M, num_heads=2, num_kv_heads=1, head_size=128
