@@ -3,8 +3,9 @@
 cuDNN takes the segments of a row by where each begins and how long it is (jax-ml/jax #25812).
 `jax.nn.dot_product_attention(implementation="cudnn")` passes on neither, so what it calls is called here. How many
 segments a row may have is a size of the compiled program. In the backward pass XLA gives each of them float32 numbers
-for a whole row ([segments, T, H, D]: openxla/xla `GetCudnnFlashAttentionBackwardOperationGraph` with cuDNN's
-`dQ_accum`), so the program is made for what most rows have; where one has more, it goes in blocks of queries.
+for a whole row ([segments, T, H, D], as read in openxla/xla's `GetCudnnFlashAttentionBackwardOperationGraph` and of the
+`dQ_accum` of cuDNN's front end), so the program is made for what most rows have; where one has more, they go in blocks
+of queries.
 
 Shapes: B rows, T tokens, H query heads, K key heads (H = K * G), D head size, S segments of a row at most.
 """
