@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from msm_jax.errors import UserError
 from msm_jax.models import Model
@@ -81,7 +81,9 @@ class Engine:
         self.model, self._params, self._adapters = model, params, adapters
         self.vocabulary, self.end_ids = vocabulary, tuple(end_ids)
         sharding = jax.tree.leaves(params)[0].sharding
-        self._mesh = sharding.mesh if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None
+        named = isinstance(sharding, NamedSharding)
+        self._anywhere = NamedSharding(sharding.mesh, PartitionSpec()) if named else sharding
+        self._mesh = sharding.mesh if named and sharding.mesh.size > 1 else None
         devices = self._mesh.size if self._mesh else 1
         self.scheduler = Scheduler(-(-rows // devices) * devices, steps, chunk, devices)
         self._behind = int(jax.default_backend() != "cpu") if behind is None else behind
@@ -222,6 +224,10 @@ class Engine:
         if self._state is None or not any(place >= 0 for place in move.group_from):
             self._state = None  # before the new one: both together may be too much
             self._state = programs.empty(model=self.model, shape=move.shape, int8_prompts=self._int8_prompts)
+            if self._mesh is None:
+                # On its device by intent, as the weights are and as all later states: else the first program that is
+                # given it would be compiled twice.
+                self._state = jax.device_put(self._state, self._anywhere)
         else:
             self._state = programs.reshape(
                 self._state, np.array(move.group_from), np.array(move.row_from), shape=move.shape, stacked=stacked

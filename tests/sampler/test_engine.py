@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
 
 from msm_jax.errors import UserError
 from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model
@@ -407,6 +408,30 @@ def compilations():
     jax.monitoring.register_event_duration_secs_listener(listener)
     yield found
     jax.monitoring.unregister_event_duration_listener(listener)
+
+
+@pytest.mark.parametrize("placed", ["by default", "by intent", "as on a mesh"])
+def test_each_program_is_compiled_once(compilations, placed):
+    """Wherever the weights lie: loaded ones lie on the mesh of one device."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    where = {"by intent": jax.devices()[0], "as on a mesh": NamedSharding(mesh, PartitionSpec())}.get(placed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "PARAMS", PARAMS if where is None else jax.device_put(PARAMS, where))
+        one, other = engine(stacked=True, chunk=32), engine(stacked=True, chunk=32, rows=4)
+    for number in range(3):
+        prompt = tuple((token + number) % VOCABULARY for token in LONG[:100])
+        compilations.clear()
+        answers(one, [(prompt, Sampling(max_tokens=8, seed=1), 16, 0)])
+        if number:
+            assert compilations == []
+    chunks = []
+    real = programs.prefill
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            programs, "prefill", lambda *args, **more: chunks.append(len(compilations)) or real(*args, **more)
+        )
+        answers(other, [(LONG[:96], Sampling(max_tokens=8, seed=1), 4, 0)])
+    assert len(chunks) == 3 and chunks[1] == chunks[2], "the second chunk compiles nothing"
 
 
 def test_after_an_error_the_engine_can_be_asked_anew(monkeypatch):
