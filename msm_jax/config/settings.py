@@ -428,8 +428,6 @@ class Evaluated(Asking):
     agentic_misalignment: Agentic = setting(Agentic(), "whether an agent under threat does harm")
     side_effects: Everyday = setting(Everyday(), "everyday questions, on what training may cost")
     # What follows changes no result but by rounding.
-    mesh: Mesh = setting(Mesh(data=1, tensor=-1), "how devices are laid out: one copy of the base")
-    execution: Execution = setting(Execution(), "how a step is computed")
     sampler: Sampling = setting(Sampling(), "how evaluations draw")
 
 

@@ -16,6 +16,7 @@ from msm_jax.stages import base, training
 from msm_jax.stages.graph import VERSIONS, Kind, Stage
 from msm_jax.storage.mirror import Mirror
 
+MESH = {"data": 1, "fsdp": -1, "tensor": 1}  # of adapters that are read; what is asked lies as suits sampling
 _BASE = "base"  # the arm of the base alone
 
 
@@ -24,9 +25,7 @@ class Evaluated(Experiment):
 
     def __init__(self, config: ConfigDict, planned: bool = False):
         checks.check_evaluation(config)
-        runtime = training.Runtime(
-            mesh=config.mesh.to_dict(), execution=config.execution.to_dict(), rows=config.sampler.rows
-        )
+        runtime = training.Runtime(mesh=MESH, execution={}, rows=config.sampler.rows)
         self._begin(config, planned, runtime)
         self.specs = [read_spec(path) for path in config.specs]
         self.world, self.corpora, self.rows, self.datasets, self.arms = None, {}, {}, {}, []

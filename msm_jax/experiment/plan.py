@@ -20,7 +20,7 @@ from msm_jax.checkpoints import weights
 from msm_jax.checkpoints.presets import PRESETS, preset
 from msm_jax.config import checks
 from msm_jax.experiment.build import Experiment
-from msm_jax.experiment.evaluated import Evaluated
+from msm_jax.experiment.evaluated import MESH, Evaluated
 from msm_jax.experiment.sampling_plan import plan_evaluations
 from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model
 from msm_jax.parallel import check_heads, make_mesh
@@ -63,7 +63,7 @@ def plan(config: ConfigDict, topologies: Sequence[str], workdir: str) -> None:
     """
     experiment = (Evaluated if config.kind == "evaluation" else Experiment)(config, planned=True)
     place = Place.open(workdir)  # first, since what follows takes minutes
-    meshes = {name: make_mesh(config.mesh, slice_devices(name)) for name in topologies}
+    meshes = {name: make_mesh(config.get("mesh", MESH), slice_devices(name)) for name in topologies}
     decoder = _decoder(config)
     trained = [stage for stage in experiment.stages if stage.kind is Kind.TRAIN]
     print(experiment.evaluation, flush=True)
@@ -71,7 +71,7 @@ def plan(config: ConfigDict, topologies: Sequence[str], workdir: str) -> None:
     for topology, mesh in meshes.items():
         if trained:
             checks.check_mesh(config, mesh)
-        check_heads(mesh, decoder.num_kv_heads)
+            check_heads(mesh, decoder.num_kv_heads)
         steps: dict[Step, list[Stage]] = {}
         for stage in trained:
             steps.setdefault(_step(config, stage, decoder), []).append(stage)

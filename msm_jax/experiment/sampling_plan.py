@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from msm_jax.checkpoints import weights
 from msm_jax.experiment.build import Experiment
 from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model
+from msm_jax.parallel import make_mesh, one_copy
 from msm_jax.parallel.chips import chip_of
 from msm_jax.parallel.plan import GIB
 from msm_jax.sampler.plan import SamplingPlan, Workload, plan_sampling
@@ -21,9 +22,12 @@ _DRAWING = (Kind.SAMPLE, Kind.SCORE)
 def plan_evaluations(
     config: ConfigDict, experiment: Experiment, decoder: DecoderConfig, topology: str, mesh: Mesh, price: float | None
 ) -> list[dict[str, Any]]:
-    """An entry of plan.json for each evaluation that draws answers: what one model takes, and all of them."""
+    """An entry of plan.json for each evaluation that draws answers: what one model takes, and all of them. The devices
+    are those of `mesh`, laid out as for sampling."""
     lora = next((stage.params["lora"] for stage in experiment.stages if stage.kind is Kind.TRAIN), None)
     model = Model(decoder, LoraConfig(**lora) if lora else None, Execution(stacked=True))
+    devices = list(mesh.devices.flat)
+    mesh = make_mesh(one_copy(decoder, devices), devices)
     params = weights.abstract_params(dataclasses.replace(model, lora=None), mesh, decoder.dtype)
     entries = []
     for evaluation in experiment.evaluations:

@@ -1,8 +1,8 @@
 """Devices -> mesh -> shardings. One table says which mesh axes each logical axis is split over."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 from jax.experimental import mesh_utils
@@ -32,6 +32,27 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
     "rank": None,
     None: None,
 }
+
+
+class Sizes(Protocol):
+    """Of a decoder, those that a mesh divides."""
+
+    num_kv_heads: int
+    mlp_width: int
+    vocab_size: int
+    width: int
+
+
+def one_copy(sizes: Sizes, devices: Sequence[jax.Device] | None = None) -> dict[str, int]:
+    """Sizes of a mesh over `devices` (default: all there are) that suits sampling: as many ways of heads as there can
+    be, since a step reads each weight once and none is gathered; then of width, then copies. Of several TPU slices each
+    has a copy of its own."""
+    devices = list(all_devices() if devices is None else devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    own = len(devices) // slices
+    tensor = math.gcd(sizes.num_kv_heads, sizes.mlp_width, sizes.vocab_size, own)
+    fsdp = math.gcd(sizes.width, own // tensor)
+    return {"data": slices * (own // tensor // fsdp), "fsdp": fsdp, "tensor": tensor}
 
 
 def make_mesh(shape: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:

@@ -1,7 +1,6 @@
 """`msm_jax.load`: a model on disk, ready to be asked."""
 
 import functools
-import math
 import numbers
 import os
 from collections.abc import Mapping, Sequence
@@ -19,8 +18,8 @@ from msm_jax.data.jinja_template import make_template
 from msm_jax.data.stops import stop_ids
 from msm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from msm_jax.errors import UserError
-from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model, quantize
-from msm_jax.parallel import all_devices, make_mesh, platform
+from msm_jax.models import Execution, LoraConfig, Model, quantize
+from msm_jax.parallel import make_mesh, one_copy, platform
 from msm_jax.sampler.adapters import check_adapter
 from msm_jax.sampler.sampler import Completion, Sampler
 from msm_jax.sampler.service import Service
@@ -222,7 +221,7 @@ def load(
         base = weights.open_base(base.base, os.fspath(path), base.revision, dtype=dtype)
     if adapter is not None:
         adapter = weights.open_adapter(adapter, base)
-    placed = make_mesh(mesh or _one_copy(base.decoder))
+    placed = make_mesh(mesh or one_copy(base.decoder))
     tokenizer, template, name, stops = None, None, "", ()
     texts = (adapter or base).tokenizer
     if texts:
@@ -275,11 +274,3 @@ def read_voice(
 
 def _is_chat(prompts: Sequence[Any]) -> bool:
     return bool(prompts) and isinstance(prompts[0], Mapping)
-
-
-def _one_copy(decoder: DecoderConfig) -> dict[str, int]:
-    """Sizes of a mesh over all devices: as many ways of heads as there can be, then of width, then copies."""
-    devices = len(all_devices())
-    tensor = math.gcd(decoder.num_kv_heads, decoder.mlp_width, decoder.vocab_size, devices)
-    fsdp = math.gcd(decoder.width, devices // tensor)
-    return {"data": devices // tensor // fsdp, "fsdp": fsdp, "tensor": tensor}

@@ -9,12 +9,12 @@ from msm_jax.stages.graph import StageContext
 
 
 def sampler_of(context: StageContext, runtime: training.Runtime):
-    """(sampler, chat template) of the inputs `model`, `base` and `tokenizer`; the base stays in memory for the next
-    stage. -> tuple[Sampler, Template]."""
+    """(sampler, chat template) of the inputs `model`, `base` and `tokenizer`. The base lies on the devices as suits
+    sampling, not as in training, and stays there for the next stage."""
     from msm_jax.checkpoints.weights import read_description, tokenizer_folder
     from msm_jax.data.stops import stop_ids
     from msm_jax.models import Execution
-    from msm_jax.parallel import platform
+    from msm_jax.parallel import one_copy, platform
     from msm_jax.sampler import Sampler
 
     inputs = context.inputs
@@ -24,6 +24,7 @@ def sampler_of(context: StageContext, runtime: training.Runtime):
     tokenizer = artifacts.load_tokenizer(inputs["tokenizer"])
     template: Template = artifacts.chat_template(context.params["chat"], inputs["tokenizer"])
     dtype = model.config.dtype
+    runtime = dataclasses.replace(runtime, mesh=one_copy(model.config))
     if model.lora:
         params = training.load_weights(inputs["base"], dataclasses.replace(model, lora=None), runtime, dtype)
         adapter = training.load_weights(inputs["model"], model, runtime)

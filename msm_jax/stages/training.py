@@ -192,9 +192,17 @@ def load_weights(folder: pathlib.Path, model: Any, runtime: Runtime, dtype: str 
       dtype: of matrices; None: float32.
     """
     from msm_jax.models import Execution
+    from msm_jax.parallel import make_mesh
 
     model = dataclasses.replace(model, execution=Execution())
-    return _load_weights(folder, model, tuple(runtime.mesh.items()), dtype or "float32")
+    layout = tuple(make_mesh(runtime.mesh).shape.items())
+    if _layout[:] != [layout]:  # two copies of a base, laid out in two ways, may be too much
+        _load_weights.cache_clear()
+        _layout[:] = [layout]
+    return _load_weights(folder, model, layout, dtype or "float32")
+
+
+_layout: list[tuple[tuple[str, int], ...]] = []  # of what is kept
 
 
 @functools.lru_cache(maxsize=2)  # the base, which every arm shares, and an adapter

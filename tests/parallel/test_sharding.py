@@ -1,12 +1,15 @@
 """Meshes that fit, shardings that divide, and the words of the errors where they do not."""
 
+import collections
+import types
+
 import jax
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from msm_jax.errors import UserError
 from msm_jax.models import DecoderConfig, LoraConfig, Model
-from msm_jax.parallel import batch_sharding, make_mesh, param_shardings
+from msm_jax.parallel import batch_sharding, make_mesh, one_copy, param_shardings
 from msm_jax.parallel.sharding import MESH_AXES
 
 MODEL = Model(
@@ -78,3 +81,17 @@ def test_rows_are_split_over_data_and_fsdp():
     assert batch_sharding(mesh).shard_shape((16, 7)) == (2, 7)
     assert batch_sharding(mesh, leading=1).shard_shape((3, 16, 7)) == (3, 2, 7)
     assert batch_sharding(mesh, leading=1).shard_shape((3, 16)) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("heads", "width", "devices", "slices", "expected"),
+    [
+        (8, 5120, 8, 1, (1, 1, 8)), (8, 5120, 16, 1, (1, 2, 8)), (8, 5120, 4, 1, (1, 1, 4)), (3, 576, 8, 1, (1, 8, 1)),
+        (3, 577, 8, 1, (8, 1, 1)), (8, 5120, 32, 2, (2, 2, 8)), (1, 16, 1, 1, (1, 1, 1)),
+    ],
+)  # fmt: skip
+def test_for_sampling_there_is_one_copy_and_heads_are_divided_first(heads, width, devices, slices, expected):
+    Device = collections.namedtuple("Device", "slice_index")
+    sizes = types.SimpleNamespace(num_kv_heads=heads, mlp_width=2**15, vocab_size=151_936, width=width)
+    found = one_copy(sizes, [Device(k * slices // devices) for k in range(devices)])
+    assert (found["data"], found["fsdp"], found["tensor"]) == expected
