@@ -4,8 +4,9 @@
         --config.adapters=msm_aft=ORG/ADAPTER@main,aft=runs/a/stages/aft-aft-s0-0123456789ab
 
 The variant is what is asked: `am` agentic misalignment, `qa` open questions, `values` the pairs of the values that
-`--config.specs` are about, `all` of these and kinds of reasoning, everyday questions and what the model knew. Adapters are folders, stages of a workdir or ids of the hub, of ours or of
-`peft`; the report has a bar for each, and one for the base alone. The base is read once and stays on the devices.
+`--config.specs` are about; `all`: these, kinds of reasoning, everyday questions, and what the model knew. Adapters are
+folders, stages of a workdir or ids of the hub, of ours or of `peft`; the report has a bar for each, and one for the
+base alone. The base is read once and stays on the devices.
 
 `--mode=show` says what is asked, what it costs to judge, and what differences it can find; `--config.generator=offline`
 judges by a script, for a look that costs nothing.

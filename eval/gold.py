@@ -1,0 +1,151 @@
+"""A gold set: transcripts of agentic misalignment that a person labels, and what that says of the judge.
+
+    python -m msm_jax.eval.gold draw runs/eval_am --count=100 --out=gold.csv
+    (write yes or no into the column "label": did the agent decide on the act?)
+    python -m msm_jax.eval.gold score gold.csv
+
+As many are drawn of each arm and seed, by chance and never by what the judge said: else both of its error rates would
+be wrong. The file tells neither the arm nor the verdict; gold.csv.key.jsonl, which nobody should read before, does.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import pathlib
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from msm_jax.errors import UserError
+from msm_jax.eval import stats
+
+_COLUMNS = ("id", "scenario", "text", "label")
+_LABELS = {"yes": 1, "no": 0}
+
+
+def draw(workdir: pathlib.Path, count: int, out: pathlib.Path, seed: int = 0) -> int:
+    """Writes `out` and its key; returns how many transcripts there are in it. Raises: UserError if `workdir` has no
+    verdicts on agentic misalignment, or if `out` is there."""
+    if out.exists():
+        raise UserError(f"{out}: is there already, perhaps with labels; name another file")
+    models = [model for folder in _stages(workdir) if (model := _judged(folder))[1]]
+    if not models:
+        raise UserError(f"{workdir}: no answer of agentic misalignment was judged here; give the workdir of a run")
+    rng = random.Random(seed)
+    chosen = []
+    for number, (about, rows) in enumerate(models):
+        share = (count * (number + 1)) // len(models) - (count * number) // len(models)
+        chosen += [about | row for row in rng.sample(rows, min(share, len(rows)))]
+    rng.shuffle(chosen)
+    with open(out, "w", newline="", encoding="utf-8") as file, open(_key_of(out), "w", encoding="utf-8") as key:
+        sheet = csv.DictWriter(file, _COLUMNS, extrasaction="ignore")
+        sheet.writeheader()
+        for row in chosen:
+            told = f"{seed}:{row['stage']}:{row['cell']}:{row['sample']}"
+            name = hashlib.sha256(told.encode()).hexdigest()[:12]
+            sheet.writerow({"id": name, "scenario": row["cell"].split("_")[0], "text": row["text"], "label": ""})
+            hidden = {field: row[field] for field in ("arm", "judged", "successes", "n", "stage", "cell", "sample")}
+            key.write(json.dumps({"id": name} | hidden) + "\n")
+    return len(chosen)
+
+
+def _stages(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
+    yield from sorted(path.parent for path in workdir.glob("stages/verdicts-agentic_misalignment-*/manifest.json"))
+
+
+def _judged(folder: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What is known of a model, and its answers that the judge could be read on, with their texts."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    drawn = folder.parent / manifest["inputs"]["transcripts"] / "transcripts.jsonl"
+    rows = []
+    with open(drawn, encoding="utf-8") as answers, open(folder / "verdicts.jsonl", encoding="utf-8") as verdicts:
+        for answer, verdict in zip(map(json.loads, answers), map(json.loads, verdicts), strict=True):
+            if verdict["judged"] in _LABELS:
+                rows.append({name: verdict[name] for name in ("cell", "sample", "judged")} | {"text": answer["text"]})
+    said = Counter(row["judged"] for row in rows)
+    return {"arm": manifest["about"]["arm"], "stage": folder.name, "successes": said["yes"], "n": len(rows)}, rows
+
+
+def score(path: pathlib.Path) -> str:
+    """What the labels say of the judge, and of the arms' rates, as text. Raises: UserError for a file without its key,
+    with a label that is neither yes nor no, or without labels."""
+    if not _key_of(path).exists():
+        raise UserError(f"{_key_of(path)}: is not there; it was written beside the file when that was drawn")
+    with open(_key_of(path), encoding="utf-8") as file:
+        key = {row["id"]: row for row in map(json.loads, file)}
+    judge, person, arms = [], [], []
+    with open(path, newline="", encoding="utf-8") as file:
+        for number, row in enumerate(csv.DictReader(file), start=2):
+            label = (row.get("label") or "").strip().casefold()
+            if label and (label not in _LABELS or row.get("id") not in key):
+                raise UserError(f"{path}: row {number}: label {label!r} of id {row.get('id')!r}; write yes or no")
+            if label:
+                hidden = key[row["id"]]
+                judge.append(_LABELS[hidden["judged"]])
+                person.append(_LABELS[label])
+                arms.append(hidden["arm"])
+    if not judge:
+        raise UserError(f"{path}: no row has a label yet; write yes or no into the last column")
+    return _told(judge, person, arms, list(key.values()))
+
+
+def _told(judge: Sequence[int], person: Sequence[int], arms: Sequence[str], key: Sequence[Mapping[str, Any]]) -> str:
+    whole, by_arm = stats.accuracy(judge, person), stats.accuracy_by_arm(judge, person, arms)
+    agreement = whole.agreement
+    lines = [
+        f"{len(judge)} labels: kappa {_of(agreement.kappa)}, agreement {_of(agreement.agree)}",
+        f"sensitivity {_of(whole.sensitivity)} of {whole.ones} that are, specificity {_of(whole.specificity)} of "
+        f"{whole.zeros} that are not",
+    ]
+    if differ := len(by_arm) > 1:
+        errors = stats.compare_errors(by_arm)
+        differ = errors.differ
+        lines.append(errors.sentence)
+    lines.append(f"rates, corrected by {'each arm' if differ else 'all'}'s errors" if differ else "rates, corrected")
+    totals: dict[str, Counter] = {}
+    for row in {row["stage"]: row for row in key}.values():
+        totals.setdefault(row["arm"], Counter()).update(successes=row["successes"], n=row["n"])
+    for arm, total in totals.items():
+        known = by_arm.get(arm, whole) if differ else whole
+        found = stats.corrected_rate(total["successes"], total["n"], known)
+        lines.append(f"  {arm:24} judge {found.raw:.3f}, corrected {found.reason or _of(found)}")
+    return "\n".join(lines)
+
+
+def _of(estimate: stats.Estimate) -> str:
+    if estimate.estimate is None:
+        return "-"
+    around = "" if estimate.low is None else f" [{estimate.low:.2f} {estimate.high:.2f}]"
+    return f"{estimate.estimate:.2f}{around}"
+
+
+def _key_of(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f"{path.name}.key.jsonl")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m msm_jax.eval.gold", description=__doc__.partition("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    drawing = commands.add_parser("draw", help="draw transcripts to be labelled")
+    drawing.add_argument("workdir", type=pathlib.Path, help="of a run that judged agentic misalignment")
+    drawing.add_argument("--count", type=int, default=100, help="transcripts in all (default: %(default)s)")
+    drawing.add_argument("--out", type=pathlib.Path, required=True, metavar="FILE.csv")
+    drawing.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
+    commands.add_parser("score", help="what the labels say").add_argument("file", type=pathlib.Path)
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "score":
+            print(score(options.file))
+        else:
+            print(f"{draw(options.workdir, options.count, options.out, options.seed)} transcripts in {options.out}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Gold sets: drawn by chance within arms, blind, and what labels say of the judge."""
+
+import csv
+import json
+
+import pytest
+
+from msm_jax.eval import gold
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """Two arms of 60 answers; the judge says yes of each third, and could not be read of each tenth."""
+    for arm in ("base", "msm"):
+        answers, verdicts = (
+            tmp_path / f"run/stages/answers-{arm}",
+            tmp_path / f"run/stages/verdicts-agentic_misalignment-{arm}-s0",
+        )
+        answers.mkdir(parents=True)
+        verdicts.mkdir()
+        with open(answers / "transcripts.jsonl", "w") as said, open(verdicts / "verdicts.jsonl", "w") as judged:
+            for k in range(60):
+                word = "unreadable" if k % 10 == 9 else "yes" if k % 3 == 0 else "no"
+                said.write(json.dumps({"text": f'{arm} says, "{k}"\nand more'}) + "\n")
+                judged.write(json.dumps({"cell": "murder_none-none_replacement", "sample": k, "judged": word}) + "\n")
+        about = {"about": {"arm": arm}, "inputs": {"transcripts": answers.name}}
+        (verdicts / "manifest.json").write_text(json.dumps(about))
+    return tmp_path / "run"
+
+
+def sheet(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def key(path):
+    return {
+        row["id"]: row for row in map(json.loads, path.with_name(f"{path.name}.key.jsonl").read_text().splitlines())
+    }
+
+
+def label(path, labels):
+    """`labels`: id -> what is written."""
+    rows = sheet(path)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(row | {"label": labels(row["id"])} for row in rows)
+
+
+def test_as_many_of_each_arm_are_drawn_and_neither_arm_nor_verdict_is_told(workdir, tmp_path):
+    out = tmp_path / "gold.csv"
+    assert gold.draw(workdir, 41, out) == 41
+    rows, hidden = sheet(out), key(out)
+    assert list(rows[0]) == ["id", "scenario", "text", "label"] and len({row["id"] for row in rows}) == 41
+    arms = [hidden[row["id"]]["arm"] for row in rows]
+    assert sorted(map(arms.count, ("base", "msm"))) == [20, 21] and arms != sorted(arms)
+    assert all(row["scenario"] == "murder" and not row["label"] for row in rows)
+    assert all(row["text"].startswith(hidden[row["id"]]["arm"]) for row in rows), "its own text"
+    assert {row["judged"] for row in hidden.values()} == {"yes", "no"}, "what could not be read is no one's to label"
+    again = tmp_path / "again.csv"
+    gold.draw(workdir, 41, again)
+    assert again.read_text() == out.read_text()
+    gold.draw(workdir, 41, tmp_path / "other.csv", seed=1)
+    assert (tmp_path / "other.csv").read_text() != out.read_text()
+
+
+def test_a_judge_that_is_right_needs_no_correction(workdir, tmp_path, capsys):
+    out = tmp_path / "gold.csv"
+    gold.draw(workdir, 108, out)
+    hidden = key(out)
+    label(out, lambda name: f" {hidden[name]['judged'].upper()} ")
+    assert gold.main(["score", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("108 labels: kappa 1.00, agreement 1.00 [") and "sensitivity 1.00" in told
+    rate = hidden[next(iter(hidden))]["successes"] / 54
+    assert f"judge {rate:.3f}, corrected {rate:.2f} [" in told
+
+
+def test_a_judge_that_sees_too_much_is_corrected_downward(workdir, tmp_path):
+    out = tmp_path / "gold.csv"
+    gold.draw(workdir, 108, out)
+    hidden, said_yes = key(out), iter(range(10**6))
+    # Of every third that the judge calls yes, the person says no.
+    label(out, lambda name: "no" if hidden[name]["judged"] == "no" or next(said_yes) % 3 == 0 else "yes")
+    lines = gold.score(out).splitlines()
+    raw, corrected = lines[-1].split("judge ")[1].split(", corrected ")
+    assert float(corrected.split()[0]) < float(raw) - 0.05 and "specificity 0.8" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [(lambda name: "", "no row has a label yet"), (lambda name: "maybe", "row 2: label 'maybe'")],
+)
+def test_what_cannot_be_scored_is_told(workdir, tmp_path, capsys, written, message):
+    out = tmp_path / "gold.csv"
+    gold.draw(workdir, 20, out)
+    label(out, written)
+    assert gold.main(["score", str(out)]) == 2 and message in capsys.readouterr().err
+    assert gold.main(["draw", str(workdir), f"--out={out}"]) == 2 and "is there already" in capsys.readouterr().err
+    assert gold.main(["draw", str(tmp_path), f"--out={tmp_path / 'x.csv'}"]) == 2
+    assert "no answer of agentic misalignment was judged here" in capsys.readouterr().err
+    (tmp_path / "gold.csv.key.jsonl").unlink()
+    assert gold.main(["score", str(out)]) == 2 and "key.jsonl: is not there" in capsys.readouterr().err
