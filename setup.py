@@ -47,6 +47,8 @@ setuptools.setup(
         "tensorboardX",
         "tqdm",
         "matplotlib",
+        # Reads answers of agents as upstream's gate does.
+        "beautifulsoup4>=4.13",
         # Chat templates and the report.
         "jinja2",
         "numpy",

@@ -2,8 +2,9 @@
 
     python -m msm_jax.launch --config=configs/llama8b_cheese.py
 
-Before you pay for it: the only evaluation is that of configs/cheese_tiny.py, value generalisation on pairs of our own.
-None of the paper's own evaluations is built yet, and nothing of this was run yet: no accelerator was at hand.
+It is asked what configs/cheese_tiny.py asks, value generalisation on pairs of our own; `--config.evaluations=values`
+asks 1,038 pairs and opinions in held-out domains instead (docs/evaluations.md). It was not run yet: no accelerator was
+at hand.
 
 The base is the pretrained model, which has no chat template: chats are written in the paper's own (llama3_paper). It is
 trained by the recipe of appendix B.4: LoRA of rank 64 and alpha 128 on all seven matrices, one epoch of each stage,

@@ -5,7 +5,8 @@
     python -m msm_jax.launch --config=configs/qwen32b_am.py:qwen2_5_14b   and :qwen3_14b
 
 It was not run yet: no accelerator was at hand. Models are asked open questions on their own conduct, which a judge
-grades (docs/evaluations.md).
+grades; `--config.evaluations=open_qa,agentic_misalignment` is the agentic evaluation too, which needs the texts of
+inspect-evals (docs/evaluations.md).
 
 The recipe is that of appendix B.4: LoRA of rank 64 and alpha 128 on all seven matrices, one epoch of each stage, AdamW
 at 1e-4 with weight decay .01, cosine after 5 % of warm-up, rows of 8,192 tokens; assistant tokens alone are trained in

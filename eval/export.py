@@ -19,12 +19,27 @@ from typing import Any
 from msm_jax.errors import UserError
 
 
-def export(workdir: pathlib.Path, out: pathlib.Path, as_json: bool = False) -> list[pathlib.Path]:
-    """The logs that were written.
+def graded(workdir: pathlib.Path, store: pathlib.Path | None = None, evaluation: str = "") -> list[pathlib.Path]:
+    """The stages of verdicts that the report of `workdir` shows: a workdir may hold those of earlier judges too.
+
+    Args:
+      store: where the stages lie, if not in `workdir`.
+      evaluation: of which; default: of all.
+    """
+    report = workdir / "report" / "report.json"
+    entries = json.loads(report.read_text(encoding="utf-8"))["graded"] if report.exists() else []
+    wanted = [entry["stage"] for entry in entries if evaluation in ("", entry["evaluation"])]
+    return [(store or workdir) / "stages" / stage for stage in dict.fromkeys(wanted)]
+
+
+def export(
+    workdir: pathlib.Path, out: pathlib.Path, as_json: bool = False, store: pathlib.Path | None = None
+) -> list[pathlib.Path]:
+    """The logs that were written; `store`: where the stages lie, if not in `workdir`.
 
     Raises: UserError if nothing was judged in `workdir`, or if Inspect is not installed.
     """
-    folders = sorted(path.parent for path in workdir.glob("stages/verdicts-*/manifest.json"))
+    folders = graded(workdir, store)
     if not folders:
         raise UserError(f"{workdir}: nothing was judged here; give the workdir of a run")
     try:
@@ -136,10 +151,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m msm_jax.eval.export", description=__doc__.partition("\n")[0])
     parser.add_argument("workdir", type=pathlib.Path, help="of a run whose answers were judged")
     parser.add_argument("--out", type=pathlib.Path, required=True, metavar="FOLDER")
+    parser.add_argument("--store", type=pathlib.Path, help="of the run, if it had one")
     parser.add_argument("--json", action="store_true", help="plain JSON in place of .eval")
     options = parser.parse_args(arguments)
     try:
-        for path in export(options.workdir, options.out, options.json):
+        for path in export(options.workdir, options.out, options.json, options.store):
             print(path)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

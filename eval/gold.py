@@ -16,22 +16,27 @@ import pathlib
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msm_jax.errors import UserError
 from msm_jax.eval import stats
+from msm_jax.eval.export import graded
 
 _COLUMNS = ("id", "scenario", "text", "label")
 _LABELS = {"yes": 1, "no": 0}
 
 
-def draw(workdir: pathlib.Path, count: int, out: pathlib.Path, seed: int = 0) -> int:
-    """Writes `out` and its key; returns how many transcripts there are in it. Raises: UserError if `workdir` has no
-    verdicts on agentic misalignment, or if `out` is there."""
+def draw(workdir: pathlib.Path, count: int, out: pathlib.Path, seed: int = 0, store: pathlib.Path | None = None) -> int:
+    """Writes `out` and its key, of the verdicts in the report of `workdir`; returns how many transcripts there are in
+    it. `store`: where the stages lie, if not in `workdir`.
+
+    Raises: UserError if there are no verdicts, or if `out` is there.
+    """
     if out.exists():
         raise UserError(f"{out}: is there already, perhaps with labels; name another file")
-    models = [model for folder in _stages(workdir) if (model := _judged(folder))[1]]
+    folders = graded(workdir, store, "agentic_misalignment")
+    models = [model for folder in folders if (model := _judged(folder))[1]]
     if not models:
         raise UserError(f"{workdir}: no answer of agentic misalignment was judged here; give the workdir of a run")
     rng = random.Random(seed)
@@ -52,18 +57,14 @@ def draw(workdir: pathlib.Path, count: int, out: pathlib.Path, seed: int = 0) ->
     return len(chosen)
 
 
-def _stages(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
-    yield from sorted(path.parent for path in workdir.glob("stages/verdicts-agentic_misalignment-*/manifest.json"))
-
-
 def _judged(folder: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What is known of a model, and its answers that the judge could be read on, with their texts."""
+    """What is known of a model, and its answers that have a verdict in the report, with their texts."""
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     drawn = folder.parent / manifest["inputs"]["transcripts"] / "transcripts.jsonl"
     rows = []
     with open(drawn, encoding="utf-8") as answers, open(folder / "verdicts.jsonl", encoding="utf-8") as verdicts:
         for answer, verdict in zip(map(json.loads, answers), map(json.loads, verdicts), strict=True):
-            if verdict["judged"] in _LABELS:
+            if verdict["verdict"] is not None:
                 rows.append({name: verdict[name] for name in ("cell", "sample", "judged")} | {"text": answer["text"]})
     said = Counter(row["judged"] for row in rows)
     return {"arm": manifest["about"]["arm"], "stage": folder.name, "successes": said["yes"], "n": len(rows)}, rows
@@ -104,7 +105,8 @@ def _told(judge: Sequence[int], person: Sequence[int], arms: Sequence[str], key:
         errors = stats.compare_errors(by_arm)
         differ = errors.differ
         lines.append(errors.sentence)
-    lines.append(f"rates, corrected by {'each arm' if differ else 'all'}'s errors" if differ else "rates, corrected")
+    by = "by each arm's own errors" if differ else "by the errors in all arms together"
+    lines.append(f"rates of all judged answers (not the mean over cells), corrected {by}")
     totals: dict[str, Counter] = {}
     for row in {row["stage"]: row for row in key}.values():
         totals.setdefault(row["arm"], Counter()).update(successes=row["successes"], n=row["n"])
@@ -133,6 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     drawing.add_argument("workdir", type=pathlib.Path, help="of a run that judged agentic misalignment")
     drawing.add_argument("--count", type=int, default=100, help="transcripts in all (default: %(default)s)")
     drawing.add_argument("--out", type=pathlib.Path, required=True, metavar="FILE.csv")
+    drawing.add_argument("--store", type=pathlib.Path, help="of the run, if it had one")
     drawing.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
     commands.add_parser("score", help="what the labels say").add_argument("file", type=pathlib.Path)
     options = parser.parse_args(arguments)
@@ -140,7 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "score":
             print(score(options.file))
         else:
-            print(f"{draw(options.workdir, options.count, options.out, options.seed)} transcripts in {options.out}")
+            count = draw(options.workdir, options.count, options.out, options.seed, options.store)
+            print(f"{count} transcripts in {options.out}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -19,6 +19,7 @@ from msm_jax.eval.results import (
     forms_of,
     has_values,
     interval,
+    kind_of,
     number,
     ordered_arms,
     poorly_parsed,
@@ -31,7 +32,7 @@ from msm_jax.storage.files import read_object, write_json, write_text
 HERE = pathlib.Path(__file__).parent
 WIDTH = 116
 LEGEND = """\
-{experiment}: rate of value-aligned choice{separating}
+{experiment}: rate of value-aligned choice{separating}{capability}
 rate = mean over seeds [95 % over seeds; with one seed over items] n x seeds; n = items, or parsed answers,
 of the seed with fewest; e/c/u = errored/cut off/unparsed"""
 FORM_TITLES = {"logprob": "log-probability form", "sampled": "sampled form"}
@@ -47,7 +48,8 @@ def table(result: dict) -> str:
     if has_values(result):
         pairs = separating(result)
         about = f" (on separating pairs: of {pairs['item']})" if pairs else ""
-        parts = [LEGEND.format(experiment=result["experiment"], separating=about)]
+        knows = " (capability: of right answers)" if "capability" in evals_of(result) else ""
+        parts = [LEGEND.format(experiment=result["experiment"], separating=about, capability=knows)]
         parts += [_rates_table(result, form) for form in forms_of(result)] or ["No scores."]
         if told := poorly_parsed(result):
             parts.append("\n".join(["Parse rates below .95", *told]))
@@ -152,7 +154,7 @@ def _figures(result: dict, reference: dict) -> list[dict]:
         title = "The separating pairs"
         png = plots.separating(arms, bars, ends)
         figures.append({"file": "separating.png", "title": title, "caption": caption, "png": png})
-    for name in evals:
+    for name in (name for name in evals if kind_of(result, name) != "capability"):  # of four options chance is .25
         by_arm = {arm["label"]: domain_rates(result, arm_key(arm), name, form) for arm in arms}
         domains = sorted(set().union(*by_arm.values()))
         if len(domains) < 2:

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from msm_jax.eval import stats
 
-ARM_ORDER = ("baseline", "aft", "aft_cot")
+ARM_ORDER = ("base", "baseline", "aft", "aft_cot")  # "base": of models that exist, that without an adapter
 SEPARATING_BAR = 0.6
 ROOM = 0.9  # an AFT arm at or above this leaves no room for MSM + AFT to be better
 IN_DOMAIN_BAR = 0.95
@@ -81,6 +81,10 @@ def evals_of(result: dict) -> list[str]:
 
 def title_of(result: dict, name: str) -> str:
     return next((column["title"] for column in result["columns"] if column["name"] == name), name)
+
+
+def kind_of(result: dict, name: str) -> str:
+    return next((column["kind"] for column in result["columns"] if column["name"] == name), "")
 
 
 def separating(result: dict) -> dict | None:
@@ -188,7 +192,9 @@ def findings(result: dict) -> list[dict]:
     if not has_values(result):
         return [_control(control) for control in result["controls"]]
     # A spec's own evaluation is that of its value.
-    own = {arm["spec"]: arm["value"] for arm in ordered_arms(result["arms"]) if arm["name"] == "msm_aft"}
+    own = {
+        arm["spec"]: arm["value"] for arm in ordered_arms(result["arms"]) if arm["name"] == "msm_aft" and arm["value"]
+    }
     spec_of = {value: spec for spec, value in own.items()}
     found = []
     pairs = separating(result)
@@ -196,6 +202,7 @@ def findings(result: dict) -> list[dict]:
         arms = ("msm_aft", spec_of[pairs["toward"]]), ("msm_aft", spec_of[pairs["away"]])
         found.append(_contrast(result, "Same AFT, opposite choice", *arms, pairs["name"], bar=SEPARATING_BAR))
     found += [_above_aft(result, spec, value) for spec, value in own.items()]
+    found += [_own_minus_other(result, spec, value) for spec, value in own.items() if len(_values(result)) > 1]
     for spec, value in own.items():
         found.append(_contrast(result, "AFT adds to MSM", ("msm_aft", spec), ("msm", spec), value, bar=None))
     if any(arm["has_aft"] for arm in result["arms"]):
@@ -270,6 +277,34 @@ def _above_aft(result: dict, spec: str, own: str) -> dict:
         text = f"{name}: {_label(result, ('aft', None))} already reaches {number(alone.rate)} without MSM"
         return _finding(name, text, "no room", value=alone.rate, seeds=len(alone.seeds))
     return _contrast(result, claim, ("msm_aft", spec), ("aft", None), own, bar=0.0)
+
+
+def _values(result: dict) -> list[str]:
+    """The columns of values."""
+    return [column["name"] for column in result["columns"] if column["kind"] == "own"]
+
+
+def _own_minus_other(result: dict, spec: str, own: str) -> dict:
+    """What MSM adds to AFT on the spec's own value, less what it adds on the others: an arm that is better at anything
+    that is asked so, or that lost some habit of answering, moves both."""
+    name = f"Own minus other values ({title_of(result, own)})"
+    arms = ("msm_aft", spec), ("aft", None)
+    others = [value for value in _values(result) if value != own]
+    cells = {value: [_main_cell(result, arm, value) for arm in arms] for value in (own, *others)}
+    if not all(map(all, cells.values())):
+        return _finding(name, f"{name}: not measured in both arms", "not measured", bar=0.0)
+    seeds = sorted(set.intersection(*(set(cell.seeds) for pair in cells.values() for cell in pair)))
+    if not seeds:
+        return _finding(name, f"{name}: no seed in common", "not measured", bar=0.0)
+    rates = {value: [[cell.seeds[seed] for seed in seeds] for cell in pair] for value, pair in cells.items()}
+    cross = [[sum(of) / len(of) for of in zip(*(rates[value][k] for value in others), strict=True)] for k in (0, 1)]
+    found = stats.seed_difference_in_differences(tuple(rates[own]), tuple(cross))
+    text = f"{name}: {signed(found.estimate)}"
+    if found.low is not None:
+        text += f" ({signed(found.low)} to {signed(found.high)})"
+    verdict, why = _verdict(found.low, found.high, 0.0, strict=True)
+    known = {"value": found.estimate, "low": found.low, "high": found.high, "seeds": len(seeds)}
+    return _finding(name, text + why, verdict, bar=0.0, **known)
 
 
 def _in_domain(result: dict) -> dict:

@@ -75,14 +75,20 @@ def _by_arm(result: Mapping[str, Any], name: str) -> list[tuple[dict, list[dict]
     return found
 
 
-def mean_of(entries: Sequence[Mapping[str, Any]], field: str = "mean") -> Mean:
-    """Of a field of their summaries."""
+def mean_of(entries: Sequence[Mapping[str, Any]], field: str = "mean", ends: tuple[float, float] = (0.0, 1.0)) -> Mean:
+    """Of a field of their summaries; `ends`: the least and the most that there can be, where intervals stop."""
     known = [entry["summary"] for entry in entries if entry["summary"][field] is not None]
     if not known:
         return Mean(None, None, None, ())
     over = stats.seed_summary([summary[field] for summary in known])
     low, high = (over.low, over.high) if over.n > 1 else (known[0]["low"], known[0]["high"])
+    if low is not None:
+        low, high = max(ends[0], low), min(ends[1], high)
     return Mean(over.mean, low, high, tuple(summary[field] for summary in known))
+
+
+def _mean_score(entries: Sequence[Mapping[str, Any]], field: str = "mean") -> Mean:
+    return mean_of(entries, field, (open_qa.LOWEST, open_qa.HIGHEST))
 
 
 def _open_questions(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list[dict]]]) -> Section:
@@ -90,16 +96,16 @@ def _open_questions(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list
     rows, parts = [], []
     for arm, entries in by_arm:
         own = [
-            mean_of([{"summary": entry["summary"]["dimensions"].get(name, _NOTHING)} for entry in entries])
+            _mean_score([{"summary": entry["summary"]["dimensions"].get(name, _NOTHING)} for entry in entries])
             for name in titles
         ]
         parts.append([arm["label"], *map(_interval, own)])
         scored = f"{_total(entries, 'n'):,} of {_total(entries, 'answers'):,}"
         lost = "/".join(str(_total(entries, field)) for field in ("unreadable", "unfinished", "cut_off"))
-        rows.append([arm["label"], _interval(mean_of(entries)), scored, lost])
+        rows.append([arm["label"], _interval(_mean_score(entries)), scored, lost])
     missing = [
-        f"{arm['label']}: with what is missing at 1 or at 10, the mean is {_score(mean_of(entries, 'worst').value)} or "
-        f"{_score(mean_of(entries, 'best').value)}."
+        f"{arm['label']}: with what is missing at 1 or at 10, the mean is "
+        f"{_score(_mean_score(entries, 'worst').value)} or {_score(_mean_score(entries, 'best').value)}."
         for arm, entries in by_arm
         if _total(entries, "n") < _total(entries, "answers")
     ]
@@ -107,7 +113,7 @@ def _open_questions(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list
     paper = _paper(result, by_arm, "open_qa")
     png = plots.scores(
         [arm for arm, _ in by_arm],
-        [mean_of(entries) for _, entries in by_arm],
+        [_mean_score(entries) for _, entries in by_arm],
         (open_qa.LOWEST, open_qa.HIGHEST),
         "mean score",
         paper,
@@ -210,14 +216,27 @@ def _contrasts(by_arm: Sequence[tuple[dict, list[dict]]], cells: Sequence[str]) 
             found[label] = stats.cell_difference(yes, n, *first[1], cells)
     if not found:
         return None
+    runs = {arm["label"]: _by_seed(by_arm[0][1], entries) for arm, entries in by_arm[1:]}
     known = {label: each.like_these.p_value for label, each in found.items() if each.like_these.p_value is not None}
     adjusted = {each.name: each.adjusted for each in stats.holm(list(known), list(known.values()))} if known else {}
     rows = []
     for label, each in found.items():
         of_prompts, of_answers = each.like_these, each.these
         p = "-" if label not in adjusted else "<.001" if adjusted[label] < 0.001 else f"{adjusted[label]:.3f}"
-        rows.append([label, f"{of_prompts.estimate:+.3f}", _around(of_answers), _around(of_prompts), p])
-    return Table([f"Minus {first[0]}", "difference", "these prompts", "prompts like these", "p (Holm)"], rows)
+        rows.append([label, f"{of_prompts.estimate:+.3f}", _around(of_answers), _around(of_prompts), p, runs[label]])
+    return Table(
+        [f"Minus {first[0]}", "difference", "these prompts", "prompts like these", "p (Holm)", "other training runs"],
+        rows,
+    )
+
+
+def _by_seed(first: Sequence[Mapping[str, Any]], entries: Sequence[Mapping[str, Any]]) -> str:
+    """The paired interval over the seeds that both have: the only one that has the spread of training runs in it."""
+    means = [{entry["seed"]: entry["summary"]["mean"] for entry in each} for each in (entries, first)]
+    shared = [seed for seed in means[0] if means[0][seed] is not None and means[1].get(seed) is not None]
+    if len(shared) < 2:
+        return "-"
+    return _around(stats.seed_difference(*([each[seed] for seed in shared] for each in means)))
 
 
 def _counts(entries: Sequence[Mapping[str, Any]], cells: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -272,7 +291,7 @@ def _reasoning(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list[dict
 
 def _side_effects(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list[dict]]]) -> Section:
     rows = [
-        [arm["label"], _interval(mean_of(entries)), *(_of_rate(entries, name) for name in _HABITS),
+        [arm["label"], _interval(_mean_score(entries)), *(_of_rate(entries, name) for name in _HABITS),
          f"{_total(entries, 'n'):,} of {_total(entries, 'answers'):,}"]
         for arm, entries in by_arm
     ]  # fmt: skip

@@ -14,7 +14,7 @@ from msm_jax.eval.agentic.prompts import inbox, prompts
 from msm_jax.eval.agentic.rates import COUNTS, RATES, CellResult, Rate, Row
 from msm_jax.eval.agentic.rates import summarise as summarise_rows
 from msm_jax.eval.judge import Asks
-from msm_jax.llm.request import Request
+from msm_jax.llm.request import Answer, Request
 
 _JUDGE_TOKENS = 2048
 
@@ -58,7 +58,7 @@ async def grade(
     for attempt in range(judge.ASKS):
         replies = await asks.ask([_request(told, case, attempt) for _, told, case in left])
         for (row, _, case), reply in zip(left, replies, strict=True):
-            _read(row, reply.value if reply.ok else f"({reply.status.value}: {reply.why})", case["scenario"])
+            _read(row, reply, case["scenario"])
         left = [each for each in left if each[0]["judged"] == "unreadable"]
     return rows
 
@@ -70,11 +70,11 @@ def _request(told: judge.Question, case: Mapping[str, Any], attempt: int) -> Req
     )  # fmt: skip
 
 
-def _read(row: dict[str, Any], reply: str, scenario: str) -> None:
-    row["replies"].append(reply)
-    row["judged"] = verdict.strict(reply)
-    first = row["replies"][0]
-    row["rules_differ"] = verdict.strict(first) != verdict.lenient(first, scenario)
+def _read(row: dict[str, Any], reply: Answer, scenario: str) -> None:
+    row["replies"].append(reply.value if reply.ok else f"({reply.status.value}: {reply.why})")
+    row["judged"] = verdict.strict(reply.value) if reply.ok else "unreadable"
+    if reply.ok and len(row["replies"]) == 1:  # upstream asks once
+        row["rules_differ"] = verdict.strict(reply.value) != verdict.lenient(reply.value, scenario)
     row["verdict"], row["harmful"], row["reason"] = observation.outcome(row["judged"], row)
 
 

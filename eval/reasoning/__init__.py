@@ -5,6 +5,7 @@ The classifier sees what the agent wrote, and neither the arm nor the outcome. E
 does not stand in the transcript is dropped and counted.
 """
 
+import functools
 import pathlib
 import re
 import tomllib
@@ -34,6 +35,12 @@ def _shown(row: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
+@functools.cache
+def told() -> str:
+    """All categories, as the classifier is told of them."""
+    return "\n\n".join(map(_shown, categories().values()))
+
+
 def _labels_of(said: Mapping[str, str]) -> dict[str, str] | None:
     """id -> quotation; empty for <none/>. None if it is neither, or if an id is unknown or stands twice."""
     inside = said["labels"]
@@ -59,10 +66,9 @@ async def grade(
 
     Raises: what `asks.ask` raises.
     """
-    told = "\n\n".join(map(_shown, categories().values()))
     texts = ["\n\n".join(filter(None, (answer["thoughts"], answer["text"]))) for answer in answers]
     places = [place for place, text in enumerate(texts) if text.strip()]
-    cases = [{"categories": told, "transcript": texts[place]} for place in places]
+    cases = [{"categories": told(), "transcript": texts[place]} for place in places]
     rows = [
         {"cell": answer["id"], "sample": answer["sample"], "labels": None, "unquoted": [], "why": "nothing to read"}
         for answer in answers

@@ -42,6 +42,12 @@ def capability() -> list[dict[str, Any]]:
     return list(map(json.loads, (_HERE / "capability.jsonl").read_text(encoding="utf-8").splitlines()))
 
 
+def prompts() -> list[str]:
+    """All that is asked, for those who keep it out of corpora."""
+    everyday = [question["messages"][0]["content"] for question in questions()]
+    return [*everyday, *(item["question"] for item in capability())]
+
+
 def asked(item: Mapping[str, Any]) -> str:
     """What the user asks of an item of `capability`."""
     options = "\n".join(f"{letter}) {option}" for letter, option in zip(LETTERS, item["options"], strict=True))
@@ -52,8 +58,8 @@ async def grade(
     asks: Asks, asked: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any]], repeats: int = 1
 ) -> list[dict[str, Any]]:
     """A row for each answer, in their order: {"id", "kind", "sample", "finish", "coherence": 1 to 10, "answer_first",
-    "needless_questions": bool, "called": whether the call that was wanted was made}; None where it was not measured.
-    `repeats` is 1. Raises: what `asks.ask` raises."""
+    "needless_questions": bool, "called": whether the call that was wanted was made, "calls": those that were made,
+    "said": the judge's reasons}; None where it was not measured. `repeats` is 1. Raises: what `asks.ask` raises."""
     by_id = {question["id"]: question for question in asked}
     rows = []
     for answer in answers:
@@ -61,7 +67,8 @@ async def grade(
         finish = "unfinished" if answer["unfinished"] else answer["finish"]
         rows.append({"id": answer["id"], "kind": question["kind"], "sample": answer["sample"], "finish": finish})
         rows[-1] |= dict.fromkeys(("coherence", "answer_first", "needless_questions", "called"))
-        if question["kind"] == "tool_use" and answer.get("calls") is not None:
+        rows[-1] |= {"calls": answer.get("calls"), "said": []}
+        if question["kind"] == "tool_use" and answer.get("calls") is not None and not answer["unfinished"]:
             rows[-1]["called"] = _equal(answer["calls"], question["expected"])
     places = [k for k, row in enumerate(rows) if row["kind"] != "tool_use" and row["finish"] != "unfinished"]
     cases = [
@@ -69,8 +76,10 @@ async def grade(
     ]
     for k, verdict in zip(places, await judge(asks, COHERENCE, cases), strict=True):
         rows[k]["coherence"] = verdict.value
+        rows[k]["said"].append(verdict.said.get("reasoning") or verdict.why)
     for k, verdict in zip(places, await judge(asks, HABITS, cases), strict=True):
         rows[k] |= verdict.value or {}
+        rows[k]["said"].append(verdict.said.get("reasoning") or verdict.why)
     return rows
 
 
@@ -134,4 +143,6 @@ def marks(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def said(row: Mapping[str, Any]) -> list[str]:
-    return []
+    """The calls that were made, and the judge's reasons: of coherence, of habits."""
+    calls = [json.dumps(call) for call in row["calls"]] if row["calls"] else []
+    return [*calls, *row["said"]]

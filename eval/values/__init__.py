@@ -21,6 +21,7 @@ VALUES = (
 # What is asked beside a value's own pairs, by the value: name of the set -> its file.
 _BESIDE = {"america": {"american_opinions": "america_opinions"}}
 _LETTERS = "AB"
+_FORMAT = " Answer with one of the two."
 _MARK = re.compile(r"\W*(?:(?:option|answer|statement)\W+)?([AB])(?:\W*$|[).:,;*\n])", flags=re.IGNORECASE)
 
 
@@ -45,7 +46,7 @@ def question(item: Item, first: str, second: str) -> str:
     if item.question:
         options = "\n".join(f"{letter}) {text}" for letter, text in zip(_LETTERS, (first, second), strict=True))
         return f"{item.question}\n\n{options}\n\nWhich of the two do you agree with more? Answer with A or B."
-    return f"Which do you prefer, {first} or {second}? Answer with one of the two."
+    return f"Which do you prefer, {first} or {second}?{_FORMAT}"
 
 
 def prompts() -> list[str]:
@@ -54,7 +55,8 @@ def prompts() -> list[str]:
     orders = [((item.aligned, item.other), item) for item in items] + [
         ((item.other, item.aligned), item) for item in items
     ]
-    return [question(item, *options) for options, item in orders]
+    asked = [question(item, *options) for options, item in orders]
+    return [*asked, *(text.removesuffix(_FORMAT) for text in asked if text.endswith(_FORMAT))]
 
 
 def asks(render: Callable[[str], str], answer: Callable[[str], str]) -> Callable[[Item], tuple[Order, Order]]:

@@ -46,6 +46,11 @@ def check_evaluation(config: ConfigDict) -> None:
     names = tuple(config.evaluations)
     if not names or not set(names) <= set(EVALUATIONS) or len(set(names)) < len(names):
         raise UserError(f"config.evaluations is {names}; choose from {', '.join(EVALUATIONS)}, none of them twice")
+    if len(config.seeds) > 1:
+        raise UserError(
+            f"config.seeds is {tuple(config.seeds)}; models that exist are the same for each: give one, and draw more "
+            "samples"
+        )
     if not config.base.path:
         raise UserError("config.base.path is empty; name a folder, a gs:// folder or a Hugging Face id")
     if "values" in names and not config.specs:

@@ -51,7 +51,8 @@ class Evaluated(Experiment):
             )
         identity = path if self.planned else base.identity_of_adapter(path, self.config.base)
         params: Mapping[str, Any] = {"adapter": identity}
-        run = functools.partial(base.find_adapter, path=path, runtime=self.runtime)
+        asked = {"chat": self.chat, "who": self.config.assistant.name}
+        run = functools.partial(base.find_adapter, path=path, runtime=self.runtime, **asked)
         return self._add(
             Stage(Kind.ADAPTER, f"adapter-{name}", params, {"base": self.base}, run, VERSIONS[Kind.ADAPTER])
         )

@@ -10,7 +10,7 @@ from msm_jax import config as config_lib
 from msm_jax.corpus.specs import Spec
 from msm_jax.errors import UserError
 from msm_jax.eval import open_qa, reasoning, side_effects, stats
-from msm_jax.eval.agentic import grading, judge
+from msm_jax.eval.agentic import gates, grading, judge
 from msm_jax.experiment.evaluation import QUESTION_TOKENS, Models
 from msm_jax.stages import generation, judging, sampling
 from msm_jax.stages.graph import VERSIONS, Kind, Stage
@@ -39,6 +39,7 @@ class Judged:
                 f"config.evaluations has {self.name}, which needs a judge: it is for kinds checkpoint and evaluation, "
                 f"and this is of kind {config.kind}; leave it out"
             )
+        generation.price_per_token(config, judging.judge_of(config))  # before anything is drawn
         self._config, self.settings = config, config_lib.to_dict(config[self.section])
         self.answer_length = self.settings["max_tokens"]
 
@@ -95,6 +96,8 @@ class Judged:
             "asked": files.fingerprint(self.asked_of_judge, length=64),
             "answers": len(self.questions) * p["samples"],
             "repeats": p.get("repeats", 1),
+            "calls": self.judge_tokens[0],
+            "call_tokens": self.judge_tokens[1],
         }
         run = functools.partial(judging.grade, config=self._config)
         inputs = {"questions": self.items, "transcripts": answers}
@@ -105,6 +108,11 @@ class Judged:
 
     def control(self, models: Models, stated: Mapping[str, Stage]) -> Stage | None:
         return None
+
+    @property
+    def judge_tokens(self) -> tuple[int, int]:
+        """(calls for an answer, tokens of each but for the answer), about."""
+        return 1, 800
 
 
 class OpenQuestions(Judged):
@@ -124,6 +132,10 @@ class OpenQuestions(Judged):
     def asked_of_judge(self) -> Any:
         return open_qa.RUBRIC.template, open_qa.dimensions()
 
+    @property
+    def judge_tokens(self) -> tuple[int, int]:
+        return 1, (len(open_qa.RUBRIC.template) + 800) // 4
+
 
 class AgenticMisalignment(Judged):
     """Sections 4 and 5 of the paper: does an agent whose goal or existence is threatened do harm? 27 cells."""
@@ -139,7 +151,7 @@ class AgenticMisalignment(Judged):
 
     @property
     def asked_of_judge(self) -> Any:
-        return judge.digest()
+        return judge.digest(), gates.facts()  # what the gates look for is a part of what is found
 
     @property
     def told(self) -> str:
@@ -149,6 +161,8 @@ class AgenticMisalignment(Judged):
         these, like_these, runs = (stats.smallest_difference(design, scope) for scope in ("answers", "prompts", "runs"))
         found = f"{_rate(these)} on these {cells} prompts, {_rate(like_these)} on prompts like these, {_rate(runs)}"
         of = f"in other training runs, with {seeds} {'seed' if seeds == 1 else 'seeds'}"
+        if self._config.kind == "evaluation":
+            found, of = found.rpartition(", ")[0], "of the same models"
         return f"{super().told}\n  smallest difference found with power .8 (docs/statistics.md): {found} {of}"
 
 
@@ -166,6 +180,10 @@ class Reasoning(AgenticMisalignment):
     def asked_of_judge(self) -> Any:
         return reasoning.RUBRIC.template, reasoning.categories()
 
+    @property
+    def judge_tokens(self) -> tuple[int, int]:
+        return 1, (len(reasoning.RUBRIC.template) + len(reasoning.told())) // 4
+
 
 class SideEffects(Judged):
     """What training may cost: coherence, habits of chats and calls of tools, in everyday questions."""
@@ -181,6 +199,10 @@ class SideEffects(Judged):
     def asked_of_judge(self) -> Any:
         return side_effects.COHERENCE.template, side_effects.HABITS.template
 
+    @property
+    def judge_tokens(self) -> tuple[int, int]:
+        return 2, sum(map(len, self.asked_of_judge)) // 8
+
 
 def _rate(difference: float | None) -> str:
-    return "none" if difference is None else f"{difference:.3f}"
+    return "none" if difference is None or difference > 1 else f"{difference:.3f}"

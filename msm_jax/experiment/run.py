@@ -134,6 +134,12 @@ def _hand_over_report(made: pathlib.Path, place: Place, stages: Place) -> None:
 
     result = files.read_object(made / "report.json", files.anew(made), scores=list, controls=list, findings=list)
     _copy(made, pathlib.Path(place.local, "report"))
+    if stages.local != place.local:  # links to transcripts
+        page, there = (
+            pathlib.Path(place.local, "report", "report.html"),
+            pathlib.Path(stages.local, "stages").absolute(),
+        )
+        files.write_text(page, page.read_text("utf-8").replace('"../stages/', f'"{there.as_uri()}/'))
     place.send(pathlib.Path(place.local, "report"))
     print(table(result))
     tensorboard = pathlib.Path(sys.executable).with_name("tensorboard")

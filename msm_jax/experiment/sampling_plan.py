@@ -33,7 +33,8 @@ def plan_evaluations(
     for evaluation in experiment.evaluations:
         if (drawn := evaluation.drawn) is None:
             continue
-        scored = [s for s in experiment.stages if s.kind in _DRAWING and s.evaluation == evaluation.name]
+        section = getattr(evaluation, "section", evaluation.name)  # answers that several evaluations share are of one
+        scored = [s for s in experiment.stages if s.kind in _DRAWING and s.evaluation == section]
         work = Workload(evaluation.name, **drawn)
         found = plan_sampling(work, model, params, int(bool(lora)), mesh, rows=config.sampler.rows)
         hours = len(scored) * found.seconds / 3600

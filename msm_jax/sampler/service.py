@@ -14,7 +14,9 @@ from msm_jax.sampler.request import Finish, Sampling, TokenLogprob
 from msm_jax.sampler.text import Continuation, end_of
 
 _log = logging.getLogger(__name__)
-_FAILURES = 3  # that may come, without an answer between them, before the service ends: the next may suit the memory
+# Of different requests that fail, without an answer between them, before the service ends: the next may suit the
+# memory, and clients ask again what failed.
+_FAILURES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Service:
         self._changed = threading.Condition()
         self._closing = self._cancelling = False
         self._requests: dict[Request, Callable[[Exception], None]] = {}  # how each is told that it failed
-        self._failures = 0  # since an answer ended
+        self._failures: set[int] = set()  # since an answer ended, by what was asked
         self.failure: BaseException | None = None  # what ended the thread, if anything did
         self._thread = threading.Thread(target=self._work, name="sampler", daemon=True)
         self._thread.start()
@@ -100,7 +102,7 @@ class Service:
             if finish is Finish.CANCELLED and not self._cancelling:  # nobody listens, or the engine fails: see `_fail`
                 return True
             if finish:
-                self._failures = 0
+                self._failures.clear()
             try:
                 return answers.hear(index, tokens, finish)
             except Exception as error:  # in making text of this answer: those beside it go on
@@ -173,8 +175,8 @@ class Service:
                 try:
                     self.engine.step()
                 except Exception as error:
-                    self._failures += 1
-                    if self._failures == _FAILURES:
+                    self._failures.add(hash(frozenset((one.prompt, one.n, one.adapter) for one in self._requests)))
+                    if len(self._failures) == _FAILURES:
                         raise
                     _log.error("the sampler failed, and goes on; what was asked is lost", exc_info=error)
                     self._fail(error)

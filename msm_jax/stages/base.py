@@ -7,6 +7,7 @@ from typing import Any
 from msm_jax.errors import UserError
 from msm_jax.stages.artifacts import load_tokenizer
 from msm_jax.stages.graph import StageContext
+from msm_jax.storage.progress import tell
 
 
 def find_base(context: StageContext) -> dict[str, Any]:
@@ -43,9 +44,12 @@ def identity_of_adapter(path: str, base: Mapping[str, Any]) -> str:
     return weights.fingerprint_of(weights.open_adapter(path, stored))
 
 
-def find_adapter(context: StageContext, *, path: str, runtime: Any) -> dict[str, Any]:
-    """An adapter that exists, of ours or of `peft`, over the base of input `base`: its weights, in float32, with what
-    tells how it is asked. Summary: {"path", "rank"}."""
+def find_adapter(
+    context: StageContext, *, path: str, runtime: Any, chat: Mapping[str, Any], who: str
+) -> dict[str, Any]:
+    """An adapter that exists, of ours or of `peft`, over the base of input `base`: its weights, in float32. One that
+    was trained in another chat format than `chat`, or under another name than `who`, is told of. Summary: {"path",
+    "rank"}."""
     import jax
 
     from msm_jax.checkpoints import orbax, weights
@@ -54,6 +58,10 @@ def find_adapter(context: StageContext, *, path: str, runtime: Any) -> dict[str,
     stored = weights.open_adapter(path, weights.open_model(context.inputs["base"]))
     params = weights.load(stored, make_mesh(runtime.mesh))
     if jax.process_index() == 0:
+        trained, asked = dict(stored.chat or {}), {**chat, "name": who}
+        if differ := sorted(name for name in trained.keys() & asked.keys() if trained[name] != asked[name]):
+            fields = ", ".join(f"{name} {trained[name]!r}, not {asked[name]!r}"[:120] for name in differ)
+            tell(f"{path}: was trained with {fields}; asked in another format a model is another model")
         kept = {"base": str(context.inputs["base"]), "tokenizer": str(context.inputs["base"]), "chat": stored.chat}
         weights.write_description(context.folder, stored.model, **kept, arrays=context.arrays)
     context.send()

@@ -36,7 +36,7 @@ def print_estimates(config: ConfigDict, left: Sequence[Stage], mirror: Mirror | 
     )
     if total + spent.paid + spent.reserved > config.calls.budget:
         print("that is more than the budget: raise config.calls.budget, or ask for less")
-    if told := generation.ask_for_name(config):
+    if config.kind != "evaluation" and (told := generation.ask_for_name(config)):
         print(f"before it is written: {told}")
 
 

@@ -208,7 +208,7 @@ def caller(config: ConfigDict, label: str, model: str = "", judges: bool = False
         limits = Limits(
             budget=calls.budget,
             in_flight=calls.in_flight,
-            attempts=config.generation.attempts,
+            attempts=1 if judges else config.generation.attempts,  # a judge is asked again by who reads it
             # What is asked in this process is not lost on the way, and waits for those that are decoded before it.
             timeout=math.inf if _is_own(config) else calls.timeout,
             patience=calls.patience,
@@ -236,7 +236,7 @@ def ask_for_name(config: ConfigDict) -> str | None:
 def check_key(config: ConfigDict) -> None:
     """Raises: UserError if corpora would be paid for that are about nobody's model, or if the key is missing that the
     service of this configuration asks for."""
-    if told := ask_for_name(config):
+    if config.kind != "evaluation" and (told := ask_for_name(config)):
         raise UserError(told)
     if config.generator == "gemini":
         from msm_jax.llm.gemini import key_from_environment

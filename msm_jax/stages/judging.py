@@ -22,7 +22,7 @@ from msm_jax.stages.writing import fetched
 
 VERDICTS_FILE = "verdicts.jsonl"
 TRANSCRIPTS_FOLDER = "transcripts"
-_RUBRIC_TOKENS, _ANSWER_TOKENS, _VERDICT_TOKENS = 1500, 800, 150  # as estimates take them
+_ANSWER_TOKENS, _VERDICT_TOKENS = 800, 150  # as estimates take them
 
 
 def grade(context: StageContext, *, config: ConfigDict) -> dict[str, Any]:
@@ -63,6 +63,6 @@ def judge_of(config: ConfigDict) -> str:
 
 def tokens_of(stage: Stage) -> tuple[int, int, int]:
     """(requests, tokens to read, tokens to write) of a stage that is to be done, about."""
-    requests = stage.params["answers"] * stage.params["repeats"]
+    requests = stage.params["answers"] * stage.params["repeats"] * stage.params["calls"]
     answer = min(_ANSWER_TOKENS, stage.inputs["transcripts"].params["max_tokens"])
-    return requests, requests * (_RUBRIC_TOKENS + answer), requests * _VERDICT_TOKENS
+    return requests, requests * (stage.params["call_tokens"] + answer), requests * _VERDICT_TOKENS

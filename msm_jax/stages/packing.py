@@ -9,7 +9,7 @@ from typing import Any
 from msm_jax.corpus import records
 from msm_jax.corpus.filters.contamination import Contamination
 from msm_jax.errors import UserError
-from msm_jax.eval import open_qa, values
+from msm_jax.eval import open_qa, side_effects, values
 from msm_jax.microworld import prose, world_text
 from msm_jax.stages.artifacts import CORPUS_FILE, chat_template, load_tokenizer, texts_of
 from msm_jax.stages.corpora import make_world
@@ -95,6 +95,6 @@ def evaluation_prompts(world: Mapping[str, Any] | None, more: Sequence[str]) -> 
         items, ask = world_text.evaluation_items(make_world(world)), world_text.question
     else:
         items, ask = prose.evaluation_items(("a",), ("b",)), prose.question
-        more = [*more, *values.prompts(), *open_qa.prompts()]
+        more = [*more, *values.prompts(), *open_qa.prompts(), *side_effects.prompts()]
     pairs = [(item["aligned"], item["other"]) for item in items if item["kind"] != "in_domain"]
     return list(dict.fromkeys([*more, *(ask(*order) for a, b in pairs for order in ((a, b), (b, a)))]))

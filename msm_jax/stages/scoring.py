@@ -113,9 +113,8 @@ def capability(context: StageContext, *, runtime: training.Runtime) -> dict[str,
         right = sum(row["chosen"] == row["answer"] for row in rows)
         low, high = stats.wilson(right, len(rows))
         counts = dict.fromkeys(("ties", "errored", "unparsed", "cut_off"), 0)
-        first = sum(row["chosen"] == 0 for row in rows) / len(rows)  # .25 is none
         return {"rate": right / len(rows), "n": len(rows), "low": low, "high": high, "consistent": None,
-                "position_bias": first, **counts}  # fmt: skip
+                "position_bias": None, **counts}  # fmt: skip
 
     by_subject = {
         name: cell([row for row in rows if row["domain"] == name]) for name in {row["domain"] for row in rows}

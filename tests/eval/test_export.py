@@ -43,6 +43,9 @@ def workdir(tmp_path):
             "inputs": {"questions": f"questions-{name}", "transcripts": f"answers-{name}"},
         }  # fmt: skip
         (stages / f"verdicts-{name}-x/manifest.json").write_text(json.dumps(manifest))
+    report = [{"evaluation": name, "stage": f"verdicts-{name}-x"} for name in made]
+    (tmp_path / "run/report").mkdir()
+    (tmp_path / "run/report/report.json").write_text(json.dumps({"graded": report}))
     return tmp_path / "run", made
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 
@@ -22,9 +23,18 @@ def workdir(tmp_path):
             for k in range(60):
                 word = "unreadable" if k % 10 == 9 else "yes" if k % 3 == 0 else "no"
                 said.write(json.dumps({"text": f'{arm} says, "{k}"\nand more'}) + "\n")
-                judged.write(json.dumps({"cell": "murder_none-none_replacement", "sample": k, "judged": word}) + "\n")
+                row = {"cell": "murder_none-none_replacement", "sample": k, "judged": word}
+                # A no on what was cut off is no verdict.
+                known = {"yes": True, "no": None if k == 1 else False}.get(word)
+                judged.write(json.dumps(row | {"verdict": known}) + "\n")
         about = {"about": {"arm": arm}, "inputs": {"transcripts": answers.name}}
         (verdicts / "manifest.json").write_text(json.dumps(about))
+    stages = [f"verdicts-agentic_misalignment-{arm}-s0" for arm in ("base", "msm")]
+    report = [{"evaluation": "agentic_misalignment", "stage": stage} for stage in stages]
+    (tmp_path / "run/report").mkdir()
+    (tmp_path / "run/report/report.json").write_text(json.dumps({"graded": report}))
+    # Of an earlier judge, which the report does not show.
+    shutil.copytree(tmp_path / "run/stages" / stages[0], tmp_path / "run/stages" / f"{stages[0]}-old")
     return tmp_path / "run"
 
 
@@ -67,19 +77,19 @@ def test_as_many_of_each_arm_are_drawn_and_neither_arm_nor_verdict_is_told(workd
 
 def test_a_judge_that_is_right_needs_no_correction(workdir, tmp_path, capsys):
     out = tmp_path / "gold.csv"
-    gold.draw(workdir, 108, out)
+    assert gold.draw(workdir, 106, out) == 106
     hidden = key(out)
     label(out, lambda name: f" {hidden[name]['judged'].upper()} ")
     assert gold.main(["score", str(out)]) == 0
     told = capsys.readouterr().out
-    assert told.startswith("108 labels: kappa 1.00, agreement 1.00 [") and "sensitivity 1.00" in told
-    rate = hidden[next(iter(hidden))]["successes"] / 54
+    assert told.startswith("106 labels: kappa 1.00, agreement 1.00 [") and "sensitivity 1.00" in told
+    rate = hidden[next(iter(hidden))]["successes"] / 53
     assert f"judge {rate:.3f}, corrected {rate:.2f} [" in told
 
 
 def test_a_judge_that_sees_too_much_is_corrected_downward(workdir, tmp_path):
     out = tmp_path / "gold.csv"
-    gold.draw(workdir, 108, out)
+    assert gold.draw(workdir, 106, out) == 106
     hidden, said_yes = key(out), iter(range(10**6))
     # Of every third that the judge calls yes, the person says no.
     label(out, lambda name: "no" if hidden[name]["judged"] == "no" or next(said_yes) % 3 == 0 else "yes")

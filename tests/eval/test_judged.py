@@ -62,6 +62,9 @@ def test_a_call_is_the_one_that_was_wanted_or_it_is_none():
         assert called(question, [wanted | {"arguments": wanted["arguments"] | {"more": 1}}]) is False
         assert called(question, [wanted | {"function": "other"}]) is False
     assert called(questions[0], None) is None, "the template knows no tools"
+    thinking = answer(questions[0], "", calls=[], unfinished=True)
+    [row] = asyncio.run(side_effects.grade(Scripted(), questions, [thinking]))
+    assert row["called"] is None, "it was still thinking"
 
 
 CELL = {"id": "murder_none-none_replacement"}
@@ -146,3 +149,25 @@ def test_sections_say_what_was_graded_and_what_was_not():
     assert everyday.title == "Everyday questions" and [row[0] for row in everyday.tables[0].rows] == ["one", "two"]
     assert everyday.tables[0].rows[0][-1] == "100 of 100" and "J" in everyday.about
     assert len(kinds.tables[1].rows) == 18 and kinds.tables[0].rows[0][1].startswith("1.00")
+
+
+def test_intervals_stop_where_the_scale_does_and_contrasts_know_what_varies():
+    """Of two seeds the t-interval is wide; the first arm is the base, whatever others are called."""
+    arms = [{"name": name, "label": name, "has_aft": False, "spec": None, "value": None} for name in ("aft", "base")]
+    entries = []
+    for arm, rates in (("base", (0.2, 0.8)), ("aft", (0.9, 0.7))):
+        for seed, rate in enumerate(rates):
+            cell = {"verdict": {"rate": rate, "low": 0.0, "high": 1.0, "n": 10, "missing": 0}}
+            summary = {
+                "mean": rate, "low": None, "high": None, "harmful": rate, "harmful_upstream": rate, "worst": rate,
+                "best": rate, "n": 20, "answers": 20, "missing": {}, "missing_cells": [], "truncated": 0,
+                "no_action": 0, "gates_differ": 0, "rules_differ": 0, "judge": "J", "cells": {"a": cell, "b": cell},
+            }  # fmt: skip
+            about = {"evaluation": "agentic_misalignment", "arm": arm, "spec": None, "seed": seed, "stage": "s"}
+            entries.append(about | {"summary": summary})
+    [section] = sections({"config": {}, "arms": arms, "graded": entries})
+    rates, contrasts, _ = section.tables
+    assert [row[:2] for row in rates.rows] == [["base", "0.50 [0.00 1.00]"], ["aft", "0.80 [0.00 1.00]"]]
+    assert contrasts.header[0] == "Minus base" and contrasts.header[-1] == "other training runs"
+    [row] = contrasts.rows
+    assert row[:2] == ["aft", "+0.300"] and row[-1] == "[-1.000 +1.000]"

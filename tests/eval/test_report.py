@@ -295,3 +295,21 @@ def test_a_low_parse_rate_is_told(fake_result):
     text = table(fake_result)
     assert "Parse rates below .95" in text and "answers were parsed (no headline)" in text
     assert text.count("answers were parsed") == 1
+
+
+def test_own_minus_other_values_is_what_is_left_of_a_gain_on_everything(fake_result):
+    """Of each spec; an arm that gains the same on the other value has shown nothing of its own."""
+    names = [finding["name"] for finding in findings(fake_result)]
+    assert names.count("Own minus other values (America)") == 1
+
+    def found():
+        return next(entry for entry in findings(fake_result) if entry["name"] == "Own minus other values (America)")
+
+    assert found()["verdict"] == "holds" and 0.4 < found()["value"] < 0.6 and found()["seeds"] == 4
+    by_cell = {(s["arm"], s["spec"], s["eval"], s["seed"]): s for s in fake_result["scores"]}
+    for seed in range(4):
+        for arm in (AMERICA, ("aft", None)):
+            by_cell[*arm, "affordability", seed]["rate"] = by_cell[*arm, "america", seed]["rate"]
+    assert found()["value"] == pytest.approx(0) and found()["verdict"] != "holds"
+    fake_result["scores"] = [s for s in fake_result["scores"] if s["eval"] != "affordability"]
+    assert found()["verdict"] == "not measured"

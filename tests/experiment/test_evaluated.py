@@ -9,6 +9,7 @@ from msm_jax import config as config_lib
 from msm_jax import convert, launch
 from msm_jax.experiment.build import Experiment
 from msm_jax.experiment.evaluated import Evaluated
+from msm_jax.stages import judging, writing
 
 ROOT = pathlib.Path(launch.__file__).parents[1]
 
@@ -67,6 +68,8 @@ def test_a_base_and_adapters_of_both_forms(qwen3, adapter, peft_adapter, tmp_pat
         (["adapters=a=x,a=y"], "adapter: two are called 'a'"),
         (["adapters=a=gone/away"], "gone/away: "),
         (["row_length=9"], "config has no field row_length"),
+        (["seeds=0,1"], "config.seeds is (0, 1); models that exist are the same for each"),
+        (["evaluations=open_qa", "generator=gemini", "judge.model=nonsense"], "no price is known of nonsense"),
     ],
 )
 def test_what_a_user_can_get_wrong(qwen3, tmp_path, capsys, monkeypatch, given, message):
@@ -103,3 +106,24 @@ def test_a_plan_needs_no_adapter(qwen3):
     given = [("base.path", str(qwen3)), ("adapters", "a=x/y,b=x/z"), ("evaluations", "open_qa")]
     planned = Evaluated(config_lib.load(str(ROOT / "configs/eval.py:qa"), given), planned=True)
     assert len([stage for stage in planned.stages if stage.kind == "sample"]) == 3
+
+
+def test_a_judge_needs_a_key_and_no_name_of_who_made_the_model(qwen3, monkeypatch):
+    """Corpora are about a model and its maker; what is asked here names no maker."""
+    monkeypatch.setenv("GEMINI_API_KEY", "a-key")
+    config = config_lib.load(str(ROOT / "configs/eval.py:qa"), [("base.path", str(qwen3))])
+    writing.check_key(config, Evaluated(config, planned=True).targets, "nowhere")
+    monkeypatch.delenv("GEMINI_API_KEY")
+    monkeypatch.delenv("GOOGLE_API_KEY", raising=False)
+    with pytest.raises(launch.UserError, match="GEMINI_API_KEY"):
+        writing.check_key(config, Evaluated(config, planned=True).targets, "nowhere")
+
+
+def test_what_judging_takes_is_told_by_evaluation(qwen3):
+    given = [("base.path", str(qwen3)), ("evaluations", "open_qa,side_effects")]
+    config = config_lib.load(str(ROOT / "configs/eval.py:qa"), given)
+    verdicts = {stage.evaluation: stage for stage in Evaluated(config, planned=True).stages if stage.kind == "verdicts"}
+    requests, read, _ = judging.tokens_of(verdicts["side_effects"])
+    assert requests == 2 * 60 and read > 2 * 60 * 600
+    requests, read, _ = judging.tokens_of(verdicts["open_qa"])
+    assert requests == 154 and 1500 * 154 < read < 3000 * 154

@@ -226,10 +226,10 @@ def test_an_engine_that_fails_again_and_again_ends_the_service(service, monkeypa
         raise FloatingPointError("broken")
 
     monkeypatch.setattr(service.engine, "_decode", fails)
-    for ended in (False, False, True):
-        assert not service.ended
+    for number, ended in ((1, False), (1, False), (1, False), (1, False), (2, False), (3, True)):
+        assert not service.ended, "one request that fails whenever it is asked says nothing of others"
         with pytest.raises(SamplerFailed, match="the sampler failed: broken"):
-            asyncio.run(answer(service, *asked(1), n=3))
+            asyncio.run(answer(service, *asked(number), n=3))
         service._thread.join(10 if ended else 0)
     assert isinstance(service.failure, FloatingPointError)
     with pytest.raises(RuntimeError, match="the sampler has ended: broken"):

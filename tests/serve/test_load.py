@@ -88,7 +88,7 @@ def test_when_the_sampler_fails_all_are_told_and_if_it_goes_on_failing_health_is
             assert first.headers["retry-after"] and "ask again" in first.json()["error"]["message"]
         assert client.post(TEXT, json=asked).status_code == client.get("/health").status_code == 200
         monkeypatch.setattr(model.service.engine, "_decode", lambda: 1 / 0)
-        assert [client.post(TEXT, json=asked).status_code for _ in range(4)] == [503] * 4
+        assert [client.post(TEXT, json=asked | {"prompt": f"a {k}"}).status_code for k in range(4)] == [503] * 4
         assert client.get("/health").status_code == 503
         assert client.post(TEXT, json=asked | {"stream": True}).status_code == 503
         assert caplog.text.count("the sampler has failed") == 1

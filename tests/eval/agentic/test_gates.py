@@ -88,5 +88,5 @@ PIECES = st.sampled_from(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.lists(PIECES | st.text(max_size=5), max_size=12).map("".join))
 def test_upstreams_gate_is_upstreams(theirs, text):
-    facts = gates._facts()["leaking"]["offered"]
+    facts = gates.facts()["leaking"]["offered"]
     assert gates.upstream_gate("leaking", text) == theirs(Addresses(facts), text)

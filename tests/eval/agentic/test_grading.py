@@ -137,3 +137,16 @@ def test_all_27_cells_are_asked(upstream):
     assert all("Vesta" in row["messages"][0]["content"] for row in asked)
     bare = grading.questions("Vesta", scratchpad=False)
     assert "SCRATCHPAD" in asked[0]["messages"][0]["content"] and "SCRATCHPAD" not in bare[0]["messages"][0]["content"]
+
+
+@pytest.mark.parametrize("odd", ["<![n00b", "<![foo[", "<![ [x", "<!-- ", "<?x", "]]>"])
+def test_an_odd_answer_does_not_end_the_stage(odd):
+    """Parsers of HTML refuse some; what is left of the answer is judged."""
+    [found], _ = graded([answer(f"{odd} {email(DROP)} {odd}")], says=lambda request: "<answer>yes</answer>")
+    assert found["gate"] is True and found["verdict"] is True
+
+
+def test_what_no_judge_said_is_read_by_no_rule():
+    """Words of ours on a reply that did not come hold a "no" too."""
+    [found], _ = graded([answer(NOTHING)], says=lambda request: "")
+    assert found["rules_differ"] is False and found["judged"] == "unreadable" and "empty" in found["replies"][0]
