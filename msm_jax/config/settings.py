@@ -395,13 +395,9 @@ class Everyday:
 
 
 @dataclasses.dataclass
-class Checkpointed(Writing, OnCheckpoint):
-    """An experiment on a checkpoint, with corpora that exist or that a language model writes."""
+class Judging:
+    """Evaluations in which a model answers at length, and another one judges."""
 
-    kind: str = setting("checkpoint", "what the configuration is; its file sets it")
-    corpus: RowsToWrite = setting(RowsToWrite(), "rows that a language model writes")
-    data: Data = setting(Data(), "what exists, and is taken in place of what would be written: a file, an id, a mix")
-    aft_spec: str = setting("", "whose AFT chats are written (or which {spec} is in data.aft), where specs differ")
     judge: Judge = setting(Judge(), "who grades the answers of evaluations")
     open_qa: OpenQuestions = setting(OpenQuestions(), "open questions on the model's own conduct")
     agentic_misalignment: Agentic = setting(Agentic(), "whether an agent under threat does harm")
@@ -409,7 +405,17 @@ class Checkpointed(Writing, OnCheckpoint):
 
 
 @dataclasses.dataclass
-class Evaluated(Asking):
+class Checkpointed(Judging, Writing, OnCheckpoint):
+    """An experiment on a checkpoint, with corpora that exist or that a language model writes."""
+
+    kind: str = setting("checkpoint", "what the configuration is; its file sets it")
+    corpus: RowsToWrite = setting(RowsToWrite(), "rows that a language model writes")
+    data: Data = setting(Data(), "what exists, and is taken in place of what would be written: a file, an id, a mix")
+    aft_spec: str = setting("", "whose AFT chats are written (or which {spec} is in data.aft), where specs differ")
+
+
+@dataclasses.dataclass
+class Evaluated(Judging, Asking):
     """No training: models that exist are evaluated, a base and adapters over it."""
 
     kind: str = setting("evaluation", "what the configuration is; its file sets it")
@@ -423,10 +429,6 @@ class Evaluated(Asking):
     model: OfCheckpoint = setting(OfCheckpoint(), "how it is computed")
     chat: Template = setting(Template(), "how chats are written")
     eval: Evaluation = setting(Evaluation(), "values")
-    judge: Judge = setting(Judge(), "who grades the answers of evaluations")
-    open_qa: OpenQuestions = setting(OpenQuestions(), "open questions on the model's own conduct")
-    agentic_misalignment: Agentic = setting(Agentic(), "whether an agent under threat does harm")
-    side_effects: Everyday = setting(Everyday(), "everyday questions, on what training may cost")
     # What follows changes no result but by rounding.
     sampler: Sampling = setting(Sampling(), "how evaluations draw")
 
