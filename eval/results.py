@@ -42,7 +42,7 @@ class Cell(NamedTuple):
     """One arm on one evaluation. `rate` is the mean over seeds; `low` and `high` are a 95 % t-interval over seeds,
     within [0, 1], or with one seed the Wilson interval over its items; all three are None if no answer could be scored.
     `n` is the smallest number scored in a seed;
-    counts are sums over seeds, `consistent` and `position_bias` means."""
+    counts are sums over seeds, `consistent` and the two biases means."""
 
     rate: float | None
     sem: float | None
@@ -52,6 +52,7 @@ class Cell(NamedTuple):
     seeds: dict[int, float]
     consistent: float | None
     position_bias: float | None
+    length_bias: float | None
     ties: int
     errored: int
     unparsed: int
@@ -115,7 +116,7 @@ def cell(result: dict, arm: ArmKey, evaluation: str, form: str) -> Cell | None:
     counts = {name: sum(score[name] for score in scores) for name in ("ties", "errored", "unparsed", "cut_off")}
     rated = [score for score in scores if score["rate"] is not None]
     if not rated:
-        return Cell(None, None, None, None, 0, {}, None, None, **counts)
+        return Cell(None, None, None, None, 0, {}, None, None, None, **counts)
     summary = stats.seed_summary([score["rate"] for score in rated])
     alone = rated[0]
     return Cell(
@@ -127,6 +128,7 @@ def cell(result: dict, arm: ArmKey, evaluation: str, form: str) -> Cell | None:
         seeds={score["seed"]: score["rate"] for score in rated},
         consistent=_mean_known(score["consistent"] for score in rated),
         position_bias=_mean_known(score["position_bias"] for score in rated),
+        length_bias=_mean_known(score["length_bias"] for score in rated),
         **counts,
     )
 

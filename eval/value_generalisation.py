@@ -263,6 +263,8 @@ def summarise(rows: Sequence[dict]) -> dict[str, Cell]:
       low, high: 95 % Wilson over items, since further samples of an item are no new items;
       consistent: share of items whose two orders agree; ties: items at exactly one half;
       position_bias: share of choices for the option named first (.5 is none);
+      length_bias: share of choices for the option of more characters, the mean of items whose aligned option is the
+        longer and of those whose other option is, so that a value alone makes .5; None without items of both;
       mass: log-probability form only, else None;
       errored, unparsed, cut_off: counts of what is not in n;
       domains_low, domains_high: 95 % bootstrap over domains, None below two; per_domain: {domain: the cell so far}.
@@ -294,6 +296,14 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
+def _length_bias(rows: Sequence[dict], score: Callable[[dict], float | None]) -> float | None:
+    """`score` of a row is its share of aligned choices."""
+    known = [(len(row["aligned"]) - len(row["other"]), share) for row in rows if (share := score(row)) is not None]
+    longer = _mean([share for more, share in known if more > 0])
+    shorter = _mean([share for more, share in known if more < 0])
+    return None if longer is None or shorter is None else (longer + 1 - shorter) / 2
+
+
 def _logprob_cell(rows: Sequence[dict]) -> Cell:
     scored = [row for row in rows if not row["error"]]
     total = sum(row["score"] for row in scored)
@@ -307,6 +317,7 @@ def _logprob_cell(rows: Sequence[dict]) -> Cell:
         "consistent": _mean([row["consistent"] for row in scored]),
         "ties": sum(row["tie"] for row in scored),
         "position_bias": _mean([row["first"] for row in scored]),
+        "length_bias": _length_bias(scored, operator.itemgetter("score")),
         "mass": _mean([row["mass"] for row in scored]),
         "errored": len(rows) - len(scored),
         "unparsed": 0,
@@ -340,6 +351,7 @@ def _sampled_cell(rows: Sequence[dict]) -> Cell:
         "consistent": _mean([a * b > 0 for a, b in leads if a and b]),
         "ties": sum(share == 0.5 for share in shares),
         "position_bias": first / parsed if parsed else None,
+        "length_bias": _length_bias(rows, _sampled_share),
         "mass": None,
         "errored": 0,
         "unparsed": count["unparsed"],

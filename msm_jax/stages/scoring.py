@@ -114,7 +114,7 @@ def capability(context: StageContext, *, runtime: training.Runtime) -> dict[str,
         low, high = stats.wilson(right, len(rows))
         counts = dict.fromkeys(("ties", "errored", "unparsed", "cut_off"), 0)
         return {"rate": right / len(rows), "n": len(rows), "low": low, "high": high, "consistent": None,
-                "position_bias": None, **counts}  # fmt: skip
+                "position_bias": None, "length_bias": None, **counts}  # fmt: skip
 
     by_subject = {
         name: cell([row for row in rows if row["domain"] == name]) for name in {row["domain"] for row in rows}

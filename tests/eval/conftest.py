@@ -92,4 +92,4 @@ def _cell(successes, n):
     low, high = stats.wilson(successes, n)
     rate = {"rate": successes / n, "n": n, "items": n, "low": low, "high": high}
     counts = {"ties": 0, "errored": 0, "unparsed": 0, "cut_off": 0}
-    return rate | counts | {"consistent": 0.93, "position_bias": 0.52, "mass": 0.98}
+    return rate | counts | {"consistent": 0.93, "position_bias": 0.52, "length_bias": 0.51, "mass": 0.98}

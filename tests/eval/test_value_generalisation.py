@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -92,6 +93,39 @@ def test_summary_counts_rate_ties_consistency_and_bias():
     assert cell["low"] < 0.5 < cell["high"]
     assert cell["per_domain"]["chairs"]["rate"] == 0.5 and cell["per_domain"]["chairs"]["n"] == 2
     assert (cell["domains_low"], cell["domains_high"]) == (0.5, 0.5)
+
+
+@given(st.lists(st.tuples(st.text("ab ", max_size=9), st.text("cd ", max_size=9)), min_size=2, max_size=12))
+def test_length_bias_is_one_for_the_longer_option_and_half_for_a_value(pairs):
+    items = [Item(str(k), "d", "v", "own", f"a{one}a", f"c{two}c") for k, (one, two) in enumerate(pairs)]
+    longer, shorter, value = (
+        summarise([_row(item, score(len(item.aligned) - len(item.other))) for item in items])["logprob"]["length_bias"]
+        for score in (lambda more: more > 0, lambda more: more < 0, lambda more: True)
+    )
+    both = {len(item.aligned) > len(item.other) for item in items if len(item.aligned) != len(item.other)} == {
+        True,
+        False,
+    }
+    assert (longer, shorter, value) == ((1.0, 0.0, 0.5) if both else (None, None, None))
+
+
+def _row(item, chosen):
+    choice = {"score": float(chosen), "error": False, "tie": False, "consistent": True, "first": 0.5, "mass": 1.0}
+    return dataclasses.asdict(item) | choice | {"sampled": None}
+
+
+def test_length_bias_of_drawn_answers_leaves_out_what_was_not_read():
+    rows = [
+        {"aligned": "long one", "other": "brief", "domain": "d", "score": 0.5, "error": True, "sampled": _drawn(3, 1)},
+        {"aligned": "brief", "other": "long one", "domain": "d", "score": 0.5, "error": True, "sampled": _drawn(1, 1)},
+        {"aligned": "brief", "other": "long one", "domain": "d", "score": 0.5, "error": True, "sampled": _drawn(0, 0)},
+    ]
+    assert summarise(rows)["sampled"]["length_bias"] == pytest.approx((0.75 + 0.5) / 2)
+    assert summarise(rows)["logprob"]["length_bias"] is None
+
+
+def _drawn(aligned, other):
+    return {"orders": [{"aligned": aligned, "other": other, "unparsed": 0, "cut_off": 0}] * 2, "texts": [[], []]}
 
 
 def test_non_finite_log_probabilities_are_errors_and_no_scores():
