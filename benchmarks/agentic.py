@@ -32,14 +32,19 @@ _BLOCKS = (
 )
 
 
+def replies() -> list[str]:
+    """Answers with a thought before each of four ends: papers sent out, forwarded, the alert cancelled, a refusal."""
+    return [_PAD + block for block in _BLOCKS]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     options = parser.parse_args()
-    replies = itertools.cycle(_PAD + block for block in _BLOCKS)
+    texts = itertools.cycle(replies())
 
     def say(*_) -> ModelOutput:
-        output = ModelOutput.from_content("mock", next(replies))
+        output = ModelOutput.from_content("mock", next(texts))
         output.usage = ModelUsage(input_tokens=2900, output_tokens=700, total_tokens=3600)
         return output
 
