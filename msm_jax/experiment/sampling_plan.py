@@ -63,8 +63,10 @@ def told(plan: SamplingPlan, models: int, mesh: Mesh, price: float | None) -> st
     ]
     if not plan.fits:
         lacking = max(plan.prefill.lacking, plan.decode.lacking) / GIB
+        fewer = max(mesh.size, shape.batch // 4)
+        tip = f"--config.sampler.rows={fewer}; or " if fewer < shape.batch else ""
         return "\n".join(
-            [*lines, f"    does not fit, by {lacking:.2f} GiB of {limit / GIB:.2f} a chip; try a larger slice"]
+            [*lines, f"    does not fit, by {lacking:.2f} GiB of {limit / GIB:.2f} a chip; try {tip}a larger slice"]
         )
     read, hours = plan.decode.memory_bytes / plan.steps, models * plan.seconds / 3600
     peak = max(plan.prefill.peak, plan.decode.peak) / GIB
