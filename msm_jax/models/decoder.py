@@ -110,12 +110,14 @@ class Block(nnx.Module):
         self.up = linear("up", (c.width, c.mlp_width), ("embed", "mlp"))
         self.down = linear("down", (c.mlp_width, c.width), ("mlp", "embed"))
 
-    def __call__(self, x_BTM: jax.Array, angles: tuple, attend: Attend, kept: PyTree) -> tuple[jax.Array, PyTree]:
+    def __call__(
+        self, x_BTM: jax.Array, angles: tuple, attend: Attend, kept: PyTree, lora_mask: jax.Array | None = None
+    ) -> tuple[jax.Array, PyTree]:
         """Returns the new x_BTM and what `attend` keeps. `angles`: sines and cosines of the positions."""
         c = self.model.config
         B, T, _ = x_BTM.shape
         x_BTM = checkpoint_name(x_BTM, "input")
-        q, k, v = project(self.attention_norm(x_BTM), self.q, self.k, self.v)
+        q, k, v = project(self.attention_norm(x_BTM), self.q, self.k, self.v, lora_mask=lora_mask)
         q_BTHD = checkpoint_name(q.reshape(B, T, c.num_heads, c.head_size), "q")
         k_BTKD = checkpoint_name(k.reshape(B, T, c.num_kv_heads, c.head_size), "k")
         v_BTKD = checkpoint_name(v.reshape(B, T, c.num_kv_heads, c.head_size), "v")
@@ -124,11 +126,11 @@ class Block(nnx.Module):
         q_BTHD, k_BTKD = rope(q_BTHD, angles), rope(k_BTKD, angles)
         with jax.named_scope("attention"):
             mixed_BTHD, kept = attend(q_BTHD, k_BTKD, v_BTKD, kept)
-        x_BTM += checkpoint_name(self.o(mixed_BTHD.reshape(B, T, c.num_heads * c.head_size)), "o")
+        x_BTM += checkpoint_name(self.o(mixed_BTHD.reshape(B, T, c.num_heads * c.head_size), lora_mask), "o")
 
-        gate_BTF, up_BTF = project(self.mlp_norm(x_BTM), self.gate, self.up)
+        gate_BTF, up_BTF = project(self.mlp_norm(x_BTM), self.gate, self.up, lora_mask=lora_mask)
         gate_BTF, up_BTF = checkpoint_name(gate_BTF, "gate"), checkpoint_name(up_BTF, "up")
-        x_BTM += self.down(jax.nn.silu(gate_BTF) * up_BTF)
+        x_BTM += self.down(jax.nn.silu(gate_BTF) * up_BTF, lora_mask)
         x_BTM = constrain(x_BTM, ("batch", None, None))
         return x_BTM, kept
 
@@ -146,7 +148,9 @@ class Decoder(nnx.Module):
         shape, axes = (c.width, c.vocab_size), ("embed", "vocab")
         self.head = None if c.tied_head else Linear("head", shape, axes, model, rngs)
 
-    def __call__(self, tokens_BT, positions_BT, attend: Attend, kept: PyTree = None) -> tuple[jax.Array, PyTree]:
+    def __call__(
+        self, tokens_BT, positions_BT, attend: Attend, kept: PyTree = None, lora_mask: jax.Array | None = None
+    ) -> tuple[jax.Array, PyTree]:
         """Returns the normed output of the last layer, [B, T, M], and what `attend` keeps, layer by layer: a list, or
         one tree whose leaves have layers as their first axis, as the layers themselves have."""
         c, execution = self.model.config, self.model.execution
@@ -159,7 +163,7 @@ class Decoder(nnx.Module):
         if not execution.stacked:
             kept = [None] * c.num_layers if kept is None else list(kept)
             for place, layer in enumerate(self.layers):
-                x_BTM, kept[place] = layer(x_BTM, angles, attend, kept[place])
+                x_BTM, kept[place] = layer(x_BTM, angles, attend, kept[place], lora_mask)
             return self.norm(x_BTM), kept
         unrolled = execution.scan_unroll > 1
         if unrolled and execution.cpu:
@@ -168,7 +172,7 @@ class Decoder(nnx.Module):
 
         def block(x_BTM, layer_and_kept):
             layer, kept = layer_and_kept
-            return nnx.merge(graph, layer)(x_BTM, angles, attend, kept)
+            return nnx.merge(graph, layer)(x_BTM, angles, attend, kept, lora_mask)
 
         policy = REMAT_POLICIES[execution.remat]
         if policy is not None:

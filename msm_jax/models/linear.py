@@ -1,6 +1,7 @@
 """Linear layers, the low-rank adapters beside them, and their matrices in 8-bit integers.
 
-Shapes: N rows (of all tokens), M inputs, F outputs, R LoRA rank; L layers, I inputs and O outputs of a stack.
+Shapes: N rows (of all tokens), M inputs, F outputs, R LoRA rank, X adapters; L layers, I inputs and O outputs of a
+stack.
 """
 
 import dataclasses
@@ -83,8 +84,8 @@ class Linear(nnx.Module):
         self.product = cpu.product if matrix_unit else jnp.matmul
         self.transposed = model.execution.transposed
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return project(x, self)[0]
+    def __call__(self, x: jax.Array, lora_mask: jax.Array | None = None) -> jax.Array:
+        return project(x, self, lora_mask=lora_mask)[0]
 
     def factors(self) -> tuple[jax.Array, jax.Array]:
         """A [M, R] and B [R, F], with the scale in B."""
@@ -102,9 +103,14 @@ class Linear(nnx.Module):
         return (y * self.kernel_scale[...]).astype(self.dtype)
 
 
-def project(x: jax.Array, *linears: Linear) -> list[jax.Array]:
+def project(x: jax.Array, *linears: Linear, lora_mask: jax.Array | None = None) -> list[jax.Array]:
     """x [..., M] through each of the layers: [..., F]. The first matrices of their adapters are one product: a matrix
-    of one adapter's rank is thinner than what processors multiply at their pace."""
+    of one adapter's rank is thinner than what processors multiply at their pace.
+
+    Rows may have adapters of their own. Either A is [X, M, R] and B [X, R, F]: each is for as many of the rows, in
+    order. Or several adapters lie side by side as one of a larger rank, and `lora_mask`, bool[N, R], tells which
+    columns of x A each row keeps.
+    """
     # As one matrix of rows: gradients that are summed over two axes make XLA transpose x and y on a CPU.
     x_NM = x.reshape(-1, x.shape[-1])
     if all(linear.may_merge and cpu.merging_pays(x_NM, linear.kernel.shape) for linear in linears):
@@ -114,11 +120,16 @@ def project(x: jax.Array, *linears: Linear) -> list[jax.Array]:
     else:
         outs = [linear.base(x) for linear in linears]
         places = [place for place, linear in enumerate(linears) if linear.scale is not None]
-        if places and linears[places[0]].lora_a.ndim == 3:  # [X, M, R]: an adapter for each of X parts of the rows
+        if places and linears[places[0]].lora_a.ndim == 3:
             for place in places:
                 a_XMR, b_XRF = linears[place].factors()
                 low_XNR = jnp.einsum("xnm,xmr->xnr", x_NM.reshape(len(a_XMR), -1, x.shape[-1]), a_XMR)
                 outs[place] += jnp.einsum("xnr,xrf->xnf", low_XNR, b_XRF).reshape(outs[place].shape)
+        elif places and lora_mask is not None:  # A is wide as it is, and is read in every step of sampling: no copy
+            for place in places:
+                a_MR, b_RF = linears[place].factors()
+                low_NR = jnp.where(lora_mask, linears[place].product(x_NM, a_MR), 0)
+                outs[place] += linears[place].product(low_NR, b_RF).reshape(outs[place].shape)
         elif places:
             firsts, seconds = zip(*(linears[place].factors() for place in places), strict=True)
             low_NR = checkpoint_name(linears[0].product(x_NM, jnp.concatenate(firsts, axis=1)), "low")

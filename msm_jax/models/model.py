@@ -80,12 +80,19 @@ class Model:
             return cross_entropy(x_BTM, decoder.head_matrix(), targets_BT, weights_BT, chunk, head_is_trained)
 
     def extend(
-        self, params: PyTree, lora: PyTree | None, tokens_BT, positions_BT, attend: Attend, kept: PyTree
+        self,
+        params: PyTree,
+        lora: PyTree | None,
+        tokens_BT,
+        positions_BT,
+        attend: Attend,
+        kept: PyTree,
+        lora_mask: jax.Array | None = None,
     ) -> tuple[jax.Array, PyTree]:
         """Reads tokens of which `attend` knows what went before: returns the normed output of the last layer,
-        [B, T, M], and what each layer keeps from then on. `lora` may hold X adapters, [X, M, R] and [X, R, F], each
-        for as many of the rows, in order. Of an output, `logits` are as in `apply`."""
-        return self._decoder(params, lora)(tokens_BT, positions_BT, attend, kept)
+        [B, T, M], and what each layer keeps from then on. `lora` and `lora_mask` may give rows adapters of their own,
+        as `linear.project` says. Of an output, `logits` are as in `apply`."""
+        return self._decoder(params, lora)(tokens_BT, positions_BT, attend, kept, lora_mask)
 
     def logits(self, params: PyTree, x: jax.Array) -> jax.Array:
         """[..., M] of the last layer -> float32[..., V]."""

@@ -1,6 +1,9 @@
 """Several adapters beside one base, so that one batch holds answers of all of them.
 
-Shapes: X adapters, L layers, M inputs, F outputs, R rank.
+They lie side by side as one adapter of a larger rank: a product with all of them reads each once, whatever the rows
+are that ask for them, and each row keeps its own columns of x A.
+
+Shapes: X adapters, L layers, M inputs, F outputs, R rank of each adapter, Z = X R.
 """
 
 import dataclasses
@@ -15,12 +18,13 @@ from msm_jax.errors import UserError
 from msm_jax.models import LORA_TARGETS, Execution, LoraConfig, Model
 
 PyTree = Any
+RANK_AXIS = {"lora_a": -1, "lora_b": -2}
 
 
-def stack_adapters(base: Model, adapters: Sequence[tuple[LoraConfig, PyTree]]) -> tuple[Model, PyTree]:
-    """The model and the stack of adapters that an engine takes: matrices [X, M, R] and [X, R, F] of each layer (or
-    [L, X, M, R], where layers are stacked), in the type of the products, with the scale in the second. Place 0 is the
-    bare base; ranks and targets that an adapter has not are zeros."""
+def join_adapters(base: Model, adapters: Sequence[tuple[LoraConfig, PyTree]]) -> tuple[Model, PyTree]:
+    """The model and the adapters that an engine takes: matrices [M, Z] and [Z, F] of each layer (or [L, M, Z], where
+    layers are stacked), in the type of the products, with the scale in the second. Columns and rows i R to (i + 1) R
+    are adapter i's, zeros where its rank is lower or it has no such target. The model's `lora` is that of each."""
     rank = max(lora.rank for lora, _ in adapters)
     targets = tuple(name for name in LORA_TARGETS if any(name in lora.targets for lora, _ in adapters))
     model = dataclasses.replace(base, lora=LoraConfig(rank, float(rank), targets))
@@ -36,18 +40,20 @@ def stack_adapters(base: Model, adapters: Sequence[tuple[LoraConfig, PyTree]]) -
         return jnp.pad(matrix, padding).astype(dtype)
 
     stacked = dataclasses.replace(model, execution=dataclasses.replace(model.execution, stacked=True))
-    shapes = stacked.lora_shapes["layers"]
     layers = {
         name: {
-            side: jnp.stack(
-                [jnp.zeros(shape.shape, dtype), *(filled(name, shape, side, *adapter) for adapter in adapters)], axis=1
-            )
+            side: jnp.concatenate([filled(name, shape, side, *adapter) for adapter in adapters], RANK_AXIS[side])
             for side, shape in sides.items()
         }
-        for name, sides in shapes.items()
+        for name, sides in stacked.lora_shapes["layers"].items()
     }
     tree = {"layers": layers}
     return model, tree if model.execution.stacked else model.unstack(tree)
+
+
+def count_adapters(model: Model, joined: PyTree | None) -> int:
+    """How many there are in what `join_adapters` made; None: none."""
+    return 0 if joined is None else jax.tree.leaves(joined)[0].shape[RANK_AXIS["lora_a"]] // model.lora.rank
 
 
 def for_sampling(
@@ -75,8 +81,8 @@ def for_sampling(
         params = jax.tree_util.tree_map_with_path(lambda path, x: x.T if path[-1].key == "kernel" else x, params)
     if not adapters:
         return base, params, None
-    model, stack = stack_adapters(base, adapters)
-    return model, params, stack
+    model, joined = join_adapters(base, adapters)
+    return model, params, joined
 
 
 def check_adapter(lora: LoraConfig, weights: PyTree, base: Model, name: str) -> None:

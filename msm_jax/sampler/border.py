@@ -37,7 +37,7 @@ class Sample:
 
     Attributes:
       prompt: ids.
-      adapter: its place in the stack of adapters.
+      adapter: its number, from 1; 0 is the bare base.
       max_tokens: that may be drawn. 0: the prompt is read, and that is all.
       request: whatever the engine needs to know of it.
       scored_from: the first token of the prompt, 1 or later, whose log-probability is wanted; None: of none.

@@ -22,6 +22,7 @@ from msm_jax.errors import UserError
 from msm_jax.models import Model
 from msm_jax.parallel.hosts import fetch
 from msm_jax.sampler import programs
+from msm_jax.sampler.adapters import count_adapters
 from msm_jax.sampler.border import Group, Key, Plan, Prefill, Sample
 from msm_jax.sampler.draw import Settings, neutral
 from msm_jax.sampler.request import Finish, Sampling, TokenLogprob, check_count, check_stop_ids
@@ -50,7 +51,7 @@ class Request:
 class Engine:
     """Args:
       params: of the base, as `model` has them, in the type of its products.
-      adapters: None, or their stack (adapters.py), of which place 0 is the bare base.
+      adapters: None, or several as one (`adapters.join_adapters`). Requests name them from 1; 0 is the bare base.
       vocabulary: ids that the tokenizer can spell.
       rows: samples that are drawn at once, at most.
       steps: tokens of a block: what a row that has ended may idle, and what a listener waits for.
@@ -118,9 +119,9 @@ class Engine:
                 f"a prompt of {len(prompt)} tokens and max_tokens={sampling.max_tokens} exceed the {longest} tokens "
                 "that the model was made for; shorten one of the two"
             )
-        places = self._places
-        if not 0 <= adapter < places:
-            raise UserError(f"adapter {adapter} is not on the devices; places are from 0 to {places - 1}")
+        held = count_adapters(self.model, self._adapters)
+        if not 0 <= adapter <= held:
+            raise UserError(f"adapter {adapter} is not on the devices; choose from 0, the bare base, to {held}")
         check_count(n)
         ends = set(sampling.stop_ids) | (set() if sampling.ignore_end else set(self.end_ids))
         if sampling.seed is None and jax.process_count() > 1:
@@ -211,13 +212,6 @@ class Engine:
                     return
                 if not self.step() and not self.idle:
                     raise RuntimeError("the sampler has samples that wait, and nothing to do")
-
-    @property
-    def _places(self) -> int:
-        """In the stack of adapters, with that of the bare base."""
-        if self._adapters is None:
-            return 1
-        return jax.tree.leaves(self._adapters)[0].shape[1 if self.model.execution.stacked else 0]
 
     def _reshape(self, plan: Plan) -> None:
         move, stacked = plan.reshape, self.model.execution.stacked

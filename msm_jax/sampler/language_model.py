@@ -140,7 +140,7 @@ class LanguageModel:
         return [*start, *self.tokenizer.encode(text, special=voice.template.special)]
 
     def place_of(self, adapter: str | None) -> int:
-        """The adapter's place in the engine's stack. Raises: UserError if it was not loaded."""
+        """The adapter's number in the engine. Raises: UserError if it was not loaded."""
         if adapter is None:
             return int(self.lora is not None)
         if adapter not in self.adapters:

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from msm_jax.errors import UserError
 from msm_jax.models import Model
@@ -53,7 +53,8 @@ class SamplingPlan:
       shape: that the engine holds.
       prefill: one call, which reads `chunk` tokens of a prompt.
       decode: a block of `steps` steps.
-      step_bytes: that a chip reads in a step, by theory: weights without the embedding, prompts, and slots of rows.
+      step_bytes: that a chip reads in a step, by theory: weights without the embedding, adapters, prompts, and slots
+        of rows.
       step_seconds: the roofline; `apart_seconds`: the same if each row read a copy of its prompt.
       seconds: of the whole workload, prompts read and answers drawn with all rows at work.
     """
@@ -85,11 +86,12 @@ def plan_sampling(
     """Compiles for as many rows as there may be: `rows`, or fewer where memory would not hold them.
 
     Args:
-      model: with the shape of its adapters, if there are any: `adapters` of them are held beside the base.
+      model: with the shape of its adapters, of which `adapters` are held beside the base.
       params: of the base, as ShapeDtypeStructs with shardings.
     """
     limit = chip_of(mesh.devices.flat[0].device_kind).memory
-    held = _bytes(params)
+    model, joined = _with_adapters(model, adapters, mesh)
+    held = _bytes((params, joined))
     rows = max(mesh.size, rows - rows % mesh.size)
     while (shape := shape_for(workload, rows, steps, chunk)) and rows > mesh.size:
         if held + _state_bytes(model, shape, mesh) <= _FILLED * limit:
@@ -101,11 +103,11 @@ def plan_sampling(
             "weights; take a larger one"
         )
     compiled = {}
-    for name, (lowered, arguments) in lower(model, params, adapters, mesh, shape, steps, chunk).items():
+    for name, (lowered, arguments) in lower(model, params, joined, mesh, shape, steps, chunk).items():
         blocks = -(-shape.prompt // programs.KEY_BLOCK)  # that the last chunk of a prompt looks at
         compiled[name] = compile_for(lowered, mesh, arguments, blocks)
     prefill, decode = compiled["prefill"], compiled["decode"]
-    theory = theoretical_bytes(model, params, shape, mesh)
+    theory = theoretical_bytes(model, params, joined, shape, mesh)
     found = SamplingPlan(workload, shape, chunk, steps, prefill, decode, theory, math.nan, math.nan, math.nan)
     if not found.fits:
         return found
@@ -137,12 +139,13 @@ def step_seconds(compiled: Compiled, mesh: Mesh, steps: int, more_bytes: float =
     return max(*(seconds / steps for seconds in roofline_seconds(compiled, mesh)), memory)
 
 
-def theoretical_bytes(model: Model, params: PyTree, shape: Shape, mesh: Mesh) -> float:
+def theoretical_bytes(model: Model, params: PyTree, joined: PyTree | None, shape: Shape, mesh: Mesh) -> float:
     """That a chip reads in a step of all rows: each weight once but for the embedding, of which rows are looked up
-    (where it is not the head too), and the keys and values of prompts and rows."""
+    (where it is not the head too), each adapter of those that are joined, and the keys and values of prompts and
+    rows."""
     weights = dict(params) if model.config.tied_head else {k: v for k, v in params.items() if k != "embedding"}
     state = abstract_state(model, shape, mesh)
-    return _bytes(weights) + _bytes(state.prompts.keys_and_values) + _bytes(state.rows.keys_and_values)
+    return _bytes((weights, joined, state.prompts.keys_and_values, state.rows.keys_and_values))
 
 
 def abstract_state(model: Model, shape: Shape, mesh: Mesh) -> PyTree:
@@ -168,15 +171,11 @@ def _state_bytes(model: Model, shape: Shape, mesh: Mesh) -> float:
 
 
 def lower(
-    model: Model, params: PyTree, adapters: int, mesh: Mesh, shape: Shape, steps: int, chunk: int
+    model: Model, params: PyTree, joined: PyTree | None, mesh: Mesh, shape: Shape, steps: int, chunk: int
 ) -> dict[str, tuple[jax.stages.Lowered, PyTree]]:
     """The engine's two programs that take the time, for arrays that need not exist, and the arguments of each."""
     state, anywhere = abstract_state(model, shape, mesh), replicated(mesh)
-    vocabulary, stack = model.config.vocab_size, None
-    if model.lora is not None and adapters:
-        stack = abstract_stack(model, adapters, mesh)
-    else:
-        model = dataclasses.replace(model, lora=None)
+    vocabulary = model.config.vocab_size
 
     def integers(*sizes: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(sizes, jnp.int32, sharding=anywhere)
@@ -184,25 +183,26 @@ def lower(
     reads = integers(1), integers(1, chunk), integers(1), integers(1), integers(1), integers()
     cancelled = jax.ShapeDtypeStruct((shape.batch,), bool, sharding=anywhere)
     with jax.set_mesh(mesh):
-        prefill = programs.prefill.lower("tpu", model, params, stack, state, *reads, vocabulary=vocabulary)
+        prefill = programs.prefill.lower("tpu", model, params, joined, state, *reads, vocabulary=vocabulary)
         decode = programs.decode.lower(
-            "tpu", model, params, stack, state, cancelled, steps=steps, vocabulary=vocabulary
+            "tpu", model, params, joined, state, cancelled, steps=steps, vocabulary=vocabulary
         )  # fmt: skip
-    held = params, stack, state
+    held = params, joined, state
     return {"prefill": (prefill, (held, reads)), "decode": (decode, (held, cancelled))}
 
 
-def abstract_stack(model: Model, adapters: int, mesh: Mesh) -> PyTree:
-    """That of `adapters.stack_adapters`, with the bare base in place 0."""
-    shapes, lora = model.lora_shapes, dataclasses.replace(model.lora, alpha=float(model.lora.rank))
-    shardings = param_shardings(dataclasses.replace(model, lora=lora).lora_axes, shapes, mesh)
-
-    def stacked(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-        spec = jax.sharding.PartitionSpec(sharding.spec[0], None, *sharding.spec[1:])
-        size = leaf.shape[0], adapters + 1, *leaf.shape[1:]
-        return jax.ShapeDtypeStruct(size, model.config.dtype, sharding=NamedSharding(mesh, spec))
-
-    return jax.tree.map(stacked, shapes, shardings)
+def _with_adapters(model: Model, adapters: int, mesh: Mesh) -> tuple[Model, PyTree | None]:
+    """What `adapters.join_adapters` makes of so many, as ShapeDtypeStructs with shardings."""
+    if model.lora is None or not adapters:
+        return dataclasses.replace(model, lora=None), None
+    rank = model.lora.rank
+    wide = dataclasses.replace(model, lora=dataclasses.replace(model.lora, rank=adapters * rank))
+    joined = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, model.config.dtype, sharding=sharding),
+        wide.lora_shapes,
+        param_shardings(wide.lora_axes, wide.lora_shapes, mesh),
+    )
+    return dataclasses.replace(model, lora=dataclasses.replace(model.lora, alpha=float(rank))), joined
 
 
 def _bytes(tree: PyTree) -> float:

@@ -6,7 +6,7 @@ Rows, of prompts that are read as of answers that are drawn, are the first axis 
 axis which a mesh splits.
 
 Shapes: G groups, R rows of a group, B = G R rows, N steps of a block, J prompts that are read, C tokens of a chunk,
-V vocabulary, K likeliest ids.
+V vocabulary, K likeliest ids; R also an adapter's rank, and Z that of all adapters side by side.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from msm_jax.models import Model
 from msm_jax.parallel import sampling_options
 from msm_jax.parallel.sharding import constrain
+from msm_jax.sampler.adapters import RANK_AXIS, count_adapters
 from msm_jax.sampler.attention import attend_chunk, attend_decoding
 from msm_jax.sampler.draw import LIKELIEST, Drawn, Settings, draw, sample_keys
 from msm_jax.sampler.state import Int8, Prompts, Rows, Shape, State, empty_state, placed, to_int8, whole_rows
@@ -94,10 +95,12 @@ def prefill(
         mixed_JCHD = attend_chunk(q_JCHD, *kept, start_J, KEY_BLOCK)
         return _unless_spoilt(mixed_JCHD.reshape(q.shape), k, v), kept
 
-    lora = _take_adapters(adapters, adapter_J, axis)
+    lora, mask_NZ = _adapters_of_rows(model, adapters, adapter_J, J * C)
     positions_JC = start_J[:, None] + jnp.arange(C)
     before = jax.tree.map(lambda x: _take(x, groups_J, axis), prompts.keys_and_values)
-    x_N1M, kept = model.extend(params, lora, tokens_JC.reshape(-1, 1), positions_JC.reshape(-1, 1), attend, before)
+    x_N1M, kept = model.extend(
+        params, lora, tokens_JC.reshape(-1, 1), positions_JC.reshape(-1, 1), attend, before, mask_NZ
+    )
     x_JCM = x_N1M.reshape(J, C, -1)
     last_JM = jnp.take_along_axis(x_JCM, (count_J - 1)[:, None, None], axis=1)[:, 0]
     put = functools.partial(_put, places=groups_J)
@@ -203,7 +206,7 @@ def decode(
     """
     prompts, rows = state.prompts, state.rows
     B, stacked = len(rows.length), model.execution.stacked
-    lora = _take_adapters(adapters, prompts.adapter, _group_axis(stacked))
+    lora, mask_BZ = _adapters_of_rows(model, adapters, prompts.adapter, B)
     start_B = jnp.repeat(prompts.length, B // len(prompts.length)) + rows.length
     fresh = jax.tree.map(
         lambda old: jnp.zeros((*old.shape[:-2], steps, old.shape[-1]), old.dtype), rows.keys_and_values
@@ -232,7 +235,7 @@ def decode(
             return _unless_spoilt(mixed_BHD[:, None], k, v), block
 
         kept = by_layer(prompts.keys_and_values, rows.keys_and_values, fresh)
-        x_B1M, fresh = model.extend(params, lora, token_B[:, None], (start_B + index)[:, None], attend, kept)
+        x_B1M, fresh = model.extend(params, lora, token_B[:, None], (start_B + index)[:, None], attend, kept, mask_BZ)
         finite_B = jnp.isfinite(logits_BV[:, 0])
         logits_BV = constrain(model.logits(params, x_B1M[:, 0]), ("batch", "vocab"))
         logits_BV = whole_rows(_spelled(logits_BV, vocabulary))
@@ -321,8 +324,36 @@ def _write_tokens(old_JP, new_JC, start_J):
     return jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=0))(old_JP, new_JC, start_J)
 
 
-def _take_adapters(adapters: PyTree | None, places, axis: int) -> PyTree | None:
-    return None if adapters is None else jax.tree.map(lambda x: jnp.take(x, places, axis=axis), adapters)
+def _own_adapters(model: Model, adapters: PyTree, places_J) -> PyTree:
+    """A copy of the adapter of each place: matrices [J, M, R] and [J, R, F], after the axis of layers if there is
+    one. Place 0 is the bare base: what it would add is nothing."""
+    rank, first = model.lora.rank, _group_axis(model.execution.stacked)
+
+    def own(path, x):
+        axis = RANK_AXIS[path[-1].key] + x.ndim
+
+        def of_place(place):
+            part = jax.lax.dynamic_slice_in_dim(x, (place - 1) * rank, rank, axis=axis)
+            return jnp.where(place > 0, part, 0) if path[-1].key == "lora_b" else part
+
+        return jax.vmap(of_place, out_axes=first)(places_J)
+
+    return jax.tree_util.tree_map_with_path(own, adapters)
+
+
+def _adapters_of_rows(model: Model, adapters: PyTree | None, places_G, N: int) -> tuple[PyTree | None, Any]:
+    """What `Model.extend` takes for N rows of G prompts with these adapters: matrices, and the mask bool[N, Z] or None.
+
+    Where prompts are fewer than adapters, each prompt has a copy of its own. Otherwise all rows are multiplied by all
+    adapters, and each keeps what is its own: every adapter is read once, and none is copied.
+    """
+    if len(places_G) < count_adapters(model, adapters):
+        return _own_adapters(model, adapters, places_G), None
+    if adapters is None:
+        return None, None
+    places_N = jnp.repeat(places_G, N // len(places_G))
+    columns_Z = jnp.repeat(jnp.arange(count_adapters(model, adapters)), model.lora.rank)
+    return adapters, columns_Z == places_N[:, None] - 1
 
 
 def _append(old, new, length_B, *, stacked: bool):

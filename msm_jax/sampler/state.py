@@ -63,7 +63,7 @@ class Prompts:
     keys_and_values: PyTree  # of each layer ([G, K, P, D], the same), arrays or `Int8`
     tokens: jax.Array  # int32[G, P]
     length: jax.Array  # int32[G], slots that are filled
-    adapter: jax.Array  # int32[G], its place in the stack of adapters
+    adapter: jax.Array  # int32[G], its number, from 1; 0 is the bare base
     logits: jax.Array  # float32[G, V], of the token after the last
 
 

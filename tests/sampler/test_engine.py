@@ -18,7 +18,7 @@ from msm_jax.errors import UserError
 from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model
 from msm_jax.parallel import make_mesh, param_shardings
 from msm_jax.sampler import programs, scheduler
-from msm_jax.sampler.adapters import check_adapter, for_sampling, stack_adapters
+from msm_jax.sampler.adapters import check_adapter, for_sampling, join_adapters
 from msm_jax.sampler.engine import Engine
 from msm_jax.sampler.request import Finish, Sampling
 from msm_jax.sampler.state import Shape
@@ -41,11 +41,11 @@ apply = jax.jit(Model.apply, static_argnums=0)
 def engine(stacked=False, adapters=(), **sizes):
     model = dataclasses.replace(BASE, execution=Execution(stacked=stacked))
     params = PARAMS if stacked else model.unstack(PARAMS)
-    stack = None
+    joined = None
     if adapters:
-        model, stack = stack_adapters(model, adapters)
+        model, joined = join_adapters(model, adapters)
     sizes = {"rows": 16, "steps": 4, "chunk": 64} | sizes
-    return Engine(model, params, stack, vocabulary=VOCABULARY, **sizes)
+    return Engine(model, params, joined, vocabulary=VOCABULARY, **sizes)
 
 
 def answers(engine, asked):
@@ -357,9 +357,11 @@ def random_lora(rank, targets, seed):
 
 
 @pytest.mark.parametrize("stacked", [True, False])
-def test_several_adapters_in_one_batch_answer_as_each_alone(stacked):
-    """Of other ranks and other targets; place 0 is the bare base."""
+@pytest.mark.parametrize("others", [0, 5])
+def test_several_adapters_in_one_batch_answer_as_each_alone(stacked, others):
+    """Of other ranks and other targets, in groups that are more or fewer than the adapters; 0 is the bare base."""
     adapters = [random_lora(2, ("q", "v"), 1), random_lora(5, ("k", "o", "gate", "up", "down"), 2)]
+    adapters += [random_lora(3, ("q",), 3 + number) for number in range(others)]
     asked = [(LONG[:40], Sampling(max_tokens=6, seed=5), 3, place) for place in (0, 1, 2, 1)]
     tokens, _ = answers(engine(stacked, adapters), asked)
     for (number, _), new in tokens.items():
@@ -490,7 +492,7 @@ def test_what_cannot_be_asked_is_refused(prompt, sampling, message):
 @pytest.mark.parametrize("place", [-1, 2])
 def test_an_adapter_that_is_not_there_is_refused(place):
     for one in (engine(), engine(adapters=[random_lora(2, ("q",), 1)])):
-        with pytest.raises(UserError, match=f"adapter {place} is not on the devices; places are from 0 to"):
+        with pytest.raises(UserError, match=f"adapter {place} is not on the devices; choose from 0, the bare base, to"):
             one.submit((1,), Sampling(), 1, lambda *_: None, place)
 
 
