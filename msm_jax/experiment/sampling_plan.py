@@ -24,11 +24,12 @@ def plan_evaluations(
 ) -> list[dict[str, Any]]:
     """An entry of plan.json for each evaluation that draws answers: what one model takes, and all of them. The devices
     are those of `mesh`, laid out as for sampling."""
-    lora = next((stage.params["lora"] for stage in experiment.stages if stage.kind is Kind.TRAIN), None)
-    model = Model(decoder, LoraConfig(**lora) if lora else None, Execution(stacked=True))
+    lora, adapters = adapters_of(experiment)
+    model = Model(decoder, lora, Execution(stacked=True))
     devices = list(mesh.devices.flat)
     mesh = make_mesh(one_copy(decoder, devices), devices)
     params = weights.abstract_params(dataclasses.replace(model, lora=None), mesh, decoder.dtype)
+    beside = f", with {adapters} adapters of rank {lora.rank}" if adapters > 1 else ""
     entries = []
     for evaluation in experiment.evaluations:
         if (drawn := evaluation.drawn) is None:
@@ -36,7 +37,7 @@ def plan_evaluations(
         section = getattr(evaluation, "section", evaluation.name)  # answers that several evaluations share are of one
         scored = [s for s in experiment.stages if s.kind in _DRAWING and s.evaluation == section]
         work = Workload(evaluation.name, **drawn)
-        found = plan_sampling(work, model, params, int(bool(lora)), mesh, rows=config.sampler.rows)
+        found = plan_sampling(work, model, params, adapters, mesh, rows=config.sampler.rows)
         hours = len(scored) * found.seconds / 3600
         entries.append(
             {
@@ -45,17 +46,28 @@ def plan_evaluations(
                 "fits": found.fits,
                 "limit": chip_of(mesh.devices.flat[0].device_kind).memory,
                 "tokens_per_second": None if math.isnan(found.step_seconds) else found.tokens_per_second,
+                "adapters": adapters,
                 "models": len(scored),
                 "hours": hours if found.fits else None,
                 "usd": hours * mesh.size * price if found.fits and price is not None else None,
-                "told": told(found, len(scored), mesh, price),
+                "told": told(found, beside, len(scored), mesh, price),
             }
         )
     return entries
 
 
-def told(plan: SamplingPlan, models: int, mesh: Mesh, price: float | None) -> str:
-    """What `--mode=plan` prints of it."""
+def adapters_of(experiment: Experiment) -> tuple[LoraConfig | None, int]:
+    """The shape of those that a sampler holds, and their number. One that is trained is sampled alone. Those that exist
+    are held together; a plan has not read them, and takes them to be of our default rank."""
+    existing = sum(stage.kind is Kind.ADAPTER for stage in experiment.stages)
+    if existing:
+        return LoraConfig(), existing
+    trained = next((stage.params["lora"] for stage in experiment.stages if stage.kind is Kind.TRAIN), None)
+    return (LoraConfig(**trained), 1) if trained else (None, 0)
+
+
+def told(plan: SamplingPlan, beside: str, models: int, mesh: Mesh, price: float | None) -> str:
+    """What `--mode=plan` prints of it; `beside`: what is held beside the base."""
     work, shape, limit = plan.workload, plan.shape, chip_of(mesh.devices.flat[0].device_kind).memory
     lines = [
         f"  {work.name}: {work.prompts:,} prompts of about {work.prompt_tokens:,} tokens x {work.samples}, answers of "
@@ -72,7 +84,7 @@ def told(plan: SamplingPlan, models: int, mesh: Mesh, price: float | None) -> st
     peak = max(plan.prefill.peak, plan.decode.peak) / GIB
     cost = "no price in msm_jax/experiment/prices.toml" if price is None else f"{hours * mesh.size * price:,.1f} USD"
     lines += [
-        f"    memory       peak {peak:.2f} of {limit / GIB:.2f} GiB a chip: fits",
+        f"    memory       peak {peak:.2f} of {limit / GIB:.2f} GiB a chip{beside}: fits",
         f"    a step       a chip reads {read / 1e9:.2f} GB (theory {plan.step_bytes / 1e9:.2f}) and sends "
         f"{sum(plan.decode.sent_bytes.values()) / plan.steps / 1e9:.2f}",
         f"    roofline     {plan.tokens_per_second:,.0f} tokens/s, {shape.batch / plan.apart_seconds:,.0f} if each row "

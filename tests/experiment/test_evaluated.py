@@ -7,8 +7,10 @@ import pytest
 
 from msm_jax import config as config_lib
 from msm_jax import convert, launch
+from msm_jax.experiment import sampling_plan
 from msm_jax.experiment.build import Experiment
 from msm_jax.experiment.evaluated import Evaluated
+from msm_jax.models import LoraConfig
 from msm_jax.stages import judging, writing
 
 ROOT = pathlib.Path(launch.__file__).parents[1]
@@ -106,6 +108,11 @@ def test_a_plan_needs_no_adapter(qwen3):
     given = [("base.path", str(qwen3)), ("adapters", "a=x/y,b=x/z"), ("evaluations", "open_qa")]
     planned = Evaluated(config_lib.load(str(ROOT / "configs/eval.py:qa"), given), planned=True)
     assert len([stage for stage in planned.stages if stage.kind == "sample"]) == 3
+    assert sampling_plan.adapters_of(planned) == (LoraConfig(rank=64), 2)
+    assert sampling_plan.adapters_of(Evaluated(config_lib.load(str(ROOT / "configs/eval.py:qa"), given[:1]))) == (
+        None,
+        0,
+    )
 
 
 def test_a_judge_needs_a_key_and_no_name_of_who_made_the_model(qwen3, monkeypatch):
