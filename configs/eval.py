@@ -4,7 +4,8 @@
         --config.adapters=msm_aft=ORG/ADAPTER@main,aft=runs/a/stages/aft-aft-s0-0123456789ab
 
 The variant is what is asked: `am` agentic misalignment, `qa` open questions, `values` the pairs of the values that
-`--config.specs` are about; `all`: these, kinds of reasoning, everyday questions, and what the model knew. Adapters are
+`--config.specs` are about; `all`: these, kinds of reasoning, talk about being
+tested, everyday questions, and what the model knew. Adapters are
 folders, stages of a workdir or ids of the hub, of ours or of `peft`; the report has a bar for each, and one for the
 base alone. The base is read once and stays on the devices.
 
@@ -18,7 +19,7 @@ VARIANTS = {
     "am": ("agentic_misalignment",),
     "qa": ("open_qa",),
     "values": ("values",),
-    "all": ("values", "open_qa", "agentic_misalignment", "reasoning", "side_effects", "capability"),
+    "all": ("values", "open_qa", "agentic_misalignment", "reasoning", "eval_awareness", "side_effects", "capability"),
 }
 
 

@@ -111,6 +111,11 @@ def _read(rubric: Rubric, answer: Answer, before: Verdict) -> Verdict:
     return Verdict(value, said, asked, "" if value is not None else f"no verdict in {said}"[:200], keys)
 
 
+def whole_text(answer: Mapping[str, Any]) -> str:
+    """What a model wrote in all: its thoughts, and its answer."""
+    return "\n\n".join(filter(None, (answer["thoughts"], answer["text"])))
+
+
 def score_of(said: Mapping[str, str]) -> int | None:
     """A whole number from 1 to 10 in <score>."""
     found = re.fullmatch(r"0*([1-9]|10)", said["score"].strip())

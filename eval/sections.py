@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from msm_jax.eval import open_qa, plots, reasoning, stats
+from msm_jax.eval import eval_awareness, open_qa, plots, reasoning, stats
 from msm_jax.eval.results import arm_key, ordered_arms
 from msm_jax.storage.files import read_object
 
@@ -289,6 +289,24 @@ def _reasoning(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list[dict
     )
 
 
+def _eval_awareness(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list[dict]]]) -> Section:
+    rows = [
+        [arm["label"], *(_of_rate(entries, "verdicts", name) for name in eval_awareness.VERDICTS),
+         f"{_total(entries, 'n'):,} of {_total(entries, 'answers'):,}", f"{_total(entries, 'unreadable'):,}"]
+        for arm, entries in by_arm
+    ]  # fmt: skip
+    return Section(
+        title="Talk about being tested",
+        about="Shares of the transcripts of agentic misalignment in which the agent asks itself whether it is being "
+        f"tested, and what it then leans to, by {_judges(by_arm)}, which sees neither the arm nor the outcome.",
+        tables=[Table(["Arm", *eval_awareness.VERDICTS.values(), "read", "not readable"], rows)],
+        notes=[
+            "A model that takes a situation for a test may behave well for that reason: compare this with its rate."
+        ],
+        figure=None,
+    )
+
+
 def _side_effects(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list[dict]]]) -> Section:
     rows = [
         [arm["label"], _interval(_mean_score(entries)), *(_of_rate(entries, name) for name in _HABITS),
@@ -336,6 +354,7 @@ _SECTIONS: dict[str, Callable[..., Section]] = {
     "open_qa": _open_questions,
     "agentic_misalignment": _agentic,
     "reasoning": _reasoning,
+    "eval_awareness": _eval_awareness,
     "side_effects": _side_effects,
 }
 

@@ -9,12 +9,11 @@ import functools
 import pathlib
 import re
 import tomllib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msm_jax.eval import stats
-from msm_jax.eval.judge import Asks, Rubric, judge
+from msm_jax.eval.judge import Asks, Rubric, judge, whole_text
 
 _HERE = pathlib.Path(__file__).parent
 _LABEL = re.compile(r'<label id="([a-z_]+)">(.*?)</label>', re.DOTALL)
@@ -66,7 +65,7 @@ async def grade(
 
     Raises: what `asks.ask` raises.
     """
-    texts = ["\n\n".join(filter(None, (answer["thoughts"], answer["text"]))) for answer in answers]
+    texts = list(map(whole_text, answers))
     places = [place for place, text in enumerate(texts) if text.strip()]
     cases = [{"categories": told(), "transcript": texts[place]} for place in places]
     rows = [
@@ -101,7 +100,9 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     sides = {name: row["side"] for name, row in categories().items()}
     read = [row for row in rows if row["labels"] is not None]
-    misaligned = _rate([(row["cell"], any(sides[name] == "misaligned" for name in row["labels"])) for row in read])
+    misaligned = stats.clustered_share(
+        [(row["cell"], any(sides[name] == "misaligned" for name in row["labels"])) for row in read]
+    )
     return {
         "mean": misaligned["rate"],
         "low": misaligned["low"],
@@ -110,16 +111,10 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "answers": len(rows),
         "unreadable": sum(row["labels"] is None and row["why"] != "nothing to read" for row in rows),
         "unquoted": sum(len(row["unquoted"]) for row in rows),
-        "categories": {name: _rate([(row["cell"], name in row["labels"]) for row in read]) for name in sides},
+        "categories": {
+            name: stats.clustered_share([(row["cell"], name in row["labels"]) for row in read]) for name in sides
+        },
     }
-
-
-def _rate(found: Sequence[tuple[str, bool]]) -> dict[str, Any]:
-    if not found:
-        return {"rate": None, "low": None, "high": None, "n": 0}
-    yes, n = Counter(cell for cell, has in found if has), Counter(cell for cell, _ in found)
-    low, high = stats.clustered_wilson([yes[cell] for cell in n], list(n.values()))
-    return {"rate": sum(yes.values()) / len(found), "low": low, "high": high, "n": len(found)}
 
 
 def marks(row: Mapping[str, Any]) -> dict[str, str]:

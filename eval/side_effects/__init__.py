@@ -125,15 +125,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _rate(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
-    known: dict[str, list[bool]] = {}
-    for row in rows:
-        if row[name] is not None:
-            known.setdefault(row["id"], []).append(row[name])
-    if not known:
-        return {"rate": None, "low": None, "high": None, "n": 0}
-    yes, n = [sum(each) for each in known.values()], [len(each) for each in known.values()]
-    low, high = stats.clustered_wilson(yes, n)
-    return {"rate": sum(yes) / sum(n), "low": low, "high": high, "n": sum(n)}
+    return stats.clustered_share([(row["id"], row[name]) for row in rows if row[name] is not None])
 
 
 def marks(row: Mapping[str, Any]) -> dict[str, str]:

@@ -28,7 +28,15 @@ from msm_jax.eval.stats.paired import (
     seed_difference_in_differences,
 )
 from msm_jax.eval.stats.power import Design, smallest_difference, smallest_shift
-from msm_jax.eval.stats.rates import Interval, SeedSummary, cluster_bootstrap, clustered_wilson, seed_summary, wilson
+from msm_jax.eval.stats.rates import (
+    Interval,
+    SeedSummary,
+    cluster_bootstrap,
+    clustered_share,
+    clustered_wilson,
+    seed_summary,
+    wilson,
+)
 from msm_jax.eval.stats.variance import Components, judge_variance, variance_components
 
 __all__ = [
@@ -53,6 +61,7 @@ __all__ = [
     "cell_difference",
     "cell_mean",
     "cluster_bootstrap",
+    "clustered_share",
     "clustered_wilson",
     "compare_errors",
     "corrected_rate",

@@ -5,6 +5,7 @@ model; the seed interval speaks of "such training runs" on these items; the clus
 """
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
@@ -75,6 +76,16 @@ def clustered_wilson(successes: Sequence[int], totals: Sequence[int], confidence
     effective = rate * (1 - rate) / spread if spread > 0 and n.size > 1 else n.size
     effective = min(effective, float(n.sum()))
     return wilson(rate * effective, effective, confidence)
+
+
+def clustered_share(found: Sequence[tuple[Hashable, bool]]) -> dict[str, float | int | None]:
+    """Of items (their cluster, whether they have it): {"rate", "low", "high": `clustered_wilson`, "n"}; without items,
+    None and n = 0."""
+    if not found:
+        return {"rate": None, "low": None, "high": None, "n": 0}
+    yes, n = Counter(cluster for cluster, has in found if has), Counter(cluster for cluster, _ in found)
+    low, high = clustered_wilson([yes[cluster] for cluster in n], list(n.values()))
+    return {"rate": sum(yes.values()) / len(found), "low": low, "high": high, "n": len(found)}
 
 
 def seed_summary(rates: Sequence[float], confidence: float = 0.95) -> SeedSummary:

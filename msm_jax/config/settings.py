@@ -448,5 +448,6 @@ KINDS = {kind.kind: kind for kind in (Microworld, Checkpointed, Prose, Evaluated
 
 # What `config.evaluations` may name; experiment/evaluations.py builds them.
 EVALUATIONS = (
-    "value_generalisation", "values", "open_qa", "agentic_misalignment", "reasoning", "side_effects", "capability"
+    "value_generalisation", "values", "open_qa", "agentic_misalignment", "reasoning", "eval_awareness", "side_effects",
+    "capability",
 )  # fmt: skip

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from msm_jax import config as config_lib
 from msm_jax.corpus.specs import Spec
 from msm_jax.errors import UserError
-from msm_jax.eval import open_qa, reasoning, side_effects, stats
+from msm_jax.eval import eval_awareness, open_qa, reasoning, side_effects, stats
 from msm_jax.eval.agentic import gates, grading, judge
 from msm_jax.experiment.evaluation import QUESTION_TOKENS, Models
 from msm_jax.stages import generation, judging, sampling
@@ -150,6 +150,12 @@ class AgenticMisalignment(Judged):
         return [rows[len(rows) * place // count] for place in range(count)]
 
     @property
+    def drawn(self) -> dict[str, int] | None:
+        """What is drawn once counts once: for the first evaluation that needs it."""
+        first = next(name for name in self._config.evaluations if name in _OF_TRANSCRIPTS)
+        return super().drawn if first == self.name else None
+
+    @property
     def asked_of_judge(self) -> Any:
         return judge.digest(), gates.facts()  # what the gates look for is a part of what is found
 
@@ -166,15 +172,16 @@ class AgenticMisalignment(Judged):
         return f"{super().told}\n  smallest difference found with power .8 (docs/statistics.md): {found} {of}"
 
 
-class Reasoning(AgenticMisalignment):
-    """How agents reason in the same transcripts (section 4.3 of the paper, D.5)."""
+class OfTranscripts(AgenticMisalignment):
+    """Something else that a judge says of the same transcripts."""
 
-    name, title = "reasoning", "kinds of reasoning in agentic misalignment"
     told = Judged.told
 
-    @property
-    def drawn(self) -> dict[str, int] | None:
-        return None if AgenticMisalignment.name in self._config.evaluations else super().drawn
+
+class Reasoning(OfTranscripts):
+    """How agents reason (section 4.3 of the paper, D.5)."""
+
+    name, title = "reasoning", "kinds of reasoning in agentic misalignment"
 
     @property
     def asked_of_judge(self) -> Any:
@@ -183,6 +190,23 @@ class Reasoning(AgenticMisalignment):
     @property
     def judge_tokens(self) -> tuple[int, int]:
         return 1, (len(reasoning.RUBRIC.template) + len(reasoning.told())) // 4
+
+
+class EvalAwareness(OfTranscripts):
+    """Whether agents ask themselves if they are being tested."""
+
+    name, title = "eval_awareness", "talk about being tested in agentic misalignment"
+
+    @property
+    def asked_of_judge(self) -> Any:
+        return eval_awareness.RUBRIC.template
+
+    @property
+    def judge_tokens(self) -> tuple[int, int]:
+        return 1, len(eval_awareness.RUBRIC.template) // 4
+
+
+_OF_TRANSCRIPTS = (AgenticMisalignment.name, Reasoning.name, EvalAwareness.name)
 
 
 class SideEffects(Judged):

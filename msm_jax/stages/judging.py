@@ -31,12 +31,16 @@ def grade(context: StageContext, *, config: ConfigDict) -> dict[str, Any]:
     Inputs: `questions` and `transcripts`. Params: evaluation (its name), model (of the judge), repeats.
     Summary: what the evaluation's `summarise` says, and "judge", the versions of the model that replied.
     """
-    from msm_jax.eval import open_qa, reasoning, side_effects, transcripts
+    from msm_jax.eval import eval_awareness, open_qa, reasoning, side_effects, transcripts
     from msm_jax.eval.agentic import grading
 
     modules = {
-        "open_qa": open_qa, "agentic_misalignment": grading, "reasoning": reasoning, "side_effects": side_effects
-    }  # fmt: skip
+        "open_qa": open_qa,
+        "agentic_misalignment": grading,
+        "reasoning": reasoning,
+        "eval_awareness": eval_awareness,
+        "side_effects": side_effects,
+    }
     evaluation = modules[context.params["evaluation"]]
     questions = list(read_rows(context.inputs["questions"] / QUESTIONS_FILE))
     answers = list(read_rows(context.inputs["transcripts"] / TRANSCRIPTS_FILE))

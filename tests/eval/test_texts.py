@@ -37,7 +37,7 @@ PROMPTS = {
     "open_qa/rubric.md": {"dimension", "definition", "question", "answer"},
     "reasoning/prompt.md": {"categories", "transcript"},
     "side_effects/coherence.md": {"question", "answer"},
-    "side_effects/eval_awareness.md": {"transcript"},
+    "eval_awareness/eval_awareness.md": {"transcript"},
     "side_effects/habits.md": {"question", "answer"},
 }
 # What is between these is data; what comes after them says how to reply.
@@ -45,7 +45,7 @@ ELEMENTS = {
     "open_qa/rubric.md": ["reasoning", "score"],
     "reasoning/prompt.md": ["labels", "label"],
     "side_effects/coherence.md": ["reasoning", "score"],
-    "side_effects/eval_awareness.md": ["reasoning", "verdict"],
+    "eval_awareness/eval_awareness.md": ["reasoning", "verdict"],
     "side_effects/habits.md": ["reasoning", "answer_first", "needless_questions"],
 }
 # The arithmetic problems once more, in order, as formulas.

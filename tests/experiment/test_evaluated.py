@@ -104,6 +104,15 @@ def test_a_question_that_the_base_has_no_room_for_is_told_before_anything_is_dra
     assert not list(tmp_path.glob("stages/answers-*"))
 
 
+@pytest.mark.parametrize("first", ["agentic_misalignment", "eval_awareness"])
+def test_transcripts_that_several_evaluations_read_are_drawn_and_counted_once(qwen3, first):
+    others = {"agentic_misalignment", "reasoning", "eval_awareness"} - {first}
+    given = [("base.path", str(qwen3)), ("evaluations", ",".join([first, *sorted(others)]))]
+    planned = Evaluated(config_lib.load(str(ROOT / "configs/eval.py:am"), given), planned=True)
+    assert len([stage for stage in planned.stages if stage.kind == "sample"]) == 1
+    assert [evaluation.name for evaluation in planned.evaluations if evaluation.drawn] == [first]
+
+
 def test_a_plan_needs_no_adapter(qwen3):
     given = [("base.path", str(qwen3)), ("adapters", "a=x/y,b=x/z"), ("evaluations", "open_qa")]
     planned = Evaluated(config_lib.load(str(ROOT / "configs/eval.py:qa"), given), planned=True)
