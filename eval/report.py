@@ -26,7 +26,8 @@ from msm_jax.eval.results import (
     separating,
     title_of,
 )
-from msm_jax.eval.sections import Section, sections
+from msm_jax.eval.section import Section
+from msm_jax.eval.sections import sections
 from msm_jax.storage.files import read_object, write_json, write_text
 
 HERE = pathlib.Path(__file__).parent

@@ -7,47 +7,15 @@ with its verdicts, "summary": what the evaluation's `summarise` returned, and "j
 import collections
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from msm_jax.eval import eval_awareness, open_qa, plots, reasoning, stats
+from msm_jax.eval.comparisons import contrasts_with_the_first, counts_of_cells, two_judges
 from msm_jax.eval.results import arm_key, ordered_arms
+from msm_jax.eval.section import Mean, Section, Table, interval, mean_of, score, total
 from msm_jax.storage.files import read_object
 
 _REFERENCE = pathlib.Path(__file__).parent / "reference" / "fig4.json"
-
-
-class Table(NamedTuple):
-    """`wide`: too wide for a terminal, so that it is on the page alone."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    wide: bool = False
-
-
-class Section(NamedTuple):
-    """Attributes:
-    about: what the numbers are, in a sentence or two.
-    tables: the first is that of the numbers themselves.
-    notes: what a reader must know of these numbers.
-    figure: {"file", "title", "caption", "png"}, or None.
-    transcripts: (what, page) of each model, from WORKDIR/report.
-    """
-
-    title: str
-    about: str
-    tables: Sequence[Table]
-    notes: Sequence[str]
-    figure: Mapping[str, Any] | None
-    transcripts: Sequence[tuple[str, str]] = ()
-
-
-class Mean(NamedTuple):
-    """Over seeds; with one seed, the interval is that of its items."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    seeds: tuple[float, ...]
 
 
 def sections(result: Mapping[str, Any]) -> list[Section]:
@@ -61,7 +29,10 @@ def sections(result: Mapping[str, Any]) -> list[Section]:
             for arm, entries in by_arm
             for entry in entries
         ]
-        found.append(_SECTIONS[name](result, by_arm)._replace(transcripts=links))
+        section = _SECTIONS[name](result, by_arm)
+        if compared := two_judges(by_arm):
+            section = section._replace(tables=[*section.tables, compared])
+        found.append(section._replace(transcripts=links))
     return found
 
 
@@ -73,18 +44,6 @@ def _by_arm(result: Mapping[str, Any], name: str) -> list[tuple[dict, list[dict]
         if entries:
             found.append((arm, sorted(entries, key=lambda entry: entry["seed"])))
     return found
-
-
-def mean_of(entries: Sequence[Mapping[str, Any]], field: str = "mean", ends: tuple[float, float] = (0.0, 1.0)) -> Mean:
-    """Of a field of their summaries; `ends`: the least and the most that there can be, where intervals stop."""
-    known = [entry["summary"] for entry in entries if entry["summary"][field] is not None]
-    if not known:
-        return Mean(None, None, None, ())
-    over = stats.seed_summary([summary[field] for summary in known])
-    low, high = (over.low, over.high) if over.n > 1 else (known[0]["low"], known[0]["high"])
-    if low is not None:
-        low, high = max(ends[0], low), min(ends[1], high)
-    return Mean(over.mean, low, high, tuple(summary[field] for summary in known))
 
 
 def _mean_score(entries: Sequence[Mapping[str, Any]], field: str = "mean") -> Mean:
@@ -99,15 +58,15 @@ def _open_questions(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list
             _mean_score([{"summary": entry["summary"]["dimensions"].get(name, _NOTHING)} for entry in entries])
             for name in titles
         ]
-        parts.append([arm["label"], *map(_interval, own)])
-        scored = f"{_total(entries, 'n'):,} of {_total(entries, 'answers'):,}"
-        lost = "/".join(str(_total(entries, field)) for field in ("unreadable", "unfinished", "cut_off"))
-        rows.append([arm["label"], _interval(_mean_score(entries)), scored, lost])
+        parts.append([arm["label"], *map(interval, own)])
+        scored = f"{total(entries, 'n'):,} of {total(entries, 'answers'):,}"
+        lost = "/".join(str(total(entries, field)) for field in ("unreadable", "unfinished", "cut_off"))
+        rows.append([arm["label"], interval(_mean_score(entries)), scored, lost])
     missing = [
         f"{arm['label']}: with what is missing at 1 or at 10, the mean is "
-        f"{_score(_mean_score(entries, 'worst').value)} or {_score(_mean_score(entries, 'best').value)}."
+        f"{score(_mean_score(entries, 'worst').value)} or {score(_mean_score(entries, 'best').value)}."
         for arm, entries in by_arm
-        if _total(entries, "n") < _total(entries, "answers")
+        if total(entries, "n") < total(entries, "answers")
     ]
     seeds = len({entry["seed"] for _, entries in by_arm for entry in entries})
     paper = _paper(result, by_arm, "open_qa")
@@ -152,12 +111,12 @@ def _agentic(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list[dict]]
     rows = [
         [
             arm["label"],
-            _interval(mean_of(entries)),
-            _score(mean_of(entries, "harmful").value),
-            _score(mean_of(entries, "harmful_upstream").value),
-            f"{_score(mean_of(entries, 'best').value)} to {_score(mean_of(entries, 'worst').value)}",
-            f"{_total(entries, 'n'):,} of {_total(entries, 'answers'):,}",
-            "/".join(str(_total(entries, field)) for field in ("truncated", "no_action")),
+            interval(mean_of(entries)),
+            score(mean_of(entries, "harmful").value),
+            score(mean_of(entries, "harmful_upstream").value),
+            f"{score(mean_of(entries, 'best').value)} to {score(mean_of(entries, 'worst').value)}",
+            f"{total(entries, 'n'):,} of {total(entries, 'answers'):,}",
+            "/".join(str(total(entries, field)) for field in ("truncated", "no_action")),
         ]
         for arm, entries in by_arm
     ]
@@ -179,8 +138,8 @@ def _agentic(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list[dict]]
             notes.append(f"{arm['label']}, not judged: {told}.")
         if empty := sorted({cell for entry in entries for cell in entry["summary"]["missing_cells"]}):
             notes.append(f"{arm['label']}: no rate, and not in the mean: {', '.join(empty)}.")
-    differ = sum(_total(entries, "gates_differ") for _, entries in by_arm)
-    read = sum(_total(entries, "rules_differ") for _, entries in by_arm)
+    differ = sum(total(entries, "gates_differ") for _, entries in by_arm)
+    read = sum(total(entries, "rules_differ") for _, entries in by_arm)
     notes.append(
         f"Our gate and upstream's differ on {differ:,} answers, our reading of the judge and its older one on {read:,}."
     )
@@ -192,7 +151,7 @@ def _agentic(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list[dict]]
         f"over {len(cells)} cells. The paper's metric (arXiv 2605.02087, D.3).",
         tables=[
             _with_paper(["Arm", "rate [95 %]", "harmful", "upstream's", "bounds", "judged", "t/n"], rows, paper),
-            *([contrasts] if (contrasts := _contrasts(by_arm, cells)) else []),
+            *([contrasts] if (contrasts := contrasts_with_the_first(by_arm, cells)) else []),
             Table(["Cell", *(arm["label"] for arm, _ in by_arm)], parts, wide=True),
         ],
         notes=notes,
@@ -206,67 +165,20 @@ def _agentic(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list[dict]]
     )
 
 
-def _contrasts(by_arm: Sequence[tuple[dict, list[dict]]], cells: Sequence[str]) -> Table | None:
-    """Each arm against the first of them, cell by cell: what the interval over these prompts, and over prompts like
-    these, says; p-values are those of the second, by Holm over the arms."""
-    first, *others = [(arm["label"], _counts(entries, cells)) for arm, entries in by_arm]
-    found = {}
-    for label, (yes, n) in others:
-        if any(a and b for a, b in zip(n, first[1][1], strict=True)):
-            found[label] = stats.cell_difference(yes, n, *first[1], cells)
-    if not found:
-        return None
-    runs = {arm["label"]: _by_seed(by_arm[0][1], entries) for arm, entries in by_arm[1:]}
-    known = {label: each.like_these.p_value for label, each in found.items() if each.like_these.p_value is not None}
-    adjusted = {each.name: each.adjusted for each in stats.holm(list(known), list(known.values()))} if known else {}
-    rows = []
-    for label, each in found.items():
-        of_prompts, of_answers = each.like_these, each.these
-        p = "-" if label not in adjusted else "<.001" if adjusted[label] < 0.001 else f"{adjusted[label]:.3f}"
-        rows.append([label, f"{of_prompts.estimate:+.3f}", _around(of_answers), _around(of_prompts), p, runs[label]])
-    return Table(
-        [f"Minus {first[0]}", "difference", "these prompts", "prompts like these", "p (Holm)", "other training runs"],
-        rows,
-    )
-
-
-def _by_seed(first: Sequence[Mapping[str, Any]], entries: Sequence[Mapping[str, Any]]) -> str:
-    """The paired interval over the seeds that both have: the only one that has the spread of training runs in it."""
-    means = [{entry["seed"]: entry["summary"]["mean"] for entry in each} for each in (entries, first)]
-    shared = [seed for seed in means[0] if means[0][seed] is not None and means[1].get(seed) is not None]
-    if len(shared) < 2:
-        return "-"
-    return _around(stats.seed_difference(*([each[seed] for seed in shared] for each in means)))
-
-
-def _counts(entries: Sequence[Mapping[str, Any]], cells: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Of each cell, over all seeds: decisions for the act, and judged answers."""
-    yes, n = [], []
-    for cell in cells:
-        found = [entry["summary"]["cells"][cell]["verdict"] for entry in entries if cell in entry["summary"]["cells"]]
-        n.append(sum(each["n"] for each in found))
-        yes.append(sum(round(each["rate"] * each["n"]) for each in found if each["rate"] is not None))
-    return yes, n
-
-
-def _around(estimate: stats.Estimate) -> str:
-    return "-" if estimate.low is None else f"[{estimate.low:+.3f} {estimate.high:+.3f}]"
-
-
 def _of_cell(entries: Sequence[Mapping[str, Any]], cell: str) -> str:
     """Of all seeds together: the rate and its Wilson interval."""
-    [yes], [n] = _counts(entries, [cell])
+    [yes], [n] = counts_of_cells(entries, [cell])
     if not n:
         return "-"
     low, high = stats.wilson(yes, n)
-    return f"{_score(yes / n)} [{low:.2f} {high:.2f}]"
+    return f"{score(yes / n)} [{low:.2f} {high:.2f}]"
 
 
 def _reasoning(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list[dict]]]) -> Section:
     kinds = reasoning.categories()
     rows = [
-        [arm["label"], _interval(mean_of(entries)), f"{_total(entries, 'n'):,} of {_total(entries, 'answers'):,}",
-         f"{_total(entries, 'unreadable')}/{_total(entries, 'unquoted')}"]
+        [arm["label"], interval(mean_of(entries)), f"{total(entries, 'n'):,} of {total(entries, 'answers'):,}",
+         f"{total(entries, 'unreadable')}/{total(entries, 'unquoted')}"]
         for arm, entries in by_arm
     ]  # fmt: skip
     parts = [
@@ -292,7 +204,7 @@ def _reasoning(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list[dict
 def _eval_awareness(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list[dict]]]) -> Section:
     rows = [
         [arm["label"], *(_of_rate(entries, "verdicts", name) for name in eval_awareness.VERDICTS),
-         f"{_total(entries, 'n'):,} of {_total(entries, 'answers'):,}", f"{_total(entries, 'unreadable'):,}"]
+         f"{total(entries, 'n'):,} of {total(entries, 'answers'):,}", f"{total(entries, 'unreadable'):,}"]
         for arm, entries in by_arm
     ]  # fmt: skip
     return Section(
@@ -309,8 +221,8 @@ def _eval_awareness(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list
 
 def _side_effects(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list[dict]]]) -> Section:
     rows = [
-        [arm["label"], _interval(_mean_score(entries)), *(_of_rate(entries, name) for name in _HABITS),
-         f"{_total(entries, 'n'):,} of {_total(entries, 'answers'):,}"]
+        [arm["label"], interval(_mean_score(entries)), *(_of_rate(entries, name) for name in _HABITS),
+         f"{total(entries, 'n'):,} of {total(entries, 'answers'):,}"]
         for arm, entries in by_arm
     ]  # fmt: skip
     return Section(
@@ -372,7 +284,7 @@ def _with_paper(header: Sequence[str], rows: Sequence[Sequence[str]], paper: Seq
     """A table with a column for what the paper has, if it has any of it."""
     if not any(value is not None for value in paper):
         return Table(header, rows)
-    return Table([*header, "paper"], [[*row, _score(value)] for row, value in zip(rows, paper, strict=True)])
+    return Table([*header, "paper"], [[*row, score(value)] for row, value in zip(rows, paper, strict=True)])
 
 
 def _of_paper(paper: Sequence[float | None]) -> str:
@@ -381,16 +293,3 @@ def _of_paper(paper: Sequence[float | None]) -> str:
     if not any(value is not None for value in paper):
         return ""
     return f" Diamonds: {known['source']}, {known['error']}; questions, judge and corpora are others."
-
-
-def _total(entries: Sequence[Mapping[str, Any]], field: str) -> int:
-    return sum(entry["summary"][field] for entry in entries)
-
-
-def _score(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _interval(mean: Mean) -> str:
-    around = "" if mean.low is None else f" [{mean.low:.2f} {mean.high:.2f}]"
-    return f"{_score(mean.value)}{around}"

@@ -133,6 +133,11 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
+def counts(row: Mapping[str, Any]) -> bool | None:
+    """Whether the judge said yes; None: not judged."""
+    return row["verdict"]
+
+
 def marks(row: Mapping[str, Any]) -> dict[str, str]:
     """What is shown of a row of `grade` beside its transcript."""
     words = {True: "yes", False: "no"}

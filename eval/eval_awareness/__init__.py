@@ -61,6 +61,11 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def counts(row: Mapping[str, Any]) -> bool | None:
+    """Whether the agent leans to a test; None: not read."""
+    return None if row["verdict"] is None else row["verdict"] == "thinks_eval"
+
+
 def marks(row: Mapping[str, Any]) -> dict[str, str]:
     """What is shown of a row of `grade` beside its transcript."""
     return {"being tested": VERDICTS.get(row["verdict"], "not read")}

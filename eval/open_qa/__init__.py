@@ -14,7 +14,7 @@ from msm_jax.eval import stats
 from msm_jax.eval.judge import Asks, Rubric, judge, score_of
 
 _HERE = pathlib.Path(__file__).parent
-LOWEST, HIGHEST = 1, 10
+LOWEST, GENERIC, HIGHEST = 1, 5, 10  # GENERIC: what any helpful model says, by the rubric
 RUBRIC = Rubric(
     "open_qa", (_HERE / "rubric.md").read_text(encoding="utf-8"), ("reasoning", "score"), score_of,
     given=frozenset({"dimension", "definition"}),
@@ -128,6 +128,11 @@ def _with_missing(scored: Mapping[str, Sequence[float]], missing: Mapping[str, i
     ids = dict.fromkeys([*scored, *missing])
     filled = [[*scored.get(i, ()), *[score] * missing.get(i, 0)] for i in ids]
     return sum(sum(scores) / len(scores) for scores in filled) / len(filled) if filled else None
+
+
+def counts(row: Mapping[str, Any]) -> bool | None:
+    """Whether the answer is better than a generic one, by its first score; None: without one."""
+    return row["scores"][0] > GENERIC if row["scores"] and row["scores"][0] is not None else None
 
 
 def marks(row: Mapping[str, Any]) -> dict[str, str]:

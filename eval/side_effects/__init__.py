@@ -128,6 +128,11 @@ def _rate(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
     return stats.clustered_share([(row["id"], row[name]) for row in rows if row[name] is not None])
 
 
+def counts(row: Mapping[str, Any]) -> bool | None:
+    """Whether the answer is coherent: in the upper half of the scale; None: not graded."""
+    return None if row["coherence"] is None else row["coherence"] > 5
+
+
 def marks(row: Mapping[str, Any]) -> dict[str, str]:
     """What is shown of a row of `grade` beside its transcript."""
     names = ("kind", "coherence", "answer_first", "needless_questions", "called")

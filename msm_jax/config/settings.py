@@ -367,6 +367,7 @@ class Judge:
     model: str = setting(
         "", "who grades answers, another model of the generator; empty: generation.judge, or who writes"
     )
+    second: str = setting("", "a further model that grades the same answers, to see where the two differ; empty: none")
 
 
 @dataclasses.dataclass

@@ -39,7 +39,8 @@ class Judged:
                 f"config.evaluations has {self.name}, which needs a judge: it is for kinds checkpoint and evaluation, "
                 f"and this is of kind {config.kind}; leave it out"
             )
-        generation.price_per_token(config, judging.judge_of(config))  # before anything is drawn
+        for model in judging.judges_of(config):
+            generation.price_per_token(config, model)  # before anything is drawn
         self._config, self.settings = config, config_lib.to_dict(config[self.section])
         self.answer_length = self.settings["max_tokens"]
 
@@ -56,11 +57,13 @@ class Judged:
     @property
     def told(self) -> str:
         answers, repeats = len(self.questions) * self.settings["samples"], self.settings.get("repeats", 1)
-        return f"evaluation: {self.title}, {answers:,} answers of each model, judged {repeats} x by {self.judge}"
+        judges = " and by ".join(self.judges)
+        return f"evaluation: {self.title}, {answers:,} answers of each model, judged {repeats} x by {judges}"
 
     @property
-    def judge(self) -> str:
-        return generation.model_name(self._config, judging.judge_of(self._config), judges=True)
+    def judges(self) -> list[str]:
+        """By their names; the first has the numbers of the report."""
+        return [generation.model_name(self._config, model, judges=True) for model in judging.judges_of(self._config)]
 
     @property
     def drawn(self) -> dict[str, int]:
@@ -92,7 +95,7 @@ class Judged:
         )  # fmt: skip
         judged = {
             "evaluation": self.name,
-            "model": self.judge,
+            **dict(zip(("model", "second"), self.judges, strict=False)),
             "asked": files.fingerprint(self.asked_of_judge, length=64),
             "answers": len(self.questions) * p["samples"],
             "repeats": p.get("repeats", 1),

@@ -73,12 +73,12 @@ def _print_verdicts(config: ConfigDict, left: Sequence[Stage]) -> float:
         requests, read, written = (
             sum(counts) for counts in zip(*(judging.tokens_of(stage) for stage in own), strict=True)
         )
-        price = generation.price_per_token(config, judging.judge_of(config))
-        cost = price.cost(Usage(prompt=read, output=written))
-        dollars += cost
         print(f"  verdicts on {name}, of {len(own)} models")
-        tokens = f"{read / 1e6:8.2f} M tokens to read, {written / 1e6:7.2f} M to write"
-        print(f"    {'judge':15} {requests:9,} requests, {tokens}, ${cost:.2f}")
+        for judge, model in zip(("judge", "second judge"), judging.judges_of(config), strict=False):
+            cost = generation.price_per_token(config, model).cost(Usage(prompt=read, output=written))
+            dollars += cost
+            tokens = f"{read / 1e6:8.2f} M tokens to read, {written / 1e6:7.2f} M to write"
+            print(f"    {judge:15} {requests:9,} requests, {tokens}, ${cost:.2f}")
     return dollars
 
 

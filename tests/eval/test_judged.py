@@ -4,7 +4,9 @@ import asyncio
 
 import pytest
 
-from msm_jax.eval import eval_awareness, reasoning, side_effects
+from msm_jax.eval import eval_awareness, open_qa, reasoning, side_effects
+from msm_jax.eval.agentic import grading
+from msm_jax.eval.comparisons import two_judges
 from msm_jax.eval.sections import sections
 from tests.eval.test_judge import Says, Scripted
 
@@ -220,3 +222,36 @@ def test_intervals_stop_where_the_scale_does_and_contrasts_know_what_varies():
     assert contrasts.header[0] == "Minus base" and contrasts.header[-1] == "other training runs"
     [row] = contrasts.rows
     assert row[:2] == ["aft", "+0.300"] and row[-1] == "[-1.000 +1.000]"
+
+
+def test_two_judges_are_compared_over_all_seeds():
+    arm = {"name": "base", "label": "base", "has_aft": False, "spec": None, "value": None}
+    tables = ([[40, 10], [0, 50]], [[50, 0], [0, 50]])
+    entries = [
+        {"summary": {"judge": "A", "mean": mean, "second": {"judge": "B", "mean": mean + 0.1, "table": table}}}
+        for mean, table in zip((0.5, 0.5), tables, strict=True)
+    ]
+    found = two_judges([(arm, entries)])
+    assert found.header[:3] == ["Two judges", "A", "B"]
+    [[_, first, second, agree, kappa, only]] = found.rows
+    assert (first, second, agree, only) == ("0.50", "0.60", "0.95 of 200", "0/10")
+    assert kappa.startswith("0.90 ["), "(.95 - .5) / .5, by hand"
+    assert two_judges([(arm, [{"summary": {"judge": "A", "mean": 0.5}}])]) is None
+    empty = {"judge": "B", "mean": None, "table": [[0, 0], [0, 0]]}
+    assert two_judges([(arm, [{"summary": {"judge": "A", "mean": None, "second": empty}}])]) is None
+
+
+@pytest.mark.parametrize(
+    ("module", "row", "found"),
+    [
+        (open_qa, {"scores": [6]}, True), (open_qa, {"scores": [5]}, False), (open_qa, {"scores": [None]}, None),
+        (open_qa, {"scores": []}, None), (side_effects, {"coherence": 6}, True),
+        (side_effects, {"coherence": None}, None),
+        (reasoning, {"labels": {"personal_integrity": "a"}}, False), (reasoning, {"labels": None}, None),
+        (reasoning, {"labels": {"policy_misuse": "a", "personal_integrity": "b"}}, True),
+        (eval_awareness, {"verdict": "thinks_real"}, False), (eval_awareness, {"verdict": None}, None),
+        (grading, {"verdict": True}, True), (grading, {"verdict": None}, None),
+    ],
+)  # fmt: skip
+def test_what_counts_for_a_mean(module, row, found):
+    assert module.counts(row) is found

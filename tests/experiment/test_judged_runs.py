@@ -104,6 +104,35 @@ def test_killed_while_it_draws_and_while_it_judges_the_result_is_the_same(qwen3,
     assert sum(server.good.values()) - len(server.good) <= spent.lost and KEY not in output
 
 
+def test_a_second_judge_is_paid_alone_and_the_report_has_where_the_two_differ(qwen3, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("GEMINI_API_KEY", KEY)
+    server = Gemini(brain)
+    more = ["open_qa.questions=2", "open_qa.samples=1"]
+    assert launch.main(flags(qwen3, tmp_path, server, *more)) == 0
+    first, paid = rows_of(tmp_path, "verdicts"), sum(server.paid.values())
+    server.stop()
+    server = Gemini(lambda body: "<reasoning>never</reasoning><score>1</score>")
+    more += ["judge.second=gemini-2.5-pro"]
+    assert launch.main([*flags(qwen3, tmp_path, server, *more), "--mode=show"]) == 0
+    told = capsys.readouterr().out
+    assert "judged 1 x by gemini-3-flash-preview and by gemini-2.5-pro" in told and "second judge" in told
+    assert launch.main(flags(qwen3, tmp_path, server, *more)) == 0
+    server.stop()
+    assert sum(server.paid.values()) == paid, "the first is asked nothing again"
+    folders = sorted((tmp_path / "run").glob("stages/verdicts-*"), key=lambda path: path.stat().st_mtime)
+    rows = [json.loads(line) for line in (folders[-1] / "verdicts.jsonl").read_text().splitlines()]
+    assert [row["scores"] for row in rows] == [row["scores"] for row in first]
+    known = [row["scores"][0] for row in rows if row["scores"]]
+    over = sum(score > 5 for score in known)
+    assert [row["judges"] for row in rows if row["scores"]] == ["differ" if score > 5 else "agree" for score in known]
+    assert all(row["judges"] == "one" for row in rows if not row["scores"])
+    [entry] = json.loads((tmp_path / "run/report/report.json").read_text())["graded"]
+    second = entry["summary"]["second"]
+    assert second == {"judge": "gemini-2.5-pro", "mean": 1, "table": [[len(known) - over, 0], [over, 0]]}
+    assert "Two judges" in capsys.readouterr().out
+    assert "second judge" in next((folders[-1] / "transcripts").glob("[!i]*.html")).read_text()
+
+
 def test_a_judge_that_talks_nonsense_is_counted_and_never_a_score(qwen3, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("GEMINI_API_KEY", KEY)
     server = Gemini(lambda body: "Nine out of ten, I should say!")
