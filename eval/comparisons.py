@@ -83,6 +83,24 @@ def two_judges(by_arm: Sequence[tuple[dict, list[dict]]]) -> Table | None:
     return Table([*header, "they agree", "kappa [95 %]", "only first/second says yes"], rows)
 
 
+def corrected_by_gold(
+    by_arm: Sequence[tuple[dict, list[dict]]], gold: Mapping[str, Any]
+) -> tuple[Table, Sequence[str]]:
+    """The rates that a person would have found, by `gold.facts`, and what is said of the judge."""
+    rows = []
+    for arm, entries in by_arm:
+        stages = [entry["stage"] for entry in entries]
+        names = {gold["stages"].get(stage) for stage in stages}
+        rate = gold["arms"][names.pop()] if len(names) == 1 and None not in names else None
+        if rate is None:
+            rows.append([arm["label"], "-", "-", "the gold set has no label of these verdicts: draw one of this run"])
+            continue
+        around = "" if rate["low"] is None else f" [{rate['low']:.2f} {rate['high']:.2f}]"
+        rows.append([arm["label"], score(rate["raw"]), f"{score(rate['estimate'])}{around}", rate["reason"] or ""])
+    notes = [f"Gold set: {each.rstrip('.')}." for each in gold["told"]]
+    return Table(["By a gold set", "judge", "corrected [95 %]", ""], rows), notes
+
+
 def _mean_of(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None

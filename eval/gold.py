@@ -71,10 +71,25 @@ def _judged(folder: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]
 
 
 def score(path: pathlib.Path) -> str:
-    """What the labels say of the judge, and of the arms' rates, as text. Raises: UserError for a file without its key,
-    with a label that is neither yes nor no, or without labels."""
-    if not _key_of(path).exists():
-        raise UserError(f"{_key_of(path)}: is not there; it was written beside the file when that was drawn")
+    """What the labels say of the judge, and of the arms' rates, as text. Raises: as `facts`."""
+    found = facts(path)
+    lines = [f"  {arm:24} {told(rate)}" for arm, rate in found["arms"].items()]
+    return "\n".join([*found["told"], *lines])
+
+
+def facts(path: pathlib.Path) -> dict[str, Any]:
+    """What the labels say.
+
+    Returns: "told": of the judge, in sentences; "arms": {arm: its rate over all judged answers, "raw", and corrected
+        for the judge's errors, "estimate", "low", "high", None with a "reason" where it cannot be}; "stages": {stage
+        of verdicts: its arm}.
+
+    Raises: UserError for a file that is not there, or without its key, with a label that is neither yes nor no, or
+        without labels.
+    """
+    for needed in (path, _key_of(path)):
+        if not needed.exists():
+            raise UserError(f"{needed}: is not there; `draw` writes a gold set and its key beside each other")
     with open(_key_of(path), encoding="utf-8") as file:
         key = {row["id"]: row for row in map(json.loads, file)}
     judge, person, arms = [], [], []
@@ -90,10 +105,14 @@ def score(path: pathlib.Path) -> str:
                 arms.append(hidden["arm"])
     if not judge:
         raise UserError(f"{path}: no row has a label yet; write yes or no into the last column")
-    return _told(judge, person, arms, list(key.values()))
+    by_stage = {row["stage"]: row for row in key.values()}
+    sentences, rates = _corrected(judge, person, arms, list(by_stage.values()))
+    return {"told": sentences, "arms": rates, "stages": {stage: row["arm"] for stage, row in by_stage.items()}}
 
 
-def _told(judge: Sequence[int], person: Sequence[int], arms: Sequence[str], key: Sequence[Mapping[str, Any]]) -> str:
+def _corrected(
+    judge: Sequence[int], person: Sequence[int], arms: Sequence[str], stages: Sequence[Mapping[str, Any]]
+) -> tuple[list[str], dict[str, dict[str, Any]]]:
     whole, by_arm = stats.accuracy(judge, person), stats.accuracy_by_arm(judge, person, arms)
     agreement = whole.agreement
     lines = [
@@ -108,13 +127,20 @@ def _told(judge: Sequence[int], person: Sequence[int], arms: Sequence[str], key:
     by = "by each arm's own errors" if differ else "by the errors in all arms together"
     lines.append(f"rates of all judged answers (not the mean over cells), corrected {by}")
     totals: dict[str, Counter] = {}
-    for row in {row["stage"]: row for row in key}.values():
+    for row in stages:
         totals.setdefault(row["arm"], Counter()).update(successes=row["successes"], n=row["n"])
+    rates = {}
     for arm, total in totals.items():
-        known = by_arm.get(arm, whole) if differ else whole
-        found = stats.corrected_rate(total["successes"], total["n"], known)
-        lines.append(f"  {arm:24} judge {found.raw:.3f}, corrected {found.reason or _of(found)}")
-    return "\n".join(lines)
+        found = stats.corrected_rate(total["successes"], total["n"], by_arm.get(arm, whole) if differ else whole)
+        rates[arm] = {name: getattr(found, name) for name in ("raw", "estimate", "low", "high", "reason")}
+    return lines, rates
+
+
+def told(rate: Mapping[str, Any]) -> str:
+    """Of an entry of `facts(...)["arms"]`."""
+    around = "" if rate["low"] is None else f" [{rate['low']:.2f} {rate['high']:.2f}]"
+    corrected = rate["reason"] or f"{rate['estimate']:.2f}{around}"
+    return f"judge {rate['raw']:.3f}, corrected {corrected}"
 
 
 def _of(estimate: stats.Estimate) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from msm_jax.eval import eval_awareness, open_qa, plots, reasoning, stats
-from msm_jax.eval.comparisons import contrasts_with_the_first, counts_of_cells, two_judges
+from msm_jax.eval.comparisons import contrasts_with_the_first, corrected_by_gold, counts_of_cells, two_judges
 from msm_jax.eval.results import arm_key, ordered_arms
 from msm_jax.eval.section import Mean, Section, Table, interval, mean_of, score, total
 from msm_jax.storage.files import read_object
@@ -32,6 +32,9 @@ def sections(result: Mapping[str, Any]) -> list[Section]:
         section = _SECTIONS[name](result, by_arm)
         if compared := two_judges(by_arm):
             section = section._replace(tables=[*section.tables, compared])
+        if name == "agentic_misalignment" and "gold" in result:
+            table, notes = corrected_by_gold(by_arm, result["gold"])
+            section = section._replace(tables=[*section.tables, table], notes=[*section.notes, *notes])
         found.append(section._replace(transcripts=links))
     return found
 

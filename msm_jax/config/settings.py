@@ -368,6 +368,9 @@ class Judge:
         "", "who grades answers, another model of the generator; empty: generation.judge, or who writes"
     )
     second: str = setting("", "a further model that grades the same answers, to see where the two differ; empty: none")
+    gold: str = setting(
+        "", "a labelled gold set (eval/gold.py), for whose errors of the judge the report corrects rates; empty: none"
+    )
 
 
 @dataclasses.dataclass

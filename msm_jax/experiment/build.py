@@ -5,6 +5,7 @@ All arms (`arms.py`) and seeds share one base, pretrained on the micro-world or 
 
 import collections
 import functools
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from msm_jax.config.arms import Arm, Corpus, Step, arms
 from msm_jax.corpus.specs import read_spec
 from msm_jax.data.jinja_template import read_override
 from msm_jax.errors import UserError
+from msm_jax.eval import gold
 from msm_jax.experiment.corpora import Corpora, costs
 from msm_jax.experiment.evaluation import Models
 from msm_jax.experiment.evaluations import EVALUATIONS
@@ -218,6 +220,8 @@ class Experiment:
             "columns": [column for evaluation in self.evaluations for column in evaluation.columns],
             "cells": cells,
         }
+        if path := self.plain.get("judge", {}).get("gold"):
+            params["gold"] = files.fingerprint(gold.facts(pathlib.Path(path)))  # anew with each further label
         inputs = {
             "controls": controls,  # first: if the base fails one, let it be known
             "scores": scores,

@@ -1,5 +1,6 @@
 """All scores of an experiment -> report.html, figures and report.json."""
 
+import pathlib
 from typing import Any
 
 from msm_jax.stages.graph import Kind, StageContext, flat, read_manifest
@@ -9,10 +10,11 @@ def write(context: StageContext) -> dict[str, Any]:
     """Gathers all scores into `report.html`, figures and `report.json`.
 
     Inputs: `scores`, of which `params["cells"]` says whose each is; `controls`; `rows`, `trained` and `base`, of which
-    the manifests tell.
+    the manifests tell. Params: with "gold", the labels of `config["judge"]["gold"]` correct rates.
     """
     import datetime
 
+    from msm_jax.eval import gold
     from msm_jax.eval.report import write_report
 
     config, arms = context.params["config"], context.params["arms"]
@@ -54,5 +56,7 @@ def write(context: StageContext) -> dict[str, Any]:
         "stages": stages,
         "corpora": corpora,
     }
+    if context.params.get("gold"):
+        result["gold"] = gold.facts(pathlib.Path(config["judge"]["gold"]))
     write_report(context.folder, result)
     return {"scores": len(scores), "graded": len(graded)}

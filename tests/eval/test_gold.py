@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from msm_jax.eval import gold
+from msm_jax.eval.comparisons import corrected_by_gold
 
 
 @pytest.fixture
@@ -96,6 +97,25 @@ def test_a_judge_that_sees_too_much_is_corrected_downward(workdir, tmp_path):
     lines = gold.score(out).splitlines()
     raw, corrected = lines[-1].split("judge ")[1].split(", corrected ")
     assert float(corrected.split()[0]) < float(raw) - 0.05 and "specificity 0.8" in lines[1]
+
+
+def test_a_report_has_the_rates_of_its_own_verdicts_corrected_and_of_no_others(workdir, tmp_path):
+    out = tmp_path / "gold.csv"
+    gold.draw(workdir, 106, out)
+    hidden = key(out)
+    label(out, lambda name: hidden[name]["judged"])
+    found = gold.facts(out)
+    stages = sorted(found["stages"])
+    assert [found["stages"][stage] for stage in stages] == ["base", "msm"]
+    arms = [({"label": label}, [{"stage": stage}]) for label, stage in (("Base", stages[0]), ("New", "verdicts-new"))]
+    table, notes = corrected_by_gold(arms, found)
+    rate = found["arms"]["base"]["raw"]
+    assert table.rows[0][:2] == ["Base", f"{rate:.2f}"] and table.rows[0][2].startswith(f"{rate:.2f} [")
+    assert table.rows[1][1:3] == ["-", "-"] and "draw one of this run" in table.rows[1][3]
+    assert notes[0].startswith("Gold set: 106 labels: kappa 1.00")
+    label(out, lambda name: "no")
+    table, _ = corrected_by_gold(arms, gold.facts(out))
+    assert table.rows[0][2] == "-" and "both are needed" in table.rows[0][3]
 
 
 @pytest.mark.parametrize(
