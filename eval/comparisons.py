@@ -32,7 +32,10 @@ def contrasts_with_the_first(by_arm: Sequence[tuple[dict, list[dict]]], cells: S
 
 
 def _by_seed(first: Sequence[Mapping[str, Any]], entries: Sequence[Mapping[str, Any]]) -> str:
-    """The paired interval over the seeds that both have: the only one that has the spread of training runs in it."""
+    """The paired interval over the seeds that both have: the only one that has the spread of training runs in it. None
+    of models that no seed has trained."""
+    if not entries[0]["trained"]:
+        return "-"
     means = [{entry["seed"]: entry["summary"]["mean"] for entry in each} for each in (entries, first)]
     shared = [seed for seed in means[0] if means[0][seed] is not None and means[1].get(seed) is not None]
     if len(shared) < 2:
@@ -48,6 +51,54 @@ def counts_of_cells(entries: Sequence[Mapping[str, Any]], cells: Sequence[str]) 
         n.append(sum(each["n"] for each in found))
         yes.append(sum(round(each["rate"] * each["n"]) for each in found if each["rate"] is not None))
     return yes, n
+
+
+def spread_over_seeds(by_arm: Sequence[tuple[dict, list[dict]]], cells: Sequence[str]) -> list[str]:
+    """A sentence for each arm that was measured several times: of models that seeds trained, where the variance of the
+    mean comes from; of others, how far measuring again moves it."""
+    found = []
+    for arm, entries in by_arm:
+        each = [counts_of_cells([entry], cells) for entry in entries]
+        shared = [place for place in range(len(cells)) if all(n[place] >= 2 for _, n in each)]
+        if len(each) < 2 or not shared:
+            continue
+        yes, n = ([[counts[side][place] for place in shared] for counts in each] for side in (0, 1))
+        if entries[0]["trained"]:
+            found.append(f"{arm['label']}: {stats.variance_components(yes, n).sentence}")
+            continue
+        rates = [[a / b for a, b in zip(*pair, strict=True)] for pair in zip(yes, n, strict=True)]
+        floor = stats.remeasurement_floor(rates)
+        found.append(
+            f"{arm['label']}: two measurements of this same model differ by up to {1.96 * floor.sd:.3f} in 95 % of "
+            f"cases (from {floor.repeats} measurements of {floor.items} cells): no effect can be told that is smaller."
+        )
+    return found
+
+
+def unchanged(by_arm: Sequence[tuple[dict, list[dict]]], margin: float) -> Table | None:
+    """Of each arm against the first, question by question over all seeds: whether coherence, from 1 to 10, is the same
+    within `margin` points."""
+    (first, reference), *others = [(arm["label"], _by_question(entries)) for arm, entries in by_arm]
+    rows = []
+    for label, own in others:
+        shared = [question for question in own if question in reference]
+        if not shared:
+            continue
+        # On a scale from 0 to 1, as the test takes it.
+        scores = [[(each[question] - 1) / 9 for question in shared] for each in (own, reference)]
+        found = stats.equivalence(*scores, margin / 9, "item")
+        around = "-" if found.low is None else f"[{9 * found.low:+.2f} {9 * found.high:+.2f}]"
+        shown = "not shown" if found.verdict == "not shown" else f"unchanged within {margin:g}"
+        rows.append([label, f"{9 * found.estimate:+.2f}", around, shown, f"{len(shared)}"])
+    return Table([f"Coherence minus {first}", "points", "90 %", "change", "questions"], rows) if rows else None
+
+
+def _by_question(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for entry in entries:
+        for question, value in entry["summary"]["questions"].items():
+            found.setdefault(question, []).append(value)
+    return {question: sum(values) / len(values) for question, values in found.items()}
 
 
 def _around(estimate: stats.Estimate) -> str:

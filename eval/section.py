@@ -32,7 +32,8 @@ class Section(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """Over seeds; with one seed, the interval is that of its items."""
+    """Over seeds. With one seed, or where seeds are further measurements of one model, the interval is over items: as
+    wide as that of each measurement, on average."""
 
     value: float | None
     low: float | None
@@ -41,12 +42,16 @@ class Mean(NamedTuple):
 
 
 def mean_of(entries: Sequence[Mapping[str, Any]], field: str = "mean", ends: tuple[float, float] = (0.0, 1.0)) -> Mean:
-    """Of a field of their summaries; `ends`: the least and the most that there can be, where intervals stop."""
+    """Of a field of their summaries; `ends`: the least and the most that there can be, where intervals stop. Entries
+    that have "trained" False are measurements of a model that no seed has trained."""
     known = [entry["summary"] for entry in entries if entry["summary"][field] is not None]
     if not known:
         return Mean(None, None, None, ())
     over = stats.seed_summary([summary[field] for summary in known])
-    low, high = (over.low, over.high) if over.n > 1 else (known[0]["low"], known[0]["high"])
+    low, high = over.low, over.high
+    if over.n == 1 or not entries[0].get("trained", True):
+        sides = [[summary[side] for summary in known if summary[side] is not None] for side in ("low", "high")]
+        low, high = (sum(each) / len(each) if each else None for each in sides)
     if low is not None:
         low, high = max(ends[0], low), min(ends[1], high)
     return Mean(over.mean, low, high, tuple(summary[field] for summary in known))

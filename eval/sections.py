@@ -10,7 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from msm_jax.eval import eval_awareness, open_qa, plots, reasoning, stats
-from msm_jax.eval.comparisons import contrasts_with_the_first, corrected_by_gold, counts_of_cells, two_judges
+from msm_jax.eval.comparisons import (
+    contrasts_with_the_first,
+    corrected_by_gold,
+    counts_of_cells,
+    spread_over_seeds,
+    two_judges,
+    unchanged,
+)
 from msm_jax.eval.results import arm_key, ordered_arms
 from msm_jax.eval.section import Mean, Section, Table, interval, mean_of, score, total
 from msm_jax.storage.files import read_object
@@ -45,8 +52,20 @@ def _by_arm(result: Mapping[str, Any], name: str) -> list[tuple[dict, list[dict]
     for arm in ordered_arms(result["arms"]):
         entries = [e for e in result["graded"] if (e["evaluation"], e["arm"], e["spec"]) == (name, *arm_key(arm))]
         if entries:
+            trained = result["config"].get("kind") != "evaluation" and arm["name"] != "base"
+            entries = [entry | {"trained": trained} for entry in entries]
             found.append((arm, sorted(entries, key=lambda entry: entry["seed"])))
     return found
+
+
+def _interval_over(by_arm: Sequence[tuple[dict, list[dict]]], items: str, like_these: str) -> str:
+    """What the intervals of a section speak of."""
+    seeds = len({entry["seed"] for _, entries in by_arm for entry in entries})
+    trained = any(entry["trained"] for _, entries in by_arm for entry in entries)
+    if seeds > 1 and trained:
+        return f"The interval is over {seeds} seeds: it speaks of training runs, and of the base of measuring it again."
+    measured = "there is one seed" if seeds == 1 else f"each model was measured {seeds} times"
+    return f"The interval is over {items}: it speaks of {like_these}, of these models; {measured}."
 
 
 def _mean_score(entries: Sequence[Mapping[str, Any]], field: str = "mean") -> Mean:
@@ -58,7 +77,7 @@ def _open_questions(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list
     rows, parts = [], []
     for arm, entries in by_arm:
         own = [
-            _mean_score([{"summary": entry["summary"]["dimensions"].get(name, _NOTHING)} for entry in entries])
+            _mean_score([entry | {"summary": entry["summary"]["dimensions"].get(name, _NOTHING)} for entry in entries])
             for name in titles
         ]
         parts.append([arm["label"], *map(interval, own)])
@@ -71,7 +90,6 @@ def _open_questions(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list
         for arm, entries in by_arm
         if total(entries, "n") < total(entries, "answers")
     ]
-    seeds = len({entry["seed"] for _, entries in by_arm for entry in entries})
     paper = _paper(result, by_arm, "open_qa")
     png = plots.scores(
         [arm for arm, _ in by_arm],
@@ -90,9 +108,7 @@ def _open_questions(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list
             Table(["Arm", *titles.values()], parts, wide=True),
         ],
         notes=[
-            f"The interval is over {seeds} seeds."
-            if seeds > 1
-            else "The interval is over questions: there is one seed.",
+            _interval_over(by_arm, "questions", "questions like these"),
             "r/u/c: answers that the judge gave no readable grade; that ended within a thought (neither is scored); "
             "that were cut off at the most tokens (scored as they are).",
             *missing,
@@ -124,11 +140,8 @@ def _agentic(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list[dict]]
         for arm, entries in by_arm
     ]
     parts = [[cell, *(_of_cell(entries, cell) for _, entries in by_arm)] for cell in cells]
-    seeds = len({entry["seed"] for _, entries in by_arm for entry in entries})
     notes = [
-        f"The interval is over {seeds} seeds: it speaks of training runs, on these {len(cells)} prompts."
-        if seeds > 1
-        else f"The interval is over {len(cells)} cells: it speaks of prompts such as these; there is one seed.",
+        _interval_over(by_arm, f"{len(cells)} cells", "prompts like these"),
         "harmful: with our gate, and with upstream's. bounds: the rate if what is missing were harmless, or harmful. "
         "t/n: answers that were cut off, and those without an action.",
     ]
@@ -146,6 +159,7 @@ def _agentic(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list[dict]]
     notes.append(
         f"Our gate and upstream's differ on {differ:,} answers, our reading of the judge and its older one on {read:,}."
     )
+    notes += spread_over_seeds(by_arm, cells)
     means = [mean_of(entries) for _, entries in by_arm]
     paper = _paper(result, by_arm, "agentic_misalignment")
     return Section(
@@ -233,10 +247,12 @@ def _side_effects(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list[d
         about=f"What training may cost: coherence from 1 to 10 and two habits, by {_judges(by_arm)}; and calls of "
         "tools, each compared with the one that was wanted.",
         tables=[
-            Table(["Arm", "coherence [95 %]", "answer first", "needless questions", "tool called", "graded"], rows)
+            Table(["Arm", "coherence [95 %]", "answer first", "needless questions", "tool called", "graded"], rows),
+            *([changed] if (changed := unchanged(by_arm, result["config"]["side_effects"]["margin"])) else []),
         ],
         notes=[
             "Compare arms, not numbers: the questions are easy. Tools are measured where the chat template knows them.",
+            "That a difference is not significant is no evidence of none: unchanged is shown by two one-sided tests.",
         ],
         figure=None,
     )

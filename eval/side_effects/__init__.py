@@ -99,9 +99,10 @@ def _equal(calls: Sequence[Mapping[str, Any]], expected: Mapping[str, Any]) -> b
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns: "mean", with "low" and "high": coherence, over questions; "n" and "answers", those with a grade, and all
-    that a judge reads; "unfinished" and "cut_off"; and rates {"rate", "low", "high", "n"}, with Wilson's interval over
-    questions: "answer_first", "needless_questions" (of questions that lack nothing), "called" (of those for a tool)."""
+    """Returns: "mean", with "low" and "high": coherence, over questions; "questions": {id: coherence}; "n" and
+    "answers", those with a grade, and all that a judge reads; "unfinished" and "cut_off"; and rates {"rate", "low",
+    "high", "n"}, with Wilson's interval over questions: "answer_first", "needless_questions" (of questions that lack
+    nothing), "called" (of those for a tool)."""
     read = [row for row in rows if row["kind"] != "tool_use"]
     whole = [row for row in read if row["kind"] != "underspecified"]
     by_question: dict[str, list[float]] = {}
@@ -114,6 +115,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "mean": over and over.mean,
         "low": over and over.low,
         "high": over and over.high,
+        "questions": dict(zip(by_question, means, strict=True)),
         "n": sum(map(len, by_question.values())),
         "answers": len(read),
         "unfinished": sum(row["finish"] == "unfinished" for row in rows),

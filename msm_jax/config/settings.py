@@ -396,6 +396,9 @@ class Everyday:
     samples: int = setting(1, "answers to each question", from_1(2**16))
     temperature: float = setting(0.7, "of the answers", FROM_0)
     max_tokens: int = setting(512, "tokens of an answer", from_1(2**16))
+    margin: float = setting(
+        0.5, "points of coherence by which an arm may differ and still be called unchanged", ABOVE_0
+    )
 
 
 @dataclasses.dataclass

@@ -55,7 +55,7 @@ class Kind(enum.StrEnum):
 # language model writes (`writing`), or that are taken as they are, have versions of their own.
 VERSIONS = {
     Kind.BASE: 1, Kind.ADAPTER: 1, Kind.CORPUS: 3, Kind.CHATS: 2, Kind.ROWS: 2, Kind.TRAIN: 1, Kind.SAMPLE: 1,
-    Kind.SCORE: 5, Kind.VERDICTS: 1, Kind.REPORT: 9,
+    Kind.SCORE: 5, Kind.VERDICTS: 2, Kind.REPORT: 10,
 }  # fmt: skip
 TAKEN_VERSION = 4
 

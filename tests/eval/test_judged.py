@@ -1,12 +1,13 @@
 """Side effects and kinds of reasoning: what is graded, read and summed up."""
 
 import asyncio
+import random
 
 import pytest
 
 from msm_jax.eval import eval_awareness, open_qa, reasoning, side_effects
 from msm_jax.eval.agentic import grading
-from msm_jax.eval.comparisons import two_judges
+from msm_jax.eval.comparisons import two_judges, unchanged
 from msm_jax.eval.sections import sections
 from tests.eval.test_judge import Says, Scripted
 
@@ -195,9 +196,11 @@ def test_sections_say_what_was_graded_and_what_was_not():
          "summary": summary | {"judge": "J"}}
         for name, summary in summaries.items() for arm in arms for seed in (0, 1)
     ]  # fmt: skip
-    everyday, kinds, tested = sections({"config": {}, "arms": arms, "graded": entries})
+    config = {"side_effects": {"margin": 0.5}}
+    everyday, kinds, tested = sections({"config": config, "arms": arms, "graded": entries})
     assert everyday.title == "Everyday questions" and [row[0] for row in everyday.tables[0].rows] == ["one", "two"]
     assert everyday.tables[0].rows[0][-1] == "100 of 100" and "J" in everyday.about
+    assert everyday.tables[1].rows == [["two", "+0.00", "-", "not shown", "50"]], "differences that are all equal"
     assert tested.tables[0].rows[1] == ["two", "0.00", "1.00", "0.00", "2 of 2", "0"]
     assert len(kinds.tables[1].rows) == 18 and kinds.tables[0].rows[0][1].startswith("1.00")
 
@@ -210,7 +213,8 @@ def test_intervals_stop_where_the_scale_does_and_contrasts_know_what_varies():
         for seed, rate in enumerate(rates):
             cell = {"verdict": {"rate": rate, "low": 0.0, "high": 1.0, "n": 10, "missing": 0}}
             summary = {
-                "mean": rate, "low": None, "high": None, "harmful": rate, "harmful_upstream": rate, "worst": rate,
+                "mean": rate, "low": rate - 0.1, "high": rate + 0.1, "harmful": rate, "harmful_upstream": rate,
+                "worst": rate,
                 "best": rate, "n": 20, "answers": 20, "missing": {}, "missing_cells": [], "truncated": 0,
                 "no_action": 0, "gates_differ": 0, "rules_differ": 0, "judge": "J", "cells": {"a": cell, "b": cell},
             }  # fmt: skip
@@ -218,10 +222,31 @@ def test_intervals_stop_where_the_scale_does_and_contrasts_know_what_varies():
             entries.append(about | {"summary": summary})
     [section] = sections({"config": {}, "arms": arms, "graded": entries})
     rates, contrasts, _ = section.tables
-    assert [row[:2] for row in rates.rows] == [["base", "0.50 [0.00 1.00]"], ["aft", "0.80 [0.00 1.00]"]]
+    # Of the base, which no seed has trained, the interval is that of its measurements.
+    assert [row[:2] for row in rates.rows] == [["base", "0.50 [0.40 0.60]"], ["aft", "0.80 [0.00 1.00]"]]
+    told = " ".join(section.notes)
+    assert "it speaks of training runs, and of the base of measuring it again" in told
+    assert "base: two measurements of this same model differ by up to" in told
+    assert "aft: Of the variance of the mean over 2 seeds" in told
     assert contrasts.header[0] == "Minus base" and contrasts.header[-1] == "other training runs"
     [row] = contrasts.rows
     assert row[:2] == ["aft", "+0.300"] and row[-1] == "[-1.000 +1.000]"
+    # Models that exist are measured again, whatever their seed is called.
+    [section] = sections({"config": {"kind": "evaluation"}, "arms": arms, "graded": entries})
+    assert [row[1] for row in section.tables[0].rows] == ["0.50 [0.40 0.60]", "0.80 [0.70 0.90]"]
+    assert section.tables[1].rows[0][-1] == "-" and "each model was measured 2 times" in section.notes[0]
+
+
+@pytest.mark.parametrize(("moved", "shown"), [(0.05, "unchanged within 0.5"), (1.0, "not shown")])
+def test_coherence_is_called_unchanged_only_where_it_is_shown(moved, shown):
+    rng = random.Random(0)
+    base = {f"q{k}": rng.uniform(5, 9) for k in range(50)}
+    arm = {question: value - moved + rng.uniform(-0.3, 0.3) for question, value in base.items()}
+    by_arm = [({"label": name}, [{"summary": {"questions": each}}]) for name, each in (("base", base), ("aft", arm))]
+    [[label, points, interval, change, count]] = unchanged(by_arm, 0.5).rows
+    assert (label, change, count) == ("aft", shown, "50") and abs(float(points) + moved) < 0.1 and interval[0] == "["
+    assert unchanged(by_arm[:1], 0.5) is None
+    assert unchanged([by_arm[0], ({"label": "other"}, [{"summary": {"questions": {}}}])], 0.5) is None
 
 
 def test_two_judges_are_compared_over_all_seeds():

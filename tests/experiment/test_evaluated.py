@@ -7,6 +7,7 @@ import pytest
 
 from msm_jax import config as config_lib
 from msm_jax import convert, launch
+from msm_jax.eval.agentic import grading
 from msm_jax.experiment import sampling_plan
 from msm_jax.experiment.build import Experiment
 from msm_jax.experiment.evaluated import Evaluated
@@ -105,7 +106,8 @@ def test_a_question_that_the_base_has_no_room_for_is_told_before_anything_is_dra
 
 
 @pytest.mark.parametrize("first", ["agentic_misalignment", "eval_awareness"])
-def test_transcripts_that_several_evaluations_read_are_drawn_and_counted_once(qwen3, first):
+def test_transcripts_that_several_evaluations_read_are_drawn_and_counted_once(qwen3, monkeypatch, first):
+    monkeypatch.setattr(grading, "questions", lambda name, scratchpad: [{"id": "cell", "messages": []}] * 27)
     others = {"agentic_misalignment", "reasoning", "eval_awareness"} - {first}
     given = [("base.path", str(qwen3)), ("evaluations", ",".join([first, *sorted(others)]))]
     planned = Evaluated(config_lib.load(str(ROOT / "configs/eval.py:am"), given), planned=True)
