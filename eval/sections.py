@@ -38,12 +38,18 @@ def sections(result: Mapping[str, Any]) -> list[Section]:
         ]
         section = _SECTIONS[name](result, by_arm)
         if compared := two_judges(by_arm):
-            section = section._replace(tables=[*section.tables, compared])
+            section = _with_table(section, compared)
         if name == "agentic_misalignment" and "gold" in result:
             table, notes = corrected_by_gold(by_arm, result["gold"])
-            section = section._replace(tables=[*section.tables, table], notes=[*section.notes, *notes])
+            section = _with_table(section, table)._replace(notes=[*section.notes, *notes])
         found.append(section._replace(transcripts=links))
     return found
+
+
+def _with_table(section: Section, table: Table) -> Section:
+    """Before the tables that are long and wide."""
+    wide = [each for each in section.tables if each.wide]
+    return section._replace(tables=[*(each for each in section.tables if not each.wide), table, *wide])
 
 
 def _by_arm(result: Mapping[str, Any], name: str) -> list[tuple[dict, list[dict]]]:
