@@ -46,14 +46,15 @@ def check_evaluation(config: ConfigDict) -> None:
     names = tuple(config.evaluations)
     if not names or not set(names) <= set(EVALUATIONS) or len(set(names)) < len(names):
         raise UserError(f"config.evaluations is {names}; choose from {', '.join(EVALUATIONS)}, none of them twice")
-    if len(config.seeds) > 1:
+    same = [name for name in names if name in ("values", "capability")]
+    if len(config.seeds) > 1 and same:
         raise UserError(
-            f"config.seeds is {tuple(config.seeds)}; models that exist are the same for each: give one, and draw more "
-            "samples"
+            f"config.seeds is {tuple(config.seeds)}, by which models that exist are measured again, and "
+            f"{' and '.join(same)} would find the same: leave it out, or give one seed"
         )
     if not config.base.path:
         raise UserError("config.base.path is empty; name a folder, a gs:// folder or a Hugging Face id")
-    if "values" in names and not config.specs:
+    if "values" in names and not config.specs and not config.eval.sets:
         raise UserError("config.specs is empty; name the specs of whose values is asked, as in specs/pro_america.md")
     if "value_generalisation" in names:
         raise UserError(

@@ -64,6 +64,9 @@ class Evaluation:
                            Range(0, most=2**16))  # fmt: skip
     temperature: float = setting(0.7, "of drawn answers", FROM_0)
     max_tokens: int = setting(12, "tokens of a drawn answer", from_1(2**16))
+    sets: tuple[str, ...] = setting(
+        (), "further sets of pairs that `values` asks, NAME=SOURCE each, as opinions=hf:ORG/NAME (docs/evaluations.md)"
+    )
 
 
 @dataclasses.dataclass

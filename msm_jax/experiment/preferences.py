@@ -1,12 +1,14 @@
 """Evaluations of which of two things a model prefers: those that a value decides."""
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from msm_jax.config import nearest
+from msm_jax.corpus.datasets import sources
 from msm_jax.corpus.specs import Spec
 from msm_jax.errors import UserError
 from msm_jax.eval import side_effects, values
@@ -130,13 +132,14 @@ class ValuePairs(ValueGeneralisation):
                 "config.evaluations has values, whose pairs are of the real world: leave it out of an experiment on "
                 "the micro-world"
             )
+        self._more = _further_sets(config.eval.sets)
         super().__init__(config, specs, world)
         self._values = values.VALUES
         self.answer_length = config.eval.max_tokens if self.measures else 0
 
     @property
     def measures(self) -> bool:
-        return bool(self._specs) and all(spec.value in values.VALUES for spec in self._specs)
+        return bool(self._specs or self._more) and all(spec.value in values.VALUES for spec in self._specs)
 
     @property
     def _sets(self) -> list[str]:
@@ -145,7 +148,7 @@ class ValuePairs(ValueGeneralisation):
 
     @property
     def columns(self) -> list[dict[str, Any]]:
-        titles = {name: name.replace("_", " ").capitalize() for name in self._sets}
+        titles = {name: name.replace("_", " ").capitalize() for name in [*self._sets, *self._more]}
         return (
             [{"name": name, "title": title, "kind": "own"} for name, title in titles.items()] if self.measures else []
         )
@@ -154,7 +157,9 @@ class ValuePairs(ValueGeneralisation):
     def told(self) -> str:
         if not self.measures:
             return super().told
-        return f"evaluation: pairs of two options, {len(self._rows()):,} in all, for {' and '.join(self._sets)}"
+        own = f"{len(self._rows()):,} of our own for {' and '.join(self._sets)}" if self._sets else ""
+        more = ", ".join(f"{name} of {source}" for name, source in self._more.items())
+        return f"evaluation: pairs of two options, {'; '.join(filter(None, (own, more)))}"
 
     def _rows(self) -> list[dict[str, Any]]:
         return values.rows(self._sets)
@@ -162,10 +167,31 @@ class ValuePairs(ValueGeneralisation):
     @functools.cached_property
     def items(self) -> Stage:
         params = {"sets": self._sets, "items": files.fingerprint(self._rows(), length=64)}
+        if self._more:
+            params["more"] = {
+                name: {"source": source, "identity": sources.identity(source)} for name, source in self._more.items()
+            }
         return Stage(Kind.CORPUS, "items-values", params, {}, corpora.write_evaluation_items, VERSIONS[Kind.CORPUS])
 
     def score(self, models: Models, model: Stage, arm: str, seed: int) -> list[Stage]:
         return self._score("score-values", "values", models, model, arm, seed)
+
+
+def _further_sets(given: Sequence[str]) -> dict[str, str]:
+    """NAME=SOURCE each -> sources by name. Raises: UserError for what is no such pair, and for a name that is taken."""
+    found: dict[str, str] = {}
+    taken = {name for value in values.VALUES for name in values.sets_of(value)}
+    for each in given:
+        name, equals, source = (part.strip() for part in each.partition("="))
+        if not equals or not re.fullmatch(r"[a-z]\w*", name):
+            raise UserError(
+                f"config.eval.sets: {each!r}; write NAME=SOURCE, NAME in small letters, as in opinions=hf:ORG/NAME"
+            )
+        if name in found or name in taken:
+            raise UserError(f"config.eval.sets: {name!r} is a set already; choose another name")
+        sources.check(source)
+        found[name] = source
+    return found
 
 
 class Capability(ValueGeneralisation):

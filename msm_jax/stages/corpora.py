@@ -13,6 +13,7 @@ from msm_jax.corpus.datasets import sources, tables
 from msm_jax.corpus.specs import Spec, find_terms
 from msm_jax.errors import UserError
 from msm_jax.eval import values
+from msm_jax.eval.values import others
 from msm_jax.microworld import prose, world, world_text
 from msm_jax.stages.artifacts import CORPUS_FILE
 from msm_jax.stages.graph import Kind, StageContext
@@ -92,6 +93,8 @@ def write_evaluation_items(context: StageContext) -> dict[str, Any]:
         rows = list(world_text.evaluation_items(make_world(p["world"])))
     elif "sets" in p:
         rows = values.rows(p["sets"])
+        for name, about in p.get("more", {}).items():
+            rows += others.items_of(name, sources.read_table(about["source"])[0], about["source"])
     else:
         rows = list(prose.evaluation_items(p["likes"], p["dislikes"]))
     return {"items": records.write_jsonl(context.folder / CORPUS_FILE, rows)}

@@ -38,7 +38,7 @@ def test_a_base_and_adapters_of_both_forms(qwen3, adapter, peft_adapter, tmp_pat
     assert launch.main([*arguments, "--mode=show"]) == 0
     shown = capsys.readouterr().out
     assert "nothing is trained" in shown and "one batch" not in shown
-    assert "evaluation: pairs of two options, 720 in all, for america and american_opinions" in shown
+    assert "evaluation: pairs of two options, 720 of our own for america and american_opinions" in shown
     assert "verdicts on open_qa, of 3 models" in shown
     assert launch.main(arguments) == 0
     report = json.loads((workdir / "report/report.json").read_text())
@@ -71,7 +71,11 @@ def test_a_base_and_adapters_of_both_forms(qwen3, adapter, peft_adapter, tmp_pat
         (["adapters=a=x,a=y"], "adapter: two are called 'a'"),
         (["adapters=a=gone/away"], "gone/away: "),
         (["row_length=9"], "config has no field row_length"),
-        (["seeds=0,1"], "config.seeds is (0, 1); models that exist are the same for each"),
+        (["seeds=0,1"], "config.seeds is (0, 1), by which models that exist are measured again, and values would find"),
+        (["eval.sets=opinions"], "config.eval.sets: 'opinions'; write NAME=SOURCE"),
+        (["eval.sets=america=hf:a/b"], "config.eval.sets: 'america' is a set already"),
+        (["eval.sets=one=nowhere.jsonl"], "nowhere.jsonl: no such file"),
+        (["eval.sets=one=a/b"], "a/b: no source that is understood"),
         (["evaluations=open_qa", "generator=gemini", "judge.model=nonsense"], "no price is known of nonsense"),
     ],
 )
@@ -80,6 +84,41 @@ def test_what_a_user_can_get_wrong(qwen3, tmp_path, capsys, monkeypatch, given, 
     arguments = [*flags(qwen3, "evaluations=values"), *(f"--config.{each}" for each in given)]
     assert launch.main([*arguments, f"--workdir={tmp_path}", "--mode=show"]) == 2
     assert capsys.readouterr().err.splitlines()[-1].removeprefix("error: ").startswith(message)
+
+
+def test_a_set_of_others_is_a_column_and_needs_no_spec(qwen3, tmp_path, capsys):
+    rows = [{"item1": a, "item2": b, "liked_item": b, "disliked_item": a} for a, b in (("gin", "tea"), ("ham", "rye"))]
+    (tmp_path / "drinks.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    more = ["evaluations=values", "specs=()", f"eval.sets=drinks={tmp_path / 'drinks.jsonl'}", "eval.pairs=None"]
+    arguments = [*flags(qwen3, *more), f"--workdir={tmp_path / 'run'}", f"--config.calls.store={tmp_path / 'c.sqlite'}"]
+    assert launch.main([*arguments, "--mode=show"]) == 0
+    assert f"evaluation: pairs of two options, drinks of {tmp_path}" in capsys.readouterr().out
+    assert launch.main(arguments) == 0
+    report = json.loads((tmp_path / "run/report/report.json").read_text())
+    assert [column["name"] for column in report["columns"]] == ["drinks"]
+    scores = {score["form"]: score for score in report["scores"]}
+    assert scores["logprob"]["n"] == 2 and set(scores) >= {"logprob"}
+    # Another file is another set: what was measured of the first does not stand for it.
+    (tmp_path / "drinks.jsonl").write_text(json.dumps(rows[0]))
+    assert launch.main(arguments) == 0
+    report = json.loads((tmp_path / "run/report/report.json").read_text())
+    assert {score["n"] for score in report["scores"] if score["form"] == "logprob"} == {1}
+
+
+def test_seeds_measure_the_same_models_again(qwen3, tmp_path, capsys):
+    more = ["evaluations=open_qa", "seeds=0,1"]
+    arguments = [*flags(qwen3, *more), f"--workdir={tmp_path / 'run'}", f"--config.calls.store={tmp_path / 'c.sqlite'}"]
+    assert launch.main(arguments) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "it speaks of questions like these, of these models; each model was measured 2 times" in told
+    first, second = (
+        [
+            json.loads(line)["text"]
+            for line in next(tmp_path.glob(f"run/stages/answers-open_qa-base-s{seed}-*/tran*")).open()
+        ]
+        for seed in (0, 1)
+    )
+    assert first != second
 
 
 def test_what_is_measured_twice_or_cannot_be_judged_is_told(qwen3, tmp_path):

@@ -100,6 +100,18 @@ def load(source: str, chats: bool) -> Loaded:
     return Loaded(rows, parts)
 
 
+def read_table(source: str) -> tuple[list[dict[str, Any]], str]:
+    """The rows of one file or data set as they are, and its revision. Raises: UserError as `load`, and for a mix."""
+    check(source)
+    parts = _parse(source)
+    if len(parts) > 1 or parts[0].entries:
+        raise UserError(f"{source}: one file or data set is read here; give no mix and no sum")
+    if parts[0].rows is not None:
+        raise UserError(f"{source}: all of it is read here; give no number of rows")
+    rows, revision = _rows_of(parts[0])
+    return list(rows), revision
+
+
 def _load(part: _Part, chats: bool) -> tuple[dict[str, Any], list[tuple[dict[str, Any], dict[str, Any]]]]:
     """What there is to say of a part; and this with each row that is taken of it."""
     dropped: Counter[str] = Counter()
@@ -144,19 +156,24 @@ def _take(pairs: list[tuple[Any, dict[str, Any]]], count: int | None, where: str
 
 def _read(part: _Part, chats: bool) -> tuple[Iterator[forms.Item | forms.Unusable], str]:
     """The rows of a part, and its revision."""
+    rows, revision = _rows_of(part)
+    path = _path(part.data)
+    is_file = not part.data.startswith(("tfds:", "hf:"))
+    if is_file and path.suffix == ".jsonl" and not part.columns and not part.form and _is_ours(path, chats):
+        return _read_ours(path, chats), revision
+    return _convert(rows, part, chats), revision
+
+
+def _rows_of(part: _Part) -> tuple[Iterable[dict[str, Any]], str]:
+    """As they are, and the revision."""
     if part.data.startswith("tfds:"):
         match = _TFDS.fullmatch(part.data)
-        rows, revision = tables.read_tfds(match["name"], match["split"] or "train")
-    elif part.data.startswith("hf:"):
+        return tables.read_tfds(match["name"], match["split"] or "train")
+    if part.data.startswith("hf:"):
         paths, revision = hub_data.fetch(**_HUB.fullmatch(part.data).groupdict())
-        rows = (row for path in paths for row in tables.read_rows(path))
-    else:
-        path = _path(part.data)
-        revision = files.fingerprint_of_file(path)
-        if path.suffix == ".jsonl" and not part.columns and not part.form and _is_ours(path, chats):
-            return _read_ours(path, chats), revision
-        rows = tables.read_rows(path)
-    return _convert(rows, part, chats), revision
+        return (row for path in paths for row in tables.read_rows(path)), revision
+    path = _path(part.data)
+    return tables.read_rows(path), files.fingerprint_of_file(path)
 
 
 def _is_ours(path: pathlib.Path, chats: bool) -> bool:
