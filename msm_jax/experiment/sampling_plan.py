@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from msm_jax.checkpoints import weights
 from msm_jax.experiment.build import Experiment
 from msm_jax.models import DecoderConfig, Execution, LoraConfig, Model
-from msm_jax.parallel import make_mesh, one_copy
+from msm_jax.parallel import make_mesh, sampling_mesh
 from msm_jax.parallel.chips import chip_of
 from msm_jax.parallel.plan import GIB
 from msm_jax.sampler.plan import SamplingPlan, Workload, plan_sampling
@@ -27,7 +27,7 @@ def plan_evaluations(
     lora, adapters = adapters_of(experiment)
     model = Model(decoder, lora, Execution(stacked=True))
     devices = list(mesh.devices.flat)
-    mesh = make_mesh(one_copy(decoder, devices), devices)
+    mesh = make_mesh(sampling_mesh(decoder, model.weight_bytes, devices), devices)
     params = weights.abstract_params(dataclasses.replace(model, lora=None), mesh, decoder.dtype)
     beside = f", with {adapters} adapters of rank {lora.rank}" if adapters > 1 else ""
     entries = []

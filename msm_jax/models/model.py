@@ -10,6 +10,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from msm_jax.models.attention import Segments
@@ -52,6 +53,13 @@ class Model:
     @property
     def lora_shapes(self) -> PyTree:
         return nnx.to_pure_dict(_abstract(self)[1])
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the base in the type of the products, or in 8-bit integers where it has them."""
+        sizes = {jnp.dtype("int8"): 1}
+        wide = jnp.dtype(self.config.dtype).itemsize
+        return sum(leaf.size * sizes.get(leaf.dtype, wide) for leaf in jax.tree.leaves(self.shapes))
 
     def init(self, key: jax.Array) -> PyTree:
         """Random base parameters, float32."""

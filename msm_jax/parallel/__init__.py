@@ -2,7 +2,7 @@
 
 from msm_jax.parallel.chips import all_devices, measured_flops, peak_flops, platform
 from msm_jax.parallel.compiler import compiler_options, sampling_options
-from msm_jax.parallel.sharding import batch_sharding, check_heads, make_mesh, one_copy, param_shardings, replicated
+from msm_jax.parallel.sharding import batch_sharding, check_heads, make_mesh, param_shardings, replicated, sampling_mesh
 
 __all__ = [
     "all_devices",
@@ -10,7 +10,7 @@ __all__ = [
     "check_heads",
     "compiler_options",
     "make_mesh",
-    "one_copy",
+    "sampling_mesh",
     "param_shardings",
     "measured_flops",
     "peak_flops",

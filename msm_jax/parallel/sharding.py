@@ -9,7 +9,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from msm_jax.errors import UserError
-from msm_jax.parallel.chips import all_devices
+from msm_jax.parallel.chips import all_devices, chip_of
 
 PyTree = Any
 
@@ -34,6 +34,9 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
 }
 
 
+_WEIGHTS = 0.6  # part of a chip's memory that weights may fill beside what a sampler holds of prompts and rows
+
+
 class Sizes(Protocol):
     """Of a decoder, those that a mesh divides."""
 
@@ -43,15 +46,21 @@ class Sizes(Protocol):
     width: int
 
 
-def one_copy(sizes: Sizes, devices: Sequence[jax.Device] | None = None) -> dict[str, int]:
-    """Sizes of a mesh over `devices` (default: all there are) that suits sampling: as many ways of heads as there can
-    be, since a step reads each weight once and none is gathered; then of width, then copies. Of several TPU slices each
-    has a copy of its own."""
+def sampling_mesh(sizes: Sizes, weight_bytes: float, devices: Sequence[jax.Device] | None = None) -> dict[str, int]:
+    """Sizes of a mesh over `devices` (default: all there are) that suits sampling weights of `weight_bytes` in all.
+
+    First as many ways of heads as there can be: then a step reads each weight once, and sends activations alone. What
+    is left are copies of the weights, each with its share of the rows, if they fill no more than `_WEIGHTS` of a chip's
+    memory; if they do, ways of width, whose weights every step has to gather. Of several TPU slices each has copies of
+    its own. Where the memory is not that of a known chip (CPU devices share theirs) a slice has one copy.
+    """
     devices = list(all_devices() if devices is None else devices)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     own = len(devices) // slices
     tensor = math.gcd(sizes.num_kv_heads, sizes.mlp_width, sizes.vocab_size, own)
-    fsdp = math.gcd(sizes.width, own // tensor)
+    most, chip = math.gcd(sizes.width, own // tensor), chip_of(devices[0].device_kind)
+    room = _WEIGHTS * chip.memory if chip else 0
+    fsdp = next((ways for ways in range(1, most) if most % ways == 0 and weight_bytes <= tensor * ways * room), most)
     return {"data": slices * (own // tensor // fsdp), "fsdp": fsdp, "tensor": tensor}
 
 

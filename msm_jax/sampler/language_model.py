@@ -19,7 +19,7 @@ from msm_jax.data.stops import stop_ids
 from msm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from msm_jax.errors import UserError
 from msm_jax.models import Execution, LoraConfig, Model, quantize
-from msm_jax.parallel import make_mesh, one_copy, platform
+from msm_jax.parallel import make_mesh, platform, sampling_mesh
 from msm_jax.sampler.adapters import check_adapter
 from msm_jax.sampler.sampler import Completion, Sampler
 from msm_jax.sampler.service import Service
@@ -199,7 +199,7 @@ def load(
         names by which `generate` is asked for them; without a name it then answers as the base.
       revision: of the Hugging Face id `path`.
       dtype: of the matrices and their products; default bfloat16, and float32 on CPU.
-      mesh: sizes of the axes data, fsdp and tensor; default: all devices, one copy of the weights between them.
+      mesh: sizes of the axes data, fsdp and tensor; default: all devices (`parallel.sampling_mesh`).
       chat_template, thinking: see `make_template`; default: as in training, else as the checkpoint has it. A
         chat_template that is named thinks as it does by itself.
       rows: answers that are drawn at once, at most.
@@ -221,7 +221,8 @@ def load(
         base = weights.open_base(base.base, os.fspath(path), base.revision, dtype=dtype)
     if adapter is not None:
         adapter = weights.open_adapter(adapter, base)
-    placed = make_mesh(mesh or one_copy(base.decoder))
+    # Weights are read in the type of the products, and only then become 8-bit integers.
+    placed = make_mesh(mesh or sampling_mesh(base.decoder, Model(base.decoder).weight_bytes))
     tokenizer, template, name, stops = None, None, "", ()
     texts = (adapter or base).tokenizer
     if texts:

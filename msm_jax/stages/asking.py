@@ -14,7 +14,7 @@ def sampler_of(context: StageContext, runtime: training.Runtime):
     from msm_jax.checkpoints.weights import read_description, tokenizer_folder
     from msm_jax.data.stops import stop_ids
     from msm_jax.models import Execution
-    from msm_jax.parallel import one_copy, platform
+    from msm_jax.parallel import platform, sampling_mesh
     from msm_jax.sampler import Sampler
 
     inputs = context.inputs
@@ -24,7 +24,7 @@ def sampler_of(context: StageContext, runtime: training.Runtime):
     tokenizer = artifacts.load_tokenizer(inputs["tokenizer"])
     template: Template = artifacts.chat_template(context.params["chat"], inputs["tokenizer"])
     dtype = model.config.dtype
-    runtime = dataclasses.replace(runtime, mesh=one_copy(model.config))
+    runtime = dataclasses.replace(runtime, mesh=sampling_mesh(model.config, model.weight_bytes))
     if model.lora:
         params = training.load_weights(inputs["base"], dataclasses.replace(model, lora=None), runtime, dtype)
         adapter = training.load_weights(inputs["model"], model, runtime)

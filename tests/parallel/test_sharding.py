@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from msm_jax.errors import UserError
 from msm_jax.models import DecoderConfig, LoraConfig, Model
-from msm_jax.parallel import batch_sharding, make_mesh, one_copy, param_shardings
+from msm_jax.parallel import batch_sharding, make_mesh, param_shardings, sampling_mesh
 from msm_jax.parallel.sharding import MESH_AXES
 
 MODEL = Model(
@@ -84,14 +84,21 @@ def test_rows_are_split_over_data_and_fsdp():
 
 
 @pytest.mark.parametrize(
-    ("heads", "width", "devices", "slices", "expected"),
+    ("kind", "gigabytes", "heads", "width", "devices", "slices", "expected"),
     [
-        (8, 5120, 8, 1, (1, 1, 8)), (8, 5120, 16, 1, (1, 2, 8)), (8, 5120, 4, 1, (1, 1, 4)), (3, 576, 8, 1, (1, 8, 1)),
-        (3, 577, 8, 1, (8, 1, 1)), (8, 5120, 32, 2, (2, 2, 8)), (1, 16, 1, 1, (1, 1, 1)),
+        ("cpu", 65, 8, 5120, 8, 1, (1, 1, 8)), ("cpu", 65, 8, 5120, 16, 1, (1, 2, 8)),
+        ("cpu", 65, 8, 5120, 4, 1, (1, 1, 4)), ("cpu", 1, 3, 576, 8, 1, (1, 8, 1)), ("cpu", 1, 3, 577, 8, 1, (8, 1, 1)),
+        ("cpu", 65, 8, 5120, 32, 2, (2, 2, 8)), ("cpu", 1, 1, 16, 1, 1, (1, 1, 1)),
+        # A chip of v5e has 16.9 GB: weights of 65 GB fill half of 8 chips, and those of 140 GB all of them.
+        ("TPU v5 lite", 65, 8, 5120, 16, 1, (2, 1, 8)), ("TPU v5 lite", 140, 8, 5120, 16, 1, (1, 2, 8)),
+        ("TPU v5 lite", 140, 8, 5120, 32, 1, (2, 2, 8)), ("TPU v5 lite", 65, 8, 5120, 32, 2, (4, 1, 8)),
+        ("TPU v5 lite", 1000, 8, 5120, 32, 1, (1, 4, 8)), ("TPU v6 lite", 65, 8, 5120, 4, 1, (1, 1, 4)),
     ],
 )  # fmt: skip
-def test_for_sampling_there_is_one_copy_and_heads_are_divided_first(heads, width, devices, slices, expected):
-    Device = collections.namedtuple("Device", "slice_index")
+def test_for_sampling_heads_are_divided_first_and_the_rest_are_copies_if_there_is_room(
+    kind, gigabytes, heads, width, devices, slices, expected
+):
+    Device = collections.namedtuple("Device", ("slice_index", "device_kind"))
     sizes = types.SimpleNamespace(num_kv_heads=heads, mlp_width=2**15, vocab_size=151_936, width=width)
-    found = one_copy(sizes, [Device(k * slices // devices) for k in range(devices)])
+    found = sampling_mesh(sizes, gigabytes * 1e9, [Device(k * slices // devices, kind) for k in range(devices)])
     assert (found["data"], found["fsdp"], found["tensor"]) == expected
