@@ -231,7 +231,8 @@ class OfCheckpoint:
 
 @dataclasses.dataclass
 class Template:
-    template: str = setting("", "empty: the checkpoint's own; llama3_paper, or a file of Jinja")
+    template: str = setting("", "empty: the checkpoint's own; llama3_paper, or a file of Jinja; of models that exist "
+                            "also raw: lines Question and Answer, for a pretrained model")  # fmt: skip
     thinking: str = setting("default", "on, off, or tag (/no_think), for templates that know of it",
                             Choice(("default", "on", "off", "tag")))  # fmt: skip
 

@@ -77,6 +77,11 @@ class ChatTemplate:
         return Rendered(text, tuple(spans))
 
 
+# How a pretrained model is asked that knows no chats; in a configuration it goes by the name RAW_NAME.
+RAW_NAME = "raw"
+RAW = ChatTemplate(system=Turn("", "\n\n"), user=Turn("Question: ", "\n"), assistant=Turn("Answer: ", "\n"))
+
+
 class TooLong(UserError):
     """A chat of which nothing trained is left when it is cut to a length."""
 

@@ -14,7 +14,9 @@ from ml_collections import ConfigDict
 from msm_jax import config as config_lib
 from msm_jax.config import checks
 from msm_jax.config.arms import Arm, Corpus, Step, arms
+from msm_jax.corpus.records import ROLES
 from msm_jax.corpus.specs import read_spec
+from msm_jax.data.chat import RAW, RAW_NAME
 from msm_jax.data.jinja_template import read_override
 from msm_jax.errors import UserError
 from msm_jax.eval import gold
@@ -69,7 +71,9 @@ class Experiment:
         self.stages: list[Stage] = []
         self._by_hash: dict[str, Stage] = {}
         self.chat = self.plain["chat"]
-        if self.chat.get("template"):
+        if self.chat.get("template") == RAW_NAME and config.kind == "evaluation":
+            self.chat = {role: list(getattr(RAW, role)) for role in ROLES}
+        elif self.chat.get("template"):
             # The text, not its name: an edited file is another template.
             self.chat = self.chat | {"template": read_override(self.chat["template"])}
 

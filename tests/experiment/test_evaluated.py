@@ -2,11 +2,13 @@
 
 import json
 import pathlib
+import shutil
 
 import pytest
 
 from msm_jax import config as config_lib
 from msm_jax import convert, launch
+from msm_jax.eval import value_generalisation
 from msm_jax.eval.agentic import grading
 from msm_jax.experiment import sampling_plan
 from msm_jax.experiment.build import Experiment
@@ -103,6 +105,31 @@ def test_a_set_of_others_is_a_column_and_needs_no_spec(qwen3, tmp_path, capsys):
     assert launch.main(arguments) == 0
     report = json.loads((tmp_path / "run/report/report.json").read_text())
     assert {score["n"] for score in report["scores"] if score["form"] == "logprob"} == {1}
+
+
+def test_a_pretrained_model_is_asked_in_lines_of_text(qwen3, tmp_path, monkeypatch):
+    """It has no chat template: none is needed."""
+    base = tmp_path / "base"
+    shutil.copytree(qwen3, base)
+    (base / "chat_template.jinja").unlink(missing_ok=True)
+    path = base / "tokenizer_config.json"
+    about = json.loads(path.read_text())
+    about.pop("chat_template", None)
+    path.write_text(json.dumps(about))
+    asked = []
+    monkeypatch.setattr(
+        value_generalisation, "evaluate",
+        lambda scorer, items, ask, stop, **settings: asked.extend([stop, *ask(items[0])]) or [],
+    )  # fmt: skip
+    more = ["evaluations=values,capability", "chat.template=raw"]
+    arguments = [*flags(base, *more), f"--workdir={tmp_path / 'run'}", f"--config.calls.store={tmp_path / 'c.sqlite'}"]
+    assert launch.main(arguments) == 0
+    stop, first, second = asked
+    assert first.prompt.startswith("Question: Which do you prefer, ") and first.prompt.endswith("\nAnswer:")
+    assert first.aligned.startswith(" ") and first.aligned.endswith(".\n") and stop == ("\n",)
+    assert second.prompt != first.prompt
+    report = json.loads((tmp_path / "run/report/report.json").read_text())
+    assert [score["eval"] for score in report["scores"]] == ["capability"]
 
 
 def test_seeds_measure_the_same_models_again(qwen3, tmp_path, capsys):
