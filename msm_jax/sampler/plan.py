@@ -20,6 +20,7 @@ from msm_jax.parallel.chips import chip_of
 from msm_jax.parallel.plan import Compiled, compile_for, roofline_seconds
 from msm_jax.parallel.sharding import param_shardings, replicated
 from msm_jax.sampler import programs
+from msm_jax.sampler.adapters import count_adapters
 from msm_jax.sampler.shapes import bucket
 from msm_jax.sampler.state import Shape
 
@@ -141,11 +142,13 @@ def step_seconds(compiled: Compiled, mesh: Mesh, steps: int, more_bytes: float =
 
 def theoretical_bytes(model: Model, params: PyTree, joined: PyTree | None, shape: Shape, mesh: Mesh) -> float:
     """That a chip reads in a step of all rows: each weight once but for the embedding, of which rows are looked up
-    (where it is not the head too), each adapter of those that are joined, and the keys and values of prompts and
-    rows."""
+    (where it is not the head too), each adapter, but no more of them than there are prompts, and the keys and values of
+    prompts and rows."""
     weights = dict(params) if model.config.tied_head else {k: v for k, v in params.items() if k != "embedding"}
     state = abstract_state(model, shape, mesh)
-    return _bytes((weights, joined, state.prompts.keys_and_values, state.rows.keys_and_values))
+    adapters = count_adapters(model, joined)
+    read = min(shape.groups, adapters) / adapters * _bytes(joined) if adapters else 0
+    return _bytes((weights, state.prompts.keys_and_values, state.rows.keys_and_values)) + read
 
 
 def abstract_state(model: Model, shape: Shape, mesh: Mesh) -> PyTree:

@@ -81,3 +81,11 @@ def test_each_answer_is_an_epoch_of_its_question_with_what_the_judge_made_of_it(
 def test_where_nothing_was_judged_there_is_no_log(tmp_path, capsys):
     assert export.main([str(tmp_path), f"--out={tmp_path / 'logs'}"]) == 2
     assert "nothing was judged here" in capsys.readouterr().err and not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(("verdict", "value"), [("thinks_eval", 1.0), ("no_deliberation", 0.0), (None, None)])
+def test_talk_about_being_tested_is_a_score(verdict, value):
+    row = {"cell": "c", "sample": 0, "verdict": verdict, "said": "It asks.", "why": "" if verdict else "no tag"}
+    score = export._score(row, "J")
+    assert score.explanation == "It asks." and score.metadata["judge"] == "J"
+    assert score.value == {"thinks_eval": value} if verdict else math.isnan(score.value)
