@@ -36,11 +36,8 @@ def _by_seed(first: Sequence[Mapping[str, Any]], entries: Sequence[Mapping[str, 
     of models that no seed has trained."""
     if not entries[0]["trained"]:
         return "-"
-    means = [{entry["seed"]: entry["summary"]["mean"] for entry in each} for each in (entries, first)]
-    shared = [seed for seed in means[0] if means[0][seed] is not None and means[1].get(seed) is not None]
-    if len(shared) < 2:
-        return "-"
-    return _around(stats.seed_difference(*([each[seed] for seed in shared] for each in means)))
+    shared = _means_by_seed(entries, first)
+    return _around(stats.seed_difference(*zip(*shared, strict=True))) if len(shared) > 1 else "-"
 
 
 def counts_of_cells(entries: Sequence[Mapping[str, Any]], cells: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -68,29 +65,52 @@ def spread_over_seeds(by_arm: Sequence[tuple[dict, list[dict]]], cells: Sequence
             continue
         rates = [[a / b for a, b in zip(*pair, strict=True)] for pair in zip(yes, n, strict=True)]
         floor = stats.remeasurement_floor(rates)
+        if not floor.sd:
+            continue  # of few answers that all came out alike: it does not say that none ever will
         found.append(
-            f"{arm['label']}: two measurements of this same model differ by up to {1.96 * floor.sd:.3f} in 95 % of "
-            f"cases (from {floor.repeats} measurements of {floor.items} cells): no effect can be told that is smaller."
+            f"{arm['label']}: two single measurements of this same model differ by up to {1.96 * floor.sd:.3f} in 95 % "
+            f"of cases (from {floor.repeats} measurements of {floor.items} cells). The mean of all of them is surer."
         )
     return found
 
 
 def unchanged(by_arm: Sequence[tuple[dict, list[dict]]], margin: float) -> Table | None:
-    """Of each arm against the first, question by question over all seeds: whether coherence, from 1 to 10, is the same
-    within `margin` points."""
-    (first, reference), *others = [(arm["label"], _by_question(entries)) for arm, entries in by_arm]
+    """Of each arm against the first: whether coherence, from 1 to 10, is the same within `margin` points. Over
+    questions like these, for these models; and of arms that several seeds trained, over training runs."""
+    (first, reference), *others = [(arm["label"], entries) for arm, entries in by_arm]
     rows = []
-    for label, own in others:
-        shared = [question for question in own if question in reference]
+    for label, entries in others:
+        own, known = _by_question(entries), _by_question(reference)
+        shared = [question for question in own if question in known]
         if not shared:
             continue
-        # On a scale from 0 to 1, as the test takes it.
-        scores = [[(each[question] - 1) / 9 for question in shared] for each in (own, reference)]
-        found = stats.equivalence(*scores, margin / 9, "item")
+        found = _equivalence(*([each[question] for question in shared] for each in (own, known)), margin, "item")
+        of_runs = "-"
+        if entries[0]["trained"] and len(seeds := _means_by_seed(entries, reference)) > 1:
+            of_runs = _change(_equivalence(*map(list, zip(*seeds, strict=True)), margin, "seed"), margin)
         around = "-" if found.low is None else f"[{9 * found.low:+.2f} {9 * found.high:+.2f}]"
-        shown = "not shown" if found.verdict == "not shown" else f"unchanged within {margin:g}"
-        rows.append([label, f"{9 * found.estimate:+.2f}", around, shown, f"{len(shared)}"])
-    return Table([f"Coherence minus {first}", "points", "90 %", "change", "questions"], rows) if rows else None
+        rows.append([label, f"{9 * found.estimate:+.2f}", around, _change(found, margin), of_runs, f"{len(shared)}"])
+    header = [f"Coherence minus {first}", "points", "90 %", "these models", "other training runs", "questions"]
+    return Table(header, rows) if rows else None
+
+
+def _equivalence(own: Sequence[float], reference: Sequence[float], margin: float, unit: str) -> stats.Equivalence:
+    """Of scores from 1 to 10, on the scale from 0 to 1 that the test takes."""
+    scores = [[(value - 1) / 9 for value in each] for each in (own, reference)]
+    return stats.equivalence(*scores, margin / 9, unit)
+
+
+def _change(found: stats.Equivalence, margin: float) -> str:
+    return "not shown" if found.verdict == "not shown" else f"unchanged within {margin:g}"
+
+
+def _means_by_seed(
+    entries: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]
+) -> list[tuple[float, float]]:
+    """(mean of this arm, mean of the other) of each seed that both have."""
+    own, others = ({entry["seed"]: entry["summary"]["mean"] for entry in each} for each in (entries, reference))
+    pairs = [(own[seed], others[seed]) for seed in own if seed in others]
+    return [pair for pair in pairs if None not in pair]
 
 
 def _by_question(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -107,7 +127,8 @@ def _around(estimate: stats.Estimate) -> str:
 
 def two_judges(by_arm: Sequence[tuple[dict, list[dict]]]) -> Table | None:
     """What a second judge says of the same answers, where there is one. Agreement and kappa are of what counts for the
-    mean (`counts` of the evaluation), over the answers that both could judge."""
+    mean (`counts` of the evaluation), over the answers that both could judge. They have no interval: answers to one
+    question go together, and the table of both judges does not say which they are."""
     rows = []
     for arm, entries in by_arm:
         both = [entry["summary"]["second"] for entry in entries if "second" in entry["summary"]]
@@ -119,7 +140,7 @@ def two_judges(by_arm: Sequence[tuple[dict, list[dict]]]) -> Table | None:
         found = stats.agreement(first, second)
         means = [score(_mean_of([entry["summary"]["mean"] for entry in entries])),
                  score(_mean_of([each["mean"] for each in both]))]  # fmt: skip
-        rows.append([arm["label"], *means, f"{found.agree.estimate:.2f} of {n:,}", _estimate(found.kappa),
+        rows.append([arm["label"], *means, f"{found.agree.estimate:.2f} of {n:,}", score(found.kappa.estimate),
                      f"{table[1][0]:,}/{table[0][1]:,}"])  # fmt: skip
     names = dict.fromkeys(
         name
@@ -131,7 +152,7 @@ def two_judges(by_arm: Sequence[tuple[dict, list[dict]]]) -> Table | None:
     if not rows:
         return None
     header = ["Two judges", *(list(names) if len(names) == 2 else ["first", "second"])]
-    return Table([*header, "they agree", "kappa [95 %]", "only first/second says yes"], rows)
+    return Table([*header, "they agree", "kappa", "only first/second says yes"], rows)
 
 
 def corrected_by_gold(
@@ -140,12 +161,14 @@ def corrected_by_gold(
     """The rates that a person would have found, by `gold.facts`, and what is said of the judge."""
     rows = []
     for arm, entries in by_arm:
-        stages = [entry["stage"] for entry in entries]
-        names = {gold["stages"].get(stage) for stage in stages}
-        rate = gold["arms"][names.pop()] if len(names) == 1 and None not in names else None
-        if rate is None:
-            rows.append([arm["label"], "-", "-", "the gold set has no label of these verdicts: draw one of this run"])
+        drawn = [gold["drawn"].get(entry["transcripts"]) for entry in entries]
+        judges = [entry["summary"]["judge"] for entry in entries]
+        of_these = [each and each["judge"] == judge for each, judge in zip(drawn, judges, strict=True)]
+        if not all(of_these):
+            lacks = "labels of some of its seeds" if any(of_these) else "labels of these answers by this judge"
+            rows.append([arm["label"], "-", "-", f"the gold set lacks {lacks}: draw one of this run"])
             continue
+        rate = gold["arms"][drawn[0]["arm"]]
         around = "" if rate["low"] is None else f" [{rate['low']:.2f} {rate['high']:.2f}]"
         rows.append([arm["label"], score(rate["raw"]), f"{score(rate['estimate'])}{around}", rate["reason"] or ""])
     notes = [f"Gold set: {each.rstrip('.')}." for each in gold["told"]]
@@ -155,8 +178,3 @@ def corrected_by_gold(
 def _mean_of(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def _estimate(found: stats.Estimate) -> str:
-    around = "" if found.low is None else f" [{found.low:.2f} {found.high:.2f}]"
-    return f"{score(found.estimate)}{around}"

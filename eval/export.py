@@ -33,13 +33,17 @@ def graded(workdir: pathlib.Path, store: pathlib.Path | None = None, evaluation:
 
 
 def export(
-    workdir: pathlib.Path, out: pathlib.Path, as_json: bool = False, store: pathlib.Path | None = None
+    workdir: pathlib.Path,
+    out: pathlib.Path,
+    as_json: bool = False,
+    store: pathlib.Path | None = None,
+    evaluation: str = "",
 ) -> list[pathlib.Path]:
-    """The logs that were written; `store`: where the stages lie, if not in `workdir`.
+    """The logs that were written; `store` and `evaluation`: as `graded` takes them.
 
     Raises: UserError if nothing was judged in `workdir`, or if Inspect is not installed.
     """
-    folders = graded(workdir, store)
+    folders = graded(workdir, store, evaluation)
     if not folders:
         raise UserError(f"{workdir}: nothing was judged here; give the workdir of a run")
     try:
@@ -154,10 +158,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("workdir", type=pathlib.Path, help="of a run whose answers were judged")
     parser.add_argument("--out", type=pathlib.Path, required=True, metavar="FOLDER")
     parser.add_argument("--store", type=pathlib.Path, help="of the run, if it had one")
+    parser.add_argument("--evaluation", default="", help="of which alone, as agentic_misalignment (default: of all)")
     parser.add_argument("--json", action="store_true", help="plain JSON in place of .eval")
     options = parser.parse_args(arguments)
     try:
-        for path in export(options.workdir, options.out, options.json, options.store):
+        for path in export(options.workdir, options.out, options.json, options.store, options.evaluation):
             print(path)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -24,6 +24,7 @@ from msm_jax.eval import stats
 from msm_jax.eval.export import graded
 
 _COLUMNS = ("id", "scenario", "text", "label")
+_HIDDEN = ("arm", "judge", "judged", "successes", "n", "stage", "transcripts", "cell", "sample")
 _LABELS = {"yes": 1, "no": 0}
 
 
@@ -52,7 +53,7 @@ def draw(workdir: pathlib.Path, count: int, out: pathlib.Path, seed: int = 0, st
             told = f"{seed}:{row['stage']}:{row['cell']}:{row['sample']}"
             name = hashlib.sha256(told.encode()).hexdigest()[:12]
             sheet.writerow({"id": name, "scenario": row["cell"].split("_")[0], "text": row["text"], "label": ""})
-            hidden = {field: row[field] for field in ("arm", "judged", "successes", "n", "stage", "cell", "sample")}
+            hidden = {field: row[field] for field in _HIDDEN}
             key.write(json.dumps({"id": name} | hidden) + "\n")
     return len(chosen)
 
@@ -67,7 +68,8 @@ def _judged(folder: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]
             if verdict["verdict"] is not None:
                 rows.append({name: verdict[name] for name in ("cell", "sample", "judged")} | {"text": answer["text"]})
     said = Counter(row["judged"] for row in rows)
-    return {"arm": manifest["about"]["arm"], "stage": folder.name, "successes": said["yes"], "n": len(rows)}, rows
+    about = {"arm": manifest["about"]["arm"], "judge": manifest["summary"]["judge"], "stage": folder.name}
+    return about | {"transcripts": drawn.parent.name, "successes": said["yes"], "n": len(rows)}, rows
 
 
 def score(path: pathlib.Path) -> str:
@@ -81,8 +83,8 @@ def facts(path: pathlib.Path) -> dict[str, Any]:
     """What the labels say.
 
     Returns: "told": of the judge, in sentences; "arms": {arm: its rate over all judged answers, "raw", and corrected
-        for the judge's errors, "estimate", "low", "high", None with a "reason" where it cannot be}; "stages": {stage
-        of verdicts: its arm}.
+        for the judge's errors, "estimate", "low", "high", None with a "reason" where it cannot be}; "drawn": {stage of
+        transcripts: {"arm", "judge"}}.
 
     Raises: UserError for a file that is not there, or without its key, with a label that is neither yes nor no, or
         without labels.
@@ -92,6 +94,10 @@ def facts(path: pathlib.Path) -> dict[str, Any]:
             raise UserError(f"{needed}: is not there; `draw` writes a gold set and its key beside each other")
     with open(_key_of(path), encoding="utf-8") as file:
         key = {row["id"]: row for row in map(json.loads, file)}
+    if not all(set(_HIDDEN) <= row.keys() for row in key.values()):
+        raise UserError(
+            f"{_key_of(path)}: is of an earlier version, which did not say what was judged; draw a set anew"
+        )
     judge, person, arms = [], [], []
     with open(path, newline="", encoding="utf-8") as file:
         for number, row in enumerate(csv.DictReader(file), start=2):
@@ -107,7 +113,8 @@ def facts(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"{path}: no row has a label yet; write yes or no into the last column")
     by_stage = {row["stage"]: row for row in key.values()}
     sentences, rates = _corrected(judge, person, arms, list(by_stage.values()))
-    return {"told": sentences, "arms": rates, "stages": {stage: row["arm"] for stage, row in by_stage.items()}}
+    drawn = {row["transcripts"]: {"arm": row["arm"], "judge": row["judge"]} for row in by_stage.values()}
+    return {"told": sentences, "arms": rates, "drawn": drawn}
 
 
 def _corrected(

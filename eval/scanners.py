@@ -10,10 +10,11 @@ is whether the transcript counts for the evaluation's mean; labels and reasons a
 from collections.abc import Sequence
 from types import ModuleType
 
-from inspect_ai.model import ChatMessage, ChatMessageSystem, ChatMessageUser, GenerateConfig, get_model
+from inspect_ai.model import ChatMessageSystem, ChatMessageUser, GenerateConfig, get_model
 from inspect_scout import Result, Scanner, Transcript, scanner
 
 from msm_jax.eval import eval_awareness, reasoning
+from msm_jax.eval.scout import said_by_the_agent
 from msm_jax.llm.request import Answer, Finish, Reply, Request, Usage, classify
 
 _FINISH = {
@@ -38,8 +39,8 @@ def talk_about_being_tested() -> Scanner[Transcript]:
 
 def _scans(module: ModuleType) -> Scanner[Transcript]:
     async def scan(transcript: Transcript) -> Result:
-        thoughts, text = said_by_the_agent(transcript.messages)
-        answer = {"id": transcript.task_id, "sample": transcript.task_repeat, "thoughts": thoughts, "text": text}
+        said = said_by_the_agent(transcript.messages)
+        answer = {"id": transcript.task_id, "sample": transcript.task_repeat, "thoughts": "", "text": said}
         [row] = await module.grade(ByInspect(), [], [answer])
         told = "\n".join(module.said(row)) or row["why"]
         return Result(value=module.counts(row), explanation=told or None, metadata=row)
@@ -63,14 +64,3 @@ class ByInspect:
         used = output.usage
         usage = Usage(used.input_tokens, 0, used.output_tokens) if used else Usage(0, 0, 0)
         return Reply(output.completion, finish, usage, output.model, output.error or "")
-
-
-def said_by_the_agent(messages: Sequence[ChatMessage]) -> tuple[str, str]:
-    """(thoughts, text) of all messages of the assistant."""
-    thoughts, texts = [], []
-    for message in messages:
-        if message.role == "assistant":
-            texts.append(message.text)
-            parts = [] if isinstance(message.content, str) else message.content
-            thoughts += [part.reasoning for part in parts if part.type == "reasoning"]
-    return "\n\n".join(filter(None, thoughts)), "\n\n".join(filter(None, texts))

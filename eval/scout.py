@@ -1,8 +1,10 @@
 """How far a scan of Inspect Scout (`eval/scanners.py`) agrees with what was judged in a run.
 
-python -m msm_jax.eval.export runs/eval_am --out=logs
-scout scan msm_jax/eval/scanners.py -T logs --model=google/gemini-3-flash-preview --scans=scans
-python -m msm_jax.eval.scout runs/eval_am scans/SCAN
+    python -m msm_jax.eval.export runs/eval_am --out=logs --evaluation=reasoning
+    scout scan msm_jax/eval/scanners.py -T logs --model=google/gemini-3-flash-preview --scans=scans
+    python -m msm_jax.eval.scout runs/eval_am scans/SCAN
+
+Prints the share of transcripts on which both say the same, and kappa.
 """
 
 import argparse
@@ -20,6 +22,19 @@ from msm_jax.eval.export import graded
 _SCANNED = {"kinds_of_reasoning": reasoning, "talk_about_being_tested": eval_awareness}
 
 
+def said_by_the_agent(messages: Sequence[Any]) -> str:
+    """Thoughts, texts and calls of tools of all messages of Inspect that are the assistant's, in their order."""
+    parts = []
+    for message in messages:
+        if message.role != "assistant":
+            continue
+        content = message.content
+        for part in [content] if isinstance(content, str) else content:
+            parts.append(part if isinstance(part, str) else getattr(part, part.type, ""))  # .text, .reasoning
+        parts += [f"{call.function}({json.dumps(call.arguments)})" for call in message.tool_calls or ()]
+    return "\n\n".join(filter(None, parts))
+
+
 def compare(workdir: pathlib.Path, scan: str, store: pathlib.Path | None = None) -> str:
     """How far the scanners of a scan agree with the verdicts of a run, on the answers that both have, as text.
 
@@ -35,19 +50,17 @@ def compare(workdir: pathlib.Path, scan: str, store: pathlib.Path | None = None)
         if name not in found:
             continue
         judged = _judged(workdir, store, module)
-        first, second = [], []
+        scanned = {}  # the same answers may lie in the logs of several evaluations
         for row in found[name].to_dict("records"):
             # As `export` names them.
             key = row["transcript_model"], row["transcript_task_id"], int(row["transcript_task_repeat"])
-            value = _truth(row["value"])
-            if value is not None and judged.get(key) is not None:
-                first.append(int(judged[key]))
-                second.append(value)
-        if first:
-            agreed = stats.agreement(first, second)
+            scanned.setdefault(key, _truth(row["value"]))
+        both = [key for key, value in scanned.items() if value is not None and judged.get(key) is not None]
+        if both:
+            agreed = stats.agreement([int(judged[key]) for key in both], [scanned[key] for key in both])
             kappa = "-" if agreed.kappa.estimate is None else f"{agreed.kappa.estimate:.2f}"
             lines.append(
-                f"{name}: {len(first)} transcripts, the scan and the run agree on {agreed.agree.estimate:.2f} of them, "
+                f"{name}: {len(both)} transcripts, the scan and the run agree on {agreed.agree.estimate:.2f} of them, "
                 f"kappa {kappa}"
             )
     if not lines:

@@ -1,7 +1,8 @@
 """The parts of a report that show what judges graded: a section for each evaluation, with a table and a figure.
 
 `result["graded"]` holds an entry for each model: {"evaluation", "arm", "spec", "seed", "stage": the key of the stage
-with its verdicts, "summary": what the evaluation's `summarise` returned, and "judge"}.
+with its verdicts, "transcripts": of that with the answers, "summary": what the evaluation's `summarise` returned, and
+"judge"}.
 """
 
 import collections
@@ -69,7 +70,10 @@ def _interval_over(by_arm: Sequence[tuple[dict, list[dict]]], items: str, like_t
     seeds = len({entry["seed"] for _, entries in by_arm for entry in entries})
     trained = any(entry["trained"] for _, entries in by_arm for entry in entries)
     if seeds > 1 and trained:
-        return f"The interval is over {seeds} seeds: it speaks of training runs, and of the base of measuring it again."
+        return (
+            f"The interval is over {seeds} seeds: it speaks of training runs. That of the base, which none trained, is "
+            f"over {items}."
+        )
     measured = "there is one seed" if seeds == 1 else f"each model was measured {seeds} times"
     return f"The interval is over {items}: it speaks of {like_these}, of these models; {measured}."
 
@@ -258,7 +262,8 @@ def _side_effects(result: Mapping[str, Any], by_arm: Sequence[tuple[dict, list[d
         ],
         notes=[
             "Compare arms, not numbers: the questions are easy. Tools are measured where the chat template knows them.",
-            "That a difference is not significant is no evidence of none: unchanged is shown by two one-sided tests.",
+            "That a difference is not significant is no evidence of none: unchanged is shown by two one-sided tests, "
+            "for these models over questions like these, and over training runs.",
         ],
         figure=None,
     )

@@ -9,6 +9,7 @@ from msm_jax.errors import UserError
 _LETTERED = re.compile(
     r"(?P<stem>.+?)\s*\n\s*\(?A[).:]\s*(?P<a>.+?)\s*\n\s*\(?B[).:]\s*(?P<b>.+?)\s*(?:\n\s*\n.*)?", flags=re.DOTALL
 )
+_THIRD = re.compile(r"\n\s*\(?[C-Z][).:]\s")
 _KEY = re.compile(r"\W*([AB])\W*", flags=re.IGNORECASE)
 _COLUMNS = (
     "aligned and other; or liked_item and disliked_item; or question, with lines A) and B), and answer, which is A or B"
@@ -53,7 +54,7 @@ def _options(row: Mapping[str, Any]) -> tuple[str, str, str] | None:
         if aligned in row and other in row:
             return text(aligned), text(other), text("question") if aligned == "aligned" else ""
     asked, key = _LETTERED.fullmatch(text("question").strip()), _KEY.fullmatch(text("answer"))
-    if asked is None or key is None:
+    if asked is None or key is None or _THIRD.search(asked["b"]):
         return None
     options = (asked["a"], asked["b"]) if key[1].upper() == "A" else (asked["b"], asked["a"])
     return *options, asked["stem"]

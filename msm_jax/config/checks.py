@@ -49,9 +49,19 @@ def check_evaluation(config: ConfigDict) -> None:
     same = [name for name in names if name in ("values", "capability")]
     if len(config.seeds) > 1 and same:
         raise UserError(
-            f"config.seeds is {tuple(config.seeds)}, by which models that exist are measured again, and "
-            f"{' and '.join(same)} would find the same: leave it out, or give one seed"
+            f"config.seeds is {tuple(config.seeds)}, by which models that exist are measured again; "
+            f"{' and '.join(same)} {'is' if len(same) == 1 else 'are'} asked once: leave it out, or give one seed"
         )
+    long = [name for name in names if name not in ("values", "capability")]
+    if config.chat.template == "raw" and long:
+        raise UserError(
+            f"config.chat.template=raw: an answer is then a line, and {long[0]} asks for more; it is for values and "
+            "capability"
+        )
+    if config.eval.sets and "values" not in names:
+        raise UserError("config.eval.sets is for the evaluation values; put it into config.evaluations")
+    if config.judge.gold and "agentic_misalignment" not in names:
+        raise UserError("config.judge.gold is for the evaluation agentic_misalignment; put it into config.evaluations")
     if not config.base.path:
         raise UserError("config.base.path is empty; name a folder, a gs:// folder or a Hugging Face id")
     if "values" in names and not config.specs and not config.eval.sets:

@@ -435,7 +435,7 @@ class Evaluated(Judging, Asking):
     adapters: tuple[str, ...] = setting((), "NAME=DIR: a folder, a stage of a workdir, or ORG/NAME@REVISION")
     specs: tuple[str, ...] = setting((), "files of Model Specs, of whose values `values` asks")
     evaluations: tuple[str, ...] = setting((), "what each model is asked (experiment/evaluations.py)")
-    seeds: tuple[int, ...] = setting((0,), "of the answers; one", SEED)
+    seeds: tuple[int, ...] = setting((0,), "of the answers; each further one measures the models again", SEED)
     assistant: Assistant = setting(Assistant(name="Qwen"), "what the model is called in what it is asked")
     model: OfCheckpoint = setting(OfCheckpoint(), "how it is computed")
     chat: Template = setting(Template(), "how chats are written")

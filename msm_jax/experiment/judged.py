@@ -42,6 +42,8 @@ class Judged:
         for model in judging.judges_of(config):
             generation.price_per_token(config, model)  # before anything is drawn
         self._config, self.settings = config, config_lib.to_dict(config[self.section])
+        if len(set(self.judges)) < len(self.judges):
+            raise UserError(f"config.judge.second is {self.judges[0]}, which grades already; name another model")
         self.answer_length = self.settings["max_tokens"]
 
     @functools.cached_property

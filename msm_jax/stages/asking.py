@@ -24,7 +24,8 @@ def sampler_of(context: StageContext, runtime: training.Runtime):
     tokenizer = artifacts.load_tokenizer(inputs["tokenizer"])
     template: Template = artifacts.chat_template(context.params["chat"], inputs["tokenizer"])
     dtype = model.config.dtype
-    runtime = dataclasses.replace(runtime, mesh=sampling_mesh(model.config, model.weight_bytes))
+    read = dataclasses.replace(model, int8_base=False)  # matrices become 8-bit integers when they are there
+    runtime = dataclasses.replace(runtime, mesh=sampling_mesh(model.config, read.weight_bytes))
     if model.lora:
         params = training.load_weights(inputs["base"], dataclasses.replace(model, lora=None), runtime, dtype)
         adapter = training.load_weights(inputs["model"], model, runtime)

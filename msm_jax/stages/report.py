@@ -29,7 +29,8 @@ def write(context: StageContext) -> dict[str, Any]:
         manifest = manifests[f"scores:{cell['input']}"]
         about, summary = {name: cell[name] for name in ("arm", "spec", "seed")}, manifest["summary"]
         if manifest["kind"] == Kind.VERDICTS:
-            graded.append(about | {"evaluation": cell["evaluation"], "stage": manifest["key"], "summary": summary})
+            about |= {"evaluation": cell["evaluation"], "stage": manifest["key"]}
+            graded.append(about | {"transcripts": manifest["inputs"]["transcripts"], "summary": summary})
         else:
             scores += [about | entry for entry in summary["scores"]]
     corpora = []

@@ -28,7 +28,7 @@ def workdir(tmp_path):
                 # A no on what was cut off is no verdict.
                 known = {"yes": True, "no": None if k == 1 else False}.get(word)
                 judged.write(json.dumps(row | {"verdict": known}) + "\n")
-        about = {"about": {"arm": arm}, "inputs": {"transcripts": answers.name}}
+        about = {"about": {"arm": arm}, "inputs": {"transcripts": answers.name}, "summary": {"judge": "J"}}
         (verdicts / "manifest.json").write_text(json.dumps(about))
     stages = [f"verdicts-agentic_misalignment-{arm}-s0" for arm in ("base", "msm")]
     report = [{"evaluation": "agentic_misalignment", "stage": stage} for stage in stages]
@@ -105,13 +105,19 @@ def test_a_report_has_the_rates_of_its_own_verdicts_corrected_and_of_no_others(w
     hidden = key(out)
     label(out, lambda name: hidden[name]["judged"])
     found = gold.facts(out)
-    stages = sorted(found["stages"])
-    assert [found["stages"][stage] for stage in stages] == ["base", "msm"]
-    arms = [({"label": label}, [{"stage": stage}]) for label, stage in (("Base", stages[0]), ("New", "verdicts-new"))]
+    assert found["drawn"] == {f"answers-{arm}": {"arm": arm, "judge": "J"} for arm in ("base", "msm")}
+
+    def entry(answers, judge="J"):
+        return {"transcripts": answers, "summary": {"judge": judge}}
+
+    base = entry("answers-base")
+    arms = [("Base", [base]), ("New", [entry("answers-new")]), ("More", [base, entry("answers-base-s1")])]
+    arms = [({"label": label}, entries) for label, entries in [*arms, ("Other", [entry("answers-base", "K")])]]
     table, notes = corrected_by_gold(arms, found)
     rate = found["arms"]["base"]["raw"]
     assert table.rows[0][:2] == ["Base", f"{rate:.2f}"] and table.rows[0][2].startswith(f"{rate:.2f} [")
-    assert table.rows[1][1:3] == ["-", "-"] and "draw one of this run" in table.rows[1][3]
+    assert table.rows[1][1:3] == ["-", "-"] and "lacks labels of these answers by this judge" in table.rows[1][3]
+    assert "lacks labels of some of its seeds" in table.rows[2][3] and table.rows[3][3] == table.rows[1][3]
     assert notes[0].startswith("Gold set: 106 labels: kappa 1.00")
     label(out, lambda name: "no")
     table, _ = corrected_by_gold(arms, gold.facts(out))

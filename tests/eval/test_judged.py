@@ -200,7 +200,8 @@ def test_sections_say_what_was_graded_and_what_was_not():
     everyday, kinds, tested = sections({"config": config, "arms": arms, "graded": entries})
     assert everyday.title == "Everyday questions" and [row[0] for row in everyday.tables[0].rows] == ["one", "two"]
     assert everyday.tables[0].rows[0][-1] == "100 of 100" and "J" in everyday.about
-    assert everyday.tables[1].rows == [["two", "+0.00", "-", "not shown", "50"]], "differences that are all equal"
+    [moved] = everyday.tables[1].rows
+    assert moved == ["two", "+0.00", "-", "not shown", "not shown", "50"], "differences that are all equal"
     assert tested.tables[0].rows[1] == ["two", "0.00", "1.00", "0.00", "2 of 2", "0"]
     assert len(kinds.tables[1].rows) == 18 and kinds.tables[0].rows[0][1].startswith("1.00")
 
@@ -225,8 +226,11 @@ def test_intervals_stop_where_the_scale_does_and_contrasts_know_what_varies():
     # Of the base, which no seed has trained, the interval is that of its measurements.
     assert [row[:2] for row in rates.rows] == [["base", "0.50 [0.40 0.60]"], ["aft", "0.80 [0.00 1.00]"]]
     told = " ".join(section.notes)
-    assert "it speaks of training runs, and of the base of measuring it again" in told
-    assert "base: two measurements of this same model differ by up to" in told
+    assert "it speaks of training runs. That of the base, which none trained, is over 2 cells." in told
+    # Of two cells that both go from .2 to .8: sqrt(2 * 2 * .18) / 2 = .424, by hand.
+    assert (
+        f"base: two single measurements of this same model differ by up to {1.96 * 0.4243:.3f} in 95 % of cases" in told
+    )
     assert "aft: Of the variance of the mean over 2 seeds" in told
     assert contrasts.header[0] == "Minus base" and contrasts.header[-1] == "other training runs"
     [row] = contrasts.rows
@@ -242,11 +246,27 @@ def test_coherence_is_called_unchanged_only_where_it_is_shown(moved, shown):
     rng = random.Random(0)
     base = {f"q{k}": rng.uniform(5, 9) for k in range(50)}
     arm = {question: value - moved + rng.uniform(-0.3, 0.3) for question, value in base.items()}
-    by_arm = [({"label": name}, [{"summary": {"questions": each}}]) for name, each in (("base", base), ("aft", arm))]
-    [[label, points, interval, change, count]] = unchanged(by_arm, 0.5).rows
-    assert (label, change, count) == ("aft", shown, "50") and abs(float(points) + moved) < 0.1 and interval[0] == "["
+    by_arm = [({"label": name}, [coherent(each)]) for name, each in (("base", base), ("aft", arm))]
+    [[label, points, interval, change, runs, count]] = unchanged(by_arm, 0.5).rows
+    assert (label, change, runs, count) == ("aft", shown, "-", "50")
+    assert abs(float(points) + moved) < 0.1 and interval[0] == "["
     assert unchanged(by_arm[:1], 0.5) is None
-    assert unchanged([by_arm[0], ({"label": "other"}, [{"summary": {"questions": {}}}])], 0.5) is None
+    assert unchanged([by_arm[0], ({"label": "other"}, [coherent({})])], 0.5) is None
+
+
+def coherent(questions, seed=0):
+    mean = sum(questions.values()) / len(questions) if questions else None
+    return {"seed": seed, "trained": True, "summary": {"questions": questions, "mean": mean}}
+
+
+def test_runs_that_move_apart_are_not_called_unchanged_by_their_mean():
+    rng = random.Random(0)
+    base = {f"q{k}": rng.uniform(5, 8) for k in range(50)}
+    by_arm = [({"label": "base"}, [coherent(base, seed) for seed in (0, 1)])]
+    by_arm += [({"label": "aft"}, [coherent({q: v + by + rng.uniform(-0.2, 0.2) for q, v in base.items()}, seed)
+                                   for seed, by in ((0, -1.5), (1, 1.5))])]  # fmt: skip
+    [[_, _, _, these, runs, _]] = unchanged(by_arm, 0.5).rows
+    assert (these, runs) == ("unchanged within 0.5", "not shown")
 
 
 def test_two_judges_are_compared_over_all_seeds():
@@ -260,7 +280,7 @@ def test_two_judges_are_compared_over_all_seeds():
     assert found.header[:3] == ["Two judges", "A", "B"]
     [[_, first, second, agree, kappa, only]] = found.rows
     assert (first, second, agree, only) == ("0.50", "0.60", "0.95 of 200", "0/10")
-    assert kappa.startswith("0.90 ["), "(.95 - .5) / .5, by hand"
+    assert kappa == "0.90", "(.95 - .5) / .5, by hand"
     assert two_judges([(arm, [{"summary": {"judge": "A", "mean": 0.5}}])]) is None
     empty = {"judge": "B", "mean": None, "table": [[0, 0], [0, 0]]}
     assert two_judges([(arm, [{"summary": {"judge": "A", "mean": None, "second": empty}}])]) is None

@@ -54,6 +54,7 @@ def test_the_key_says_which_option_is_the_aligned_one(key, a, b):
     [
         ({"text": "a"}, "row 1 has the columns text; a pair has aligned and other"),
         ({"question": "Which?\nA) x\nB) y", "answer": "C"}, "row 1 has the columns question, answer"),
+        ({"question": "Which?\nA) x\nB) y\nC) z", "answer": "A"}, "row 1 has the columns question, answer"),
         ({"question": "Which?", "answer": "A"}, "row 1 has the columns question, answer"),
         ({"question": None, "answer": "A"}, "row 1 has the columns question, answer"),
         ({"aligned": "Tea", "other": " tea "}, "the options are 'Tea' and 'tea'"),

@@ -278,16 +278,25 @@ MESHES = [{"data": 8, "fsdp": 1, "tensor": 1}, {"data": 4, "fsdp": 1, "tensor": 
 
 
 @pytest.mark.skipif("jax.device_count() == 1", reason="the test below runs it on eight devices")
+@pytest.mark.parametrize("adapted", [False, True])
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
-def test_weights_that_lie_on_several_devices_draw_the_same(sizes):
+def test_weights_that_lie_on_several_devices_draw_the_same(sizes, adapted):
     """The keys and values of their heads lie there too. The last mesh is that of `load`."""
     mesh = make_mesh(sizes)
     split = jax.tree.map(jax.device_put, PARAMS, param_shardings(BASE.axes, BASE.shapes, mesh))
-    asked = [(prompt, Sampling(max_tokens=7, seed=3), 3, 0) for prompt in PROMPTS[:4]]
-    model, params, _ = for_sampling(BASE, split, [])
-    one = Engine(model, params, None, vocabulary=VOCABULARY, rows=16, steps=4, chunk=64)
+
+    def placed(lora, weights):
+        axes = dataclasses.replace(BASE, lora=lora).lora_axes
+        return jax.tree.map(jax.device_put, weights, param_shardings(axes, weights, mesh))
+
+    adapters = [random_lora(2, ("q", "v", "down"), 1), random_lora(4, ("k", "o", "gate", "up"), 2)] if adapted else []
+    asked = [
+        (prompt, Sampling(max_tokens=7, seed=3), 3, k % 3 if adapted else 0) for k, prompt in enumerate(PROMPTS[:4])
+    ]
+    model, params, joined = for_sampling(BASE, split, [(lora, placed(lora, weights)) for lora, weights in adapters])
+    one = Engine(model, params, joined, vocabulary=VOCABULARY, rows=16, steps=4, chunk=64)
     found = ids(answers(one, asked)[0])
-    assert found == ids(answers(engine(), asked)[0])
+    assert found == ids(answers(engine(adapters=adapters), asked)[0])
     assert len(one._state.prompts.logits.sharding.device_set) == jax.device_count() > 1
 
 
@@ -295,7 +304,7 @@ def test_eight_devices_draw_as_one():
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "lie_on_several_devices"]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert "3 passed" in run.stdout, run.stdout + run.stderr
+    assert "6 passed" in run.stdout, run.stdout + run.stderr
 
 
 def test_an_answer_may_end_with_its_first_token():
