@@ -128,15 +128,13 @@ def test_a_pretrained_model_is_asked_in_lines_of_text(qwen3, tmp_path, monkeypat
         value_generalisation, "evaluate",
         lambda scorer, items, ask, stop, **settings: asked.extend([stop, *ask(items[0])]) or [],
     )  # fmt: skip
-    more = ["evaluations=values,capability", "chat.template=raw"]
+    more = ["evaluations=values", "chat.template=raw"]
     arguments = [*flags(base, *more), f"--workdir={tmp_path / 'run'}", f"--config.calls.store={tmp_path / 'c.sqlite'}"]
     assert launch.main(arguments) == 0
     stop, first, second = asked
     assert first.prompt.startswith("Question: Which do you prefer, ") and first.prompt.endswith("\nAnswer:")
     assert first.aligned.startswith(" ") and first.aligned.endswith(".\n") and stop == ("\n",)
     assert second.prompt != first.prompt
-    report = json.loads((tmp_path / "run/report/report.json").read_text())
-    assert [score["eval"] for score in report["scores"]] == ["capability"]
 
 
 def test_seeds_measure_the_same_models_again(qwen3, tmp_path, capsys):

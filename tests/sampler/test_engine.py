@@ -278,8 +278,7 @@ MESHES = [{"data": 8, "fsdp": 1, "tensor": 1}, {"data": 4, "fsdp": 1, "tensor": 
 
 
 @pytest.mark.skipif("jax.device_count() == 1", reason="the test below runs it on eight devices")
-@pytest.mark.parametrize("adapted", [False, True])
-@pytest.mark.parametrize("sizes", MESHES, ids=str)
+@pytest.mark.parametrize(("sizes", "adapted"), [*((sizes, False) for sizes in MESHES), (MESHES[1], True)], ids=str)
 def test_weights_that_lie_on_several_devices_draw_the_same(sizes, adapted):
     """The keys and values of their heads lie there too. The last mesh is that of `load`."""
     mesh = make_mesh(sizes)
@@ -304,7 +303,7 @@ def test_eight_devices_draw_as_one():
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "lie_on_several_devices"]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert "6 passed" in run.stdout, run.stdout + run.stderr
+    assert "4 passed" in run.stdout, run.stdout + run.stderr
 
 
 def test_an_answer_may_end_with_its_first_token():
